@@ -1,0 +1,282 @@
+# Arrays in and out of the kernels: what is accepted, what is allocated, what is copied.
+
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
+
+cdef int BFLOAT16_TYPE = -1   # NumPy's number for ml_dtypes.bfloat16, once one has been seen
+
+cdef enum:
+    FREE_GIL = 1 << 14        # bytes from which a call lets other Python threads run
+    PARALLEL = 1 << 17        # bytes from which it uses threads itself
+
+
+cdef inline int storage_of(cnp.ndarray a) noexcept:
+    """The storage code of an array, or -1."""
+    cdef int number = cnp.PyArray_TYPE(a)
+    global BFLOAT16_TYPE
+    if number == cnp.NPY_FLOAT32:
+        return FLOAT32
+    if number == cnp.NPY_FLOAT64:
+        return FLOAT64
+    if number == cnp.NPY_FLOAT16:
+        return FLOAT16
+    if number == BFLOAT16_TYPE:
+        return BFLOAT16
+    if number >= 256 and BFLOAT16_TYPE < 0 and a.dtype.name == "bfloat16":
+        BFLOAT16_TYPE = number
+        return BFLOAT16
+    return -1
+
+
+cdef inline bint native(cnp.ndarray a) noexcept:
+    return cnp.PyArray_ISALIGNED(a) and cnp.PyArray_ISNOTSWAPPED(a)
+
+
+cdef object KNOWN_SUBCLASS = None   # of ndarray, and not masked: Parameter, mostly
+
+
+cdef bint plain_memory(object a, str name) except -1:
+    """Whether the memory of `a` is an ndarray's; a subclass may be, a masked array is not."""
+    global KNOWN_SUBCLASS
+    if type(a) is np.ndarray or type(a) is KNOWN_SUBCLASS:
+        return True
+    if not isinstance(a, np.ndarray):
+        return False
+    if hasattr(a, "mask"):
+        raise TypeError(f"{name} must not be a masked array: fill it first, for example with .filled(0)")
+    KNOWN_SUBCLASS = type(a)
+    return True
+
+
+cdef cnp.ndarray foreign(object a, str name):
+    """An array from anything that is not exactly an ndarray."""
+    if plain_memory(a, name):
+        return a.view(np.ndarray)
+    if hasattr(a, "__dlpack__"):
+        if str(getattr(a, "dtype", None)) == "torch.bfloat16":  # NumPy's import does not know it
+            import ml_dtypes
+            import torch
+            return np.from_dlpack(a.view(torch.uint16)).view(ml_dtypes.bfloat16)
+        try:
+            return np.from_dlpack(a)
+        except (AttributeError, NotImplementedError, TypeError):
+            pass
+    return np.asarray(a)
+
+
+cdef cnp.ndarray floats(object a, str name):
+    """A native float array from what the caller gave."""
+    cdef cnp.ndarray array = <cnp.ndarray> a if type(a) is np.ndarray else foreign(a, name)
+    if storage_of(array) < 0:
+        raise TypeError(f"{name} must be a float32, float64, float16 or bfloat16 array, but got dtype {array.dtype}")
+    if not native(array):
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+cdef inline tuple shape_of(object a):
+    return a.shape
+
+
+cdef inline object sizes(cnp.ndarray a):
+    """A shape as torch prints it."""
+    return list((<object> a).shape)
+
+
+cdef inline bint same_shape(cnp.ndarray a, cnp.ndarray b) noexcept:
+    cdef int i, n = cnp.PyArray_NDIM(a)
+    if n != cnp.PyArray_NDIM(b):
+        return False
+    for i in range(n):
+        if cnp.PyArray_DIM(a, i) != cnp.PyArray_DIM(b, i):
+            return False
+    return True
+
+
+cdef inline bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether b is a, element for element."""
+    cdef int i
+    if cnp.PyArray_DATA(a) != cnp.PyArray_DATA(b):
+        return False
+    for i in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIM(a, i) > 1 and cnp.PyArray_STRIDE(a, i) != cnp.PyArray_STRIDE(b, i):
+            return False
+    return True
+
+
+cdef cnp.ndarray checked_out(object out, cnp.ndarray like, str name="out"):
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, but got {type(out).__name__}")
+    if hasattr(out, "mask"):
+        raise TypeError(f"{name} must not be a masked array")
+    if not same_shape(out, like):
+        raise ValueError(f"{name} must have shape {shape_of(like)}, but got {shape_of(out)}")
+    if storage_of(out) != storage_of(like):
+        raise TypeError(f"{name} must have dtype {like.dtype}, but got {out.dtype}")
+    if not cnp.PyArray_ISWRITEABLE(out):
+        raise ValueError(f"{name} is read-only")
+    return out
+
+
+cdef inline cnp.ndarray empty_like(cnp.ndarray a):
+    return <cnp.ndarray> PyArray_NewLikeArray(a, cnp.NPY_KEEPORDER, NULL, 0)
+
+
+cdef cnp.ndarray copy_like(cnp.ndarray a, cnp.ndarray like):
+    """A copy in the memory order of another array."""
+    cdef cnp.ndarray copy = empty_like(like)
+    copy[...] = a
+    return copy
+
+
+cdef inline bint writable_in_place(cnp.ndarray out, cnp.ndarray array, bint elementwise):
+    """Whether a kernel may write `out` while it reads `array`."""
+    if elementwise and same_memory(out, array):
+        return True
+    return not np.may_share_memory(out, array)
+
+
+cdef inline void strides_of(cnp.ndarray a, const Py_ssize_t **shape, const Py_ssize_t **strides) noexcept:
+    shape[0] = <const Py_ssize_t *> cnp.PyArray_DIMS(a)
+    strides[0] = <const Py_ssize_t *> cnp.PyArray_STRIDES(a)
+
+
+cdef cnp.ndarray doubles(object values, str name):
+    """A C-contiguous float64 array from parameters or statistics of any float type."""
+    cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
+    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64 and cnp.PyArray_IS_C_CONTIGUOUS(a) and native(a):
+        return a
+    if storage_of(a) < 0:
+        raise TypeError(f"{name} must be a float array, but got dtype {a.dtype}")
+    return np.ascontiguousarray(a, np.float64)
+
+
+cdef inline double *data64(object a) noexcept:
+    return <double *> cnp.PyArray_DATA(<cnp.ndarray> a) if a is not None else NULL
+
+
+cdef inline cnp.ndarray new64(cnp.npy_intp n):
+    return <cnp.ndarray> cnp.PyArray_SimpleNew(1, &n, cnp.NPY_FLOAT64)
+
+
+cdef inline cnp.ndarray zeros64(cnp.npy_intp n):
+    return <cnp.ndarray> cnp.PyArray_ZEROS(1, &n, cnp.NPY_FLOAT64, 0)
+
+
+cdef object parameter_dtype(object parameter, cnp.ndarray x):
+    """The dtype of a parameter's gradient: its own, or the accumulation type where there is none."""
+    if parameter is not None:
+        return np.asarray(parameter).dtype.newbyteorder("=")
+    return np.dtype(np.float64) if storage_of(x) == FLOAT64 else np.dtype(np.float32)
+
+
+cdef object as_parameter(cnp.ndarray total, object parameter, cnp.ndarray x, tuple shape):
+    """A gradient that was summed in double, in the parameter's shape and dtype."""
+    return total.reshape(shape).astype(parameter_dtype(parameter, x), copy=False)
+
+
+# ---- a call ----
+
+cdef inline View view_of(cnp.ndarray a, const Plan *p, int which) noexcept:
+    cdef View v
+    cdef int i
+    v.data = cnp.PyArray_BYTES(a)
+    for i in range(4):
+        v.stride[i] = p.stride[which][i]
+    return v
+
+
+cdef class Call:
+    """The arrays of one call: x and dy are read, y is written, `final` is what the caller gets."""
+    cdef cnp.ndarray x, y, dy, plus, final
+    cdef cnp.ndarray slopes   # of the epilogue, where there is one per channel
+    cdef int storage, activation
+    cdef Py_ssize_t elements
+    cdef double slope
+
+    cdef void take(self, cnp.ndarray x):
+        self.x = x
+        self.storage = storage_of(x)
+        self.elements = cnp.PyArray_SIZE(x)
+
+    cdef Plan plan(self, int arrays):
+        """The plan for x, for x and y, or for all three."""
+        raise NotImplementedError
+
+    cdef void layouts(self, int arrays, const Py_ssize_t **shape, const Py_ssize_t **strides):
+        strides_of(self.x, shape, &strides[0])
+        if arrays > 1:
+            strides_of(self.y, shape, &strides[1])
+        if arrays > 2:
+            strides_of(self.dy, shape, &strides[2])
+        if arrays > 3:
+            strides_of(self.plus, shape, &strides[3])
+
+    cdef Plan settle(self, object out, object grad_output, object plus=None):
+        """Choose where the result goes, and the plan; copy what no kernel takes as it is.
+
+        A result that the kernel cannot write goes through memory of its own, and so does one that
+        overlaps what is read without being the same elements.
+        """
+        cdef Plan p
+        if out is None:
+            self.final = empty_like(self.x)
+            self.y = self.final
+        else:
+            self.final = checked_out(out, self.x)
+            self.y = self.final
+            if not native(self.y) or not writable_in_place(self.final, self.x, True) or (
+                    grad_output is not None and not writable_in_place(self.final, grad_output, True)) or (
+                    plus is not None and not writable_in_place(self.final, plus, True)):
+                self.y = empty_like(self.x)
+        self.dy = grad_output
+        self.plus = plus
+        p = self.plan(1)
+        if p.family == COPY:
+            self.x = np.ascontiguousarray(self.x)
+        p = self.plan(2)
+        if p.family == COPY:
+            self.y = empty_like(self.x)
+            p = self.plan(2)
+        if p.family == COPY:
+            self.x = np.ascontiguousarray(self.x)
+            self.y = empty_like(self.x)
+            p = self.plan(2)
+        if self.dy is not None:
+            arrays = 3 if plus is None else 4
+            p = self.plan(arrays)
+            if p.family == COPY:
+                self.dy = copy_like(self.dy, self.x)
+                self.plus = copy_like(self.plus, self.x) if plus is not None else None
+                p = self.plan(arrays)
+            if p.family == COPY:
+                self.x = np.ascontiguousarray(self.x)
+                self.y = empty_like(self.x)
+                self.dy = np.ascontiguousarray(self.dy)
+                self.plus = np.ascontiguousarray(self.plus) if plus is not None else None
+                p = self.plan(arrays)
+        return p
+
+    cdef cnp.ndarray finish(self):
+        if self.y is not self.final:
+            self.final[...] = self.y
+        return self.final
+
+    cdef int epilogue(self, object negative_slope, Py_ssize_t channels) except -1:
+        """None, a float, or an array of 1 or C."""
+        cdef cnp.ndarray values
+        if negative_slope is None:
+            return 0
+        self.activation = 1
+        if isinstance(negative_slope, (float, int)) and not isinstance(negative_slope, bool):
+            self.slope = negative_slope
+            return 0
+        values = doubles(negative_slope, "negative_slope").reshape(-1)
+        if cnp.PyArray_SIZE(values) == 1:
+            self.slope = values[0]
+        elif cnp.PyArray_SIZE(values) == channels:
+            self.activation = 2
+            self.slopes = values
+        else:
+            raise ValueError(f"negative_slope must hold 1 or {channels} values, but got {values.size}")
+        return 0

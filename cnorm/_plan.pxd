@@ -1,0 +1,19 @@
+cdef enum Family:
+    COPY = 0       # no kernel takes these strides: copy to C order, then plan again
+    UNITS = 1      # rows or segments
+    COLUMNS = 2
+
+cdef enum:
+    ARRAYS = 4     # input, result, grad_output, what is added
+    MAX_DIMS = 32
+
+cdef struct Plan:
+    Family family
+    Py_ssize_t shape[5]
+    Py_ssize_t stride[4][4]   # per array, in bytes; the last axis is contiguous
+
+cdef Plan plan_rows(int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
+                    int normalized, Py_ssize_t itemsize) noexcept nogil
+cdef Plan plan_channels(int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
+                        int batch_axis, int channel_axis, Py_ssize_t groups,
+                        Py_ssize_t itemsize) noexcept nogil

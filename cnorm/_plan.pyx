@@ -1,0 +1,199 @@
+"""Shape and strides -> kernel family and sizes. Pure: touches no data.
+
+Neighbouring axes collapse into one where every array of the call lets them. What remains must fit one
+of the families:
+
+  units    (outer, inner, segments, runs, elements)   elements are contiguous
+  columns  (samples, rows, rows, rows, columns)       columns are contiguous
+
+Otherwise the family is COPY: the caller copies the arrays to C order and plans again. The family
+follows from the order of the axes in memory; within a family the results depend on shape and values
+alone, never on strides.
+"""
+
+cdef struct Axis:
+    Py_ssize_t size
+    Py_ssize_t stride[4]
+
+
+cdef int collapse(int count, const int *axes, const Py_ssize_t *shape, const Py_ssize_t **strides,
+                  int arrays, Axis *out) noexcept nogil:
+    """Merge neighbouring axes that are one in memory in every array; axes of size 1 vanish."""
+    cdef int found = 0, i, k, axis
+    cdef bint together
+    for i in range(count):
+        axis = axes[i]
+        if shape[axis] == 1:
+            continue
+        together = found > 0
+        for k in range(arrays):
+            if together and out[found - 1].stride[k] != shape[axis] * strides[k][axis]:
+                together = False
+        if together:
+            out[found - 1].size *= shape[axis]
+        else:
+            found += 1
+            out[found - 1].size = shape[axis]
+        for k in range(arrays):
+            out[found - 1].stride[k] = strides[k][axis]
+    return found
+
+
+cdef inline bint contiguous(const Axis *axis, int arrays, Py_ssize_t itemsize) noexcept nogil:
+    cdef int k
+    for k in range(arrays):
+        if axis.stride[k] != itemsize:
+            return False
+    return True
+
+
+cdef void put(Plan *p, int at, const Axis *axis, int arrays) noexcept nogil:
+    cdef int k
+    p.shape[at] = axis.size
+    if at < 4:
+        for k in range(arrays):
+            p.stride[k][at] = axis.stride[k]
+
+
+cdef void put_axes(Plan *p, int first, int last, const Axis *axes, int count, int arrays) noexcept nogil:
+    """Axes in places first..last, at the end of them; places before hold one."""
+    cdef int i, at = last - count + 1
+    for i in range(count):
+        put(p, at + i, axes + i, arrays)
+
+
+cdef Plan blank() noexcept nogil:
+    cdef Plan p
+    cdef int i, k
+    p.family = COPY
+    for i in range(5):
+        p.shape[i] = 1
+    for k in range(ARRAYS):
+        for i in range(4):
+            p.stride[k][i] = 0
+    return p
+
+
+cdef Plan plan_rows(int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
+                    int normalized, Py_ssize_t itemsize) noexcept nogil:
+    """LayerNorm and RMSNorm over the last `normalized` axes: a unit is a row of one segment."""
+    cdef Plan p = blank()
+    cdef int axes[MAX_DIMS]
+    cdef Axis outer[MAX_DIMS]
+    cdef Axis inner[MAX_DIMS]
+    cdef int i, outers, inners
+    for i in range(ndim):
+        axes[i] = i
+    outers = collapse(ndim - normalized, axes, shape, strides, arrays, outer)
+    inners = collapse(normalized, axes + ndim - normalized, shape, strides, arrays, inner)
+    if outers > 2 or inners > 2 or (inners and not contiguous(inner + inners - 1, arrays, itemsize)):
+        return p
+    put_axes(&p, 0, 1, outer, outers, arrays)
+    put_axes(&p, 3, 4, inner, inners, arrays)
+    p.family = UNITS
+    return p
+
+
+cdef Plan plan_channels(int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
+                        int batch_axis, int channel_axis, Py_ssize_t groups,
+                        Py_ssize_t itemsize) noexcept nogil:
+    """BatchNorm (groups 0: a unit is a channel) and GroupNorm (a unit is a group of one sample).
+
+    batch_axis is -1 where the input has none.
+    """
+    cdef Plan p = blank()
+    cdef int axes[MAX_DIMS]
+    cdef Axis spatial[MAX_DIMS]
+    cdef Axis sample, channel
+    cdef int i, k, count = 0, spatials
+    sample.size = 1
+    channel.size = shape[channel_axis]
+    for k in range(arrays):
+        sample.stride[k] = 0
+        channel.stride[k] = strides[k][channel_axis] if channel.size > 1 else itemsize
+    if batch_axis >= 0:
+        sample.size = shape[batch_axis]
+        for k in range(arrays):
+            sample.stride[k] = strides[k][batch_axis]
+    for i in range(ndim):
+        if i != batch_axis and i != channel_axis:
+            axes[count] = i
+            count += 1
+    spatials = collapse(count, axes, shape, strides, arrays, spatial)
+    if spatials and spatials <= 2 and contiguous(spatial + spatials - 1, arrays, itemsize):
+        p.family = UNITS
+        put_axes(&p, 3, 4, spatial, spatials, arrays)
+        if groups == 0:
+            put(&p, 1, &channel, arrays)
+            put(&p, 2, &sample, arrays)
+        else:
+            put(&p, 0, &sample, arrays)
+            channel.size //= groups
+            put(&p, 2, &channel, arrays)
+            for k in range(arrays):
+                channel.stride[k] *= channel.size
+            channel.size = groups
+            put(&p, 1, &channel, arrays)
+        return p
+    if not contiguous(&channel, arrays, itemsize):
+        return p
+    if groups == 0 and batch_axis >= 0:
+        # the batch is one more axis of rows
+        for i in range(count, 0, -1):
+            axes[i] = axes[i - 1]
+        axes[0] = batch_axis
+        spatials = collapse(count + 1, axes, shape, strides, arrays, spatial)
+        sample.size = 1
+    if spatials > 3:
+        return p
+    p.family = COLUMNS
+    put(&p, 0, &sample, arrays)
+    put_axes(&p, 1, 3, spatial, spatials, arrays)
+    p.shape[4] = channel.size
+    return p
+
+
+NAMES = {COPY: "copy", UNITS: "units", COLUMNS: "columns"}
+
+
+def plan(shape, *strides, itemsize, normalized=None, channel_axis=None, batch_axis=0, groups=0):
+    """The plan of a call, for reading and for tests: (family, shape, strides of each array).
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the input.
+    *strides : tuple of int
+        One per array of the call (input, result, gradient of the result), in bytes.
+    itemsize : int
+        Bytes of an element.
+    normalized : int, optional
+        How many trailing axes a row has (LayerNorm, RMSNorm).
+    channel_axis, batch_axis : int, optional
+        Of the other norms; batch_axis -1 where there is none.
+    groups : int
+        Groups of channels per sample; 0 where the statistics are over the batch.
+
+    Examples
+    --------
+    >>> from cnorm._plan import plan
+    >>> plan((8, 3, 4, 4), (192, 64, 16, 4), itemsize=4, channel_axis=1)
+    ('units', (1, 3, 8, 1, 16), ((0, 64, 192, 0),))
+    """
+    cdef Py_ssize_t sizes[MAX_DIMS]
+    cdef Py_ssize_t steps[ARRAYS][MAX_DIMS]
+    cdef const Py_ssize_t *pointers[ARRAYS]
+    cdef int ndim = len(shape), arrays = len(strides), i, k
+    cdef Plan p
+    for i in range(ndim):
+        sizes[i] = shape[i]
+    for k in range(arrays):
+        pointers[k] = steps[k]
+        for i in range(ndim):
+            steps[k][i] = strides[k][i]
+    if normalized is not None:
+        p = plan_rows(ndim, sizes, pointers, arrays, normalized, itemsize)
+    else:
+        p = plan_channels(ndim, sizes, pointers, arrays, batch_axis, channel_axis % ndim, groups, itemsize)
+    return (NAMES[p.family], tuple(p.shape[i] for i in range(5)),
+            tuple(tuple(p.stride[k][i] for i in range(4)) for k in range(arrays)))

@@ -1,0 +1,561 @@
+"""Every operation of `cnorm.functional` in plain NumPy and float64: the oracle of the tests.
+
+Same names, arguments and results as the compiled functions, written for the reader: nothing is
+fused or blocked, nothing is checked beyond what the mathematics needs. Inputs are widened to
+float64 (a longdouble input computes in longdouble); results are rounded once, to the dtype of
+the input. Each norm is a view of the input, the axes of a unit, and the axes of its parameters:
+
+=========  =======================  ==============  ===============
+norm       view                     unit            parameters
+=========  =======================  ==============  ===============
+batch      ``(N, C, S)``            axes ``0, 2``   axis ``1``
+instance   ``(N, C, S)``            axis ``2``      axis ``1``
+group      ``(N, G, C // G, S)``    axes ``2, 3``   axes ``1, 2``
+layer      ``(M, L)``               axis ``1``      axis ``1``
+rms        ``(M, L)``               axis ``1``      axis ``1``
+response   ``(N, C, S)``            a window        none
+switch     ``(N, C, S)``            several         axis ``1``
+=========  =======================  ==============  ===============
+
+N is samples, C channels, S everything spatial, G groups, M rows, L elements of a row.
+"""
+
+import math
+
+import numpy as np
+
+# --- views ------------------------------------------------------------------------------------
+
+
+def _wide(array):
+    array = np.asarray(array)
+    return array.astype(np.promote_types(array.dtype, np.float64))
+
+
+class _View:
+    """An input seen as one of the shapes above, and the way back.
+
+    `shape` turns ``N, C, S`` into the shape of the view. Rows give their shape as it is; their
+    `channel_axis` only says along which axis a PReLU slope runs.
+    """
+
+    def __init__(self, input, channel_axis, shape=lambda n, c, s: (n, c, s)):
+        self.input = np.asarray(input)
+        self.channel_axis = channel_axis
+        self.is_rows = not callable(shape)
+        if self.is_rows:
+            self.shape = shape
+        else:
+            n, c, *spatial = np.moveaxis(self.input, channel_axis, 1).shape
+            self.shape = shape(n, c, math.prod(spatial))
+
+    def split(self, array):
+        """An array of the input's shape, widened, in the shape of the view."""
+        array = _wide(array)
+        if not self.is_rows:
+            array = np.moveaxis(array, self.channel_axis, 1)
+        return array.reshape(self.shape)
+
+    def join(self, array, out=None):
+        """The way back: the input's shape, dtype and memory order, or into `out`."""
+        if out is None:
+            out = np.empty_like(self.input, dtype=self.input.dtype.newbyteorder("="))
+        into = out if self.is_rows else np.moveaxis(out, self.channel_axis, 1)
+        into[...] = array.reshape(into.shape)
+        return out
+
+    def spread(self, values, axes):
+        """One value for each element of `axes`, to broadcast against the view."""
+        return _wide(values).reshape([n if i in axes else 1 for i, n in enumerate(self.shape)])
+
+    def fill(self, array, axes):
+        """The opposite of `spread`: an array with only the axes that are named."""
+        shape = [n if i in axes else 1 for i, n in enumerate(self.shape)]
+        return np.broadcast_to(array, shape).reshape([self.shape[i] for i in axes])
+
+    def gather(self, array, axes, like, shape):
+        """The sum over all but `axes`: the gradient of a parameter such as `like`."""
+        total = array.sum(tuple(i for i in range(array.ndim) if i not in axes))
+        if like is None:
+            return total.reshape(shape).astype(np.promote_types(self.input.dtype, np.float32))
+        return total.reshape(np.shape(like)).astype(np.asarray(like).dtype)
+
+    def spread_slope(self, slope):
+        """One slope, or one for each channel, to broadcast against the view."""
+        if np.size(slope) == 1:
+            return _wide(slope).reshape(())
+        channels_last = np.moveaxis(self.input, self.channel_axis, -1).shape
+        slope = np.broadcast_to(np.ravel(slope), channels_last)
+        return self.split(np.moveaxis(slope, -1, self.channel_axis))
+
+    def gather_slope(self, array, slope):
+        """The gradient of `slope` from its gradient at each element."""
+        slope = np.asarray(slope)
+        array = self.join(array, np.empty(self.input.shape, array.dtype))
+        if slope.size != 1:
+            array = np.moveaxis(array, self.channel_axis, -1)
+            total = array.sum(tuple(range(array.ndim - 1)))
+        else:
+            total = array.sum()
+        return total.reshape(slope.shape).astype(slope.dtype)
+
+
+# --- moments, apply, epilogue, gradient -------------------------------------------------------
+
+
+def _count(x, axes):
+    return math.prod(x.shape[i] for i in axes)
+
+
+def _mean(x, axes):
+    return x.sum(axes, keepdims=True) / max(_count(x, axes), 1)
+
+
+def _moments(x, axes):
+    """The input minus its mean, the mean, and the biased variance."""
+    mean = _mean(x, axes)
+    centred = x - mean
+    rest = _mean(centred, axes)  # what rounding took from the mean
+    centred = centred - rest
+    return centred, mean + rest, _mean(centred**2, axes)
+
+
+def _unbiased(var, count):
+    return var * np.float64(count) / (count - 1)
+
+
+def _update(running, factor, batch):
+    """``running = (1 - factor) * running + factor * batch``, in place."""
+    running[...] = (1 - factor) * _wide(running) + factor * batch.reshape(running.shape)
+
+
+def _affine(view, x, axes, weight, bias):
+    if weight is not None:
+        x = x * view.spread(weight, axes)
+    if bias is not None:
+        x = x + view.spread(bias, axes)
+    return x
+
+
+def _activate(view, z, slope):
+    return z if slope is None else np.where(z > 0, z, z * view.spread_slope(slope))
+
+
+def _activate_backward(view, grad, z, slope):
+    """The gradient before the epilogue, and a list: the gradient of a PReLU slope, if any."""
+    if slope is None:
+        return grad, []
+    before = np.where(z > 0, grad, grad * view.spread_slope(slope))
+    if np.ndim(slope) == 0 and not isinstance(slope, np.ndarray):
+        return before, []
+    return before, [view.gather_slope(np.where(z > 0, 0, grad * z), slope)]
+
+
+def _normalise(view, centred, var, eps, axes, weight, bias, slope, out):
+    """The result, and rstd."""
+    rstd = 1 / np.sqrt(var + eps)
+    z = _affine(view, centred * rstd, axes, weight, bias)
+    return view.join(_activate(view, z, slope), out), rstd
+
+
+def _affine_backward(view, grad_output, mean, rstd, axes, weight, bias, slope, shape=None):
+    """xhat, its gradient, and those of the parameters, of what `_normalise` computes."""
+    shape = shape or tuple(view.shape[i] for i in axes)
+    xhat = (view.split(view.input) - mean) * rstd
+    z = _affine(view, xhat, axes, weight, bias)
+    grad, grad_slope = _activate_backward(view, view.split(grad_output), z, slope)
+    grad_weight = view.gather(grad * xhat, axes, weight, shape)
+    grad_bias = view.gather(grad, axes, weight if bias is None else bias, shape)
+    return xhat, _affine(view, grad, axes, weight, None), (grad_weight, grad_bias, *grad_slope)
+
+
+def _normalise_backward(view, xhat, g, rstd, units, out, centre=True):
+    """The gradient of the input whose mean and rstd were taken over the axes `units`."""
+    g = g - xhat * _mean(g * xhat, units) - (_mean(g, units) if centre else 0)
+    return view.join(rstd * g, out)
+
+
+# --- batch, instance, group -------------------------------------------------------------------
+
+
+@np.errstate(all="ignore")
+def _tracked(
+    units, input, running_mean, running_var, weight, bias, from_input, momentum, eps, *,
+    out=None, channel_axis=1, return_stats=False, negative_slope=None,
+):  # fmt: skip
+    """Batch and instance norm: they differ in their units. Running statistics take the mean."""
+    view = _View(input, channel_axis)
+    x = view.split(input)
+    if from_input:
+        centred, mean, var = _moments(x, units)
+        if running_mean is not None and x.size:
+            _update(running_mean, momentum, _mean(mean, (0,)))
+            _update(running_var, momentum, _mean(_unbiased(var, _count(x, units)), (0,)))
+    else:
+        mean, var = view.spread(running_mean, (1,)), view.spread(running_var, (1,))
+        centred = x - mean
+    y, rstd = _normalise(view, centred, var, eps, (1,), weight, bias, negative_slope, out)
+    each = (1,) if 0 in units else (0, 1)
+    return (y, view.fill(mean, each), view.fill(rstd, each)) if return_stats else y
+
+
+@np.errstate(all="ignore")
+def _tracked_backward(
+    units, grad_output, input, mean, rstd, weight, from_input, *, out=None, channel_axis=1,
+    negative_slope=None, bias=None,
+):  # fmt: skip
+    view = _View(input, channel_axis)
+    mean, rstd = (view.spread(a, (1,) if 0 in units else (0, 1)) for a in (mean, rstd))
+    xhat, g, grads = _affine_backward(
+        view, grad_output, mean, rstd, (1,), weight, bias, negative_slope
+    )
+    if from_input:
+        return _normalise_backward(view, xhat, g, rstd, units, out), *grads
+    return view.join(rstd * g, out), *grads
+
+
+def batch_norm(
+    input, running_mean=None, running_var=None, weight=None, bias=None, training=False,
+    momentum=0.1, eps=1e-5, **options,
+):  # fmt: skip
+    return _tracked(
+        (0, 2), input, running_mean, running_var, weight, bias, training, momentum, eps, **options
+    )
+
+
+def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training=True, **options):
+    return _tracked_backward((0, 2), grad_output, input, mean, rstd, weight, training, **options)
+
+
+def instance_norm(
+    input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True,
+    momentum=0.1, eps=1e-5, **options,
+):  # fmt: skip
+    return _tracked(
+        (2,), input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
+        **options,
+    )  # fmt: skip
+
+
+def instance_norm_backward(
+    grad_output, input, mean, rstd, weight=None, *, use_input_stats=True, **options
+):
+    return _tracked_backward(
+        (2,), grad_output, input, mean, rstd, weight, use_input_stats, **options
+    )
+
+
+def _groups(input, num_groups, channel_axis):
+    return _View(input, channel_axis, lambda n, c, s: (n, num_groups, c // num_groups, s))
+
+
+@np.errstate(all="ignore")
+def group_norm(
+    input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
+    return_stats=False, negative_slope=None,
+):  # fmt: skip
+    view = _groups(input, num_groups, channel_axis)
+    centred, mean, var = _moments(view.split(input), (2, 3))
+    y, rstd = _normalise(view, centred, var, eps, (1, 2), weight, bias, negative_slope, out)
+    return (y, view.fill(mean, (0, 1)), view.fill(rstd, (0, 1))) if return_stats else y
+
+
+@np.errstate(all="ignore")
+def group_norm_backward(
+    grad_output, input, num_groups, mean, rstd, weight=None, *, out=None, channel_axis=1,
+    negative_slope=None, bias=None,
+):  # fmt: skip
+    view = _groups(input, num_groups, channel_axis)
+    mean, rstd = view.spread(mean, (0, 1)), view.spread(rstd, (0, 1))
+    channels = view.shape[1] * view.shape[2]
+    xhat, g, grads = _affine_backward(
+        view, grad_output, mean, rstd, (1, 2), weight, bias, negative_slope, channels
+    )
+    return _normalise_backward(view, xhat, g, rstd, (2, 3), out), *grads
+
+
+# --- layer, rms, and the same after a residual add --------------------------------------------
+
+
+def _rows(input, normalized_shape, channel_axis):
+    """The rows of the input, the shape of one, and the shape of the statistics."""
+    shape = np.shape(input)
+    row = (normalized_shape,) if np.ndim(normalized_shape) == 0 else tuple(normalized_shape)
+    outer = shape[: len(shape) - len(row)]
+    view = _View(input, channel_axis, (math.prod(outer), math.prod(row)))
+    return view, row, outer + (1,) * len(row)
+
+
+@np.errstate(all="ignore")
+def layer_norm(
+    input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
+    return_stats=False, negative_slope=None,
+):  # fmt: skip
+    view, _, stats = _rows(input, normalized_shape, channel_axis)
+    centred, mean, var = _moments(view.split(input), (1,))
+    y, rstd = _normalise(view, centred, var, eps, (1,), weight, bias, negative_slope, out)
+    return (y, mean.reshape(stats), rstd.reshape(stats)) if return_stats else y
+
+
+@np.errstate(all="ignore")
+def layer_norm_backward(
+    grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None, channel_axis=1,
+    negative_slope=None, bias=None,
+):  # fmt: skip
+    view, row, _ = _rows(input, normalized_shape, channel_axis)
+    mean, rstd = view.spread(mean, (0,)), view.spread(rstd, (0,))
+    xhat, g, grads = _affine_backward(
+        view, grad_output, mean, rstd, (1,), weight, bias, negative_slope, row
+    )
+    return _normalise_backward(view, xhat, g, rstd, (1,), out), *grads
+
+
+@np.errstate(all="ignore")
+def rms_norm(
+    input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
+    return_stats=False, negative_slope=None,
+):  # fmt: skip
+    view, _, stats = _rows(input, normalized_shape, channel_axis)
+    if eps is None:
+        eps = np.finfo(np.promote_types(view.input.dtype, np.float32)).eps
+    x = view.split(input)
+    square = _mean(x**2, (1,))
+    square = np.where(np.isfinite(square), square, np.nan)  # infinity spoils its unit, as above
+    y, rstd = _normalise(view, x, square, eps, (1,), weight, None, negative_slope, out)
+    return (y, rstd.reshape(stats)) if return_stats else y
+
+
+@np.errstate(all="ignore")
+def rms_norm_backward(
+    grad_output, input, normalized_shape, rstd, weight=None, *, out=None, channel_axis=1,
+    negative_slope=None,
+):  # fmt: skip
+    view, row, _ = _rows(input, normalized_shape, channel_axis)
+    rstd = view.spread(rstd, (0,))
+    xhat, g, (grad_weight, _, *grad_slope) = _affine_backward(
+        view, grad_output, 0, rstd, (1,), weight, None, negative_slope, row
+    )
+    grad_input = _normalise_backward(view, xhat, g, rstd, (1,), out, centre=False)
+    return grad_input, grad_weight, *grad_slope
+
+
+def _add(a, b, out=None):
+    """The sum, rounded to the dtype of `a`."""
+    return _View(a, 0, np.shape(a)).join(_wide(a) + _wide(b), out)
+
+
+def _with_sum(result, total):
+    y, *stats = result if isinstance(result, tuple) else (result,)
+    return y, total, *stats
+
+
+def add_layer_norm(
+    input, residual, normalized_shape, weight=None, bias=None, eps=1e-5, *, residual_out=None,
+    **options,
+):  # fmt: skip
+    total = _add(input, residual, residual_out)
+    return _with_sum(layer_norm(total, normalized_shape, weight, bias, eps, **options), total)
+
+
+def add_rms_norm(
+    input, residual, normalized_shape, weight=None, eps=None, *, residual_out=None, **options
+):
+    total = _add(input, residual, residual_out)
+    return _with_sum(rms_norm(total, normalized_shape, weight, eps, **options), total)
+
+
+def _add_backward(norm_backward, grad_output, grad_sum, sum, *arguments, out, **options):
+    """The gradients of the norm, `grad_sum` added to that of its input before rounding."""
+    _, *others = norm_backward(grad_output, sum, *arguments, **options)
+    grad_input, *_ = norm_backward(grad_output, _wide(sum), *arguments, **options)
+    if grad_sum is not None:
+        grad_input = grad_input + _wide(grad_sum)
+    return _View(sum, 0, np.shape(sum)).join(grad_input, out), *others
+
+
+def add_layer_norm_backward(
+    grad_output, grad_sum, sum, normalized_shape, mean, rstd, weight=None, *, out=None, **options
+):
+    return _add_backward(
+        layer_norm_backward, grad_output, grad_sum, sum, normalized_shape, mean, rstd, weight,
+        out=out, **options,
+    )  # fmt: skip
+
+
+def add_rms_norm_backward(
+    grad_output, grad_sum, sum, normalized_shape, rstd, weight=None, *, out=None, **options
+):
+    return _add_backward(
+        rms_norm_backward, grad_output, grad_sum, sum, normalized_shape, rstd, weight, out=out,
+        **options,
+    )  # fmt: skip
+
+
+# --- response norms ---------------------------------------------------------------------------
+
+
+def _response_window(channels, size):
+    """``window[c, j]``: whether channel j counts for channel c."""
+    c, j = np.ogrid[:channels, :channels]
+    return (c - size // 2 <= j) & (j <= c + (size - 1) // 2)
+
+
+def _cross_map_window(channels, size):
+    """Torch's legacy layer: as wide on both sides, and channel 0 never leaves the window."""
+    c, j = np.ogrid[:channels, :channels]
+    return (abs(c - j) <= (size - 1) // 2) | (j == 0)
+
+
+def _window_sums(window, x):
+    sums = np.empty_like(x)
+    for c, members in enumerate(window):
+        sums[:, c] = x[:, members].sum(1)
+    return sums
+
+
+def _response(window, view, size, alpha, k):
+    """The input, the window, and what is raised to the power beta."""
+    x = view.split(view.input)
+    window = window(x.shape[1], size)
+    return x, window, k + alpha / size * _window_sums(window, x**2)
+
+
+@np.errstate(all="ignore")
+def local_response_norm(
+    input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1, negative_slope=None,
+    window=_response_window,
+):  # fmt: skip
+    view = _View(input, channel_axis)
+    x, _, scale = _response(window, view, size, alpha, k)
+    return view.join(_activate(view, x * scale**-beta, negative_slope), out)
+
+
+@np.errstate(all="ignore")
+def local_response_norm_backward(
+    grad_output, input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1,
+    negative_slope=None, window=_response_window,
+):  # fmt: skip
+    view = _View(input, channel_axis)
+    x, window, scale = _response(window, view, size, alpha, k)
+    y = x * scale**-beta
+    grad, grad_slope = _activate_backward(view, view.split(grad_output), y, negative_slope)
+    shared = _window_sums(window.T, grad * y / scale)  # what each channel did to the others
+    grad_input = view.join(grad * scale**-beta - 2 * alpha * beta / size * x * shared, out)
+    return (grad_input, *grad_slope) if grad_slope else grad_input
+
+
+def cross_map_lrn(input, size, alpha=1e-4, beta=0.75, k=1, **options):
+    return local_response_norm(input, size, alpha, beta, k, window=_cross_map_window, **options)
+
+
+def cross_map_lrn_backward(grad_output, input, size, alpha=1e-4, beta=0.75, k=1, **options):
+    return local_response_norm_backward(
+        grad_output, input, size, alpha, beta, k, window=_cross_map_window, **options
+    )
+
+
+# --- switch norm ------------------------------------------------------------------------------
+
+
+def _softmax(logits):
+    powers = np.exp(_wide(logits) - np.max(_wide(logits)))
+    return powers / powers.sum()
+
+
+def _switch_units(view, weights, training):
+    """The axes of each statistic in the order of its weights; in evaluation without the batch's.
+
+    Of 2-D input: row and column. Else: instance, and merged from the instances, layer and batch.
+    """
+    units = [(1,), (0,)] if view.input.ndim == 2 else [(2,), (1,), (0,)][: np.size(weights)]
+    return units if training else [axes for axes in units if axes != (0,)]
+
+
+def _switch_moments(x, units):
+    """The means and the variances. Those over single elements are unbiased."""
+    if units[0] == (1,):
+        moments = [_moments(x, axes)[1:] for axes in units]
+        return [(m, _unbiased(v, _count(x, a))) for (m, v), a in zip(moments, units, strict=True)]
+    _, mean, var = _moments(x, (2,))
+    var = _unbiased(var, x.shape[2])
+    moments = [(mean, var)]
+    for axes in units[1:]:
+        _, merged, between = _moments(mean, axes)
+        moments.append((merged, _mean(var, axes) + between))
+    return moments
+
+
+@np.errstate(all="ignore")
+def switch_norm(
+    input, running_mean, running_var, weight, bias, mean_weight, var_weight, training=False,
+    momentum=0.9, eps=1e-5, using_moving_average=True, *, out=None, channel_axis=1,
+    return_stats=False, negative_slope=None,
+):  # fmt: skip
+    view = _View(input, channel_axis)
+    x = view.split(input)
+    units = _switch_units(view, mean_weight, training)
+    moments = _switch_moments(x, units)
+    if len(moments) < np.size(mean_weight):
+        moments.append((view.spread(running_mean, (1,)), view.spread(running_var, (1,))))
+    elif units[-1] == (0,) and running_mean is not None and x.size:
+        mean, var = moments[-1]
+        if using_moving_average:
+            _update(running_mean, 1 - momentum, mean)
+            _update(running_var, 1 - momentum, var)
+        else:
+            running_mean += mean.reshape(running_mean.shape)
+            running_var += (mean**2 + var).reshape(running_var.shape)
+    mean = sum(p * m for p, (m, _) in zip(_softmax(mean_weight), moments, strict=True))
+    var = sum(p * v for p, (_, v) in zip(_softmax(var_weight), moments, strict=True))
+    y, rstd = _normalise(view, x - mean, var, eps, (1,), weight, bias, negative_slope, out)
+    return (y, (moments, mean, rstd, training)) if return_stats else y
+
+
+def _mix_backward(logits, grad_mixed, mixed):
+    """The gradient of the logits, and of each statistic mixed by their softmax."""
+    p = _softmax(logits)
+    grad_p = np.array([(grad_mixed * a).sum() for a in mixed])
+    grad_logits = p * (grad_p - (p * grad_p).sum())
+    grads = []
+    for pi, a in zip(p, mixed, strict=True):
+        broadcast = tuple(i for i in range(3) if a.shape[i] < grad_mixed.shape[i])
+        grads.append(pi * grad_mixed.sum(broadcast, keepdims=True))
+    return grad_logits.reshape(np.shape(logits)).astype(np.asarray(logits).dtype), grads
+
+
+def _moment_backward(x, axes, mean, grad_mean, grad_var, *, correction):
+    """What the mean and the variance over `axes` pass back to x."""
+    count = _count(x, axes)
+    return grad_mean / count + grad_var * 2 * (x - mean) / (count - correction)
+
+
+@np.errstate(all="ignore")
+def switch_norm_backward(
+    grad_output, input, stats, weight, mean_weight, var_weight, bias=None, *, out=None,
+    channel_axis=1, negative_slope=None,
+):  # fmt: skip
+    view = _View(input, channel_axis)
+    x = view.split(input)
+    moments, mean, rstd, training = stats
+    units = _switch_units(view, mean_weight, training)
+    xhat, g, grads = _affine_backward(
+        view, grad_output, mean, rstd, (1,), weight, bias, negative_slope
+    )
+    means, variances = zip(*moments, strict=True)
+    grad_mean = -rstd * g.sum(2, keepdims=True)
+    grad_var = -0.5 * rstd**2 * (g * xhat).sum(2, keepdims=True)
+    grad_mean_weight, grad_means = _mix_backward(mean_weight, grad_mean, means)
+    grad_var_weight, grad_vars = _mix_backward(var_weight, grad_var, variances)
+    # Through each statistic of this batch; a running one has no axes in `units`.
+    back = list(zip(units, means, grad_means, grad_vars, strict=False))
+    if units[0] == (1,):
+        total = sum(_moment_backward(x, *statistic, correction=1) for statistic in back)
+    else:
+        (_, mean_in, grad_mean, grad_var), *merged = back
+        for statistic in merged:
+            grad_mean = grad_mean + _moment_backward(mean_in, *statistic, correction=0)
+            grad_var = grad_var + statistic[-1] / _count(mean_in, statistic[0])
+        total = _moment_backward(x, (2,), mean_in, grad_mean, grad_var, correction=1)
+    grad_input = view.join(rstd * g + total, out)
+    grad_weight, grad_bias, *grad_slope = grads
+    return grad_input, grad_weight, grad_bias, grad_mean_weight, grad_var_weight, *grad_slope

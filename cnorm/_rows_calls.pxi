@@ -1,0 +1,191 @@
+# Norms with a weight per element of a row: layer and rms norm, from arrays to kernels.
+
+cdef object ONES32 = np.ones(1024, np.float32), ONES64 = np.ones(1024, np.float64)
+
+
+cdef cnp.ndarray ones(Py_ssize_t n, int storage):
+    """A weight where there is none; never written."""
+    global ONES32, ONES64
+    if len(ONES32) < n:
+        if n > 1 << 16:  # not worth keeping
+            return np.ones(n, np.float64 if storage == FLOAT64 else np.float32)
+        ONES64 = np.ones(n, np.float64)
+        ONES32 = np.ones(n, np.float32)
+    return ONES64 if storage == FLOAT64 else ONES32
+
+
+cdef cnp.ndarray row_parameter(object values, str name, int storage, cnp.ndarray out):
+    """A row's parameter as the loops take it: contiguous, of the accumulation type."""
+    if values is None:
+        return None
+    cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
+    cdef int number = cnp.NPY_FLOAT64 if storage == FLOAT64 else cnp.NPY_FLOAT32
+    if cnp.PyArray_TYPE(a) == number and cnp.PyArray_IS_C_CONTIGUOUS(a) and native(a):
+        if out is not None and np.may_share_memory(a, out):
+            return a.copy()
+        return a
+    if storage_of(a) < 0:
+        raise TypeError(f"{name} must be a float array, but got dtype {a.dtype}")
+    return np.ascontiguousarray(a, np.float64 if storage == FLOAT64 else np.float32)
+
+
+cdef class RowsCall(Call):
+    """One call of layer or rms norm."""
+    cdef cnp.ndarray weight, bias, mean, rstd
+    cdef cnp.ndarray unit_slopes, unit_slope_grads
+    cdef int normalized
+    cdef Py_ssize_t length
+    cdef bint centred
+    cdef double eps
+
+    cdef int set(self, cnp.ndarray x, int normalized, bint centred, double eps) except -1:
+        cdef int i
+        self.take(x)
+        self.normalized = normalized
+        self.centred = centred
+        self.eps = eps
+        self.length = 1
+        for i in range(cnp.PyArray_NDIM(x) - normalized, cnp.PyArray_NDIM(x)):
+            self.length *= cnp.PyArray_DIM(x, i)
+        return 0
+
+    cdef Py_ssize_t rows(self):
+        cdef Py_ssize_t n = 1
+        cdef int i
+        for i in range(cnp.PyArray_NDIM(self.x) - self.normalized):
+            n *= cnp.PyArray_DIM(self.x, i)
+        return n
+
+    cdef Plan plan(self, int arrays):
+        cdef const Py_ssize_t *shape
+        cdef const Py_ssize_t *strides[ARRAYS]
+        self.layouts(arrays, &shape, strides)
+        return plan_rows(cnp.PyArray_NDIM(self.x), shape, strides, arrays, self.normalized,
+                         cnp.PyArray_ITEMSIZE(self.x))
+
+    cdef Units job(self, const Plan *p):
+        cdef Units a
+        cdef int i
+        memset(&a, 0, sizeof(a))
+        for i in range(5):
+            a.shape[i] = p.shape[i]
+        a.storage = self.storage
+        a.threads = threads_for(self.elements * cnp.PyArray_ITEMSIZE(self.x))
+        a.x = view_of(self.x, p, 0)
+        a.y = view_of(self.y, p, 1)
+        if self.dy is not None:
+            a.dy = view_of(self.dy, p, 2)
+        if self.plus is not None:
+            a.plus = view_of(self.plus, p, 3)
+        a.centred = self.centred
+        a.by_element = self.weight is not None
+        a.activation = self.activation
+        a.slope = self.slope
+        a.eps = self.eps
+        a.mean = data64(self.mean)
+        a.rstd = data64(self.rstd)
+        if self.weight is not None:
+            a.row_weight = cnp.PyArray_DATA(self.weight)
+        if self.bias is not None:
+            a.row_bias = cnp.PyArray_DATA(self.bias)
+        if self.slopes is not None:
+            a.row_slopes = cnp.PyArray_DATA(self.slopes)
+        a.unit_slopes = data64(self.unit_slopes)
+        a.unit_slope_grads = data64(self.unit_slope_grads)
+        return a
+
+    cdef int parameters(self, object weight, object bias, cnp.ndarray out, bint always) except -1:
+        """Weight, bias and slopes of an element each; a weight of ones where only others are given."""
+        self.weight = row_parameter(weight, "weight", self.storage, out)
+        self.bias = row_parameter(bias, "bias", self.storage, out)
+        if self.weight is None and (self.bias is not None or self.activation == 2 or always):
+            self.weight = ones(self.length, self.storage)
+        return 0
+
+    cdef cnp.ndarray forward(self, object out, object one=None, object other=None):
+        """The norm of x; with `one` and `other`, of their sum, which is written to x."""
+        cdef Plan p = self.settle(out, one, other)
+        cdef Units a
+        cdef int failed = 0
+        if self.elements == 0:
+            self.empty_statistics()
+            return self.final
+        a = self.job(&p)
+        a.add = one is not None
+        if self.elements * cnp.PyArray_ITEMSIZE(self.x) < FREE_GIL:
+            failed = kernels.units_forward(&a)
+        else:
+            with nogil:
+                failed = kernels.units_forward(&a)
+        if failed:
+            raise MemoryError("cnorm could not allocate the statistics of this call")
+        return self.finish()
+
+    cdef int empty_statistics(self) except -1:
+        if self.mean is not None:
+            self.mean[...] = 0
+        if self.rstd is not None:
+            self.rstd[...] = 1 / np.sqrt(self.eps) if self.eps > 0 else np.inf
+        return 0
+
+    cdef tuple backward(self, object grad_output, object out, object plus=None):
+        """grad_input (plus `plus`), and the sums of grad_weight, grad_bias and grad_slope (float64)."""
+        cdef Plan p = self.settle(out, grad_output, plus)
+        cdef Units a
+        cdef int failed = 0
+        cdef cnp.ndarray grads = zeros64(3 * self.length)
+        if self.elements:
+            a = self.job(&p)
+            a.add_grad = plus is not None
+            a.grad_weight = data64(grads)
+            a.grad_bias = a.grad_weight + self.length
+            a.grad_slope = a.grad_bias + self.length
+            with nogil:
+                failed = kernels.units_backward(&a)
+            if failed:
+                raise MemoryError("cnorm could not allocate the sums of this call")
+        totals = grads.reshape(3, self.length)
+        return self.finish(), totals[0], totals[1], totals[2]
+
+
+cdef tuple row_shape(object normalized_shape):
+    if isinstance(normalized_shape, int):
+        return (normalized_shape,)
+    return tuple(operator.index(n) for n in normalized_shape)
+
+
+cdef int check_row(cnp.ndarray x, tuple shape, object weight, object bias) except -1:
+    cdef int ndim = cnp.PyArray_NDIM(x), k = len(shape)
+    if k == 0:
+        raise RuntimeError("Expected normalized_shape to be at least 1-dimensional, i.e., containing at least "
+                           f"one element, but got normalized_shape = {list(shape)}")
+    for parameter, name in ((weight, "weight"), (bias, "bias")):
+        if parameter is not None and np.shape(parameter) != shape:
+            raise RuntimeError(f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
+                               f"{list(np.shape(parameter))} and normalized_shape = {list(shape)}")
+    if ndim < k or (<object> x).shape[ndim - k:] != shape:
+        expected = "".join(f", {n}" for n in shape)
+        raise RuntimeError(f"Given normalized_shape={list(shape)}, expected input with shape [*{expected}], "
+                           f"but got input of size{sizes(x)}")
+    return 0
+
+
+cdef int row_epilogue(RowsCall call, object negative_slope, object channel_axis, int normalized) except -1:
+    """The activation. Slopes run along the channel axis: within the rows, or one for each row."""
+    cdef int ndim = cnp.PyArray_NDIM(call.x), axis, first = ndim - normalized
+    if negative_slope is None:
+        return 0
+    axis = axis_of(channel_axis, ndim) if np.size(negative_slope) > 1 else 0
+    call.epilogue(negative_slope, cnp.PyArray_DIM(call.x, axis) if ndim else 1)
+    if call.activation != 2:
+        return 0
+    shape = shape_of(call.x)[first:] if axis >= first else shape_of(call.x)[:first]
+    at = axis - first if axis >= first else axis
+    spread = np.ascontiguousarray(np.broadcast_to(call.slopes.reshape([-1 if i == at else 1 for i in range(len(shape))]), shape))
+    if axis >= first:
+        call.slopes = row_parameter(spread, "negative_slope", call.storage, None)
+    else:
+        call.activation = 1
+        call.slopes = None
+        call.unit_slopes = spread
+    return 0

@@ -1,0 +1,390 @@
+"""SwitchNorm: the statistics of instance, layer and batch norm, mixed.
+
+Everything comes from the moments of each (sample, channel): the layer's and the batch's are merged
+from them, and the mixed mean and variance are again one of each per (sample, channel), so that the
+kernels of instance norm take the moments, apply the result, and go backward. Only arrays of size
+(N, C) are touched here.
+"""
+
+import math
+
+import numpy as np
+
+from . import functional as F
+
+ROWS = 1 << 16  # elements of a 2-D input at a time
+
+
+def _softmax(logits):
+    logits = np.asarray(logits, np.float64).reshape(-1).tolist()
+    powers = [math.exp(a - max(logits)) for a in logits]
+    return [p / sum(powers) for p in powers]
+
+
+def _merged(mean, lo, var, axis):
+    """Mean and variance over samples or channels, merged from those of equal counts."""
+    first = np.take(mean, [0], axis) if mean.size else np.zeros_like(mean[:1, :1])
+    offset = (mean - first) + lo  # exact where the means are close
+    step = offset.mean(axis, keepdims=True)
+    between = ((offset - step) ** 2).mean(axis, keepdims=True)
+    return first + step, var.mean(axis, keepdims=True) + between
+
+
+def _unbiased(m2, count):
+    return m2 / (count - 1)
+
+
+class _Statistics:
+    """What forward took from the input, and backward needs."""
+
+    __slots__ = ("count", "lo", "mean", "means", "rstd", "training", "variances")
+
+
+def _image_statistics(x, channel_axis, running, p_mean, p_var, training, eps):
+    """Per (sample, channel): the mixed mean and 1 / sqrt(mixed variance + eps)."""
+    axis = channel_axis % x.ndim
+    shape = (x.shape[0], x.shape[axis])
+    s = _Statistics()
+    s.training = training
+    s.count, mean, lo, m2 = F._moments(x, channel_axis, shape[1])
+    mean, lo = mean.reshape(shape), lo.reshape(shape)
+    var = _unbiased(m2.reshape(shape), s.count)
+    s.means, s.variances = [mean], [var]
+    for axis in (1, 0)[: len(p_mean) - 1]:
+        if axis == 0 and not training:
+            mean_bn, var_bn = (np.asarray(a, np.float64).reshape(1, -1) for a in running)
+        else:
+            mean_bn, var_bn = _merged(mean, lo, var, axis)
+        s.means.append(mean_bn)
+        s.variances.append(var_bn)
+    # mix about the instance's mean, so that a large mean cancels nowhere
+    step = sum(p * ((m - mean) - lo) for p, m in zip(p_mean[1:], s.means[1:], strict=True)) + lo
+    s.mean = mean + step
+    s.lo = (mean - s.mean) + step
+    s.rstd = 1 / np.sqrt(sum(p * v for p, v in zip(p_var, s.variances, strict=True)) + eps)
+    return s
+
+
+def _table_statistics(x, running, p_mean, p_var, training, eps):
+    """Of 2-D input: the means and variances of rows and columns; mixed a block of rows at a time."""
+    n, c = x.shape
+    s = _Statistics()
+    s.training, s.count, s.lo = training, None, None
+    _, mean, lo, m2 = F._moments(x[:, None, :], 1, 1)  # rows: one group of one channel
+    s.means, s.variances = [(mean + lo)[:, None]], [_unbiased(m2, c)[:, None]]
+    if training:
+        _, mean, lo, m2 = F._moments(x, 1, 0)
+        s.means.append((mean + lo)[None])
+        s.variances.append(_unbiased(m2, n)[None])
+    else:
+        s.means.append(np.asarray(running[0], np.float64).reshape(1, c))
+        s.variances.append(np.asarray(running[1], np.float64).reshape(1, c))
+    s.mean, s.rstd = (p_mean, p_var), eps
+    return s
+
+
+def _table_block(s, rows):
+    (row_mean, column_mean), (row_var, column_var) = s.means, s.variances
+    (p_mean, p_var), eps = s.mean, s.rstd
+    mean = p_mean[0] * row_mean[rows] + p_mean[1] * column_mean
+    return mean, 1 / np.sqrt(p_var[0] * row_var[rows] + p_var[1] * column_var + eps)
+
+
+def _row_blocks(x):
+    step = max(1, ROWS // max(1, x.shape[1]))
+    return [slice(i, i + step) for i in range(0, x.shape[0], step)]
+
+
+def _vector(parameter, channels, name):
+    if parameter is None:
+        return None
+    if np.size(parameter) != channels:
+        raise RuntimeError(f"{name} should contain {channels} elements not {np.size(parameter)}")
+    return np.asarray(parameter, np.float64).reshape(-1)
+
+
+def _check_mixing(values, name, sizes):
+    if np.size(values) not in sizes:
+        allowed = " or ".join(map(str, sizes))
+        raise RuntimeError(f"{name} should contain {allowed} elements not {np.size(values)}")
+    if np.iscomplexobj(values):
+        raise TypeError(f"{name} must be a float array, but got dtype {np.asarray(values).dtype}")
+
+
+def _check(x, channel_axis, running, mean_weight, var_weight, training):
+    sizes = list(x.shape)
+    if x.ndim < 2:
+        raise ValueError(f"switch_norm expects at least 2 dimensions, but got input of size {sizes}")
+    if not -x.ndim <= channel_axis < x.ndim or channel_axis % x.ndim == 0:
+        raise ValueError(f"channel_axis {channel_axis} must be an axis of the input other than 0")
+    channels = x.shape[channel_axis]
+    weights = (2,) if x.ndim == 2 else (2, 3)
+    for values, name in ((mean_weight, "mean_weight"), (var_weight, "var_weight")):
+        _check_mixing(values, name, weights)
+    if np.size(mean_weight) != np.size(var_weight):
+        raise RuntimeError("mean_weight and var_weight must have as many elements as each other")
+    with_batch = x.ndim == 2 or np.size(mean_weight) == 3
+    for values, name in zip(running, ("running_mean", "running_var"), strict=True):
+        F._check_running(values, name, channels)
+        if values is None and with_batch and not training:
+            raise RuntimeError("running_mean must be defined in evaluation mode")
+        if training and values is not None and not np.asarray(values).flags.writeable:
+            raise ValueError(f"{name} is read-only, and training updates it")
+    if (running[0] is None) != (running[1] is None):
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    if x.ndim > 2 and x.size and x.size == x.shape[0] * channels:
+        raise ValueError(f"Expected more than 1 spatial element when training, got input size {sizes}")
+    if x.ndim == 2 and (x.shape[1] == 1 or (training and x.shape[0] == 1)):
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {sizes}")
+    return channels
+
+
+def switch_norm(
+    input, running_mean, running_var, weight, bias, mean_weight, var_weight, training=False,
+    momentum=0.9, eps=1e-5, using_moving_average=True, *, out=None, channel_axis=1,
+    return_stats=False, negative_slope=None,
+):  # fmt: skip
+    """Normalise with a learned mix of instance, layer and batch statistics [1]_.
+
+    ``y = (x - sum(p * mean)) / sqrt(sum(q * var) + eps) * weight + bias``, p and q the softmax of
+    `mean_weight` and `var_weight` in the order instance, layer, batch; of 2-D input: layer, batch. The
+    variance of an instance (of 2-D input, of a row or column) is the unbiased one.
+
+    Parameters
+    ----------
+    input : array_like, shape (N, C) or (N, C, ...)
+    running_mean, running_var : ndarray of C elements, or None
+        The batch's, in evaluation. Updated in place in training:
+        ``running = momentum * running + (1 - momentum) * batch``, or, without `using_moving_average`,
+        the sums of mean and of ``mean**2 + var``.
+    weight, bias : array_like of C elements, or None
+    mean_weight, var_weight : array_like of 3 elements; 2 without the batch's statistics
+    training : bool
+    momentum, eps : float
+    using_moving_average : bool
+    out, channel_axis, negative_slope
+        As the other functions.
+    return_stats : bool
+        Also return what `switch_norm_backward` needs.
+
+    Returns
+    -------
+    ndarray or tuple
+        The result, or ``(y, stats)``.
+
+    Raises
+    ------
+    ValueError
+        One spatial element, or (2-D) one value per row or column.
+    RuntimeError
+        A parameter of the wrong length.
+    TypeError
+        An array that is not of a float dtype.
+
+    References
+    ----------
+    .. [1] P. Luo, J. Ren, Z. Peng, R. Zhang, J. Li, "Differentiable Learning-to-Normalize via
+       Switchable Normalization", ICLR 2019, arXiv:1806.10779.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.arange(8.0).reshape(1, 2, 4)
+    >>> F.switch_norm(x, None, None, None, None, np.ones(3), np.ones(3), True).shape
+    (1, 2, 4)
+    """
+    return_stats = bool(return_stats)  # before anything is written
+    x = F._floats(input, "input")
+    running = (running_mean, running_var)
+    channels = _check(x, channel_axis, running, mean_weight, var_weight, training)
+    w, b = _vector(weight, channels, "weight"), _vector(bias, channels, "bias")
+    p_mean, p_var = _softmax(mean_weight), _softmax(var_weight)
+    if x.ndim == 2:
+        s = _table_statistics(x, running, p_mean, p_var, training, eps)
+        y = _table_apply(x, s, w, b, out, negative_slope)
+    else:
+        s = _image_statistics(x, channel_axis, running, p_mean, p_var, training, eps)
+        y = F._apply(
+            x, s.mean, s.lo, s.rstd, w, b, channel_axis=channel_axis, groups=channels, out=out,
+            negative_slope=negative_slope,
+        )  # fmt: skip
+    if training and running_mean is not None and x.size and (x.ndim == 2 or len(p_mean) == 3):
+        _track(running, s, momentum, using_moving_average)
+    return (y, s) if return_stats else y
+
+
+def _track(running, s, momentum, using_moving_average):
+    mean, var = s.means[-1], s.variances[-1]
+    if using_moving_average:
+        F._update_running(running[0], 1 - momentum, mean)
+        F._update_running(running[1], 1 - momentum, var)
+    else:
+        running[0][...] += mean.reshape(running[0].shape)
+        running[1][...] += (mean**2 + var).reshape(running[1].shape)
+
+
+def _slopes(negative_slope):
+    values = np.asarray(negative_slope, np.float64).reshape(-1)
+    return values if values.size > 1 else values[0]
+
+
+def _table_apply(x, s, w, b, out, negative_slope):
+    y = np.empty_like(x) if out is None else F._checked_out(out, x)
+    if np.may_share_memory(x, y):
+        x = x.copy()
+    for rows in _row_blocks(x):
+        mean, rstd = _table_block(s, rows)
+        z = _affine((x[rows] - mean) * rstd, w, b)
+        if negative_slope is not None:
+            z = np.where(z > 0, z, z * _slopes(negative_slope))
+        y[rows] = z
+    return y
+
+
+def _affine(z, w, b):
+    z = z if w is None else z * w
+    return z if b is None else z + b
+
+
+def _mix_backward(logits, grad, mixed):
+    """Gradients of the logits, and of each statistic that their softmax mixes."""
+    p = _softmax(logits)
+    grad_p = [float((grad * m).sum()) for m in mixed]
+    centre = sum(a * g for a, g in zip(p, grad_p, strict=True))
+    grad_logits = np.array([a * (g - centre) for a, g in zip(p, grad_p, strict=True)])
+    grads = []
+    for a, m in zip(p, mixed, strict=True):
+        axes = tuple(i for i in range(grad.ndim) if m.shape[i] < grad.shape[i])
+        grads.append(a * grad.sum(axes, keepdims=True))
+    like = np.asarray(logits)
+    return grad_logits.reshape(like.shape).astype(like.dtype), grads
+
+
+def switch_norm_backward(
+    grad_output, input, stats, weight, mean_weight, var_weight, bias=None, *, out=None,
+    channel_axis=1, negative_slope=None,
+):  # fmt: skip
+    """Gradients of `switch_norm`, the unbiased variances included.
+
+    Parameters
+    ----------
+    grad_output, input : array_like, shape (N, C) or (N, C, ...)
+    stats
+        As forward returned it.
+    weight, mean_weight, var_weight, bias
+        Of the forward pass.
+    out, channel_axis, negative_slope
+        As the other functions.
+
+    Returns
+    -------
+    grad_input, grad_weight, grad_bias, grad_mean_weight, grad_var_weight : ndarray
+        With an array for `negative_slope` its gradient follows.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x, one = np.arange(8.0).reshape(1, 2, 4), np.ones(3)
+    >>> y, stats = F.switch_norm(x, None, None, None, None, one, one, True, return_stats=True)
+    >>> dx, dw, db, dp, dq = F.switch_norm_backward(np.ones_like(x), x, stats, None, one, one)
+    >>> db
+    array([4., 4.])
+    """
+    if not isinstance(stats, _Statistics):
+        raise TypeError(f"stats must be what switch_norm returned, but got {type(stats).__name__}")
+    x = F._floats(input, "input")
+    dy = F._checked_gradient(grad_output, x)
+    for values, name in ((mean_weight, "mean_weight"), (var_weight, "var_weight")):
+        _check_mixing(values, name, (len(stats.means),))
+    channels = x.shape[channel_axis]
+    w, b = _vector(weight, channels, "weight"), _vector(bias, channels, "bias")
+    backward = _table_backward if x.ndim == 2 else _image_backward
+    grad_input, grads, grad_mean_weight, grad_var_weight, grad_slope = backward(
+        dy, x, stats, w, b, mean_weight, var_weight, out, channel_axis, negative_slope
+    )
+    default = np.float64 if x.dtype == np.float64 else np.float32
+    bias = weight if bias is None else bias
+    result = [grad_input]
+    for grad, like in zip(grads, (weight, bias), strict=True):
+        like = np.empty(channels, default) if like is None else np.asarray(like)
+        result.append(grad.reshape(like.shape).astype(like.dtype))
+    result += [grad_mean_weight, grad_var_weight]
+    if negative_slope is not None and (
+        isinstance(negative_slope, np.ndarray) or np.ndim(negative_slope) > 0
+    ):
+        slope = np.asarray(negative_slope)
+        grad_slope = grad_slope if slope.size > 1 else grad_slope.sum()
+        result.append(grad_slope.reshape(slope.shape).astype(slope.dtype))
+    return tuple(result)
+
+
+def _image_backward(dy, x, s, w, b, mean_weight, var_weight, out, channel_axis, negative_slope):
+    channels = x.shape[channel_axis]
+    how = {"channel_axis": channel_axis, "groups": channels, "negative_slope": negative_slope}
+    sums, grad_w, grad_b, grad_slope = F._grad_sums(dy, x, s.mean, s.lo, s.rstd, w, b, **how)
+    sum_g, sum_gd = (a.reshape(s.rstd.shape) for a in sums.T)
+    grad_mean_weight, to_means = _mix_backward(mean_weight, -s.rstd * sum_g, s.means)
+    grad_var_weight, to_vars = _mix_backward(var_weight, -0.5 * s.rstd**3 * sum_gd, s.variances)
+    # back through the merges to the moments of each (sample, channel); a running one ends here
+    mean, to_mean, to_var = s.means[0], to_means[0], to_vars[0]
+    merged = [(1, mean.shape[1]), (0, mean.shape[0])][: len(s.means) - 1 - (not s.training)]
+    if len(s.means) == 2:
+        merged = [(1, mean.shape[1])]
+    for k, (_, count) in enumerate(merged, 1):
+        to_mean = to_mean + (to_means[k] + 2 * to_vars[k] * (mean - s.means[k])) / count
+        to_var = to_var + to_vars[k] / count
+    # dx = rstd * g + a + slope * (x - mean), with the sums that make `_grad_apply` give a and slope
+    slope = 2 * to_var / (s.count - 1)
+    a = to_mean / s.count + slope * ((s.mean - mean) + s.lo)
+    sums = np.stack([-a / s.rstd, -slope / s.rstd**3], -1).reshape(-1, 2)
+    grad_input = F._grad_apply(dy, x, s.mean, s.lo, s.rstd, w, b, sums, 1.0, out=out, **how)
+    return grad_input, (grad_w, grad_b), grad_mean_weight, grad_var_weight, grad_slope
+
+
+def _table_backward(dy, x, s, w, b, mean_weight, var_weight, out, channel_axis, negative_slope):
+    n, c = x.shape
+    grads = np.zeros((3, c))  # of weight, bias, slope
+    row_sums, column_sums = np.zeros((2, n, 1)), np.zeros((2, 1, c))
+    p_grad = np.zeros((2, 2))  # of the mixing weights, before the softmax
+    p = s.mean
+
+    def through(rows):
+        mean, rstd = _table_block(s, rows)
+        xhat, g = (x[rows] - mean) * rstd, dy[rows].astype(np.float64)
+        on_slope = np.zeros_like(g)
+        if negative_slope is not None:
+            z = _affine(xhat, w, b)
+            on_slope = np.where(z > 0, 0, g * z)
+            g = np.where(z > 0, g, g * _slopes(negative_slope))
+        return rstd, xhat, g, on_slope
+
+    for rows in _row_blocks(x):
+        rstd, xhat, g, on_slope = through(rows)
+        grads += [(g * xhat).sum(0), g.sum(0), on_slope.sum(0)]
+        g = _affine(g, w, None)
+        for k, grad in enumerate((-rstd * g, -0.5 * rstd**2 * g * xhat)):
+            row_sums[k, rows] = grad.sum(1, keepdims=True)
+            column_sums[k] += grad.sum(0, keepdims=True)
+            row, column = (s.means, s.variances)[k]
+            p_grad[k] += [(grad * row[rows]).sum(), (grad * column).sum()]
+    y = np.empty_like(x) if out is None else F._checked_out(out, x)
+    if np.may_share_memory(y, x):
+        x = x.copy()
+    if np.may_share_memory(y, dy) and out is not dy:
+        dy = dy.copy()
+    for rows in _row_blocks(x):
+        rstd, _, g, _ = through(rows)
+        dx = rstd * _affine(g, w, None)
+        dx += p[0][0] * row_sums[0, rows] / c
+        dx += p[1][0] * row_sums[1, rows] * 2 * (x[rows] - s.means[0][rows]) / (c - 1)
+        if s.training:
+            dx += p[0][1] * column_sums[0] / n
+            dx += p[1][1] * column_sums[1] * 2 * (x[rows] - s.means[1]) / (n - 1)
+        y[rows] = dx
+    logits = []
+    for weights, share, grad in zip((mean_weight, var_weight), p, p_grad, strict=True):
+        centre = share[0] * grad[0] + share[1] * grad[1]
+        like = np.asarray(weights)
+        grad = np.array([share[0] * (grad[0] - centre), share[1] * (grad[1] - centre)])
+        logits.append(grad.reshape(like.shape).astype(like.dtype))
+    return y, grads[:2], *logits, grads[2]

@@ -1,0 +1,106 @@
+"""How many threads a call gets: the one owner of that decision.
+
+The number is, in this order: that of the innermost ``num_threads`` block of this Python thread, the
+last ``set_num_threads``, ``CNORM_NUM_THREADS``, ``OMP_NUM_THREADS``, the processors that this process
+may use (affinity and container limits included). A limit set through ``threadpoolctl`` applies on top,
+and small calls run on one thread whatever the number.
+
+GNU OpenMP hangs in a forked child that enters a parallel region, so a forked child runs serially.
+"""
+
+import os
+from contextlib import contextmanager
+
+from . import functional
+
+
+def _container_limit():
+    """Processors that the control group allows, or None."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as f:
+            quota, period = f.read().split()
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return None
+
+
+def _processors():
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS or Windows
+        allowed = os.cpu_count() or 1
+    return min(allowed, _container_limit() or allowed)
+
+
+def _default():
+    for name in ("CNORM_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "").split(",")[0].strip()
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+        if value and name.startswith("CNORM"):
+            raise ValueError(f"{name} must be a positive integer, but got {value!r}")
+    return _processors()
+
+
+def _checked(n):
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"number of threads must be an int, but got {type(n).__name__}")
+    if n < 1:
+        raise ValueError(f"number of threads must be positive, but got {n}")
+    return n
+
+
+def set_num_threads(n):
+    """Set how many threads a call may use, in this process.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. Results do not depend on it.
+
+    Examples
+    --------
+    >>> import cnorm
+    >>> before = cnorm.get_num_threads()
+    >>> cnorm.set_num_threads(1)
+    >>> cnorm.get_num_threads()
+    1
+    >>> cnorm.set_num_threads(before)
+    """
+    functional._set_threads(_checked(n))
+
+
+def get_num_threads():
+    """How many threads a call may use now, in this Python thread.
+
+    Examples
+    --------
+    >>> import cnorm
+    >>> with cnorm.num_threads(2):
+    ...     cnorm.get_num_threads()
+    2
+    """
+    return functional._get_threads()
+
+
+@contextmanager
+def num_threads(n):
+    """A block in which calls of this Python thread use `n` threads.
+
+    Examples
+    --------
+    >>> import cnorm
+    >>> with cnorm.num_threads(1):
+    ...     cnorm.get_num_threads()
+    1
+    """
+    before = functional._override_threads(_checked(n))
+    try:
+        yield
+    finally:
+        functional._override_threads(before)
+
+
+functional._set_threads(_default())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=functional._forked)

@@ -1,0 +1,1168 @@
+"""The functions: check, plan, kernel. Signatures and errors are torch's, arrays are NumPy's.
+
+Everything after ``*`` is cnorm's own. Shared by the functions below:
+
+out
+    Array for the result, of the input's shape and dtype and of any strides; ``out=input`` works in
+    place.
+channel_axis
+    Which axis holds the channels; ``-1`` takes ``(N, H, W, C)`` arrays as they are.
+return_stats
+    Also return the statistics that were used, float64.
+negative_slope
+    Fused activation: None is none, ``0.0`` is ReLU, a float is LeakyReLU, an array of one value or of
+    one per channel is PReLU.
+
+Inputs are float32, float64, float16 or ``ml_dtypes.bfloat16``; anything ``np.asarray`` or
+``np.from_dlpack`` takes. The result is a NumPy array of the input's dtype and, where the input is
+dense, of its memory order.
+"""
+
+import operator
+
+import numpy as np
+
+cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.string cimport memset
+
+from cnorm._plan cimport ARRAYS, COPY, UNITS, Plan, plan_channels, plan_rows
+from cnorm.kernels.jobs cimport (BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Columns, Kernels, Units, View,
+                                 Window)
+
+__all__ = [
+    "add_layer_norm",
+    "add_layer_norm_backward",
+    "add_rms_norm",
+    "add_rms_norm_backward",
+    "batch_norm",
+    "batch_norm_backward",
+    "cross_map_lrn",
+    "cross_map_lrn_backward",
+    "group_norm",
+    "group_norm_backward",
+    "instance_norm",
+    "instance_norm_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "local_response_norm",
+    "local_response_norm_backward",
+    "rms_norm",
+    "rms_norm_backward",
+    "switch_norm",
+    "switch_norm_backward",
+]
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    static int cnorm_openmp(void) { return 1; }
+    #else
+    static int omp_get_max_threads(void) { return 1; }
+    static int cnorm_openmp(void) { return 0; }
+    #endif
+    #if defined(_MSC_VER) && !defined(__clang__)
+    #define CNORM_THREAD_LOCAL __declspec(thread)
+    #else
+    #define CNORM_THREAD_LOCAL _Thread_local
+    #endif
+    static CNORM_THREAD_LOCAL int cnorm_override = 0;
+    static int cnorm_get_override(void) { return cnorm_override; }
+    static void cnorm_set_override(int n) { cnorm_override = n; }
+    """
+    int omp_get_max_threads() noexcept nogil
+    int cnorm_openmp() noexcept nogil
+    int cnorm_get_override() noexcept nogil
+    void cnorm_set_override(int n) noexcept nogil
+
+# ---- the kernels in use; _dispatch chooses, _threads decides how many threads ----
+
+cdef Kernels *kernels
+cdef int max_threads = 1, openmp_default = omp_get_max_threads()
+cdef bint serial_child = False
+
+
+def _use(table):
+    """Take the kernels of another build."""
+    global kernels
+    kernels = <Kernels *> PyCapsule_GetPointer(table, b"cnorm.kernels")
+
+
+def _set_threads(int n):
+    global max_threads
+    max_threads = n
+
+
+def _override_threads(int n):
+    """Threads of this Python thread from now on (0: the process's number); returns what held before."""
+    before = cnorm_get_override()
+    cnorm_set_override(n)
+    return before
+
+
+def _get_threads():
+    return allowed_threads()
+
+
+def _has_openmp():
+    return bool(cnorm_openmp())
+
+
+def _forked():
+    """In a forked child GNU OpenMP must not start a parallel region."""
+    global serial_child
+    serial_child = True
+
+
+cdef int allowed_threads() noexcept:
+    cdef int n = cnorm_get_override() or max_threads, limit
+    if serial_child or not cnorm_openmp():
+        return 1
+    limit = omp_get_max_threads()
+    if limit < openmp_default and limit < n:  # somebody (threadpoolctl) limited OpenMP
+        n = limit
+    return n
+
+
+cdef inline int threads_for(Py_ssize_t size) noexcept:
+    """Threads for a call that reads so many bytes: entering a parallel region must pay."""
+    if size < PARALLEL or max_threads == 1 and cnorm_get_override() == 0:
+        return 1
+    return allowed_threads()
+
+
+from . import _dispatch  # noqa: E402
+
+_use(_dispatch.kernels.table)
+
+include "_arrays.pxi"
+include "_channels.pxi"
+include "_rows_calls.pxi"
+include "_window_calls.pxi"
+
+
+# ---- batch and instance norm ----
+
+cdef int check_eps(str name, double eps, bint training) except -1:
+    if training and not eps > 0:
+        raise ValueError(f"{name} eps must be positive during training, but got {eps}")
+    if not training and not eps >= 0:
+        raise ValueError(f"{name} eps must be non-negative, but got {eps}")
+    return 0
+
+
+cdef int check_tracked(cnp.ndarray x, int axis, object running_mean, object running_var, object weight,
+                       object bias) except -1:
+    cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis)
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    check_running(running_mean, "running_mean", channels)
+    check_running(running_var, "running_var", channels)
+    check_length(weight, "weight", channels)
+    check_length(bias, "bias", channels)
+    return 0
+
+
+cdef int check_dims(cnp.ndarray x, str name, int least) except -1:
+    if cnp.PyArray_NDIM(x) < least:
+        raise ValueError(f"{name} expects at least {least} dimensions, but got input of size {sizes(x)}")
+    return 0
+
+
+cdef object with_stats(Channels call, object y, bint return_stats, tuple shape):
+    if not return_stats:
+        return y
+    return y, call.mean.reshape(shape), call.rstd.reshape(shape)
+
+
+def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=None, training=False,
+               momentum=0.1, eps=1e-5, *, out=None, channel_axis=1, return_stats=False,
+               negative_slope=None):
+    """Normalise each channel over the batch and all spatial positions.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance of each
+    channel (training), or the running ones (evaluation) [1]_.
+
+    Parameters
+    ----------
+    input : array_like, shape (N, C, ...)
+        float32, float64, float16 or bfloat16.
+    running_mean, running_var : ndarray, shape (C,), optional
+        Updated in place in training, with the unbiased variance:
+        ``running = (1 - momentum) * running + momentum * batch``. Needed in evaluation.
+    weight, bias : array_like, shape (C,), optional
+        Any float dtype.
+    training : bool
+        Use the statistics of this batch.
+    momentum : float
+        Share of this batch in the running statistics.
+    eps : float
+        Added to the variance.
+    out, channel_axis, return_stats, negative_slope
+        See the module's documentation. The statistics are ``mean`` and ``rstd``, shape (C,).
+
+    Returns
+    -------
+    ndarray or tuple
+        The result, or ``(y, mean, rstd)``.
+
+    Raises
+    ------
+    ValueError
+        One value per channel in training, only one running statistic, eps out of range, or an `out`
+        of the wrong shape.
+    RuntimeError
+        A parameter of the wrong length, or evaluation without running statistics.
+    TypeError
+        An array that is not of a float dtype.
+
+    References
+    ----------
+    .. [1] S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015, arXiv:1502.03167.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]], np.float32)
+    >>> F.batch_norm(x, training=True, eps=1e-12)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    """
+    cdef cnp.ndarray x = floats(input, "input")
+    cdef bint with_statistics = return_stats  # before anything is written
+    cdef int axis
+    cdef Channels call
+    cdef Py_ssize_t count
+    check_dims(x, "batch_norm", 2)
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    if axis == 0:
+        raise ValueError("channel_axis 0 is the batch")
+    check_tracked(x, axis, running_mean, running_var, weight, bias)
+    if not training and running_mean is None:
+        raise RuntimeError("running_mean must be defined in evaluation mode")
+    call = Channels(x, 0, axis, 0)
+    count = call.unit_size()
+    if training and count == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {sizes(x)}")
+    check_eps("batch_norm", eps, training)
+    call.eps = eps
+    call.parameters(weight, bias, negative_slope)
+    if training:
+        check_writable(running_mean, "running_mean")
+        check_writable(running_var, "running_var")
+        call.new_statistics()
+    else:
+        given_statistics(call, running_mean, running_var, eps)
+    y = call.forward(out)
+    if training and running_mean is not None and call.elements:
+        update_running(running_mean, momentum, call.mean)
+        update_running(running_var, momentum, call.m2 / unbiased_count(count))
+    return with_stats(call, y, with_statistics, (call.channels,))
+
+
+cdef int given_statistics(Channels call, object mean, object var, double eps) except -1:
+    """Statistics that do not come from the input, one per channel, for every unit."""
+    call.given = True
+    call.mean = statistic(mean, "running_mean", call.channels, "(C,)").copy()
+    with np.errstate(all="ignore"):
+        call.rstd = 1 / np.sqrt(statistic(var, "running_var", call.channels, "(C,)") + eps)
+    if call.groups and call.samples != 1:
+        call.mean = np.tile(call.mean, call.samples)
+        call.rstd = np.tile(call.rstd, call.samples)
+    return 0
+
+
+cdef object channels_backward(object grad_output, object input, object mean, object rstd, object weight,
+                              object bias, bint given, int kind, Py_ssize_t groups, object out,
+                              object channel_axis, object negative_slope):
+    """Backward of batch (kind 0), instance (1) and group norm (2)."""
+    cdef cnp.ndarray x = floats(input, "input")
+    cdef cnp.ndarray dy = gradient_like(grad_output, x)
+    cdef int axis = axis_of(channel_axis, cnp.PyArray_NDIM(x)), batch = 0
+    cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis)
+    cdef Channels call
+    if kind == 1:
+        batch = -1 if axis == 0 else 0
+        groups = channels
+    call = Channels(x, batch, axis, groups if kind else 0)
+    check_length(weight, "weight", channels)
+    check_length(bias, "bias", channels)
+    call.mean = statistic(mean, "mean", call.units(), "(C,)" if kind == 0 else "(N, C)" if kind == 1 else "(N, G)")
+    call.rstd = statistic(rstd, "rstd", call.units(), "(C,)" if kind == 0 else "(N, C)" if kind == 1 else "(N, G)")
+    call.given = given
+    call.parameters(weight, bias, negative_slope)
+    return parameter_grads(call, call.backward(dy, out), weight, bias, negative_slope)
+
+
+def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training=True, out=None,
+                        channel_axis=1, negative_slope=None, bias=None):
+    """Gradients of `batch_norm`.
+
+    With ``xhat = (x - mean) * rstd`` and ``g = weight * grad_output``, in training
+    ``grad_input = rstd * (g - mean(g) - xhat * mean(g * xhat))`` over the units of the forward pass; in
+    evaluation ``rstd * g``.
+
+    Parameters
+    ----------
+    grad_output, input : array_like, shape (N, C, ...)
+        Of one dtype.
+    mean, rstd : array_like, shape (C,)
+        As forward returned them.
+    weight : array_like, shape (C,), optional
+    training : bool
+        Whether the statistics came from the input.
+    out : ndarray, optional
+        For grad_input; ``out=grad_output`` works in place.
+    bias, negative_slope
+        Of the forward pass, where an activation was fused.
+
+    Returns
+    -------
+    grad_input, grad_weight, grad_bias : ndarray
+        Parameter gradients have the parameters' dtype; without a weight, the accumulation type. With an
+        array for `negative_slope` its gradient follows.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.arange(6.0).reshape(3, 2)
+    >>> y, mean, rstd = F.batch_norm(x, training=True, return_stats=True)
+    >>> dx, dw, db = F.batch_norm_backward(np.ones_like(x), x, mean, rstd)
+    >>> db
+    array([3., 3.])
+    """
+    return channels_backward(grad_output, input, mean, rstd, weight, bias, not training, 0, 0, out,
+                             channel_axis, negative_slope)
+
+
+def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=None,
+                  use_input_stats=True, momentum=0.1, eps=1e-5, *, out=None, channel_axis=1,
+                  return_stats=False, negative_slope=None):
+    """Normalise each channel of each sample over its spatial positions.
+
+    The same as `group_norm` with one group per channel [1]_.
+
+    Parameters
+    ----------
+    input : array_like, shape (N, C, ...)
+    running_mean, running_var : ndarray, shape (C,), optional
+        Updated in place with the mean over N of the samples' statistics (unbiased variance) where
+        `use_input_stats`; used instead of the input's where not.
+    weight, bias : array_like, shape (C,), optional
+    use_input_stats : bool
+    momentum, eps : float
+    out, channel_axis, return_stats, negative_slope
+        See the module's documentation. The statistics have shape (N, C). With ``channel_axis=0`` the
+        input is one sample, (C, ...).
+
+    Returns
+    -------
+    ndarray or tuple
+        The result, or ``(y, mean, rstd)``.
+
+    Raises
+    ------
+    ValueError
+        One spatial element where `use_input_stats`, or only one running statistic.
+    RuntimeError
+        A parameter of the wrong length, or no running statistics where they are to be used.
+    TypeError
+        An array that is not of a float dtype.
+
+    References
+    ----------
+    .. [1] D. Ulyanov, A. Vedaldi, V. Lempitsky, "Instance Normalization", arXiv:1607.08022.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.array([[[1.0, 3.0], [10.0, 30.0]]], np.float32)
+    >>> F.instance_norm(x, eps=1e-12)
+    array([[[-1.,  1.],
+            [-1.,  1.]]], dtype=float32)
+    """
+    cdef cnp.ndarray x = floats(input, "input")
+    cdef bint with_statistics = return_stats
+    cdef int axis, batch
+    cdef Channels call
+    cdef Py_ssize_t count
+    check_dims(x, "instance_norm", 2)
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    batch = -1 if axis == 0 else 0
+    check_tracked(x, axis, running_mean, running_var, weight, bias)
+    if not use_input_stats and running_mean is None:
+        raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
+    call = Channels(x, batch, axis, cnp.PyArray_DIM(x, axis))
+    count = call.unit_size()
+    if use_input_stats and count == 1:
+        raise ValueError(f"Expected more than 1 spatial element when training, got input size {sizes(x)}")
+    call.eps = eps
+    call.parameters(weight, bias, negative_slope)
+    if use_input_stats:
+        check_writable(running_mean, "running_mean")
+        check_writable(running_var, "running_var")
+        call.new_statistics()
+    else:
+        given_statistics(call, running_mean, running_var, eps)
+    y = call.forward(out)
+    if use_input_stats and running_mean is not None and call.elements:
+        share = (call.samples, call.channels)
+        update_running(running_mean, momentum, call.mean.reshape(share).mean(0))
+        update_running(running_var, momentum, call.m2.reshape(share).mean(0) / unbiased_count(count))
+    return with_stats(call, y, with_statistics, (call.samples, call.channels))
+
+
+def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_input_stats=True,
+                           out=None, channel_axis=1, negative_slope=None, bias=None):
+    """Gradients of `instance_norm`, as `batch_norm_backward` gives those of `batch_norm`.
+
+    Parameters
+    ----------
+    grad_output, input : array_like, shape (N, C, ...)
+    mean, rstd : array_like, shape (N, C)
+    weight : array_like, shape (C,), optional
+    use_input_stats : bool
+    out, channel_axis, negative_slope, bias
+        As `batch_norm_backward`.
+
+    Returns
+    -------
+    grad_input, grad_weight, grad_bias : ndarray
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.arange(8.0).reshape(1, 2, 4)
+    >>> y, mean, rstd = F.instance_norm(x, return_stats=True)
+    >>> dx, dw, db = F.instance_norm_backward(np.ones_like(x), x, mean, rstd)
+    >>> db
+    array([4., 4.])
+    """
+    return channels_backward(grad_output, input, mean, rstd, weight, bias, not use_input_stats, 1, 0, out,
+                             channel_axis, negative_slope)
+
+
+# ---- group norm ----
+
+cdef Py_ssize_t group_count(object num_groups) except -1:
+    if isinstance(num_groups, np.ndarray):
+        raise TypeError("num_groups must be an integer, but got an array")
+    return max(operator.index(num_groups), 0)
+
+
+cdef int check_groups(cnp.ndarray x, int axis, object num_groups, object weight, object bias) except -1:
+    cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis)
+    if num_groups <= 0:
+        raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
+    if channels % num_groups:
+        raise RuntimeError("Expected number of channels in input to be divisible by num_groups, but got input of "
+                           f"shape {sizes(x)} and num_groups={num_groups}")
+    for parameter, name in ((weight, "weight"), (bias, "bias")):
+        if parameter is not None and np.shape(parameter) != (channels,):
+            raise RuntimeError(f"Expected {name} to be a vector of size equal to the number of channels in input, but "
+                               f"got {name} of shape {list(np.shape(parameter))} and input of shape {sizes(x)}")
+    return 0
+
+
+def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
+               return_stats=False, negative_slope=None):
+    """Normalise each group of channels of each sample [1]_.
+
+    ``num_groups=C`` is `instance_norm`, ``num_groups=1`` is `layer_norm` over (C, ...) with a weight
+    per channel.
+
+    Parameters
+    ----------
+    input : array_like, shape (N, C, ...)
+    num_groups : int
+        Divides C.
+    weight, bias : array_like, shape (C,), optional
+    eps : float
+    out, channel_axis, return_stats, negative_slope
+        See the module's documentation. The statistics have shape (N, G).
+
+    Returns
+    -------
+    ndarray or tuple
+        The result, or ``(y, mean, rstd)``.
+
+    Raises
+    ------
+    RuntimeError
+        Fewer than 2 dimensions, channels that `num_groups` does not divide, parameters that are not
+        vectors of C.
+    TypeError
+        An array that is not of a float dtype.
+
+    References
+    ----------
+    .. [1] Y. Wu, K. He, "Group Normalization", ECCV 2018, arXiv:1803.08494.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.array([[1.0, 3.0, 10.0, 30.0]], np.float32)
+    >>> F.group_norm(x, 2, eps=1e-12)
+    array([[-1.,  1., -1.,  1.]], dtype=float32)
+    """
+    cdef cnp.ndarray x = floats(input, "input")
+    cdef bint with_statistics = return_stats
+    cdef int axis
+    cdef Channels call
+    cdef Py_ssize_t groups
+    if cnp.PyArray_NDIM(x) < 2:
+        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {cnp.PyArray_NDIM(x)}")
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    if axis == 0:
+        raise ValueError("channel_axis 0 is the batch")
+    groups = group_count(num_groups)
+    check_groups(x, axis, num_groups, weight, bias)
+    call = Channels(x, 0, axis, groups)
+    if call.elements == groups:  # torch counts all samples of a group together
+        spatial = [n for i, n in enumerate(sizes(x)) if i not in (0, axis)]
+        raise ValueError("Expected more than 1 value per channel when training, got input size "
+                         f"{[call.samples * call.channels // groups, groups, *spatial]}")
+    call.eps = eps
+    call.parameters(weight, bias, negative_slope)
+    call.new_statistics()
+    y = call.forward(out)
+    return with_stats(call, y, with_statistics, (call.samples, groups))
+
+
+def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None, *, out=None,
+                        channel_axis=1, negative_slope=None, bias=None):
+    """Gradients of `group_norm`, as `batch_norm_backward` gives those of `batch_norm`.
+
+    Parameters
+    ----------
+    grad_output, input : array_like, shape (N, C, ...)
+    num_groups : int
+    mean, rstd : array_like, shape (N, G)
+    weight : array_like, shape (C,), optional
+    out, channel_axis, negative_slope, bias
+        As `batch_norm_backward`.
+
+    Returns
+    -------
+    grad_input, grad_weight, grad_bias : ndarray
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.arange(8.0).reshape(1, 4, 2)
+    >>> y, mean, rstd = F.group_norm(x, 2, return_stats=True)
+    >>> dx, dw, db = F.group_norm_backward(np.ones_like(x), x, 2, mean, rstd)
+    >>> db
+    array([2., 2., 2., 2.])
+    """
+    cdef cnp.ndarray x = floats(input, "input")
+    cdef int axis
+    if cnp.PyArray_NDIM(x) < 2:
+        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {cnp.PyArray_NDIM(x)}")
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    groups = group_count(num_groups)
+    check_groups(x, axis, num_groups, None, None)
+    return channels_backward(grad_output, x, mean, rstd, weight, bias, False, 2, groups, out,
+                             channel_axis, negative_slope)
+
+
+# ---- layer and rms norm ----
+
+cdef tuple stats_shape(cnp.ndarray x, int normalized):
+    return (<object> x).shape[:cnp.PyArray_NDIM(x) - normalized] + (1,) * normalized
+
+
+cdef object rows_forward(object input, object normalized_shape, object weight, object bias, bint centred,
+                         double eps, object out, object channel_axis, bint return_stats,
+                         object negative_slope):
+    cdef cnp.ndarray x = floats(input, "input")
+    cdef tuple shape = row_shape(normalized_shape)
+    cdef RowsCall call = RowsCall()
+    check_row(x, shape, weight, bias)
+    call.set(x, len(shape), centred, eps)
+    row_epilogue(call, negative_slope, channel_axis, len(shape))
+    call.parameters(weight, bias, out if isinstance(out, np.ndarray) else None, False)
+    if return_stats:
+        call.rstd = new64(call.rows())
+        if centred:
+            call.mean = new64(call.rows())
+    y = call.forward(out)
+    if not return_stats:
+        return y
+    stats = stats_shape(x, len(shape))
+    if centred:
+        return y, call.mean.reshape(stats), call.rstd.reshape(stats)
+    return y, call.rstd.reshape(stats)
+
+
+cdef object rows_backward(object grad_output, object input, object normalized_shape, object mean,
+                          object rstd, object weight, object bias, bint centred, object out,
+                          object channel_axis, object negative_slope, object grad_sum=None):
+    """Backward of layer and rms norm; grad_sum is added to the gradient of the input."""
+    cdef cnp.ndarray x = floats(input, "input")
+    cdef cnp.ndarray dy = gradient_like(grad_output, x)
+    cdef cnp.ndarray plus = gradient_like(grad_sum, x) if grad_sum is not None else None
+    cdef tuple shape = row_shape(normalized_shape)
+    cdef RowsCall call = RowsCall()
+    cdef str stats
+    check_row(x, shape, weight, bias)
+    call.set(x, len(shape), centred, 0)
+    stats = str(stats_shape(x, len(shape)))
+    if centred:
+        call.mean = statistic(mean, "mean", call.rows(), stats)
+    call.rstd = statistic(rstd, "rstd", call.rows(), stats)
+    row_epilogue(call, negative_slope, channel_axis, len(shape))
+    if call.unit_slopes is not None:
+        call.unit_slope_grads = zeros64(call.rows())
+    call.parameters(weight, bias, out if isinstance(out, np.ndarray) else None, True)
+    grads = call.backward(dy, out, plus)
+    result = (grads[0], as_parameter(grads[1], weight, x, shape))
+    if centred:
+        like = weight if bias is None else bias
+        result += (as_parameter(grads[2], like, x, shape),)
+    if has_slope_gradient(negative_slope):
+        result += (row_slope_gradient(call, grads[3], negative_slope, channel_axis, shape),)
+    return result
+
+
+cdef object row_slope_gradient(RowsCall call, cnp.ndarray per_element, object negative_slope,
+                               object channel_axis, tuple shape):
+    slope = np.asarray(negative_slope)
+    if slope.size == 1:
+        return per_element.sum().reshape(slope.shape).astype(slope.dtype)
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(call.x))
+    first = cnp.PyArray_NDIM(call.x) - len(shape)
+    if axis >= first:
+        values, axis = per_element.reshape(shape), axis - first
+    else:
+        values = call.unit_slope_grads.reshape(shape_of(call.x)[:first])
+    values = values.sum(tuple(i for i in range(values.ndim) if i != axis))
+    return values.reshape(slope.shape).astype(slope.dtype)
+
+
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
+               return_stats=False, negative_slope=None):
+    """Normalise over the last axes [1]_.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance over the
+    axes that `normalized_shape` names, the weight and bias element by element.
+
+    Parameters
+    ----------
+    input : array_like, shape (..., *normalized_shape)
+        float32, float64, float16 or bfloat16.
+    normalized_shape : int or sequence of int
+        The trailing axes.
+    weight, bias : array_like, shape normalized_shape, optional
+        Any float dtype.
+    eps : float
+        Added to the variance.
+    out, channel_axis, return_stats, negative_slope
+        See the module's documentation; `channel_axis` only says along which axis the slopes of a PReLU
+        run. The statistics have the input's shape with ones for the normalised axes.
+
+    Returns
+    -------
+    ndarray or tuple
+        The result, or ``(y, mean, rstd)``.
+
+    Raises
+    ------
+    RuntimeError
+        A shape or parameter that does not fit `normalized_shape`.
+    ValueError, TypeError
+        An `out` of the wrong shape or dtype, an array that is not of a float dtype.
+
+    References
+    ----------
+    .. [1] J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", arXiv:1607.06450.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> F.layer_norm(np.array([[1.0, 3.0], [10.0, 30.0]], np.float32), 2, eps=1e-12)
+    array([[-1.,  1.],
+           [-1.,  1.]], dtype=float32)
+    """
+    return rows_forward(input, normalized_shape, weight, bias, True, eps, out, channel_axis, return_stats,
+                        negative_slope)
+
+
+def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None,
+                        channel_axis=1, negative_slope=None, bias=None):
+    """Gradients of `layer_norm`, as `batch_norm_backward` gives those of `batch_norm`.
+
+    Parameters
+    ----------
+    grad_output, input : array_like, shape (..., *normalized_shape)
+    normalized_shape : int or sequence of int
+    mean, rstd : array_like
+        As forward returned them.
+    weight : array_like, shape normalized_shape, optional
+    out, channel_axis, negative_slope, bias
+        As `batch_norm_backward`.
+
+    Returns
+    -------
+    grad_input, grad_weight, grad_bias : ndarray
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.arange(6.0).reshape(2, 3)
+    >>> y, mean, rstd = F.layer_norm(x, 3, return_stats=True)
+    >>> dx, dw, db = F.layer_norm_backward(np.ones_like(x), x, 3, mean, rstd)
+    >>> db
+    array([2., 2., 2.])
+    """
+    return rows_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, True, out,
+                         channel_axis, negative_slope)
+
+
+cdef double rms_eps(object eps, object input):
+    if eps is not None:
+        return eps
+    return 2.220446049250313e-16 if getattr(input, "dtype", np.float64) == np.float64 else 1.1920928955078125e-07
+
+
+def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
+             return_stats=False, negative_slope=None):
+    """Divide by the root of the mean square over the last axes [1]_.
+
+    ``y = x / sqrt(mean(x**2) + eps) * weight``.
+
+    Parameters
+    ----------
+    input : array_like, shape (..., *normalized_shape)
+    normalized_shape : int or sequence of int
+    weight : array_like, shape normalized_shape, optional
+    eps : float, optional
+        None is the machine epsilon of the accumulation type: 1.19e-7, float64: 2.2e-16.
+    out, channel_axis, return_stats, negative_slope
+        As `layer_norm`.
+
+    Returns
+    -------
+    ndarray or tuple
+        The result, or ``(y, rstd)``.
+
+    Raises
+    ------
+    RuntimeError
+        A shape or parameter that does not fit `normalized_shape`.
+    TypeError
+        An array that is not of a float dtype.
+
+    References
+    ----------
+    .. [1] B. Zhang, R. Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, arXiv:1910.07467.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> F.rms_norm(np.array([1.0, 1.0, 1.0, 1.0]), 4, eps=0)
+    array([1., 1., 1., 1.])
+    """
+    return rows_forward(input, normalized_shape, weight, None, False, rms_eps(eps, input), out, channel_axis,
+                        return_stats, negative_slope)
+
+
+def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *, out=None,
+                      channel_axis=1, negative_slope=None):
+    """Gradients of `rms_norm`.
+
+    Parameters
+    ----------
+    grad_output, input : array_like, shape (..., *normalized_shape)
+    normalized_shape : int or sequence of int
+    rstd : array_like
+        As forward returned it.
+    weight : array_like, shape normalized_shape, optional
+    out, channel_axis, negative_slope
+        As `batch_norm_backward`.
+
+    Returns
+    -------
+    grad_input, grad_weight : ndarray
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.array([[3.0, 4.0]])
+    >>> y, rstd = F.rms_norm(x, 2, return_stats=True)
+    >>> dx, dw = F.rms_norm_backward(np.ones_like(x), x, 2, rstd)
+    >>> bool(np.allclose(dw, y[0]))
+    True
+    """
+    return rows_backward(grad_output, input, normalized_shape, None, rstd, weight, None, False, out,
+                         channel_axis, negative_slope)
+
+
+# ---- the same after a residual add ----
+
+cdef object add_forward(object input, object residual, object normalized_shape, object weight, object bias,
+                        bint centred, double eps, object out, object residual_out, object channel_axis,
+                        bint return_stats, object negative_slope):
+    cdef cnp.ndarray one = floats(input, "input")
+    cdef cnp.ndarray other = floats(residual, "residual")
+    cdef cnp.ndarray total, room
+    cdef tuple shape = row_shape(normalized_shape)
+    cdef RowsCall call = RowsCall()
+    if not same_shape(one, other):
+        raise ValueError(f"residual must have the input's shape {shape_of(one)}, but got {shape_of(other)}")
+    if storage_of(one) != storage_of(other):
+        raise TypeError(f"residual must have the input's dtype {one.dtype}, but got {other.dtype}")
+    check_row(one, shape, weight, bias)
+    total = empty_like(one) if residual_out is None else checked_out(residual_out, one, "residual_out")
+    if out is not None and np.may_share_memory(total, checked_out(out, one)):
+        raise ValueError("out and residual_out must not overlap")
+    room = total
+    if not native(room) or not writable_in_place(room, one, True) or not writable_in_place(room, other, True):
+        room = empty_like(one)
+    call.set(room, len(shape), centred, eps)
+    row_epilogue(call, negative_slope, channel_axis, len(shape))
+    call.parameters(weight, bias, out if isinstance(out, np.ndarray) else None, False)
+    if np.may_share_memory(total, call.weight) if call.weight is not None else False:
+        call.weight = call.weight.copy()
+    if return_stats:
+        call.rstd = new64(call.rows())
+        call.mean = new64(call.rows()) if centred else None
+    y = call.forward(out, one, other)
+    if call.x is not total:
+        total[...] = call.x
+    if not return_stats:
+        return y, total
+    stats = stats_shape(one, len(shape))
+    if centred:
+        return y, total, call.mean.reshape(stats), call.rstd.reshape(stats)
+    return y, total, call.rstd.reshape(stats)
+
+
+def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None,
+                   residual_out=None, channel_axis=1, return_stats=False, negative_slope=None):
+    """Add a residual and normalise the sum, in one visit to memory.
+
+    ``s = input + residual`` (rounded to the input's dtype), ``y = layer_norm(s, ...)``: what a
+    transformer block does between two layers.
+
+    Parameters
+    ----------
+    input, residual : array_like, shape (..., *normalized_shape)
+        Of one dtype.
+    normalized_shape, weight, bias, eps, out, channel_axis, return_stats, negative_slope
+        As `layer_norm`.
+    residual_out : ndarray, optional
+        Where the sum goes; ``residual_out=residual`` adds in place.
+
+    Returns
+    -------
+    tuple
+        ``(y, s)``, or ``(y, s, mean, rstd)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A residual of another shape or dtype, or an `out` that overlaps `residual_out`.
+    RuntimeError
+        As `layer_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> y, s = F.add_layer_norm(np.array([[1.0, 2.0]]), np.array([[0.0, 1.0]]), 2, eps=1e-12)
+    >>> s
+    array([[1., 3.]])
+    >>> y
+    array([[-1.,  1.]])
+    """
+    return add_forward(input, residual, normalized_shape, weight, bias, True, eps, out, residual_out,
+                       channel_axis, return_stats, negative_slope)
+
+
+def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, out=None, residual_out=None,
+                 channel_axis=1, return_stats=False, negative_slope=None):
+    """Add a residual and divide the sum by its root mean square: `add_layer_norm` with `rms_norm`.
+
+    Parameters
+    ----------
+    input, residual : array_like, shape (..., *normalized_shape)
+    normalized_shape, weight, eps, out, channel_axis, return_stats, negative_slope
+        As `rms_norm`.
+    residual_out : ndarray, optional
+        Where the sum goes; ``residual_out=residual`` adds in place.
+
+    Returns
+    -------
+    tuple
+        ``(y, s)``, or ``(y, s, rstd)``.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> y, s = F.add_rms_norm(np.array([1.0, 1.0]), np.array([1.0, 1.0]), 2, eps=0)
+    >>> y, s
+    (array([1., 1.]), array([2., 2.]))
+    """
+    return add_forward(input, residual, normalized_shape, weight, None, False, rms_eps(eps, input), out,
+                       residual_out, channel_axis, return_stats, negative_slope)
+
+
+def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, rstd, weight=None, *,
+                            out=None, channel_axis=1, negative_slope=None, bias=None):
+    """Gradients of `add_layer_norm`.
+
+    Parameters
+    ----------
+    grad_output : array_like
+        Of ``y``.
+    grad_sum : array_like or None
+        Of ``s``, where it was used elsewhere too.
+    sum : array_like
+        ``s``, as forward returned it.
+    normalized_shape, mean, rstd, weight, out, channel_axis, negative_slope, bias
+        As `layer_norm_backward`.
+
+    Returns
+    -------
+    grad_input, grad_weight, grad_bias : ndarray
+        grad_input is the gradient of both the input and the residual.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.array([[1.0, 2.0]])
+    >>> y, s, mean, rstd = F.add_layer_norm(x, x, 2, return_stats=True)
+    >>> dx, dw, db = F.add_layer_norm_backward(np.zeros_like(y), np.ones_like(s), s, 2, mean, rstd)
+    >>> dx
+    array([[1., 1.]])
+    """
+    return rows_backward(grad_output, sum, normalized_shape, mean, rstd, weight, bias, True, out,
+                         channel_axis, negative_slope, grad_sum)
+
+
+def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, weight=None, *, out=None,
+                          channel_axis=1, negative_slope=None):
+    """Gradients of `add_rms_norm`; see `add_layer_norm_backward`.
+
+    Parameters
+    ----------
+    grad_output, grad_sum, sum, normalized_shape, rstd, weight, out, channel_axis, negative_slope
+        As `add_layer_norm_backward`.
+
+    Returns
+    -------
+    grad_input, grad_weight : ndarray
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.array([[3.0, 4.0]])
+    >>> y, s, rstd = F.add_rms_norm(x, x, 2, return_stats=True)
+    >>> dx, dw = F.add_rms_norm_backward(np.zeros_like(y), np.ones_like(s), s, 2, rstd)
+    >>> dx
+    array([[1., 1.]])
+    """
+    return rows_backward(grad_output, sum, normalized_shape, None, rstd, weight, None, False, out,
+                         channel_axis, negative_slope, grad_sum)
+
+
+# ---- response norms ----
+
+def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1,
+                        negative_slope=None):
+    """Divide each element by a power of the sum of squares over neighbouring channels [1]_.
+
+    ``y[c] = x[c] / (k + alpha / size * sum(x[j]**2))**beta``, j from ``c - size // 2`` to
+    ``c + (size - 1) // 2`` within the channels.
+
+    Parameters
+    ----------
+    input : array_like, shape (N, C, ...), at least 3 dimensions
+    size : int
+        Channels in a window, even ones too.
+    alpha, beta, k : float
+    out, channel_axis, negative_slope
+        See the module's documentation.
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    ValueError
+        Fewer than 3 dimensions, or a size below 1.
+    TypeError
+        An array that is not of a float dtype.
+
+    References
+    ----------
+    .. [1] A. Krizhevsky, I. Sutskever, G. E. Hinton, "ImageNet Classification with Deep Convolutional
+       Neural Networks", NeurIPS 2012, section 3.3.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> F.local_response_norm(np.ones((1, 3, 1)), 3, alpha=3.0, beta=1.0).ravel().round(4)
+    array([0.3333, 0.25  , 0.3333])
+    """
+    return response_forward(input, size, alpha, beta, k, False, out, channel_axis, negative_slope)
+
+
+def local_response_norm_backward(grad_output, input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None,
+                                 channel_axis=1, negative_slope=None):
+    """Gradient of `local_response_norm`.
+
+    Parameters
+    ----------
+    grad_output, input : array_like, shape (N, C, ...)
+    size, alpha, beta, k, out, channel_axis, negative_slope
+        As `local_response_norm`.
+
+    Returns
+    -------
+    ndarray, or a tuple with the gradient of an array `negative_slope`
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.ones((1, 1, 1))
+    >>> F.local_response_norm_backward(x, x, 1, alpha=1.0, beta=1.0)
+    array([[[0.]]])
+    """
+    return response_backward(grad_output, input, size, alpha, beta, k, False, out, channel_axis, negative_slope)
+
+
+def cross_map_lrn(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1,
+                  negative_slope=None):
+    """Torch's legacy response norm over maps.
+
+    As `local_response_norm` with a window of ``(size - 1) // 2`` channels on both sides, except that
+    channel 0 is in every window: the legacy layer never subtracts it from its running sum.
+
+    Parameters
+    ----------
+    input : array_like, shape (N, C, ...)
+    size, alpha, beta, k, out, channel_axis, negative_slope
+        As `local_response_norm`.
+
+    Returns
+    -------
+    ndarray
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> F.cross_map_lrn(np.ones((1, 3, 1, 1)), 1, alpha=1.0, beta=1.0).ravel().round(4)
+    array([0.5   , 0.3333, 0.3333])
+    """
+    return response_forward(input, size, alpha, beta, k, True, out, channel_axis, negative_slope)
+
+
+def cross_map_lrn_backward(grad_output, input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None,
+                           channel_axis=1, negative_slope=None):
+    """Gradient of `cross_map_lrn`.
+
+    Parameters
+    ----------
+    grad_output, input : array_like, shape (N, C, ...)
+    size, alpha, beta, k, out, channel_axis, negative_slope
+        As `cross_map_lrn`.
+
+    Returns
+    -------
+    ndarray
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.ones((1, 1, 1, 1))
+    >>> F.cross_map_lrn_backward(x, x, 1, alpha=1.0, beta=1.0)
+    array([[[[0.]]]])
+    """
+    return response_backward(grad_output, input, size, alpha, beta, k, True, out, channel_axis, negative_slope)
+
+
+# ---- the steps on their own: what SwitchNorm and SyncBatchNorm are built from ----
+# groups 0: a unit is a channel; C: one channel of one sample.
+
+cdef Channels steps_call(object input, object channel_axis, Py_ssize_t groups, object mean, object lo,
+                         object rstd):
+    cdef cnp.ndarray x = floats(input, "input")
+    cdef int axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    cdef Channels call = Channels(x, -1 if axis == 0 else 0, axis, groups)
+    if mean is not None:
+        call.mean = doubles(mean, "mean").reshape(-1)
+        call.lo = doubles(lo, "lo").reshape(-1).copy()
+        call.rstd = doubles(rstd, "rstd").reshape(-1)
+    return call
+
+
+def _moments(input, channel_axis=1, groups=0):
+    """(elements of a unit, mean, lo, m2), float64: mean + lo is the mean, m2 the squared deviations."""
+    cdef Channels call = steps_call(input, channel_axis, groups, None, None, None)
+    call.eps = 1
+    call.new_statistics()
+    call.moments()
+    return call.unit_size(), call.mean, call.lo, call.m2
+
+
+def _apply(input, mean, lo, rstd, weight=None, bias=None, *, channel_axis=1, groups=0, out=None,
+           negative_slope=None):
+    """y = (x - mean - lo) * rstd * weight + bias, statistics given per unit."""
+    cdef Channels call = steps_call(input, channel_axis, groups, mean, lo, rstd)
+    call.given = True
+    call.parameters(weight, bias, negative_slope)
+    return call.forward(out)
+
+
+def _grad_sums(grad_output, input, mean, lo, rstd, weight=None, bias=None, *, channel_axis=1, groups=0,
+               negative_slope=None):
+    """Per unit (sum of g, sum of g * (x - mean)), g = weight * grad_output; and the gradients of weight,
+    bias and slope per channel, all float64."""
+    cdef Channels call = steps_call(input, channel_axis, groups, mean, lo, rstd)
+    cdef cnp.ndarray dy = gradient_like(grad_output, call.x)
+    call.parameters(weight, bias, negative_slope)
+    sums = np.zeros((call.units(), 2))
+    grads = call.backward(dy, None, sums, 1)
+    return sums, grads[1], grads[2], grads[3]
+
+
+def _grad_apply(grad_output, input, mean, lo, rstd, weight, bias, sums, count, *, channel_axis=1,
+                groups=0, out=None, negative_slope=None):
+    """The gradient of the input from the sums (of all parts of a unit, `count` elements together)."""
+    cdef Channels call = steps_call(input, channel_axis, groups, mean, lo, rstd)
+    cdef cnp.ndarray dy = gradient_like(grad_output, call.x)
+    call.parameters(weight, bias, negative_slope)
+    return call.backward(dy, out, np.ascontiguousarray(sums), 2, count)[0]
+
+
+def _update_running(running, factor, batch):
+    """running = (1 - factor) * running + factor * batch, in place."""
+    update_running(running, factor, np.ascontiguousarray(batch, np.float64).reshape(-1))
+
+
+def _checked_gradient(grad_output, input):
+    """grad_output as an array that fits the input."""
+    return gradient_like(grad_output, floats(input, "input"))
+
+
+def _check_running(running, name, channels):
+    """A running statistic that can be updated: TypeError or RuntimeError where it is none."""
+    check_running(running, name, channels)
+
+
+def _floats(array, name):
+    """The array that the functions see."""
+    return floats(array, name)
+
+
+def _checked_out(out, like):
+    """An `out` that fits."""
+    return checked_out(out, like)
+
+
+from ._switch import switch_norm, switch_norm_backward  # noqa: E402, F401

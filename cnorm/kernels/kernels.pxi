@@ -1,0 +1,98 @@
+# One source for every build: the shims _baseline.pyx, _avx2.pyx and _avx512.pyx include it.
+from cython.parallel cimport prange
+from cpython.pycapsule cimport PyCapsule_New
+from libc.math cimport INFINITY, sqrt
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from cnorm.kernels.jobs cimport Columns, Kernels, Moments, Units, View, Window
+
+cdef extern from "tiles.h" nogil:
+    ctypedef struct Affine:
+        double hi, lo, scale, bias, p, q, r, rstd, slope
+        const void *weight
+        const void *shift
+        const void *slopes
+
+    ctypedef struct ColumnAffine:
+        const void *hi
+        const void *scale
+        const void *bias
+        const void *p
+        const void *q
+        const void *r
+        const void *rstd
+        const void *slope
+
+    ctypedef struct RowAffine:
+        const double *hi
+        const double *lo
+        const double *scale
+        const double *row_slope
+        double slope
+        const void *weight
+        const void *shift
+        const void *slopes
+
+    ctypedef struct Response:
+        double alpha, beta, k, slope
+        const void *slopes
+
+    ctypedef struct Tile:
+        int size, wide, accumulator
+        double (*rounded)(double) noexcept nogil
+        void (*widen)(const char *, Py_ssize_t, void *) noexcept nogil
+        void (*widen64)(const char *, Py_ssize_t, double *) noexcept nogil
+        double (*head)(const char *, Py_ssize_t) noexcept nogil
+        void (*sums)(const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int, double *) noexcept nogil
+        void (*apply)(const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                      const Affine *, int) noexcept nogil
+        void (*apply_vector)(const char *, char *, Py_ssize_t, Py_ssize_t, const Affine *,
+                             int) noexcept nogil
+        void (*grad_sums)(const char *, const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                          const Affine *, int, double *) noexcept nogil
+        void (*grad_sums_vector)(const char *, const char *, Py_ssize_t, Py_ssize_t, const Affine *,
+                                 int, double *) noexcept nogil
+        void (*grad_apply)(const char *, const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                           Py_ssize_t, Py_ssize_t, const Affine *, int) noexcept nogil
+        void (*grad_apply_vector)(const char *, const char *, const char *, char *, Py_ssize_t,
+                                  Py_ssize_t, const Affine *, int) noexcept nogil
+        void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
+        void (*parameter_sums)(const char **, const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                               const RowAffine *, int, double *, double *, double *) noexcept nogil
+        void (*column_head)(const char **, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
+        void (*column_sums)(const char **, Py_ssize_t, Py_ssize_t, const void *, double *,
+                            double *) noexcept nogil
+        void (*column_apply)(const char **, char **, Py_ssize_t, Py_ssize_t, const ColumnAffine *,
+                             int) noexcept nogil
+        void (*column_grad_sums)(const char **, const char **, Py_ssize_t, Py_ssize_t,
+                                 const ColumnAffine *, int, double *, double *, double *,
+                                 double *) noexcept nogil
+        void (*column_grad_apply)(const char **, const char **, char **, Py_ssize_t, Py_ssize_t,
+                                  const ColumnAffine *, int) noexcept nogil
+        void (*window_sums)(const char **, Py_ssize_t, Py_ssize_t, int, void *) noexcept nogil
+        void (*window_apply)(const char *, const void *, char *, Py_ssize_t, const Response *,
+                             int) noexcept nogil
+        void (*window_prepare)(const char *, const char *, const void *, Py_ssize_t, const Response *,
+                               int, void *, void *) noexcept nogil
+        void (*window_grad)(const char *, const char *, const void *, const void *, char *, Py_ssize_t,
+                            const Response *, int) noexcept nogil
+
+    const Tile *TILES[4]
+
+include "moments.pxi"
+include "units.pxi"
+include "columns.pxi"
+include "window.pxi"
+
+cdef Kernels _kernels
+_kernels.units_moments = units_moments
+_kernels.units_forward = units_forward
+_kernels.units_backward = units_backward
+_kernels.columns_moments = columns_moments
+_kernels.columns_forward = columns_forward
+_kernels.columns_backward = columns_backward
+_kernels.window_forward = window_forward
+_kernels.window_backward = window_backward
+
+table = PyCapsule_New(&_kernels, b"cnorm.kernels", NULL)

@@ -1,0 +1,298 @@
+/* The lane vocabulary: the only file that knows vector widths and storage types.
+ *
+ * A *Lanes* value is 64 bytes of accumulators: 16 floats (f32l) or 8 doubles (f64l), on every
+ * processor. It is held in as many native vectors as fill it: one on AVX-512, two on AVX2, four on
+ * SSE and NEON. Element i of a run always goes to lane i modulo the lane count, lanes are folded by
+ * one fixed tree, and no build contracts a*b+c, so every build computes the same bits.
+ *
+ * Storage types are f32, f64, f16 and bf16; f16 and bf16 are computed in float. For each there are
+ *   S_load(p), S_load_part(p, n, fill), S_store(p, v), S_store_part(p, v, n)
+ * and for each accumulator type A (f32, f64)
+ *   A_set, A_add, A_sub, A_mul, A_select_positive, A_fold.
+ */
+#ifndef CNORM_LANES_H
+#define CNORM_LANES_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <math.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define LANES_NATIVE 64
+#elif defined(__AVX2__)
+#define LANES_NATIVE 32
+#else
+#define LANES_NATIVE 16
+#endif
+#define LANES_PARTS (64 / LANES_NATIVE)
+
+typedef struct { uint16_t bits; } f16;
+typedef struct { uint16_t bits; } bf16;
+typedef float f32;
+typedef double f64;
+
+enum { f32_lanes = 16, f64_lanes = 8 };
+
+/* Bits of a where a comparison holds, else of b (C has no ?: for vectors). */
+#define LANES_SELECT(mask, a, b) (((mask) & (a)) | (~(mask) & (b)))
+#define FOR_PARTS for (int k = 0; k < LANES_PARTS; ++k)
+
+/* ---- arithmetic, once per accumulator type ---- */
+
+#define LANES_ARITHMETIC(A, integer)                                                             \
+    typedef A A##v __attribute__((vector_size(LANES_NATIVE)));                                   \
+    typedef A A##u __attribute__((vector_size(LANES_NATIVE), aligned(sizeof(A)), may_alias));    \
+    typedef integer A##m __attribute__((vector_size(LANES_NATIVE)));                             \
+    typedef struct { A##v v[LANES_PARTS]; } A##l;                                                \
+    enum { A##_native = LANES_NATIVE / sizeof(A) };                                              \
+    INLINE A##l A##_set(A a) { A##l r; FOR_PARTS r.v[k] = a - (A##v){0}; return r; }             \
+    INLINE A##l A##_add(A##l a, A##l b) { FOR_PARTS a.v[k] += b.v[k]; return a; }                \
+    INLINE A##l A##_sub(A##l a, A##l b) { FOR_PARTS a.v[k] -= b.v[k]; return a; }                \
+    INLINE A##l A##_mul(A##l a, A##l b) { FOR_PARTS a.v[k] *= b.v[k]; return a; }                \
+    INLINE A##l A##_div(A##l a, A##l b) { FOR_PARTS a.v[k] /= b.v[k]; return a; }                \
+    /* a where z > 0, else b (also where z is NaN) */                                            \
+    INLINE A##l A##_select_positive(A##l z, A##l a, A##l b) {                                    \
+        FOR_PARTS a.v[k] = (A##v)LANES_SELECT(z.v[k] > 0, (A##m)a.v[k], (A##m)b.v[k]);           \
+        return a;                                                                                \
+    }                                                                                            \
+    INLINE A##l A##_load(const A *p) {                                                           \
+        A##l r;                                                                                  \
+        FOR_PARTS r.v[k] = *(const A##u *)(p + k * A##_native);                                  \
+        return r;                                                                                \
+    }                                                                                            \
+    INLINE void A##_store(A *p, A##l a) { FOR_PARTS *(A##u *)(p + k * A##_native) = a.v[k]; }
+
+LANES_ARITHMETIC(f32, int32_t)
+LANES_ARITHMETIC(f64, int64_t)
+
+/* ---- folding: lanes (i, i+8), (i, i+4), (i, i+2), (i, i+1), in double ---- */
+
+typedef double d8v __attribute__((vector_size(64)));
+typedef double d4v __attribute__((vector_size(32)));
+typedef double d2v __attribute__((vector_size(16)));
+typedef float f8v __attribute__((vector_size(32)));
+
+INLINE double fold8(d8v a) {
+    union { d8v a; d4v h[2]; } e = {a};
+    union { d4v a; d2v h[2]; } q = {e.h[0] + e.h[1]};
+    d2v p = q.h[0] + q.h[1];
+    return p[0] + p[1];
+}
+
+INLINE double f64_fold(f64l a) {
+    union { f64l a; d8v d; } u = {a};
+    return fold8(u.d);
+}
+
+INLINE double f32_fold(f32l a) {
+    union { f32l a; f8v h[2]; } u = {a};
+    return fold8(__builtin_convertvector(u.h[0], d8v) + __builtin_convertvector(u.h[1], d8v));
+}
+
+/* ---- square root (correctly rounded, so the same everywhere) ---- */
+
+INLINE f32l f32_sqrt(f32l a) {
+#if LANES_NATIVE == 64
+    FOR_PARTS a.v[k] = (f32v)_mm512_sqrt_ps((__m512)a.v[k]);
+#elif LANES_NATIVE == 32
+    FOR_PARTS a.v[k] = (f32v)_mm256_sqrt_ps((__m256)a.v[k]);
+#elif defined(__SSE2__)
+    FOR_PARTS a.v[k] = (f32v)_mm_sqrt_ps((__m128)a.v[k]);
+#else
+    FOR_PARTS for (int i = 0; i < f32_native; ++i) a.v[k][i] = sqrtf(a.v[k][i]);
+#endif
+    return a;
+}
+
+INLINE f64l f64_sqrt(f64l a) {
+#if LANES_NATIVE == 64
+    FOR_PARTS a.v[k] = (f64v)_mm512_sqrt_pd((__m512d)a.v[k]);
+#elif LANES_NATIVE == 32
+    FOR_PARTS a.v[k] = (f64v)_mm256_sqrt_pd((__m256d)a.v[k]);
+#elif defined(__SSE2__)
+    FOR_PARTS a.v[k] = (f64v)_mm_sqrt_pd((__m128d)a.v[k]);
+#else
+    FOR_PARTS for (int i = 0; i < f64_native; ++i) a.v[k][i] = sqrt(a.v[k][i]);
+#endif
+    return a;
+}
+
+/* ---- a**-b for a > 0, in double: 2**(-b log2 a) ----
+ * a = 2**e m with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh((m - 1) / (m + 1)). The libraries' pow
+ * differs from one to the next and would break the bits. */
+
+typedef int64_t i64v __attribute__((vector_size(LANES_NATIVE)));
+
+INLINE f64v f64v_power(f64v a, double b) {
+    const f64v zero = {0}, shifter = zero + 0x1.8p52;
+    const i64v bits = (i64v)a;
+    /* the exponent of a * sqrt(2), so that m is near 1 */
+    const i64v biased = (bits + (0x3ff0000000000000 - 0x3fe6a09e667f3bcd)) & 0x7ff0000000000000;
+    const f64v m = (f64v)(bits - biased + 0x3ff0000000000000);
+    const f64v e = (f64v)(((i64v)((biased >> 52) & 0x7ff)) | 0x4330000000000000) - (0x1p52 + 1023);
+    const f64v z = (m - 1) / (m + 1), w = z * z;
+    f64v series = zero + 1.0 / 23;
+    for (int i = 21; i >= 1; i -= 2) series = series * w + 1.0 / i;
+    const f64v log2_m = z * series * 2.8853900817779268;
+    const f64v y = -b * e - b * log2_m;
+    const f64v n = (y + shifter) - shifter;
+    /* what y lost of -b * e is small: b is short of bits or e is */
+    const f64v f = (y - n) * 0.69314718055994531;
+    f64v power = zero + 1;
+    for (int i = 14; i >= 1; --i) power = power * (f / (double)i) + 1;
+    const i64v scale = ((i64v)(n + shifter) + 1023) << 52;
+    power *= (f64v)scale;
+    const i64v fine = (i64v)((a > 0x1p-1022) & (a < __builtin_inf()) & (y < 1022) & (y > -1022));
+    if (__builtin_expect(({ int all = 1; for (int i = 0; i < f64_native; ++i) all &= fine[i] != 0; all; }), 1))
+        return power;
+    for (int i = 0; i < f64_native; ++i)
+        if (!fine[i]) power[i] = pow(a[i], -b);
+    return power;
+}
+
+INLINE f64l f64_power(f64l a, double b) {
+    FOR_PARTS a.v[k] = f64v_power(a.v[k], b);
+    return a;
+}
+
+INLINE f32l f32_power(f32l a, double b) {
+    float lane[f32_lanes];
+    double wide[f32_lanes];
+    f32_store(lane, a);
+    for (int i = 0; i < f32_lanes; ++i) wide[i] = lane[i];
+    for (int i = 0; i < f32_lanes; i += f64_native)
+        *(f64u *)(wide + i) = f64v_power(*(const f64u *)(wide + i), b);
+    for (int i = 0; i < f32_lanes; ++i) lane[i] = (float)wide[i];
+    return f32_load(lane);
+}
+
+/* ---- float16 and bfloat16: conversion of one native vector ---- */
+
+typedef uint32_t u32v __attribute__((vector_size(LANES_NATIVE)));
+typedef uint16_t u16h __attribute__((vector_size(LANES_NATIVE / 2)));
+typedef uint16_t u16hu __attribute__((vector_size(LANES_NATIVE / 2), aligned(2), may_alias));
+
+#define BITS(x) ((u32v)(x))
+#define FLOATS(x) ((f32v)(x))
+
+INLINE f32v f16_widen(u16h h) {
+#if LANES_NATIVE == 64
+    return (f32v)_mm512_cvtph_ps((__m256i)h);
+#elif LANES_NATIVE == 32
+    return (f32v)_mm256_cvtph_ps((__m128i)h);
+#else
+    const u32v x = __builtin_convertvector(h, u32v);
+    const u32v magnitude = (x & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
+    const u32v normal = magnitude + ((127 - 15) << 23);
+    const u32v special = (magnitude + ((255 - 31) << 23)) | ((u32v)(magnitude > 0x0f800000) & 0x400000);
+    const f32v subnormal = FLOATS(magnitude + (113 << 23)) - FLOATS((u32v){0} + (113u << 23));
+    u32v r = LANES_SELECT((u32v)(exponent == 0x0f800000), special, normal);
+    r = LANES_SELECT((u32v)(exponent == 0), BITS(subnormal), r);
+    return FLOATS(r | (x & 0x8000) << 16);
+#endif
+}
+
+INLINE u16h f16_narrow(f32v f) {
+#if LANES_NATIVE == 64
+    return (u16h)_mm512_cvtps_ph((__m512)f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif LANES_NATIVE == 32
+    return (u16h)_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT);
+#else
+    const u32v x = BITS(f), magnitude = x & 0x7fffffff;
+    const u32v odd = (magnitude >> 13) & 1;
+    const u32v normal = (magnitude - ((127 - 15) << 23) + 0xfff + odd) >> 13;
+    /* adding 0.5 leaves the float's own rounding at the last bit of a half subnormal */
+    const u32v subnormal = BITS(FLOATS(magnitude) + 0.5f) - 0x3f000000;
+    const u32v special = 0x7c00 | ((u32v)(magnitude > 0x7f800000) & (0x200 | ((magnitude >> 13) & 0x3ff)));
+    u32v r = LANES_SELECT((u32v)(magnitude < (113u << 23)), subnormal, normal);
+    r = LANES_SELECT((u32v)(magnitude >= (143u << 23)), special, r);
+    return __builtin_convertvector(r | (x & 0x80000000) >> 16, u16h);
+#endif
+}
+
+INLINE f32v bf16_widen(u16h h) {
+    const u32v x = __builtin_convertvector(h, u32v) << 16;
+    /* a signalling NaN becomes a quiet one, as float16's does */
+    return FLOATS(x | ((u32v)((x & 0x7fffffff) > 0x7f800000) & 0x400000));
+}
+
+INLINE u16h bf16_narrow(f32v f) {
+    const u32v x = BITS(f);
+    const u32v rounded = (x + 0x7fff + ((x >> 16) & 1)) >> 16, quiet = (x >> 16) | 0x40;
+    const u32v nan = (u32v)((x & 0x7fffffff) > 0x7f800000);
+    return __builtin_convertvector(LANES_SELECT(nan, quiet, rounded), u16h);
+}
+
+#define LANES_HALF(S)                                                                            \
+    INLINE f32l S##_load(const S *p) {                                                           \
+        f32l r;                                                                                  \
+        FOR_PARTS r.v[k] = S##_widen((u16h) * (const u16hu *)(p + k * f32_native));              \
+        return r;                                                                                \
+    }                                                                                            \
+    INLINE void S##_store(S *p, f32l a) {                                                        \
+        FOR_PARTS *(u16hu *)(p + k * f32_native) = (u16hu)S##_narrow(a.v[k]);                    \
+    }
+LANES_HALF(f16)
+LANES_HALF(bf16)
+
+/* ---- the end of a run: fewer elements than lanes; the other lanes hold `fill` ---- */
+
+#if LANES_NATIVE == 64
+
+INLINE f32l f32_load_part(const f32 *p, ptrdiff_t n, f32l fill) {
+    fill.v[0] = (f32v)_mm512_mask_loadu_ps((__m512)fill.v[0], (__mmask16)((1u << n) - 1), p);
+    return fill;
+}
+INLINE void f32_store_part(f32 *p, f32l a, ptrdiff_t n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)a.v[0]);
+}
+INLINE f64l f64_load_part(const f64 *p, ptrdiff_t n, f64l fill) {
+    fill.v[0] = (f64v)_mm512_mask_loadu_pd((__m512d)fill.v[0], (__mmask8)((1u << n) - 1), p);
+    return fill;
+}
+INLINE void f64_store_part(f64 *p, f64l a, ptrdiff_t n) {
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)a.v[0]);
+}
+#define LANES_HALF_PART(S)                                                                       \
+    INLINE f32l S##_load_part(const S *p, ptrdiff_t n, f32l fill) {                             \
+        const __mmask16 m = (__mmask16)((1u << n) - 1);                                          \
+        const f32v x = S##_widen((u16h)_mm256_maskz_loadu_epi16(m, p));                          \
+        fill.v[0] = (f32v)_mm512_mask_mov_ps((__m512)fill.v[0], m, (__m512)x);                   \
+        return fill;                                                                             \
+    }                                                                                            \
+    INLINE void S##_store_part(S *p, f32l a, ptrdiff_t n) {                                     \
+        _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)S##_narrow(a.v[0]));    \
+    }
+LANES_HALF_PART(f16)
+LANES_HALF_PART(bf16)
+
+#else
+
+/* Out of line: it is off the hot path, and inlined it would double the module's size. */
+#define LANES_PART(S, A)                                                                         \
+    static __attribute__((noinline)) A##l S##_load_part(const S *p, ptrdiff_t n, A##l fill) {                             \
+        union { A a[A##_lanes]; A##l l; } f = {.l = fill}, x;                                    \
+        S buffer[A##_lanes] = {0};                                                               \
+        for (ptrdiff_t i = 0; i < n; ++i) buffer[i] = p[i];                                     \
+        x.l = S##_load(buffer);                                                                  \
+        for (ptrdiff_t i = n; i < A##_lanes; ++i) x.a[i] = f.a[i];                              \
+        return x.l;                                                                              \
+    }                                                                                            \
+    static __attribute__((noinline)) void S##_store_part(S *p, A##l a, ptrdiff_t n) {           \
+        S buffer[A##_lanes];                                                                     \
+        S##_store(buffer, a);                                                                    \
+        for (ptrdiff_t i = 0; i < n; ++i) p[i] = buffer[i];                                     \
+    }
+LANES_PART(f32, f32)
+LANES_PART(f64, f64)
+LANES_PART(f16, f32)
+LANES_PART(bf16, f32)
+
+#endif
+#endif

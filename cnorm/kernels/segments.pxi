@@ -1,0 +1,259 @@
+# Segments: a scalar weight per segment. BatchNorm, GroupNorm, InstanceNorm, channels first.
+#
+# BatchNorm: a unit is a channel, a segment a sample of it (one weight per unit).
+# GroupNorm: a unit is a group of one sample, a segment a channel of it (a weight per segment).
+
+cdef inline Py_ssize_t channel_of(const Units *a, Py_ssize_t inner, Py_ssize_t segment) noexcept nogil:
+    return inner * a.shape[2] + segment if a.by_segment else inner
+
+
+cdef inline void set_channel(const Units *a, Affine *f, Py_ssize_t channel) noexcept nogil:
+    """scale, bias and slope of one channel; lo goes into the bias."""
+    f.scale = f.rstd * a.weight[channel] if a.weight != NULL else f.rstd
+    f.bias = (a.bias[channel] if a.bias != NULL else 0) - f.lo * f.scale
+    if a.activation == 2:
+        f.slope = a.slopes[channel]
+
+
+cdef void segment_apply(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t inner,
+                        const char *x, char *y, const Piece *p) noexcept nogil:
+    cdef Affine f = shared[0]
+    cdef Py_ssize_t segment, element, step, size = t.loops.size
+    if not a.by_segment:
+        set_channel(a, &f, inner)
+        if t.runs == 1:
+            t.loops.apply(x + p.segment * a.x.stride[2] + p.begin * size,
+                          y + p.segment * a.y.stride[2] + p.begin * size,
+                          p.count, a.x.stride[2], a.y.stride[2], p.end - p.begin, &f, a.activation)
+            return
+    for segment in range(p.segment, p.segment + p.count):
+        if a.by_segment:
+            set_channel(a, &f, channel_of(a, inner, segment))
+        element = p.begin
+        while element < p.end:
+            step = min(t.length - element % t.length, p.end - element)
+            t.loops.apply(element_at(t, &a.x, x, segment, element),
+                          <char *> element_at(t, &a.y, y, segment, element),
+                          1, 0, 0, step, &f, a.activation)
+            element += step
+
+
+# ---- backward ----
+# Per slot: sum of g, of g * (x - hi), of (x - hi), of the slope's gradient. A slot is a part of the
+# unit, or one segment of it where segments have weights of their own.
+
+cdef enum:
+    SLOT = 4
+    FEW_SLOTS = 256
+
+
+cdef inline Py_ssize_t slots_of(const Units *a, const Tiling *t) noexcept nogil:
+    return t.segments if a.by_segment else t.parts
+
+
+cdef void segment_sums(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
+                       Py_ssize_t slot, double *out) noexcept nogil:
+    cdef double x_buffer[TILE]
+    cdef double dy_buffer[TILE]
+    cdef const char *x = unit_at(a, &a.x, unit)
+    cdef const char *dy = unit_at(a, &a.dy, unit)
+    cdef Affine f = shared[0]
+    cdef Py_ssize_t tile, begin, end
+    cdef Piece p
+    cdef Ready rx, rdy
+    out[0] = 0
+    out[1] = 0
+    out[2] = 0
+    out[3] = 0
+    set_channel(a, &f, channel_of(a, unit % a.shape[1], slot))
+    begin = slot * (t.chunks if a.by_segment else PART)
+    end = begin + t.chunks if a.by_segment else min(begin + PART, t.tiles)
+    for tile in range(begin, end):
+        p = tile_piece(t, tile)
+        rx = ready_tile(t, &a.x, x, &p, False, <char *> x_buffer)
+        rdy = ready_tile(t, &a.dy, dy, &p, False, <char *> dy_buffer)
+        if rx.loops != rdy.loops:  # one was gathered: the loops take both in one type
+            if rx.data != <char *> x_buffer:
+                gather(t, &a.x, x, &p, False, <char *> x_buffer)
+                rx = rdy
+                rx.data = <char *> x_buffer
+            else:
+                gather(t, &a.dy, dy, &p, False, <char *> dy_buffer)
+                rdy = rx
+                rdy.data = <char *> dy_buffer
+        rx.loops.grad_sums(rx.data, rdy.data, rx.runs, rx.stride, rdy.stride, rx.length, &f,
+                           a.activation, out)
+
+
+cdef void unit_totals(const Units *a, const Tiling *t, Affine *f, Py_ssize_t unit,
+                      const double *slots, double *sum_g, double *sum_gd) noexcept nogil:
+    """From slots to the unit's weighted sums; parameter gradients on the way."""
+    cdef Py_ssize_t slot, count = slots_of(a, t), inner = unit % a.shape[1]
+    cdef Py_ssize_t outer = unit // a.shape[1], channels, channel
+    cdef double g = 0, gd = 0, d = 0, on_slope = 0, weight
+    cdef double size = <double> (t.segments * t.elements)
+    if t.loops.wide == 8 and not a.given and a.sums_mode == 0:
+        for slot in range(count):
+            d += slots[SLOT * slot + 2]
+        f.lo = d / size
+    if a.by_segment:
+        channels = a.shape[1] * t.segments
+        sum_g[0] = 0
+        sum_gd[0] = 0
+        for slot in range(count):
+            channel = outer * channels + channel_of(a, inner, slot)
+            weight = a.weight[channel_of(a, inner, slot)] if a.weight != NULL else 1
+            g = slots[SLOT * slot]
+            gd = slots[SLOT * slot + 1] - f.lo * g
+            a.grad_bias[channel] = g
+            a.grad_weight[channel] = f.rstd * gd
+            if a.activation:
+                a.grad_slope[channel] = slots[SLOT * slot + 3]
+            sum_g[0] += weight * g
+            sum_gd[0] += weight * gd
+        return
+    for slot in range(count):
+        g += slots[SLOT * slot]
+        gd += slots[SLOT * slot + 1]
+        on_slope += slots[SLOT * slot + 3]
+    gd -= f.lo * g
+    a.grad_bias[unit] = g
+    a.grad_weight[unit] = f.rstd * gd
+    if a.activation:
+        a.grad_slope[unit] = on_slope
+    weight = a.weight[inner] if a.weight != NULL else 1
+    sum_g[0] = weight * g
+    sum_gd[0] = weight * gd
+
+
+cdef void finish_affine(const Units *a, Affine *f, double count, double sum_g,
+                        double sum_gd) noexcept nogil:
+    """q and r of dx = (g * p - r) - (x - hi) * rstd * q, from the unit's two weighted sums."""
+    if a.given:  # evaluation: the statistics do not depend on x
+        f.q = 0
+        f.r = 0
+        return
+    f.q = f.rstd * f.rstd * sum_gd / count
+    f.r = (f.rstd * sum_g / count if a.centred else 0) - f.lo * f.rstd * f.q
+
+
+cdef void segment_grad_apply(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
+                             Py_ssize_t slot) noexcept nogil:
+    """The gradient of the input, over the tiles of one slot."""
+    cdef const char *x = unit_at(a, &a.x, unit)
+    cdef const char *dy = unit_at(a, &a.dy, unit)
+    cdef char *dx = unit_at(a, &a.y, unit)
+    cdef Affine f = shared[0]
+    cdef Py_ssize_t tile, stop, segment, element, step, size = t.loops.size
+    cdef Piece p
+    set_channel(a, &f, channel_of(a, unit % a.shape[1], slot))
+    f.p = f.scale
+    tile = slot * (t.chunks if a.by_segment else PART)
+    stop = tile + t.chunks if a.by_segment else min(tile + PART, t.tiles)
+    while tile < stop:
+        p = tile_stretch(t, tile, stop)
+        if t.runs == 1:
+            t.loops.grad_apply(x + p.segment * a.x.stride[2] + p.begin * size,
+                               dy + p.segment * a.dy.stride[2] + p.begin * size,
+                               dx + p.segment * a.y.stride[2] + p.begin * size,
+                               p.count, a.x.stride[2], a.dy.stride[2], a.y.stride[2],
+                               p.end - p.begin, &f, a.activation)
+        else:
+            for segment in range(p.segment, p.segment + p.count):
+                element = p.begin
+                while element < p.end:
+                    step = min(t.length - element % t.length, p.end - element)
+                    t.loops.grad_apply(element_at(t, &a.x, x, segment, element),
+                                       element_at(t, &a.dy, dy, segment, element),
+                                       <char *> element_at(t, &a.y, dx, segment, element),
+                                       1, 0, 0, 0, step, &f, a.activation)
+                    element += step
+        tile = next_tile(t, tile, stop)
+
+
+cdef void segments_backward_unit(const Units *a, const Tiling *t, Py_ssize_t unit,
+                                 double *slots) noexcept nogil:
+    """One unit, while it is in cache. `slots` is room for it, or NULL where few are needed."""
+    cdef double own[SLOT * FEW_SLOTS]
+    cdef Affine f = given_affine(a, t.loops, unit)
+    cdef Py_ssize_t slot
+    if slots == NULL:
+        slots = own
+    for slot in range(slots_of(a, t)):
+        segment_sums(a, t, &f, unit, slot, slots + SLOT * slot)
+    finish_unit(a, t, &f, unit, slots)
+    if a.sums_mode != 1:
+        for slot in range(slots_of(a, t) - 1, -1, -1):
+            segment_grad_apply(a, t, &f, unit, slot)
+
+
+cdef inline void finish_unit(const Units *a, const Tiling *t, Affine *f, Py_ssize_t unit,
+                             const double *slots) noexcept nogil:
+    cdef double sum_g, sum_gd, count = <double> (t.segments * t.elements)
+    if a.sums_mode == 2:
+        sum_g = a.sums[2 * unit]
+        sum_gd = a.sums[2 * unit + 1]
+        count = a.count
+    else:
+        unit_totals(a, t, f, unit, slots, &sum_g, &sum_gd)
+        if a.sums != NULL:
+            a.sums[2 * unit] = sum_g
+            a.sums[2 * unit + 1] = sum_gd
+    finish_affine(a, f, count, sum_g, sum_gd)
+
+
+cdef inline void sums_item(const Units *a, const Tiling *t, double *slots, Py_ssize_t item,
+                           Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t unit = item // count
+    cdef Affine f = given_affine(a, t.loops, unit)
+    segment_sums(a, t, &f, unit, item - unit * count, slots + SLOT * item)
+
+
+cdef inline void grad_item(const Units *a, const Tiling *t, const Affine *affine, Py_ssize_t item,
+                           Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t unit = item // count
+    segment_grad_apply(a, t, affine + unit, unit, item - unit * count)
+
+
+cdef inline void backward_item(const Units *a, const Tiling *t, Py_ssize_t unit, double *slots,
+                               Py_ssize_t count) noexcept nogil:
+    segments_backward_unit(a, t, unit, slots + SLOT * count * unit if slots != NULL else NULL)
+
+
+cdef int segments_backward(const Units *a) noexcept nogil:
+    cdef Tiling t = tiling_of(a, a.by_segment)
+    cdef Py_ssize_t units = units_of(a), count = slots_of(a, &t), items = units * count, i
+    cdef bint apart = by_parts(units, count, a.threads) or a.sums_mode == 2
+    cdef bint serial = a.threads == 1
+    cdef bint on_stack = not apart and count <= FEW_SLOTS
+    cdef double *slots = NULL
+    cdef Affine *affine = <Affine *> malloc(units * sizeof(Affine)) if apart else NULL
+    if not on_stack:
+        slots = <double *> malloc(SLOT * (count if serial and not apart else items) * sizeof(double))
+    if (slots == NULL and not on_stack) or (apart and affine == NULL):
+        free(slots)
+        free(affine)
+        return -1
+    if not apart:
+        if serial:
+            for i in range(units):
+                segments_backward_unit(a, &t, i, slots)
+        else:
+            for i in prange(units, num_threads=a.threads, schedule="dynamic",
+                            chunksize=chunk_of(units, a.threads)):
+                backward_item(a, &t, i, slots, count)
+    else:
+        if a.sums_mode != 2:
+            for i in prange(items, num_threads=a.threads, use_threads_if=not serial,
+                            schedule="dynamic", chunksize=chunk_of(items, a.threads)):
+                sums_item(a, &t, slots, i, count)
+        for i in range(units):
+            affine[i] = given_affine(a, t.loops, i)
+            finish_unit(a, &t, affine + i, i, slots + SLOT * count * i)
+        if a.sums_mode != 1:
+            for i in prange(items, num_threads=a.threads, use_threads_if=not serial,
+                            schedule="dynamic", chunksize=chunk_of(items, a.threads)):
+                grad_item(a, &t, affine, items - 1 - i, count)
+    free(slots)
+    free(affine)
+    return 0

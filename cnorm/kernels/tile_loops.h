@@ -1,0 +1,669 @@
+/* One text of each loop over a tile; tiles.h includes it once per storage type.
+ *
+ * S: storage type, A: accumulation type, AL: its lanes, ACCUMULATOR: its place in TILES.
+ * Functions ending in _any take constants that choose a variant (`vector`, `centred`, `activation`);
+ * they are inlined into one function per variant, so a variant is never another text.
+ */
+#define FN(name) CAT(name, S)
+#define LOAD(p) CAT(S, load)(p)
+#define LOAD_PART(p, n, fill) CAT(S, load_part)(p, n, fill)
+#define STORE(p, v) CAT(S, store)(p, v)
+#define STORE_PART(p, v, n) CAT(S, store_part)(p, v, n)
+#define SET(a) CAT(A, set)((A)(a))
+#define ADD(a, b) CAT(A, add)(a, b)
+#define SUB(a, b) CAT(A, sub)(a, b)
+#define MUL(a, b) CAT(A, mul)(a, b)
+#define IF_POSITIVE(z, a, b) CAT(A, select_positive)(z, a, b)
+#define FOLD(a) CAT(A, fold)(a)
+#define PARAMETER(p, i) CAT(A, load)((const A *)(p) + (i))
+#define PARAMETER_PART(p, i, n) CAT(A, load_part)((const A *)(p) + (i), n, SET(0))
+#define LANES CAT(A, lanes)
+/* float64 takes its mean from a double: the sum of deviations brings back what that rounded off */
+#define EXACT (sizeof(A) == 8)
+
+/* Whole lanes of a run, then the rest. STEP(at, load, parameter, store) is the body. */
+#define FOR_RUN(n)                                                                               \
+    ptrdiff_t i = 0;                                                                             \
+    for (; i + LANES <= (n); i += LANES) STEP(LOAD(x + i), WHOLE)                                \
+    if (i < (n)) STEP(LOAD_PART(x + i, (n) - i, fill), PART)
+
+static double FN(rounded)(double a) { return (double)(A)a; }
+
+static void FN(widen)(const char *source, ptrdiff_t n, void *out) {
+    const S *x = (const S *)source;
+    A *y = (A *)out;
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) CAT(A, store)(y + i, LOAD(x + i));
+    if (i < n) CAT(A, store_part)(y + i, LOAD_PART(x + i, n - i, SET(0)), n - i);
+}
+
+static void FN(widen64)(const char *source, ptrdiff_t n, double *out) {
+    A lane[LANES];
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        const ptrdiff_t m = n - i < LANES ? n - i : LANES;
+        FN(widen)(source + i * sizeof(S), m, lane);
+        for (ptrdiff_t j = 0; j < m; ++j) out[i + j] = lane[j];
+    }
+}
+
+/* Mean of the first elements, rounded to A: a shift that is near the mean. */
+static double FN(head)(const char *source, ptrdiff_t n) {
+    const S *x = (const S *)source;
+    const AL zero = SET(0);
+    if (n >= 4 * LANES)
+        return (double)(A)(FOLD(ADD(ADD(LOAD(x), LOAD(x + LANES)),
+                                    ADD(LOAD(x + 2 * LANES), LOAD(x + 3 * LANES)))) / (4 * LANES));
+    AL sum = zero;
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) sum = ADD(sum, LOAD(x + i));
+    if (i < n) sum = ADD(sum, LOAD_PART(x + i, n - i, zero));
+    return (double)(A)(FOLD(sum) / n);
+}
+
+/* out = {sum of d, sum of d*d}, d = x - shift. Not centred: shift is 0 and the first sum is not taken. */
+INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n,
+                         double shift, double *out, const int centred) {
+    const AL fill = SET(shift);
+    AL first0 = SET(0), first1 = first0, second0 = first0, second1 = first0;
+#define STEP(k, value)                                                                           \
+    {                                                                                            \
+        AL d = value;                                                                            \
+        if (centred) {                                                                           \
+            d = SUB(d, fill);                                                                    \
+            first##k = ADD(first##k, d);                                                         \
+        }                                                                                        \
+        second##k = ADD(second##k, MUL(d, d));                                                   \
+    }
+    for (ptrdiff_t run = 0; run < runs; ++run) {
+        const S *x = (const S *)(source + run * stride);
+        ptrdiff_t i = 0;
+        for (; i + 2 * LANES <= n; i += 2 * LANES) {
+            STEP(0, LOAD(x + i))
+            STEP(1, LOAD(x + i + LANES))
+        }
+        if (i + LANES <= n) {
+            STEP(0, LOAD(x + i))
+            i += LANES;
+        }
+        if (i < n) STEP(1, LOAD_PART(x + i, n - i, fill))
+    }
+#undef STEP
+    out[0] = centred ? FOLD(ADD(first0, first1)) : 0;
+    out[1] = FOLD(ADD(second0, second1));
+}
+
+static void FN(sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift,
+                     int centred, double *out) {
+    if (centred) FN(sums_any)(x, runs, stride, n, shift, out, 1);
+    else FN(sums_any)(x, runs, stride, n, 0, out, 0);
+}
+
+/* y = ((x - hi) - lo) * scale + bias, then z if z > 0 else slope * z. */
+INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrdiff_t x_stride,
+                          ptrdiff_t y_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
+                          const int vector, const int centred, const int biased,
+                          const int activation) {
+    const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
+             slope = SET(a->slope), fill = hi;
+    for (ptrdiff_t run = 0; run < runs; ++run) {
+        const S *x = (const S *)(source + run * x_stride);
+        S *y = (S *)(target + run * y_stride);
+#define STEP(value, PIECE)                                                                       \
+    {                                                                                            \
+        AL z = value;                                                                            \
+        if (centred) z = SUB(z, hi);                                                             \
+        if (centred && vector) z = SUB(z, lo);                                                   \
+        z = MUL(z, vector ? MUL(scale, PIECE##_PARAMETER(a->weight)) : scale);                   \
+        if (biased) z = ADD(z, vector ? PIECE##_PARAMETER(a->shift) : bias);                     \
+        if (activation)                                                                          \
+            z = IF_POSITIVE(z, z, MUL(z, vector && activation == 2 ? PIECE##_PARAMETER(a->slopes) : slope)); \
+        PIECE##_STORE(y + i, z);                                                                 \
+    }
+#define WHOLE_PARAMETER(p) PARAMETER(p, at + i)
+#define PART_PARAMETER(p) PARAMETER_PART(p, at + i, n - i)
+#define WHOLE_STORE(p, v) STORE(p, v)
+#define PART_STORE(p, v) STORE_PART(p, v, n - i)
+        FOR_RUN(n)
+#undef STEP
+    }
+}
+
+static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
+                      ptrdiff_t n, const Affine *a, int activation) {
+    if (activation) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, 1, 1, 1);
+    else FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, 1, 1, 0);
+}
+
+/* Elements at .. at + n of a row with a weight (and a bias, if any) per element. */
+static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
+                             int activation) {
+#define VARIANT(centred, biased)                                                                 \
+    if (activation == 2) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 2);          \
+    else if (activation) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 1);          \
+    else FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0);
+    if (a->shift) { VARIANT(1, 1) }
+    else if (a->hi != 0 || a->lo != 0) { VARIANT(1, 0) }
+    else { VARIANT(0, 0) }
+#undef VARIANT
+}
+
+/* The gradient through the activation: its sign is that of the forward z, recomputed. */
+#define THROUGH(g, d, PIECE)                                                                     \
+    if (activation) {                                                                            \
+        AL z = vector ? MUL(SUB(d, lo), MUL(scale, PIECE##_PARAMETER(a->weight))) : MUL(d, scale); \
+        if (!vector) z = ADD(z, bias);                                                           \
+        else if (a->shift) z = ADD(z, PIECE##_PARAMETER(a->shift));                              \
+        const AL s = vector && activation == 2 ? PIECE##_PARAMETER(a->slopes) : slope;           \
+        if (on_slope) *on_slope = ADD(*on_slope, IF_POSITIVE(z, SET(0), MUL(g, z)));             \
+        g = IF_POSITIVE(z, g, MUL(g, s));                                                        \
+    }
+
+#define WHOLE_PLUS LOAD(plus + i)
+#define PART_PLUS LOAD_PART(plus + i, n - i, SET(0))
+#define WHOLE_DY LOAD(dy + i)
+#define PART_DY LOAD_PART(dy + i, n - i, SET(0))
+
+/* out += {sum of g, sum of g*d, sum of d (float64 only), sum of dy*z where z <= 0}, d = x - hi. */
+INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdiff_t runs,
+                              ptrdiff_t x_stride, ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at,
+                              const Affine *a, double *out, const int vector, const int activation) {
+    const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
+             slope = SET(a->slope), fill = hi;
+    AL g0 = SET(0), g1 = g0, gd0 = g0, gd1 = g0, d0 = g0, s0 = g0, *on_slope = &s0;
+    for (ptrdiff_t run = 0; run < runs; ++run) {
+        const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
+        ptrdiff_t i = 0;
+#define STEP(k, value, PIECE)                                                                    \
+    {                                                                                            \
+        const AL d = SUB(value, hi);                                                             \
+        AL g = PIECE##_DY;                                                                       \
+        THROUGH(g, d, PIECE)                                                                     \
+        if (vector) g = MUL(g, PIECE##_PARAMETER(a->weight));                                    \
+        g##k = ADD(g##k, g);                                                                     \
+        gd##k = ADD(gd##k, MUL(g, d));                                                           \
+        if (EXACT) d0 = ADD(d0, d);                                                              \
+    }
+        for (; i + 2 * LANES <= n; i += LANES) {
+            STEP(0, LOAD(x + i), WHOLE)
+            i += LANES;
+            STEP(1, LOAD(x + i), WHOLE)
+        }
+        if (i + LANES <= n) {
+            STEP(0, LOAD(x + i), WHOLE)
+            i += LANES;
+        }
+        if (i < n) STEP(1, LOAD_PART(x + i, n - i, fill), PART)
+#undef STEP
+    }
+    (void)lo, (void)scale, (void)bias, (void)slope, (void)on_slope;
+    out[0] += FOLD(ADD(g0, g1));
+    out[1] += FOLD(ADD(gd0, gd1));
+    if (EXACT) out[2] += FOLD(d0);
+    if (activation) out[3] += FOLD(s0);
+}
+
+static void FN(grad_sums)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
+                          ptrdiff_t dy_stride, ptrdiff_t n, const Affine *a, int activation, double *out) {
+    if (activation) FN(grad_sums_any)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, 1);
+    else FN(grad_sums_any)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, 0);
+}
+
+static void FN(grad_sums_vector)(const char *x, const char *dy, ptrdiff_t n, ptrdiff_t at,
+                                 const Affine *a, int activation, double *out) {
+    if (activation == 2) FN(grad_sums_any)(x, dy, 1, 0, 0, n, at, a, out, 1, 2);
+    else if (activation) FN(grad_sums_any)(x, dy, 1, 0, 0, n, at, a, out, 1, 1);
+    else FN(grad_sums_any)(x, dy, 1, 0, 0, n, at, a, out, 1, 0);
+}
+
+/* dx = (g * p - r) - (x - hi) * rstd * q: rstd * q may be too small for a float. Added: + plus. */
+INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, const char *plus_source,
+                               char *dx_source,
+                               ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
+                               ptrdiff_t dx_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
+                               const int vector, const int activation, const int added) {
+    const S *plus = (const S *)plus_source;
+    const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
+             slope = SET(a->slope), p = SET(a->p), q = SET(a->q), r = SET(a->r),
+             rstd = SET(a->rstd), fill = hi;
+    AL *const on_slope = 0;
+    for (ptrdiff_t run = 0; run < runs; ++run) {
+        const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
+        S *dx = (S *)(dx_source + run * dx_stride);
+#define STEP(value, PIECE)                                                                       \
+    {                                                                                            \
+        const AL d = SUB(value, hi);                                                             \
+        AL g = PIECE##_DY;                                                                       \
+        THROUGH(g, d, PIECE)                                                                     \
+        g = MUL(g, vector ? MUL(p, PIECE##_PARAMETER(a->weight)) : p);                           \
+        g = SUB(SUB(g, r), MUL(MUL(d, rstd), q));                                                \
+        if (added) g = ADD(g, PIECE##_PLUS);                                                     \
+        PIECE##_STORE(dx + i, g);                                                                \
+    }
+        FOR_RUN(n)
+#undef STEP
+    }
+    (void)lo, (void)scale, (void)bias, (void)slope, (void)on_slope;
+}
+
+static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
+                           ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
+                           int activation) {
+    if (activation)
+        FN(grad_apply_any)(x, dy, 0, dx, runs, x_stride, dy_stride, dx_stride, n, 0, a, 0, 1, 0);
+    else
+        FN(grad_apply_any)(x, dy, 0, dx, runs, x_stride, dy_stride, dx_stride, n, 0, a, 0, 0, 0);
+}
+
+static void FN(grad_apply_vector)(const char *x, const char *dy, const char *plus, char *dx, ptrdiff_t n,
+                                  ptrdiff_t at, const Affine *a, int activation) {
+#define VARIANT(added)                                                                           \
+    if (activation == 2) FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, 2, added); \
+    else if (activation) FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, 1, added); \
+    else FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, 0, added);
+    if (plus) { VARIANT(1) }
+    else { VARIANT(0) }
+#undef VARIANT
+}
+
+static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
+    const S *x = (const S *)a, *other = (const S *)b;
+    const AL fill = SET(0);
+#define STEP(value, PIECE) { PIECE##_STORE((S *)y + i, ADD(value, PIECE##_OTHER)); }
+#define WHOLE_OTHER LOAD(other + i)
+#define PART_OTHER LOAD_PART(other + i, n - i, fill)
+    FOR_RUN(n)
+#undef STEP
+#undef WHOLE_OTHER
+#undef PART_OTHER
+}
+
+#undef WHOLE_PARAMETER
+#undef PART_PARAMETER
+#undef WHOLE_STORE
+#undef PART_STORE
+#undef WHOLE_PLUS
+#undef PART_PLUS
+#undef WHOLE_DY
+#undef PART_DY
+#undef THROUGH
+#undef FOR_RUN
+
+/* ---- columns: K lanes of columns side by side, down the rows ----
+ * The widest strip that the registers hold differs from build to build; a column's own arithmetic
+ * does not depend on it. STRIPS runs the body with K = STRIP, then 1, then for the columns left. */
+
+#ifndef STRIP
+#define STRIP (LANES_NATIVE == 64 ? 4 : LANES_NATIVE == 32 ? 2 : 1)
+#endif
+#define STRIPS(call)                                                                             \
+    ptrdiff_t j = 0;                                                                             \
+    for (; j + STRIP * LANES <= columns; j += STRIP * LANES) call(STRIP, 0);                     \
+    for (; j + LANES <= columns; j += LANES) call(1, 0);                                         \
+    if (j < columns) call(1, columns - j);
+
+/* One lane of a strip: whole, or `part` columns of it. */
+INLINE AL FN(strip_load)(const char *row, ptrdiff_t j, ptrdiff_t part, AL fill) {
+    const S *p = (const S *)row + j;
+    return part ? LOAD_PART(p, part, fill) : LOAD(p);
+}
+INLINE AL FN(strip_vector)(const void *v, ptrdiff_t j, ptrdiff_t part) {
+    const A *p = (const A *)v + j;
+    return part ? CAT(A, load_part)(p, part, SET(0)) : CAT(A, load)(p);
+}
+INLINE void FN(strip_store)(char *row, ptrdiff_t j, ptrdiff_t part, AL v) {
+    S *p = (S *)row + j;
+    if (part) STORE_PART(p, v, part);
+    else STORE(p, v);
+}
+/* total[j...] += a, in double */
+INLINE void FN(strip_add)(double *total, ptrdiff_t j, ptrdiff_t part, AL a) {
+    A lane[LANES];
+    CAT(A, store)(lane, a);
+    if (part) for (ptrdiff_t l = 0; l < part; ++l) total[j + l] += (double)lane[l];
+    else for (ptrdiff_t l = 0; l < LANES; ++l) total[j + l] += (double)lane[l];
+}
+
+/* Mean of the first rows, rounded to A: a shift near each column's mean. */
+static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift) {
+    const AL share = SET((A)1 / (A)rows);
+#define CALL(K, part)                                                                            \
+    {                                                                                            \
+        AL sum = SET(0);                                                                         \
+        for (ptrdiff_t row = 0; row < rows; ++row)                                               \
+            sum = ADD(sum, FN(strip_load)(x[row], j, part, sum));                                \
+        sum = MUL(sum, share);                                                                   \
+        if (part) CAT(A, store_part)((A *)shift + j, sum, part);                                 \
+        else CAT(A, store)((A *)shift + j, sum);                                                 \
+    }
+    ptrdiff_t j = 0;
+    for (; j + LANES <= columns; j += LANES) CALL(1, 0)
+    if (j < columns) CALL(1, columns - j)
+#undef CALL
+}
+
+INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t rows, ptrdiff_t j, ptrdiff_t part,
+                                  const void *shift, double *first, double *second, const int K) {
+    AL s[K], a[K], b[K];
+    for (int k = 0; k < K; ++k) s[k] = FN(strip_vector)(shift, j + k * LANES, part), a[k] = b[k] = SET(0);
+    for (ptrdiff_t row = 0; row < rows; ++row)
+        for (int k = 0; k < K; ++k) {
+            const AL d = SUB(FN(strip_load)(x[row], j + k * LANES, part, s[k]), s[k]);
+            a[k] = ADD(a[k], d);
+            b[k] = ADD(b[k], MUL(d, d));
+        }
+    for (int k = 0; k < K; ++k) {
+        FN(strip_add)(first, j + k * LANES, part, a[k]);
+        FN(strip_add)(second, j + k * LANES, part, b[k]);
+    }
+}
+
+/* first += sum of d, second += sum of d*d, d = x - shift, a column at a time; at most 64 rows. */
+static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, const void *shift,
+                            double *first, double *second) {
+#define CALL(K, part) FN(column_sums_strip)(x, rows, j, part, shift, first, second, K)
+    STRIPS(CALL)
+#undef CALL
+}
+
+INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t j,
+                                   ptrdiff_t part, const ColumnAffine *a, const int activation,
+                                   const int K) {
+    AL hi[K], scale[K], bias[K], slope[K];
+    for (int k = 0; k < K; ++k) {
+        hi[k] = FN(strip_vector)(a->hi, j + k * LANES, part);
+        scale[k] = FN(strip_vector)(a->scale, j + k * LANES, part);
+        bias[k] = FN(strip_vector)(a->bias, j + k * LANES, part);
+        if (activation) slope[k] = FN(strip_vector)(a->slope, j + k * LANES, part);
+    }
+    for (ptrdiff_t row = 0; row < rows; ++row)
+        for (int k = 0; k < K; ++k) {
+            AL z = SUB(FN(strip_load)(x[row], j + k * LANES, part, hi[k]), hi[k]);
+            z = ADD(MUL(z, scale[k]), bias[k]);
+            if (activation) z = IF_POSITIVE(z, z, MUL(z, slope[k]));
+            FN(strip_store)(y[row], j + k * LANES, part, z);
+        }
+}
+
+/* y = (x - hi) * scale + bias, then the activation. */
+static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
+                             const ColumnAffine *a, int activation) {
+#define CALL(K, part) FN(column_apply_strip)(x, y, rows, j, part, a, activated, K)
+    if (activation) { enum { activated = 1 }; STRIPS(CALL) }
+    else { enum { activated = 0 }; STRIPS(CALL) }
+#undef CALL
+}
+
+/* g, the gradient through the activation, for one lane of a strip. */
+#define COLUMN_THROUGH(g, d)                                                                     \
+    if (activation) {                                                                            \
+        const AL z = ADD(MUL(d, scale[k]), bias[k]);                                             \
+        if (on_slope) on_slope[k] = ADD(on_slope[k], IF_POSITIVE(z, SET(0), MUL(g, z)));         \
+        g = IF_POSITIVE(z, g, MUL(g, slope[k]));                                                 \
+    }
+#define COLUMN_ACTIVATION(K)                                                                     \
+    AL scale[K], bias[K], slope[K];                                                              \
+    for (int k = 0; activation && k < K; ++k) {                                                  \
+        scale[k] = FN(strip_vector)(a->scale, j + k * LANES, part);                              \
+        bias[k] = FN(strip_vector)(a->bias, j + k * LANES, part);                                \
+        slope[k] = FN(strip_vector)(a->slope, j + k * LANES, part);                              \
+    }
+
+INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *dy, ptrdiff_t rows,
+                                       ptrdiff_t j, ptrdiff_t part, const ColumnAffine *a,
+                                       double *sum_g, double *sum_gd, double *sum_d,
+                                       double *sum_slope, const int activation, const int K) {
+    AL hi[K], g_[K], gd[K], d_[K], slopes[K], *const on_slope = slopes;
+    COLUMN_ACTIVATION(K)
+    for (int k = 0; k < K; ++k)
+        hi[k] = FN(strip_vector)(a->hi, j + k * LANES, part), g_[k] = gd[k] = d_[k] = on_slope[k] = SET(0);
+    for (ptrdiff_t row = 0; row < rows; ++row)
+        for (int k = 0; k < K; ++k) {
+            const AL d = SUB(FN(strip_load)(x[row], j + k * LANES, part, hi[k]), hi[k]);
+            AL g = FN(strip_load)(dy[row], j + k * LANES, part, SET(0));
+            COLUMN_THROUGH(g, d)
+            g_[k] = ADD(g_[k], g);
+            gd[k] = ADD(gd[k], MUL(g, d));
+            if (EXACT) d_[k] = ADD(d_[k], d);
+        }
+    for (int k = 0; k < K; ++k) {
+        FN(strip_add)(sum_g, j + k * LANES, part, g_[k]);
+        FN(strip_add)(sum_gd, j + k * LANES, part, gd[k]);
+        if (EXACT) FN(strip_add)(sum_d, j + k * LANES, part, d_[k]);
+        if (activation) FN(strip_add)(sum_slope, j + k * LANES, part, on_slope[k]);
+    }
+}
+
+/* As grad_sums, a column at a time; at most 64 rows. */
+static void FN(column_grad_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows,
+                                 ptrdiff_t columns, const ColumnAffine *a, int activation,
+                                 double *sum_g, double *sum_gd, double *sum_d, double *sum_slope) {
+#define CALL(K, part)                                                                            \
+    FN(column_grad_sums_strip)(x, dy, rows, j, part, a, sum_g, sum_gd, sum_d, sum_slope, activated, K)
+    if (activation) { enum { activated = 1 }; STRIPS(CALL) }
+    else { enum { activated = 0 }; STRIPS(CALL) }
+#undef CALL
+}
+
+INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const *dy, char *const *dx,
+                                        ptrdiff_t rows, ptrdiff_t j, ptrdiff_t part,
+                                        const ColumnAffine *a, const int activation, const int K) {
+    AL hi[K], p[K], q[K], r[K], rstd[K], *const on_slope = 0;
+    COLUMN_ACTIVATION(K)
+    for (int k = 0; k < K; ++k) {
+        hi[k] = FN(strip_vector)(a->hi, j + k * LANES, part);
+        p[k] = FN(strip_vector)(a->p, j + k * LANES, part);
+        q[k] = FN(strip_vector)(a->q, j + k * LANES, part);
+        r[k] = FN(strip_vector)(a->r, j + k * LANES, part);
+        rstd[k] = FN(strip_vector)(a->rstd, j + k * LANES, part);
+    }
+    for (ptrdiff_t row = 0; row < rows; ++row)
+        for (int k = 0; k < K; ++k) {
+            const AL d = SUB(FN(strip_load)(x[row], j + k * LANES, part, hi[k]), hi[k]);
+            AL g = FN(strip_load)(dy[row], j + k * LANES, part, SET(0));
+            COLUMN_THROUGH(g, d)
+            g = SUB(SUB(MUL(g, p[k]), r[k]), MUL(MUL(d, rstd[k]), q[k]));
+            FN(strip_store)(dx[row], j + k * LANES, part, g);
+        }
+}
+
+static void FN(column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx,
+                                  ptrdiff_t rows, ptrdiff_t columns, const ColumnAffine *a,
+                                  int activation) {
+#define CALL(K, part) FN(column_grad_apply_strip)(x, dy, dx, rows, j, part, a, activated, K)
+    if (activation) { enum { activated = 1 }; STRIPS(CALL) }
+    else { enum { activated = 0 }; STRIPS(CALL) }
+#undef CALL
+}
+#undef COLUMN_THROUGH
+#undef COLUMN_ACTIVATION
+
+INLINE void FN(parameter_sums_strip)(const char *const *x, const char *const *dy, ptrdiff_t rows,
+                                     ptrdiff_t at, ptrdiff_t j, ptrdiff_t part, const RowAffine *a,
+                                     double *dw, double *db, double *dslope, const int activation,
+                                     const int K) {
+    AL weight[K], shift[K], slope[K], w[K], b[K], on_slope[K];
+    for (int k = 0; k < K; ++k) {
+        w[k] = b[k] = on_slope[k] = SET(0);
+        if (!activation) continue;
+        weight[k] = a->weight ? FN(strip_vector)(a->weight, at + j + k * LANES, part) : SET(1);
+        shift[k] = a->shift ? FN(strip_vector)(a->shift, at + j + k * LANES, part) : SET(0);
+        slope[k] = a->slopes ? FN(strip_vector)(a->slopes, at + j + k * LANES, part) : SET(a->slope);
+    }
+    for (ptrdiff_t row = 0; row < rows; ++row) {
+        const AL hi = SET(a->hi[row]), lo = SET(a->lo[row]), scale = SET(a->scale[row]);
+        const AL row_slope = SET(activation && a->row_slope ? a->row_slope[row] : 0);
+        for (int k = 0; k < K; ++k) {
+            const AL d = SUB(SUB(FN(strip_load)(x[row], j + k * LANES, part, hi), hi), lo);
+            AL g = FN(strip_load)(dy[row], j + k * LANES, part, SET(0));
+            if (activation) {
+                AL z = MUL(d, MUL(scale, weight[k]));
+                if (a->shift) z = ADD(z, shift[k]);
+                on_slope[k] = ADD(on_slope[k], IF_POSITIVE(z, SET(0), MUL(g, z)));
+                g = IF_POSITIVE(z, g, MUL(g, a->row_slope ? row_slope : slope[k]));
+            }
+            b[k] = ADD(b[k], g);
+            w[k] = ADD(w[k], MUL(g, MUL(d, scale)));
+        }
+    }
+    for (int k = 0; k < K; ++k) {
+        FN(strip_add)(dw, j + k * LANES, part, w[k]);
+        FN(strip_add)(db, j + k * LANES, part, b[k]);
+        if (activation) FN(strip_add)(dslope, j + k * LANES, part, on_slope[k]);
+    }
+}
+
+/* Down the rows of the rows family: dw += sum of g * xhat, db += sum of g; at most 64 rows.
+ * x, dy, dw, db and dslope start at element `at` of the row; the vectors of `a` start at 0. */
+static void FN(parameter_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows,
+                               ptrdiff_t at, ptrdiff_t columns, const RowAffine *a, int activation,
+                               double *dw, double *db, double *dslope) {
+#define CALL(K, part)                                                                            \
+    FN(parameter_sums_strip)(x, dy, rows, at, j, part, a, dw, db, dslope, activated, K)
+    if (activation) { enum { activated = 1 }; STRIPS(CALL) }
+    else { enum { activated = 0 }; STRIPS(CALL) }
+#undef CALL
+}
+
+/* ---- windows: rows are channels (channels first) or one row shifted (channels last) ---- */
+
+/* out[i] = sum over the rows of x[i]**2, or of x[i], in their order. */
+static void FN(window_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t n, int squares, void *out) {
+    A *y = (A *)out;
+#define STEP(get, put)                                                                           \
+    {                                                                                            \
+        AL sum = SET(0);                                                                         \
+        for (ptrdiff_t row = 0; row < rows; ++row) {                                             \
+            const AL v = get;                                                                    \
+            sum = ADD(sum, squares ? MUL(v, v) : v);                                             \
+        }                                                                                        \
+        put;                                                                                     \
+    }
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) STEP(LOAD((const S *)x[row] + i), CAT(A, store)(y + i, sum))
+    if (i < n)
+        STEP(LOAD_PART((const S *)x[row] + i, n - i, SET(0)), CAT(A, store_part)(y + i, sum, n - i))
+#undef STEP
+}
+
+/* (k + alpha * sum) ** -beta, and 1 / (k + alpha * sum) where `inverse` is asked for. */
+INLINE AL FN(response)(AL sum, const Response *r, AL *inverse) {
+    const AL scale = ADD(SET(r->k), MUL(SET(r->alpha), sum));
+    if (inverse) *inverse = CAT(A, div)(SET(1), scale);
+    if (r->beta == 0.75) {
+        const AL root = CAT(A, sqrt)(scale);
+        return CAT(A, div)(SET(1), MUL(root, CAT(A, sqrt)(root)));
+    }
+    if (r->beta == 0.5) return CAT(A, div)(SET(1), CAT(A, sqrt)(scale));
+    if (r->beta == 1) return CAT(A, div)(SET(1), scale);
+    return CAT(A, power)(scale, r->beta);
+}
+
+INLINE AL FN(respond)(AL x, AL sum, const Response *r, AL slope, const int activation) {
+    const AL y = MUL(x, FN(response)(sum, r, 0));
+    return activation ? IF_POSITIVE(y, y, MUL(y, slope)) : y;
+}
+
+static void FN(window_apply)(const char *source, const void *sums, char *target, ptrdiff_t n,
+                             const Response *r, int activation) {
+    const S *x = (const S *)source;
+    S *y = (S *)target;
+    const AL slope = SET(r->slope);
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        STORE(y + i, FN(respond)(LOAD(x + i), PARAMETER(sums, i), r,
+                                 activation == 2 ? PARAMETER(r->slopes, i) : slope, activation));
+    if (i < n)
+        STORE_PART(y + i, FN(respond)(LOAD_PART(x + i, n - i, SET(0)), PARAMETER_PART(sums, i, n - i), r,
+                                      activation == 2 ? PARAMETER_PART(r->slopes, i, n - i) : slope,
+                                      activation), n - i);
+}
+
+/* The gradient through the activation; z = x * power has the sign of its forward twin. */
+INLINE AL FN(through)(AL dy, AL x, AL power, AL slope, const int activation) {
+    return activation ? IF_POSITIVE(MUL(x, power), dy, MUL(dy, slope)) : dy;
+}
+
+#define SLOPE_WHOLE (activation == 2 ? PARAMETER(r->slopes, i) : slope)
+#define SLOPE_PART (activation == 2 ? PARAMETER_PART(r->slopes, i, n - i) : slope)
+
+/* power = scale ** -beta, shared = g * x * scale ** (-beta - 1): what a channel did to its window. */
+static void FN(window_prepare)(const char *x_source, const char *dy_source, const void *sums,
+                               ptrdiff_t n, const Response *r, int activation, void *power,
+                               void *shared) {
+    const S *x = (const S *)x_source, *dy = (const S *)dy_source;
+    const AL slope = SET(r->slope);
+    A *p_out = (A *)power, *s_out = (A *)shared;
+    AL inverse;
+    ptrdiff_t i = 0;
+#define STEP(sum, x_value, dy_value, slope_value, put)                                           \
+    {                                                                                            \
+        const AL p = FN(response)(sum, r, &inverse), v = x_value;                                \
+        const AL g = FN(through)(dy_value, v, p, slope_value, activation);                       \
+        const AL s = MUL(MUL(g, v), MUL(p, inverse));                                            \
+        put                                                                                      \
+    }
+    for (; i + LANES <= n; i += LANES)
+        STEP(PARAMETER(sums, i), LOAD(x + i), LOAD(dy + i), SLOPE_WHOLE,
+             CAT(A, store)(p_out + i, p); CAT(A, store)(s_out + i, s);)
+    if (i < n)
+        STEP(PARAMETER_PART(sums, i, n - i), LOAD_PART(x + i, n - i, SET(0)),
+             LOAD_PART(dy + i, n - i, SET(0)), SLOPE_PART,
+             CAT(A, store_part)(p_out + i, p, n - i); CAT(A, store_part)(s_out + i, s, n - i);)
+#undef STEP
+}
+
+/* dx = g * power - 2 * alpha * beta * x * (sum of `shared` over the windows that x is in) */
+static void FN(window_grad)(const char *x_source, const char *dy_source, const void *power,
+                            const void *shared, char *target, ptrdiff_t n, const Response *r,
+                            int activation) {
+    const S *x = (const S *)x_source, *dy = (const S *)dy_source;
+    S *dx = (S *)target;
+    const AL c = SET(2 * r->alpha * r->beta), slope = SET(r->slope);
+    ptrdiff_t i = 0;
+#define STEP(x_value, dy_value, p_value, s_value, slope_value, put)                              \
+    {                                                                                            \
+        const AL v = x_value, p = p_value;                                                       \
+        const AL g = FN(through)(dy_value, v, p, slope_value, activation);                       \
+        const AL d = SUB(MUL(g, p), MUL(MUL(c, v), s_value));                                    \
+        put                                                                                      \
+    }
+    for (; i + LANES <= n; i += LANES)
+        STEP(LOAD(x + i), LOAD(dy + i), PARAMETER(power, i), PARAMETER(shared, i), SLOPE_WHOLE,
+             STORE(dx + i, d);)
+    if (i < n)
+        STEP(LOAD_PART(x + i, n - i, SET(0)), LOAD_PART(dy + i, n - i, SET(0)),
+             PARAMETER_PART(power, i, n - i), PARAMETER_PART(shared, i, n - i), SLOPE_PART,
+             STORE_PART(dx + i, d, n - i);)
+#undef STEP
+}
+#undef SLOPE_WHOLE
+#undef SLOPE_PART
+
+static const Tile FN(tile) = {
+    sizeof(S), sizeof(A), ACCUMULATOR, FN(rounded), FN(widen), FN(widen64), FN(head), FN(sums),
+    FN(apply), FN(apply_vector), FN(grad_sums), FN(grad_sums_vector), FN(grad_apply),
+    FN(grad_apply_vector), FN(add), FN(parameter_sums), FN(column_head), FN(column_sums), FN(column_apply),
+    FN(column_grad_sums), FN(column_grad_apply),
+    FN(window_sums), FN(window_apply), FN(window_prepare), FN(window_grad),
+};
+
+#undef STRIPS
+#undef FN
+#undef LOAD
+#undef LOAD_PART
+#undef STORE
+#undef STORE_PART
+#undef SET
+#undef ADD
+#undef SUB
+#undef MUL
+#undef IF_POSITIVE
+#undef FOLD
+#undef PARAMETER
+#undef PARAMETER_PART
+#undef LANES
+#undef EXACT
+#undef S
+#undef A
+#undef AL
+#undef ACCUMULATOR

@@ -1,0 +1,119 @@
+/* The loops over one tile: what a kernel does to at most a few thousand elements.
+ *
+ * tile_loops.h holds one text of each loop and is included here once per storage type. Each storage
+ * type leaves a table of its loops (Tile), so that the algorithms in *.pxi are compiled once and
+ * know no type: they hand over addresses, counts and strides in bytes.
+ *
+ * A tile is `runs` runs of `n` contiguous elements, `stride` bytes apart, or, for the columns family,
+ * `rows` rows given by their addresses.
+ */
+#ifndef CNORM_TILES_H
+#define CNORM_TILES_H
+
+#include "lanes.h"
+
+/* What is applied to a unit or, through the vectors, to each element of its rows:
+ *   forward    y  = ((x - hi) - lo) * scale + bias        (lo is folded into bias without vectors)
+ *   backward   dx = (g * p - r) - (x - hi) * rstd * q     g = dy through the activation
+ * With vectors: scale * weight[i] for scale, shift[i] for bias, p * weight[i] for p. */
+typedef struct {
+    double hi, lo, scale, bias;
+    double p, q, r, rstd;
+    double slope;
+    const void *weight, *shift, *slopes; /* of the accumulation type, or NULL */
+} Affine;
+
+/* The same for columns: each an array over the columns, of the accumulation type. */
+typedef struct {
+    const void *hi, *scale, *bias, *p, *q, *r, *rstd, *slope;
+} ColumnAffine;
+
+/* Per row, for the gradients of a row's parameters. */
+typedef struct {
+    const double *hi, *lo, *scale;       /* one per row */
+    const double *row_slope;             /* one per row, or NULL: then `slopes`, or else `slope` */
+    double slope;
+    const void *weight, *shift, *slopes; /* one per column; only an activation needs them */
+} RowAffine;
+
+/* y = x * (k + alpha * sum of squares) ** -beta, then an activation. */
+typedef struct {
+    double alpha, beta, k, slope;
+    const void *slopes;
+} Response;
+
+typedef struct Tile {
+    int size;        /* bytes of a stored element */
+    int wide;        /* bytes of an accumulator: 4 or 8 */
+    int accumulator; /* index in TILES of the type that accumulates */
+    double (*rounded)(double);
+    void (*widen)(const char *x, ptrdiff_t n, void *out);     /* to the accumulator */
+    void (*widen64)(const char *x, ptrdiff_t n, double *out); /* to double */
+    double (*head)(const char *x, ptrdiff_t n);
+    void (*sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift,
+                 int centred, double *out);
+    void (*apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
+                  ptrdiff_t n, const Affine *a, int activation);
+    void (*apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
+                         int activation);
+    void (*grad_sums)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
+                      ptrdiff_t dy_stride, ptrdiff_t n, const Affine *a, int activation, double *out);
+    void (*grad_sums_vector)(const char *x, const char *dy, ptrdiff_t n, ptrdiff_t at,
+                             const Affine *a, int activation, double *out);
+    void (*grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
+                       ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
+                       int activation);
+    void (*grad_apply_vector)(const char *x, const char *dy, const char *plus, char *dx, ptrdiff_t n,
+                              ptrdiff_t at, const Affine *a, int activation);
+    void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);
+    void (*parameter_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows, ptrdiff_t at,
+                           ptrdiff_t columns, const RowAffine *a, int activation, double *dw,
+                           double *db, double *dslope);
+    void (*column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift);
+    void (*column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, const void *shift,
+                        double *first, double *second);
+    void (*column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
+                         const ColumnAffine *a, int activation);
+    void (*column_grad_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows,
+                             ptrdiff_t columns, const ColumnAffine *a, int activation, double *sum_g,
+                             double *sum_gd, double *sum_d, double *sum_slope);
+    void (*column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx,
+                              ptrdiff_t rows, ptrdiff_t columns, const ColumnAffine *a,
+                              int activation);
+    void (*window_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t n, int squares, void *out);
+    void (*window_apply)(const char *x, const void *sums, char *y, ptrdiff_t n, const Response *r,
+                         int activation);
+    void (*window_prepare)(const char *x, const char *dy, const void *sums, ptrdiff_t n,
+                           const Response *r, int activation, void *power, void *shared);
+    void (*window_grad)(const char *x, const char *dy, const void *power, const void *shared, char *dx,
+                        ptrdiff_t n, const Response *r, int activation);
+} Tile;
+
+#define CAT_(a, b) a##_##b
+#define CAT(a, b) CAT_(a, b)
+
+#define S f32
+#define A f32
+#define AL f32l
+#define ACCUMULATOR 0
+#include "tile_loops.h"
+#define S f64
+#define A f64
+#define AL f64l
+#define ACCUMULATOR 1
+#include "tile_loops.h"
+#define S f16
+#define A f32
+#define AL f32l
+#define ACCUMULATOR 0
+#include "tile_loops.h"
+#define S bf16
+#define A f32
+#define AL f32l
+#define ACCUMULATOR 0
+#include "tile_loops.h"
+
+/* In the order of the storage codes in views.pxi. */
+static const Tile *const TILES[4] = {&tile_f32, &tile_f64, &tile_f16, &tile_bf16};
+
+#endif

@@ -1,0 +1,244 @@
+# Units: what the rows and segments families share. A unit is normalised as one; it is K segments of
+# R runs of contiguous elements.
+#
+# a) moments -> statistics -> apply, for one unit at a time where there are units enough for the
+#    threads: the second visit finds the unit in cache. Else part by part, in two sweeps.
+# b) Both ways visit the same parts in the same tree, so they compute the same bits.
+# c) rows.pxi and segments.pxi say how one piece of a unit is applied: with a weight per element, or
+#    with a scalar per segment.
+
+cdef inline Py_ssize_t units_of(const Units *a) noexcept nogil:
+    return a.shape[0] * a.shape[1]
+
+
+cdef inline char *unit_at(const Units *a, const View *v, Py_ssize_t unit) noexcept nogil:
+    cdef Py_ssize_t outer = unit // a.shape[1]
+    return v.data + outer * v.stride[0] + (unit - outer * a.shape[1]) * v.stride[1]
+
+
+cdef inline Py_ssize_t chunk_of(Py_ssize_t items, int threads) noexcept nogil:
+    """Items a thread takes at a time: few enough to balance, enough to pay for the taking."""
+    return max(1, items // (8 * threads))
+
+
+cdef inline bint by_parts(Py_ssize_t units, Py_ssize_t parts, int threads) noexcept nogil:
+    return threads > 1 and parts > 1 and units < 4 * threads
+
+
+cdef inline double rstd_of(double m2, double count, double eps) noexcept nogil:
+    return 1 / sqrt(m2 / count + eps)
+
+
+include "segments.pxi"
+include "rows.pxi"
+
+
+cdef inline void split_mean(const Units *a, const Tile *loops, double mean, double lo,
+                            Affine *f) noexcept nogil:
+    """The mean as the accumulator's hi and the rest."""
+    f.hi = loops.rounded(mean)
+    f.lo = (mean - f.hi) + lo
+
+
+cdef inline Affine unit_affine(const Units *a, const Tile *loops, Py_ssize_t unit, double mean,
+                               double lo, double rstd) noexcept nogil:
+    cdef Affine f
+    split_mean(a, loops, mean, lo, &f)
+    f.rstd = rstd
+    f.scale = rstd
+    f.bias = 0
+    f.p = 0
+    f.q = 0
+    f.r = 0
+    f.slope = a.unit_slopes[unit] if a.unit_slopes != NULL else a.slope
+    f.weight = a.row_weight
+    f.shift = a.row_bias
+    f.slopes = a.row_slopes
+    return f
+
+
+cdef void keep_statistics(Units *a, Py_ssize_t unit, Moments m, double rstd) noexcept nogil:
+    if a.mean != NULL:
+        a.mean[unit] = m.mean
+    if a.lo != NULL:
+        a.lo[unit] = m.lo
+    if a.m2 != NULL:
+        a.m2[unit] = m.m2
+    if a.rstd != NULL:
+        a.rstd[unit] = rstd
+
+
+cdef inline Affine given_affine(const Units *a, const Tile *loops, Py_ssize_t unit) noexcept nogil:
+    return unit_affine(a, loops, unit, a.mean[unit] if a.mean != NULL else 0,
+                       a.lo[unit] if a.lo != NULL else 0, a.rstd[unit])
+
+
+cdef inline void apply_part(const Units *a, const Tiling *t, const Affine *f, Py_ssize_t unit,
+                            Py_ssize_t part) noexcept nogil:
+    cdef const char *x = unit_at(a, &a.x, unit)
+    cdef char *y = unit_at(a, &a.y, unit)
+    cdef Py_ssize_t tile = part * PART, stop = min(tile + PART, t.tiles)
+    cdef Piece p
+    while tile < stop:
+        p = tile_stretch(t, tile, stop)
+        if a.by_element:
+            row_apply(a, t, f, x, y, &p)
+        else:
+            segment_apply(a, t, f, unit % a.shape[1], x, y, &p)
+        tile = next_tile(t, tile, stop)
+
+
+cdef inline Py_ssize_t next_tile(const Tiling *t, Py_ssize_t tile, Py_ssize_t stop) noexcept nogil:
+    if t.chunks == 1:
+        return stop
+    return min(stop, (tile // t.chunks + 1) * t.chunks)
+
+
+cdef inline Piece tile_stretch(const Tiling *t, Py_ssize_t tile, Py_ssize_t stop) noexcept nogil:
+    """As many tiles from this one on as make one piece: whole segments, or a stretch of one."""
+    cdef Piece p = tile_piece(t, tile), last = tile_piece(t, next_tile(t, tile, stop) - 1)
+    p.count = last.segment + last.count - p.segment
+    p.end = last.end
+    return p
+
+
+cdef void add_unit(const Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+    """x = dy + plus, for one unit: what is normalised is in cache then."""
+    cdef char *x = unit_at(a, &a.x, unit)
+    cdef const char *one = unit_at(a, &a.dy, unit)
+    cdef const char *other = unit_at(a, &a.plus, unit)
+    cdef Py_ssize_t run
+    for run in range(t.runs):
+        t.loops.add(one + run * a.dy.stride[3], other + run * a.plus.stride[3], x + run * a.x.stride[3],
+                    t.length)
+
+
+cdef void forward_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+    cdef Affine f
+    cdef Moments m
+    cdef double rstd
+    cdef Py_ssize_t part
+    if a.add:
+        add_unit(a, t, unit)
+    if a.given:
+        f = given_affine(a, t.loops, unit)
+    else:
+        m = unit_moments(t, &a.x, unit_at(a, &a.x, unit), a.centred, a.eps)
+        rstd = rstd_of(m.m2, m.count, a.eps)
+        keep_statistics(a, unit, m, rstd)
+        f = unit_affine(a, t.loops, unit, m.mean, m.lo, rstd)
+    for part in range(t.parts - 1, -1, -1):  # what was read last is still in cache
+        apply_part(a, t, &f, unit, part)
+
+
+cdef inline Moments slot_total(const Moments *slots, Py_ssize_t parts) noexcept nogil:
+    cdef Tree tree
+    cdef Py_ssize_t part
+    tree.pushed = 0
+    tree.top = 0
+    for part in range(parts):
+        tree_push(&tree, slots[part])
+    return tree_total(&tree)
+
+
+cdef inline void part_slot(const Units *a, const Tiling *t, Moments *slots,
+                           Py_ssize_t item) noexcept nogil:
+    cdef Py_ssize_t unit = item // t.parts
+    slots[item] = part_moments(t, &a.x, unit_at(a, &a.x, unit), item - unit * t.parts, a.centred, a.eps)
+
+
+cdef int moments_by_parts(Units *a, const Tiling *t) noexcept nogil:
+    """Statistics of few, large units."""
+    cdef Py_ssize_t units = units_of(a), items = units * t.parts, i
+    cdef Moments *slots = <Moments *> malloc(items * sizeof(Moments))
+    cdef Moments m
+    if slots == NULL:
+        return -1
+    for i in prange(items, num_threads=a.threads, schedule="dynamic", chunksize=chunk_of(items, a.threads)):
+        part_slot(a, t, slots, i)
+    for i in range(units):
+        m = slot_total(slots + i * t.parts, t.parts)
+        keep_statistics(a, i, m, rstd_of(m.m2, m.count, a.eps))
+    free(slots)
+    return 0
+
+
+cdef inline void apply_item(const Units *a, const Tiling *t, Py_ssize_t item) noexcept nogil:
+    cdef Py_ssize_t unit = item // t.parts
+    cdef Affine f = given_affine(a, t.loops, unit)
+    apply_part(a, t, &f, unit, item - unit * t.parts)
+
+
+cdef int forward_by_parts(Units *a, const Tiling *t) noexcept nogil:
+    cdef Py_ssize_t units = units_of(a), items = units * t.parts, i
+    cdef double *kept = NULL
+    cdef Units given = a[0]
+    if not a.given:
+        # the caller may not want every statistic: the sweep that applies does
+        kept = <double *> malloc(3 * units * sizeof(double))
+        if kept == NULL:
+            return -1
+        given.mean = kept
+        given.lo = kept + units
+        given.rstd = kept + 2 * units
+        if moments_by_parts(&given, t) < 0:
+            free(kept)
+            return -1
+        for i in range(units):
+            if a.mean != NULL:
+                a.mean[i] = given.mean[i]
+            if a.lo != NULL:
+                a.lo[i] = given.lo[i]
+            if a.rstd != NULL:
+                a.rstd[i] = given.rstd[i]
+    for i in prange(items, num_threads=a.threads, schedule="dynamic", chunksize=chunk_of(items, a.threads)):
+        apply_item(&given, t, items - 1 - i)
+    free(kept)
+    return 0
+
+
+cdef int units_forward(Units *a) noexcept nogil:
+    """y = (x - mean) * rstd * weight + bias, of each unit."""
+    cdef Tiling t = tiling_of(a, False)
+    cdef Py_ssize_t units = units_of(a), i
+    if by_parts(units, t.parts, a.threads):
+        if a.add:
+            for i in prange(units, num_threads=a.threads, schedule="static"):
+                add_unit(a, &t, i)
+        return forward_by_parts(a, &t)
+    if a.threads == 1:
+        for i in range(units):
+            forward_unit(a, &t, i)
+    else:
+        for i in prange(units, num_threads=a.threads, schedule="dynamic",
+                        chunksize=chunk_of(units, a.threads)):
+            forward_unit(a, &t, i)
+    return 0
+
+
+cdef inline void moments_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+    cdef Moments m = unit_moments(t, &a.x, unit_at(a, &a.x, unit), a.centred, a.eps)
+    keep_statistics(a, unit, m, rstd_of(m.m2, m.count, a.eps))
+
+
+cdef int units_moments(Units *a) noexcept nogil:
+    """mean, lo, m2 and rstd of each unit."""
+    cdef Tiling t = tiling_of(a, False)
+    cdef Py_ssize_t units = units_of(a), i
+    if by_parts(units, t.parts, a.threads):
+        return moments_by_parts(a, &t)
+    if a.threads == 1:
+        for i in range(units):
+            moments_unit(a, &t, i)
+    else:
+        for i in prange(units, num_threads=a.threads, schedule="dynamic",
+                        chunksize=chunk_of(units, a.threads)):
+            moments_unit(a, &t, i)
+    return 0
+
+
+cdef int units_backward(Units *a) noexcept nogil:
+    """Gradients of the input and of the parameters; y is the gradient of the input."""
+    if a.by_element:
+        return rows_backward(a)
+    return segments_backward(a)

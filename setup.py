@@ -1,0 +1,121 @@
+"""Which kernels are built for which instruction set; probes the compiler and OpenMP.
+
+Everything else about the package is in pyproject.toml. Environment variables:
+  CNORM_BUILDS   comma-separated builds instead of all of them, e.g. "baseline" or "baseline,avx2"
+  CNORM_OPENMP   "0" builds without OpenMP
+  CNORM_CFLAGS   extra compiler flags, after ours (used by `make asan`)
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+# name: flags; the processors that have them are in cnorm/kernels/_cpu.pyx
+BUILDS = {"baseline": ["-march=x86-64-v2", "-mtune=generic"] if X86 else []}
+if X86:
+    BUILDS["avx2"] = ["-march=x86-64-v3", "-mtune=generic"]
+    BUILDS["avx512"] = ["-march=x86-64-v4", "-mtune=generic", "-mprefer-vector-width=512"]
+
+# The same bits on every build need -ffp-contract=off; never -ffast-math, which breaks NaN.
+FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+
+OPENMP = {
+    "darwin": (["-Xpreprocessor", "-fopenmp"], ["-lomp"]),
+    "default": (["-fopenmp"], ["-fopenmp"]),
+}
+
+PROBE = {
+    "compiler": "int main(void) { return 0; }",
+    "OpenMP": "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }",
+}
+
+
+class BuildExt(build_ext):
+    """Adds the flags that the compiler has, and says what is missing where it lacks some."""
+
+    def build_extensions(self):
+        self._require_compiler()
+        openmp, link = OPENMP.get(sys.platform, OPENMP["default"])
+        if os.environ.get("CNORM_OPENMP") == "0" or not self._compiles("OpenMP", openmp, link):
+            warnings.warn(
+                "cnorm is being built without OpenMP: it will run on one thread only. "
+                "On Linux, GCC brings OpenMP (Debian: apt install gcc); on macOS: brew install libomp.",
+                stacklevel=1,
+            )
+            openmp, link = [], []
+        extra = os.environ.get("CNORM_CFLAGS", "").split()
+        for extension in self.extensions:
+            extension.extra_compile_args += openmp + extra
+            extension.extra_link_args += link + extra
+        # The builds are large single files: compile them side by side.
+        self.parallel = self.parallel or os.cpu_count()
+        super().build_extensions()
+
+    def _require_compiler(self):
+        if not self._compiles("compiler"):
+            raise SystemExit(
+                "cnorm needs a C compiler to build, and none works here. Install GCC 9 or later or "
+                "Clang 9 or later with the Python headers (Debian: apt install gcc python3-dev; "
+                "macOS: xcode-select --install; Windows: LLVM's clang-cl), then try again."
+            )
+
+    def _compiles(self, what, flags=(), link=()):
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(PROBE[what])
+            try:
+                objects = self.compiler.compile([str(source)], folder, extra_postargs=list(flags))
+                self.compiler.link_executable(
+                    objects, "probe", output_dir=folder, extra_postargs=list(link)
+                )
+                return subprocess.run([str(Path(folder, "probe"))], check=False).returncode == 0
+            except Exception:  # the compiler's own exceptions differ from one to the next
+                return False
+
+
+def extension(name, flags=(), depends=(), **kwargs):
+    return Extension(
+        f"cnorm.{name}",
+        [f"cnorm/{name.replace('.', '/')}.pyx"],
+        include_dirs=["cnorm/kernels", numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        extra_compile_args=[*FLAGS, *flags],
+        depends=list(depends),
+        **kwargs,
+    )
+
+
+SOURCES = sorted(str(p) for p in Path("cnorm/kernels").glob("*.[ph]*") if p.suffix in {".pxi", ".h", ".pxd"})
+FUNCTIONAL = ["cnorm/_plan.pxd", *(str(p) for p in Path("cnorm").glob("*.pxi"))]
+chosen = [b for b in os.environ.get("CNORM_BUILDS", "").split(",") if b] or list(BUILDS)
+unknown = set(chosen) - set(BUILDS)
+if unknown:
+    raise SystemExit(f"CNORM_BUILDS names {sorted(unknown)}; this machine can build {list(BUILDS)}")
+
+setup(
+    ext_modules=cythonize(
+        [
+            extension("_plan"),
+            extension("functional", depends=[*SOURCES, *FUNCTIONAL]),
+            extension("kernels._cpu"),
+            *(extension(f"kernels._{name}", BUILDS[name], SOURCES) for name in chosen),
+        ],
+        compiler_directives={
+            "language_level": 3,
+            "cdivision": True,
+            "embedsignature": True,
+            "freethreading_compatible": True,
+        },
+    ),
+    cmdclass={"build_ext": BuildExt},
+)
