@@ -1,0 +1,210 @@
+"""Module: what every layer and container is made of."""
+
+from threading import RLock
+
+import numpy as np
+
+from ._conversion import Conversion
+from ._grad_mode import grad_mode
+from ._parameter import Parameter
+from ._state import State
+from ._traversal import Traversal
+
+
+class Module(Traversal, Conversion, State):
+    """The base of all layers and containers.
+
+    Parameters, buffers and child modules are ordinary attributes; assigning a `Parameter` or a
+    `Module` registers it. A layer of your own defines `forward` and `backward`:
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> class Linear(cnorm.Module):
+    ...     def __init__(self, weight):
+    ...         super().__init__()
+    ...         self.weight = cnorm.Parameter(weight)
+    ...     def forward(self, x):
+    ...         self.keep(x)
+    ...         return x @ self.weight
+    ...     def backward(self, grad_output):
+    ...         (x,) = self.kept()
+    ...         self.accumulate((self.weight, x.T @ grad_output))
+    ...         return grad_output @ self.weight.T
+    >>> layer = Linear(np.eye(2))
+    >>> y = layer(np.ones((1, 2)))
+    >>> layer.backward(y)
+    array([[1., 1.]])
+    >>> layer.weight.grad
+    array([[1., 1.],
+           [1., 1.]])
+    """
+
+    def __init__(self):
+        # Names only: the values are ordinary attributes, so that reading one costs nothing more.
+        self.__dict__.update(_kinds={}, _non_persistent=set(), training=True)
+        self._forget_transients()
+
+    def _forget_transients(self):
+        """Create what copies and pickles do not hold: the kept forward pass, and the lock."""
+        self.__dict__.update(_kept=None, _lock=RLock())
+
+    def __getstate__(self):
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_kept", "_lock")}
+        state.update(_kinds=self._kinds.copy(), _non_persistent=self._non_persistent.copy())
+        return state
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._forget_transients()
+
+    # --- forward and backward ---------------------------------------------------------------
+
+    def __call__(self, *args, **kwargs):
+        return self.forward(*args, **kwargs)
+
+    def forward(self, *args, **kwargs):
+        """Run the layer; subclasses define it."""
+        raise NotImplementedError(
+            f'Module [{type(self).__name__}] is missing the required "forward" function'
+        )
+
+    def backward(self, grad_output):
+        """Return the gradient of the input of the last forward; add those of the parameters."""
+        raise NotImplementedError(
+            f'Module [{type(self).__name__}] is missing the required "backward" function'
+        )
+
+    def _keeps(self):
+        """Whether this forward pass keeps what backward needs."""
+        mode = grad_mode.get()
+        return self.training if mode is None else mode
+
+    def keep(self, *values):
+        """Keep `values`, by reference, for the backward pass of this forward, if it can come.
+
+        It can in training mode and inside ``enable_grad()``, not inside ``no_grad()``.
+        """
+        self.__dict__["_kept"] = values if self._keeps() else None
+
+    def kept(self):
+        """What the last forward kept; RuntimeError where it kept nothing."""
+        if self._kept is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward has no forward pass to go back through: call the "
+                "module first, once for each backward, in training mode (`train()`) or inside "
+                "`with cnorm.enable_grad():`, and not inside `with cnorm.no_grad():`"
+            )
+        return self._kept
+
+    def accumulate(self, *pairs):
+        """Add to the gradients, all or none, and release what forward kept.
+
+        Parameters
+        ----------
+        *pairs : (Parameter or None, ndarray)
+            Each parameter and what to add to its gradient; None and frozen ones are passed over.
+        """
+        totals = [
+            (parameter, parameter._plus_grad(grad))
+            for parameter, grad in pairs
+            if parameter is not None and parameter.requires_grad
+        ]
+        # A new array each time, never in place: whoever holds the old one can put it back.
+        for parameter, total in totals:
+            parameter._grad = total
+        self.__dict__["_kept"] = None
+
+    def train(self, mode=True):
+        """Set training mode, here and in all children; returns the module."""
+        if not isinstance(mode, bool):
+            raise ValueError("training mode is expected to be boolean")
+        self.training = mode
+        for child in self.children():
+            child.train(mode)
+        return self
+
+    def eval(self):
+        """Set evaluation mode, here and in all children; returns the module."""
+        return self.train(False)
+
+    # --- registration -----------------------------------------------------------------------
+
+    def __setattr__(self, name, value):
+        if isinstance(value, Parameter):
+            self._set("parameter", name, value)
+        elif isinstance(value, Module):
+            self._set("module", name, value)
+        elif (kind := self.__dict__.get("_kinds", {}).get(name)) is None:
+            object.__setattr__(self, name, value)
+        else:
+            self._check_value(kind, name, value)
+            self.__dict__[name] = value
+
+    def __delattr__(self, name):
+        object.__delattr__(self, name)
+        self._kinds.pop(name, None)
+        self._non_persistent.discard(name)
+
+    def _set(self, kind, name, value):
+        if "_kinds" not in self.__dict__:
+            raise AttributeError(f"cannot assign {kind}s before Module.__init__() call")
+        self._kinds[name] = kind
+        self._non_persistent.discard(name)
+        self.__dict__[name] = value
+
+    def _check_value(self, kind, name, value):
+        expected = {"parameter": Parameter, "buffer": np.ndarray, "module": Module}[kind]
+        if value is not None and not isinstance(value, expected):
+            raise TypeError(
+                f"cannot assign '{type(value).__name__}' as {kind} '{name}' "
+                f"({expected.__name__} or None expected)"
+            )
+
+    def _register(self, kind, name, value):
+        if not isinstance(name, str):
+            raise TypeError(f"{kind} name should be a string. Got {type(name).__name__}")
+        if "." in name:
+            raise KeyError(f'{kind} name can\'t contain ".", got: {name}')
+        if name == "":
+            raise KeyError(f'{kind} name can\'t be empty string ""')
+        if hasattr(self, name) and self._kinds.get(name) != kind:
+            raise KeyError(f"attribute '{name}' already exists")
+        self._check_value(kind, name, value)
+        self._set(kind, name, value)
+
+    def register_parameter(self, name, param):
+        """Add a parameter, or None in the place of one."""
+        self._register("parameter", name, param)
+
+    def register_buffer(self, name, value, persistent=True):
+        """Add a buffer: an array that is state but not learned, or None in the place of one.
+
+        `persistent=False` keeps it out of `state_dict`.
+        """
+        self._register("buffer", name, value)
+        if not persistent:
+            self._non_persistent.add(name)
+
+    def register_module(self, name, module):
+        """Add a child module, or None in the place of one."""
+        self._check_value("module", name, module)
+        self._register("module", name, module)
+
+    add_module = register_module
+
+    # --- text -------------------------------------------------------------------------------
+
+    def extra_repr(self):
+        """What `repr` prints between the parentheses, before the children."""
+        return ""
+
+    def __repr__(self):
+        extra = self.extra_repr()
+        children = [
+            f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self._own("module")
+        ]
+        if not children:
+            return f"{type(self).__name__}({extra})"
+        lines = ([extra] if extra else []) + children
+        return f"{type(self).__name__}(\n  " + "\n  ".join(lines) + "\n)"

@@ -1,0 +1,104 @@
+"""What all norms share: parameters, an optional activation, repr, and the way back."""
+
+import numpy as np
+
+from ._arrays import as_dtype, as_gradient, as_shape, check_device
+from ._base import Module
+from ._grad_mode import grad_mode
+from ._parameter import Parameter
+from .activation import Activation
+
+
+class Norm(Module):
+    """The base of the normalization layers.
+
+    A subclass defines `_forward`, which returns the output and, if `keep`, a tuple of what
+    backward needs beside the input; and `_backward`, which takes those and returns the gradients
+    of the input, of what `_learned` names and, with PReLU, of its slope.
+    """
+
+    _learned = ("weight", "bias")
+
+    def __init__(self, channel_axis=1, activation=None):
+        super().__init__()
+        self.channel_axis = channel_axis
+        if not isinstance(activation, Activation | None):
+            raise TypeError(
+                "activation must be None, or a ReLU, LeakyReLU or PReLU module, "
+                f"not {type(activation).__name__}"
+            )
+        self.register_module("activation", activation)
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__call__" not in vars(cls):
+            cls.__call__ = cls.forward  # a small call takes a fifth less time
+
+    def _new_parameters(self, shape, device, dtype, **wanted):
+        """Create the parameters that are wanted, and None in the place of the others."""
+        check_device(device)
+        dtype = as_dtype(dtype)
+        for name, want in wanted.items():
+            parameter = Parameter(np.empty(as_shape(shape), dtype)) if want else None
+            self.register_parameter(name, parameter)
+
+    def reset_parameters(self):
+        """Set the weight to ones and the bias to zeros, in place."""
+        if self.weight is not None:
+            self.weight.fill(1)
+        if self.bias is not None:
+            self.bias.fill(0)
+
+    def forward(self, input):
+        """Return the normalised input: a new array of its shape and dtype."""
+        mode = grad_mode.get()
+        keep = self.training if mode is None else mode
+        activation = self.activation
+        slope = None if activation is None else activation.slope
+        output, stats = self._forward(input, keep, slope)
+        # Past __setattr__, which would take longer than all of this.
+        if keep:
+            self.__dict__["_kept"] = input, *stats
+        elif self._kept is not None:
+            self.__dict__["_kept"] = None
+        return output
+
+    def _forward(self, input, keep, slope):
+        raise NotImplementedError
+
+    def _backward(self, grad_output, slope, input, *stats):
+        raise NotImplementedError
+
+    def backward(self, grad_output):
+        """Return the gradient of the input of the last forward; add those of the parameters.
+
+        Parameters
+        ----------
+        grad_output : array_like
+            The gradient of what forward returned, of its shape and dtype.
+
+        Raises
+        ------
+        RuntimeError
+            Where no forward pass was kept, or `grad_output` has another shape.
+        TypeError
+            Where `grad_output` has another dtype.
+        """
+        input, *stats = self.kept()
+        grad_output = as_gradient(grad_output, input)
+        learned = [getattr(self, name) for name in self._learned]
+        slope = None
+        if self.activation is not None:
+            slope = self.activation.slope
+            learned += self.activation.parameters()
+        grad_input, *gradients = self._backward(grad_output, slope, input, *stats)
+        self.accumulate(*zip(learned, gradients, strict=True))
+        return grad_input
+
+    def _options_repr(self):
+        """cnorm's own options, where they are set."""
+        text = "" if self.channel_axis == 1 else f", channel_axis={self.channel_axis}"
+        return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.extra_repr()}{self._options_repr()})"

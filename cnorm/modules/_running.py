@@ -1,0 +1,88 @@
+"""What BatchNorm and InstanceNorm share: parameters per channel and running statistics."""
+
+import numpy as np
+
+from ._arrays import as_array, as_dtype, as_shape
+from ._norm import Norm
+
+
+class RunningNorm(Norm):
+    """The base of the norms that can track running statistics.
+
+    A subclass names the ranks it takes in `_ranks` and defines `_normalize` and `_backward`.
+    """
+
+    _version = 2  # since 2 there is num_batches_tracked
+
+    def __init__(
+        self, num_features, eps, momentum, affine, track_running_stats, device, dtype, *, bias,
+        channel_axis, activation,
+    ):  # fmt: skip
+        super().__init__(channel_axis, activation)
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        # with neither, num_features is not used, and may be anything
+        shape = as_shape(num_features) if affine or track_running_stats else None
+        self._new_parameters(shape, device, dtype, weight=affine, bias=affine and bias)
+        for name in ("running_mean", "running_var"):
+            buffer = np.empty(shape, as_dtype(dtype)) if track_running_stats else None
+            self.register_buffer(name, buffer)
+        self.register_buffer(
+            "num_batches_tracked", np.zeros((), np.int64) if track_running_stats else None
+        )
+        self.reset_parameters()
+
+    def reset_running_stats(self):
+        """Set the mean to 0, the variance to 1 and the count to 0, in place."""
+        if self.track_running_stats:
+            self.running_mean.fill(0)
+            self.running_var.fill(1)
+            self.num_batches_tracked.fill(0)
+
+    def reset_parameters(self):
+        """Set the weight to ones, the bias to zeros, the statistics to their start, in place."""
+        self.reset_running_stats()
+        super().reset_parameters()
+
+    def _check_input_dim(self, input):
+        if input.ndim not in self._ranks:
+            expected = " or ".join(f"{rank}D" for rank in self._ranks)
+            raise ValueError(f"expected {expected} input (got {input.ndim}D input)")
+
+    def _batched(self, input):
+        """`input`, of a rank that was checked, with its axis of samples."""
+        return input
+
+    def forward(self, input):
+        input = as_array(input)
+        self._check_input_dim(input)
+        return super().forward(input)
+
+    def _forward(self, input, keep, slope):
+        mean, var = self.running_mean, self.running_var
+        if self.training and self.track_running_stats:
+            with self._lock:  # threads that share the module take turns to update it
+                return self._normalize(input, keep, slope, True, mean, var)
+        if self.training:
+            return self._normalize(input, keep, slope, True, None, None)
+        return self._normalize(input, keep, slope, mean is None and var is None, mean, var)
+
+    def _normalize(self, input, keep, slope, use_input_stats, running_mean, running_var):
+        """What `_forward` returns, `use_input_stats` first; updates the running statistics."""
+        raise NotImplementedError
+
+    def extra_repr(self):
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+            f"affine={self.affine}, bias={self.bias is not None}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
+
+    def _upgrade_state(self, state, prefix, version, errors):
+        if (version is None or version < 2) and self.track_running_stats:
+            count = self.num_batches_tracked
+            count = np.zeros((), np.int64) if count is None else count
+            state.setdefault(prefix + "num_batches_tracked", count)

@@ -1,0 +1,158 @@
+"""The activations a norm can carry, as layers of their own."""
+
+import numpy as np
+
+from ._arrays import as_array, as_dtype, as_gradient, as_shape, check_device, is_float
+from ._base import Module
+from ._parameter import Parameter
+
+
+class Activation(Module):
+    """``x`` where it is positive, else ``x * slope``: the base of the three.
+
+    `slope` is what the functions take as ``negative_slope``.
+    """
+
+    channel_axis = 1
+
+    def __call__(self, input):
+        return self.forward(input)
+
+    def _per_channel(self, x):
+        """The slope, to broadcast against `x`; a float32 at least, to round the product once."""
+        slope = self.slope
+        if np.size(slope) > 1:
+            shape = [1] * x.ndim
+            shape[self.channel_axis] = slope.size
+            if x.shape[self.channel_axis] != slope.size:
+                raise RuntimeError(
+                    "Mismatch of parameter numbers and input channel size. Found parameter numbers"
+                    f" = {slope.size} and channel size = {x.shape[self.channel_axis]}."
+                )
+            return np.asarray(slope).reshape(shape)
+        slope = np.asarray(slope).item()
+        return slope if x.itemsize > 2 else np.float32(slope)
+
+    def _negative(self, x, values):
+        """`values` times the slope, in the dtype of `x`."""
+        return (values * self._per_channel(x)).astype(x.dtype, copy=False)
+
+    def forward(self, input):
+        x = as_array(input)
+        if not is_float(x.dtype):
+            raise TypeError(f"{type(self).__name__} expects floating point input, not {x.dtype}")
+        y = self._activate(x)
+        self.keep(x)
+        return y
+
+    def _activate(self, x):
+        return np.where(x > 0, x, self._negative(x, x))
+
+    def backward(self, grad_output):
+        (x,) = self.kept()
+        grad_output = as_gradient(grad_output, x)
+        grad_input = np.where(x > 0, grad_output, self._negative(x, grad_output))
+        self.accumulate(*self._gradients(x, grad_output))
+        return grad_input
+
+    def _gradients(self, x, grad_output):
+        return ()
+
+
+class ReLU(Activation):
+    """``max(x, 0)``.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> cnorm.ReLU()(np.array([-2.0, 3.0])) + 0
+    array([0., 3.])
+    """
+
+    slope = 0.0
+
+    def _activate(self, x):
+        return np.maximum(x, x.dtype.type(0))  # of -inf too
+
+
+class LeakyReLU(Activation):
+    """``x`` where it is positive, else ``x * negative_slope``.
+
+    Parameters
+    ----------
+    negative_slope : float
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> cnorm.LeakyReLU(0.5)(np.array([-2.0, 3.0]))
+    array([-1.,  3.])
+    """
+
+    def __init__(self, negative_slope=0.01):
+        super().__init__()
+        self.negative_slope = negative_slope
+
+    @property
+    def slope(self):
+        return self.negative_slope
+
+    def extra_repr(self):
+        return f"negative_slope={self.negative_slope}"
+
+
+class PReLU(Activation):
+    """``x`` where it is positive, else ``x * weight``, a learned slope.
+
+    Parameters
+    ----------
+    num_parameters : int
+        1, or the number of channels.
+    init : float
+        The slope at first.
+    device, dtype
+        As every layer takes them.
+    channel_axis : int
+        Where the channels are. A norm that carries this activation uses its own.
+
+    References
+    ----------
+    He et al., "Delving Deep into Rectifiers", 2015, https://arxiv.org/abs/1502.01852.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> cnorm.PReLU()(np.array([-2.0, 3.0]))
+    array([-0.5,  3. ])
+    """
+
+    def __init__(self, num_parameters=1, init=0.25, device=None, dtype=None, *, channel_axis=1):
+        super().__init__()
+        check_device(device)
+        self.num_parameters = num_parameters
+        self.init = init
+        self.channel_axis = channel_axis
+        self.weight = Parameter(np.empty(as_shape(num_parameters), as_dtype(dtype)))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Set the slope to `init`, in place."""
+        self.weight.fill(self.init)
+
+    @property
+    def slope(self):
+        return self.weight
+
+    def _gradients(self, x, grad_output):
+        wide = np.promote_types(x.dtype, np.float64)
+        each = np.where(x > 0, 0, grad_output.astype(wide) * x)
+        if self.weight.size > 1:
+            others = np.delete(np.arange(x.ndim), self.channel_axis)
+            grad = each.sum(tuple(others))
+        else:
+            grad = each.sum().reshape(1)
+        return ((self.weight, grad),)
+
+    def extra_repr(self):
+        axis = "" if self.channel_axis == 1 else f", channel_axis={self.channel_axis}"
+        return f"num_parameters={self.num_parameters}{axis}"

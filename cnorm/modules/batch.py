@@ -1,0 +1,117 @@
+"""Batch normalization: each channel over the samples of the batch."""
+
+from .. import functional as F
+from ._lazy import LazyNorm
+from ._running import RunningNorm
+
+
+class _BatchNorm(RunningNorm):
+    def __init__(
+        self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True,
+        device=None, dtype=None, *, bias=True, channel_axis=1, activation=None,
+    ):  # fmt: skip
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias,
+            channel_axis=channel_axis, activation=activation,
+        )  # fmt: skip
+
+    def _normalize(self, input, keep, slope, use_input_stats, running_mean, running_var):
+        count = self.num_batches_tracked if self.training and self.track_running_stats else None
+        before = 0 if count is None else int(count)
+        if count is not None:
+            count[()] = before + 1  # first: where it cannot be written, no statistic is either
+        momentum = self.momentum
+        if momentum is None:  # the average of all batches, each with the same weight
+            momentum = 0.0 if count is None else 1 / (before + 1)
+        try:
+            result = F.batch_norm(
+                input, running_mean, running_var, self.weight, self.bias, use_input_stats,
+                momentum, self.eps, channel_axis=self.channel_axis, return_stats=keep,
+                negative_slope=slope,
+            )  # fmt: skip
+        except BaseException:
+            if count is not None:
+                count[()] = before
+            raise
+        return (result[0], (use_input_stats, *result[1:])) if keep else (result, None)
+
+    def _backward(self, grad_output, slope, input, use_input_stats, mean, rstd):
+        return F.batch_norm_backward(
+            grad_output, input, mean, rstd, self.weight, training=use_input_stats,
+            channel_axis=self.channel_axis, negative_slope=slope, bias=self.bias,
+        )  # fmt: skip
+
+
+class BatchNorm1d(_BatchNorm):
+    """Batch normalization of ``(N, C)`` or ``(N, C, L)`` input.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, where mean and (biased) variance of each
+    channel are those of the batch in training, the running ones in evaluation.
+
+    Parameters
+    ----------
+    num_features : int
+        The number of channels C.
+    eps : float
+        Added to the variance.
+    momentum : float or None
+        The weight of a new batch in the running statistics, whose variance is the unbiased one;
+        None averages all batches.
+    affine, bias : bool
+        Whether there is a weight, and with it a bias.
+    track_running_stats : bool
+        Whether there are running statistics; without them evaluation uses the batch too.
+    device : None or "cpu"
+    dtype : dtype
+        Of parameters and running statistics; float32 by default.
+    channel_axis : int
+        Where the channels are: 1, or -1 for channels last.
+    activation : None, ReLU, LeakyReLU or PReLU
+        Applied to the result in the same pass.
+
+    References
+    ----------
+    Ioffe and Szegedy, "Batch Normalization", 2015, https://arxiv.org/abs/1502.03167.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> norm = cnorm.BatchNorm1d(2)
+    >>> norm(np.float32([[0, 1], [2, 3]])).round(2)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> norm.running_mean
+    array([0.1, 0.2], dtype=float32)
+    """
+
+    _ranks = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm):
+    """Batch normalization of ``(N, C, H, W)`` input: see `BatchNorm1d`."""
+
+    _ranks = (4,)
+
+
+class BatchNorm3d(_BatchNorm):
+    """Batch normalization of ``(N, C, D, H, W)`` input: see `BatchNorm1d`."""
+
+    _ranks = (5,)
+
+
+class LazyBatchNorm1d(LazyNorm, BatchNorm1d):
+    """`BatchNorm1d` without `num_features`: it takes them from its first input, or a load."""
+
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(LazyNorm, BatchNorm2d):
+    """`BatchNorm2d` without `num_features`: it takes them from its first input, or a load."""
+
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(LazyNorm, BatchNorm3d):
+    """`BatchNorm3d` without `num_features`: it takes them from its first input, or a load."""
+
+    cls_to_become = BatchNorm3d

@@ -1,0 +1,79 @@
+"""Group normalization: groups of channels of each sample."""
+
+from .. import functional as F
+from ._norm import Norm
+
+
+class GroupNorm(Norm):
+    """Group normalization of ``(N, C, ...)`` input.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, where mean and (biased) variance are
+    those of one group of channels of one sample. One group is `LayerNorm` over all but the first
+    axis with a weight per channel; as many groups as channels is `InstanceNorm1d`.
+
+    Parameters
+    ----------
+    num_groups : int
+    num_channels : int
+        A multiple of `num_groups`.
+    eps : float
+        Added to the variance.
+    affine, bias : bool
+        Whether there is a weight per channel, and with it a bias.
+    device : None or "cpu"
+    dtype : dtype
+        Of the parameters; float32 by default.
+    channel_axis : int
+        Where the channels are: 1, or -1 for channels last.
+    activation : None, ReLU, LeakyReLU or PReLU
+        Applied to the result in the same pass.
+
+    References
+    ----------
+    Wu and He, "Group Normalization", 2018, https://arxiv.org/abs/1803.08494.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> cnorm.GroupNorm(1, 2)(np.float32([[[1, 1], [3, 3]]])).round(2)
+    array([[[-1., -1.],
+            [ 1.,  1.]]], dtype=float32)
+    """
+
+    def __init__(
+        self, num_groups, num_channels, eps=1e-5, affine=True, device=None, dtype=None, *,
+        bias=True, channel_axis=1, activation=None,
+    ):  # fmt: skip
+        super().__init__(channel_axis, activation)
+        if num_channels % num_groups != 0:
+            raise ValueError(
+                f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups})"
+            )
+        self.num_groups = num_groups
+        self.num_channels = num_channels
+        self.eps = eps
+        self.affine = affine
+        self._new_parameters(num_channels, device, dtype, weight=affine, bias=affine and bias)
+        self.reset_parameters()
+
+    def _forward(self, input, keep, slope):
+        result = F.group_norm(
+            input, self.num_groups, self.weight, self.bias, self.eps,
+            channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope,
+        )  # fmt: skip
+        if not keep:
+            return result, None
+        output, mean, rstd = result
+        return output, (mean, rstd)
+
+    def _backward(self, grad_output, slope, input, mean, rstd):
+        return F.group_norm_backward(
+            grad_output, input, self.num_groups, mean, rstd, self.weight,
+            channel_axis=self.channel_axis, negative_slope=slope, bias=self.bias,
+        )  # fmt: skip
+
+    def extra_repr(self):
+        return (
+            f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}, "
+            f"bias={self.bias is not None}"
+        )

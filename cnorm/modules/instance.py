@@ -1,0 +1,144 @@
+"""Instance normalization: each channel of each sample over its positions."""
+
+import warnings
+
+from .. import functional as F
+from ._lazy import LazyNorm
+from ._running import RunningNorm
+
+
+class _InstanceNorm(RunningNorm):
+    def __init__(
+        self, num_features, eps=1e-5, momentum=0.1, affine=False, track_running_stats=False,
+        device=None, dtype=None, *, bias=True, channel_axis=1, activation=None,
+    ):  # fmt: skip
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias,
+            channel_axis=channel_axis, activation=activation,
+        )  # fmt: skip
+
+    def _batched(self, input):
+        return input[None] if input.ndim == self._ranks[0] else input
+
+    def _normalize(self, input, keep, slope, use_input_stats, running_mean, running_var):
+        batched = self._batched(input)
+        self._check_channels(batched, batched.ndim - input.ndim)
+        result = F.instance_norm(
+            batched, running_mean, running_var, self.weight, self.bias, use_input_stats,
+            0.0 if self.momentum is None else self.momentum, self.eps,
+            channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope,
+        )  # fmt: skip
+        output, *stats = result if keep else (result,)
+        return output if batched is input else output[0], (use_input_stats, *stats)
+
+    def _check_channels(self, batched, axes_added):
+        channels = batched.shape[self.channel_axis]
+        if channels == self.num_features:
+            return
+        axis = self.channel_axis % batched.ndim - axes_added
+        if self.affine:
+            raise ValueError(
+                f"expected input's size at dim={axis} to match num_features "
+                f"({self.num_features}), but got: {channels}."
+            )
+        warnings.warn(
+            f"input's size at dim={axis} does not match num_features. You can silence this warning "
+            "by not passing in num_features, which is not used because affine=False",
+            stacklevel=6,
+        )
+
+    def _backward(self, grad_output, slope, input, use_input_stats, mean, rstd):
+        batched = self._batched(input)
+        grad_input, *gradients = F.instance_norm_backward(
+            self._batched(grad_output), batched, mean, rstd, self.weight,
+            use_input_stats=use_input_stats, channel_axis=self.channel_axis,
+            negative_slope=slope, bias=self.bias,
+        )  # fmt: skip
+        return grad_input if batched is input else grad_input[0], *gradients
+
+    def _upgrade_state(self, state, prefix, version, errors):
+        if version is None and not self.track_running_stats:
+            keys = [prefix + name for name in ("running_mean", "running_var")]
+            if found := [key for key in keys if state.pop(key, None) is not None]:
+                names, klass = " and ".join(f'"{key}"' for key in found), type(self).__name__
+                errors.append(
+                    f"Unexpected running stats buffer(s) {names} for {klass} with "
+                    "track_running_stats=False. If state_dict is a checkpoint saved before 0.4.0, "
+                    f"this may be expected because {klass} does not track running stats by default "
+                    "since 0.4.0. Please remove these keys from state_dict. If the running stats "
+                    f"are actually needed, instead set track_running_stats=True in {klass} to "
+                    f"enable them. See the documentation of {klass} for details."
+                )
+        super()._upgrade_state(state, prefix, version, errors)
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """Instance normalization of ``(N, C, L)`` or, unbatched, ``(C, L)`` input.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, where mean and (biased) variance are
+    those of one channel of one sample. With one group for each channel, `GroupNorm` does the same.
+
+    Parameters
+    ----------
+    num_features : int
+        The number of channels C.
+    eps : float
+        Added to the variance.
+    momentum : float or None
+        The weight of a new batch in the running statistics (the average of those of its samples);
+        None leaves them as they are.
+    affine, bias : bool
+        Whether there is a weight, and with it a bias.
+    track_running_stats : bool
+        Whether there are running statistics, which evaluation then uses.
+    device : None or "cpu"
+    dtype : dtype
+        Of parameters and running statistics; float32 by default.
+    channel_axis : int
+        Where the channels of batched input are: 1, or -1 for channels last.
+    activation : None, ReLU, LeakyReLU or PReLU
+        Applied to the result in the same pass.
+
+    References
+    ----------
+    Ulyanov et al., "Instance Normalization", 2016, https://arxiv.org/abs/1607.08022.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> cnorm.InstanceNorm1d(2)(np.float32([[[0, 2], [5, 9]]])).round(2)
+    array([[[-1.,  1.],
+            [-1.,  1.]]], dtype=float32)
+    """
+
+    _ranks = (2, 3)
+
+
+class InstanceNorm2d(_InstanceNorm):
+    """Instance normalization of ``(N, C, H, W)`` or ``(C, H, W)`` input: see `InstanceNorm1d`."""
+
+    _ranks = (3, 4)
+
+
+class InstanceNorm3d(_InstanceNorm):
+    """Instance normalization of ``(N, C, D, H, W)`` or ``(C, D, H, W)``: see `InstanceNorm1d`."""
+
+    _ranks = (4, 5)
+
+
+class LazyInstanceNorm1d(LazyNorm, InstanceNorm1d):
+    """`InstanceNorm1d` without `num_features`: it takes them from its first input, or a load."""
+
+    cls_to_become = InstanceNorm1d
+
+
+class LazyInstanceNorm2d(LazyNorm, InstanceNorm2d):
+    """`InstanceNorm2d` without `num_features`: it takes them from its first input, or a load."""
+
+    cls_to_become = InstanceNorm2d
+
+
+class LazyInstanceNorm3d(LazyNorm, InstanceNorm3d):
+    """`InstanceNorm3d` without `num_features`: it takes them from its first input, or a load."""
+
+    cls_to_become = InstanceNorm3d

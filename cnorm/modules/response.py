@@ -1,0 +1,105 @@
+"""Local response normalization: each element over a window of neighbouring channels."""
+
+from .. import functional as F
+from ._arrays import as_array
+from ._norm import Norm
+
+
+class _ResponseNorm(Norm):
+    _learned = ()
+
+    def __init__(self, size, alpha, beta, k, channel_axis, activation):
+        super().__init__(channel_axis, activation)
+        self.size = size
+        self.alpha = alpha
+        self.beta = beta
+        self.k = k
+
+    def extra_repr(self):
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
+class LocalResponseNorm(_ResponseNorm):
+    """Local response normalization of ``(N, C, ...)`` input of 3 or more dimensions.
+
+    ``y = x / (k + alpha / size * sum(x ** 2)) ** beta``, where the sum runs over ``size // 2``
+    channels before, the channel itself, and ``(size - 1) // 2`` channels after.
+
+    Parameters
+    ----------
+    size : int
+        How many channels a window spans.
+    alpha, beta, k : float
+    channel_axis : int
+        Where the channels are: 1, or -1 for channels last.
+    activation : None, ReLU, LeakyReLU or PReLU
+        Applied to the result in the same pass.
+
+    References
+    ----------
+    Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", 2012.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> cnorm.LocalResponseNorm(2, alpha=2, beta=1)(np.ones((1, 3, 1))).round(2).ravel()
+    array([0.5 , 0.33, 0.33])
+    """
+
+    def __init__(
+        self, size, alpha=1e-4, beta=0.75, k=1.0, *, channel_axis=1, activation=None
+    ):  # fmt: skip
+        super().__init__(size, alpha, beta, k, channel_axis, activation)
+
+    def _forward(self, input, keep, slope):
+        output = F.local_response_norm(
+            input, self.size, self.alpha, self.beta, self.k, channel_axis=self.channel_axis,
+            negative_slope=slope,
+        )  # fmt: skip
+        return output, ()
+
+    def _backward(self, grad_output, slope, input):
+        gradients = F.local_response_norm_backward(
+            grad_output, input, self.size, self.alpha, self.beta, self.k,
+            channel_axis=self.channel_axis, negative_slope=slope,
+        )  # fmt: skip
+        return gradients if isinstance(gradients, tuple) else (gradients,)
+
+
+class CrossMapLRN2d(_ResponseNorm):
+    """Torch's legacy response norm of ``(N, C, H, W)`` input.
+
+    It differs from `LocalResponseNorm`: the window is as wide on both sides, and channel 0, once
+    in the running sum, never leaves it.
+
+    Parameters
+    ----------
+    size : int
+    alpha, beta, k : float
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> cnorm.CrossMapLRN2d(1, alpha=1, beta=1)(np.ones((1, 3, 1, 1))).round(2).ravel()
+    array([0.5 , 0.33, 0.33])
+    """
+
+    def __init__(self, size, alpha=1e-4, beta=0.75, k=1):
+        super().__init__(size, alpha, beta, k, 1, None)
+
+    def forward(self, input):
+        input = as_array(input)
+        if input.ndim != 4:
+            raise ValueError(f"CrossMapLRN2d: Expected input to be 4D, got {input.ndim}D instead.")
+        return super().forward(input)
+
+    def _forward(self, input, keep, slope):
+        output = F.cross_map_lrn(input, self.size, self.alpha, self.beta, self.k)
+        return output, ()
+
+    def _backward(self, grad_output, slope, input):
+        return (
+            F.cross_map_lrn_backward(
+                grad_output, input, self.size, self.alpha, self.beta, self.k
+            ),
+        )  # fmt: skip
