@@ -1,0 +1,70 @@
+"""Digests of what every operation computes: equal bits, equal digests.
+
+``python tests/digests.py 1 3`` prints them as JSON for 1 and for 3 threads; ``--write`` stores
+them as the golden ones. A change of those is a change of results: name it in the changelog.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from layouts import channels_last, contiguous
+from operations import DTYPES, OPERATIONS, accumulation
+
+import cnorm
+import cnorm.functional as F
+
+GOLDEN = Path(__file__).with_name("digests.json")
+SHAPES = [(5, 12, 19, 33), (3, 6, 4003), (401, 96)]  # more and less than threads are for
+PLATFORM = ("switch_norm", "beta=0.6")  # these call exp and pow, which are the platform's
+
+
+def exact(random, shape, dtype):
+    """Numbers that every machine draws alike: whole multiples of 2**-6."""
+    return (random.randint(-256, 257, shape) / 64).astype(dtype)
+
+
+def digest(results):
+    """Of the bytes of all arrays, in the order of their names."""
+    total = hashlib.sha256()
+    for name in sorted(set(results) - {"stats"}):
+        total.update(np.ascontiguousarray(results[name]).tobytes())
+    return total.hexdigest()[:16]
+
+
+def digests():
+    found = {}
+    for operation in OPERATIONS:
+        for dtype in DTYPES:
+            for shape in SHAPES:
+                if operation.accepts(shape, 1):
+                    random = np.random.RandomState(0)
+                    x, dy = exact(random, shape, dtype), exact(random, shape, dtype)
+                    p = operation.draw(random, shape, 1, accumulation(dtype))
+                    for layout in (contiguous, channels_last):
+                        results = operation.run(F, layout(x), layout(dy), p)
+                        key = f"{operation} {dtype} {shape} {layout.__name__}"
+                        found[key] = digest(results)
+    return found
+
+
+def portable(found):
+    """Those that do not depend on the platform's own functions."""
+    return {k: v for k, v in found.items() if not any(word in k for word in PLATFORM)}
+
+
+def main(arguments):
+    if arguments == ["--write"]:
+        GOLDEN.write_text(json.dumps(portable(digests()), indent=0, sort_keys=True) + "\n")
+        return
+    found = {}
+    for n in map(int, arguments):
+        with cnorm.num_threads(n):
+            found[n] = digests()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,98 @@
+"""Every Python snippet of the README, the documentation and the docstrings runs.
+
+The snippets of a page share their names, as a reader would type them one after the other. Two
+comments help, which a reader does not see: `<!-- needs: module -->` above a snippet names an
+optional package that it takes, and `<!-- setup` to `-->` holds code that runs in its place.
+"""
+
+import doctest
+import importlib.util
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import cnorm
+
+ROOT = Path(__file__).parent.parent
+SNIPPET = re.compile(
+    r"(?:^<!-- needs: (\w+) -->\n)?(?:^```python\n(.*?)^```$|^<!-- setup\n(.*?)^-->$)",
+    re.DOTALL | re.MULTILINE,
+)
+PAGES = [
+    page
+    for page in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+    if "_build" not in page.parts and SNIPPET.search(page.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_snippets_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
+    text = page.read_text(encoding="utf-8")
+    names, missing = {"__name__": "snippet"}, set()
+    for match in SNIPPET.finditer(text):
+        needs, shown, setup = match.groups()
+        if needs and importlib.util.find_spec(needs) is None:
+            missing.add(needs)
+            continue
+        first_line = text.count("\n", 0, match.start(3 if shown is None else 2))
+        # Newlines in front, so that a traceback shows the line of the page.
+        code = "\n" * first_line + (setup if shown is None else shown)
+        exec(compile(code, str(page), "exec"), names)
+    if missing:
+        pytest.skip(f"the other snippets ran; these need {', '.join(sorted(missing))}")
+
+
+def test_pages_are_found():
+    names = {page.name for page in PAGES}
+    assert {"README.md", "README.zh.md", "getting_started.md", "batch.md"} <= names
+
+
+def test_readme_opens_with_the_two_commands():
+    for name in ("README.md", "README.zh.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        commands = re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        assert commands[0] == 'pip install ".[examples]" && python examples/quickstart.py\n'
+        assert commands[1] == 'pip install ".[test]" && pytest\n'
+
+
+def test_readme_trains_in_under_twenty_lines():
+    for name in ("README.md", "README.zh.md"):
+        snippets = SNIPPET.findall((ROOT / name).read_text(encoding="utf-8"))
+        (training,) = [code for _, code, _ in snippets if ".backward(" in code]
+        assert len(training.splitlines()) < 20
+
+
+def test_local_links_lead_somewhere():
+    broken = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        if "_build" in page.parts:
+            continue
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not broken
+
+
+def modules():
+    """Return the names of all modules of the package that can be imported here."""
+    names = ["cnorm"]
+    for module in pkgutil.walk_packages(cnorm.__path__, "cnorm."):
+        if not module.name.endswith("__main__") and "kernels._" not in module.name:
+            names.append(module.name)
+    return names
+
+
+@pytest.mark.parametrize("name", modules())
+def test_docstrings_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        pytest.skip(f"needs {error.name}")
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    failed, tried = doctest.testmod(module, optionflags=flags)
+    assert failed == 0
+    assert tried or name != "cnorm.functional"  # compiled functions are found as well

@@ -1,0 +1,84 @@
+"""The examples run, and what they print and draw is right."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name, *needs):
+    for module in needs:
+        pytest.importorskip(module, reason=f"the extra [examples] brings {module}")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example
+
+
+def size_of_picture(path):
+    import matplotlib.image
+
+    return matplotlib.image.imread(path).shape[:2]
+
+
+@pytest.fixture
+def quickstart():
+    return load("quickstart", "sklearn", "matplotlib")
+
+
+@pytest.fixture
+def train_digits():
+    return load("train_digits", "sklearn", "matplotlib", "tqdm")
+
+
+def test_quickstart_prints_and_draws(quickstart, tmp_path, capsys):
+    picture = tmp_path / "picture.png"
+    quickstart.main(["--picture", str(picture)])
+    rows = [line for line in capsys.readouterr().out.splitlines() if " ms" in line]
+    titles = ["BatchNorm2d, train", "BatchNorm2d, eval", "InstanceNorm2d", "GroupNorm", "LayerNorm"]
+    assert len(rows) == len(titles)
+    for row, title in zip(rows, titles, strict=True):
+        assert row.startswith(title)
+    assert rows[2].split()[2:8] == ["0.00"] * 3 + ["1.00"] * 3  # InstanceNorm, mean and std
+    height, width = size_of_picture(picture)
+    assert height > 500 and width > 1200
+
+
+def test_quickstart_norms_are_the_formula(quickstart):
+    photographs = quickstart.load_photographs()
+    for panel in quickstart.make_panels(photographs):
+        axes = (0, 1, 2) if panel.axes is None else panel.axes  # eval remembers BatchNorm's
+        expected = quickstart.numpy_norm(photographs.astype(np.float64), axes)
+        np.testing.assert_allclose(panel.norm(photographs), expected, atol=2e-5)
+
+
+def test_digits_learn_with_a_norm(train_digits, tmp_path, capsys):
+    picture = tmp_path / "curves.png"
+    curves = train_digits.main(["--picture", str(picture)])
+    out = capsys.readouterr().out
+    for name in ("BatchNorm1d", "LayerNorm", "GroupNorm"):
+        assert curves[name]["accuracies"][-1] >= 0.97
+        assert curves[name]["losses"][-1] < 0.1 * curves["no norm"]["losses"][-1]
+        assert name in out
+    assert min(size_of_picture(picture)) > 300
+
+
+def test_digits_linear_has_the_right_gradient(train_digits):
+    rng = np.random.default_rng(0)
+    layer = train_digits.Linear(5, 3, rng).double()
+    x, dy = rng.standard_normal((4, 5)), rng.standard_normal((4, 3))
+    layer(x)
+    dx = layer.backward(dy)
+    step = 1e-6
+    for array, grad in [(x, dx), (layer.weight, layer.weight.grad), (layer.bias, layer.bias.grad)]:
+        for index in np.ndindex(array.shape):
+            value = array[index]
+            array[index] = value + step
+            above = (layer(x) * dy).sum()
+            array[index] = value - step
+            below = (layer(x) * dy).sum()
+            array[index] = value
+            assert grad[index] == pytest.approx((above - below) / (2 * step), rel=1e-6, abs=1e-8)

@@ -1,0 +1,165 @@
+"""The same bits from every build, any number of threads, alone or in a batch, from any view."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import digests
+import numpy as np
+import pytest
+from layouts import (
+    batch_strided,
+    byte_swapped,
+    channels_last,
+    channels_last_cropped,
+    contiguous,
+    cropped,
+    negative,
+    read_only,
+    scattered,
+    unaligned,
+)
+from operations import OPERATIONS, accumulation
+
+import cnorm
+import cnorm.functional as F
+from cnorm import _dispatch
+
+THREADS = (1, 2, 3, 5, 8)
+
+
+def _digests_of(build):
+    """In a process of its own, by the environment variable that a user has."""
+    tests = Path(__file__).parent
+    environment = os.environ | {
+        "CNORM_ISA": build,
+        "PYTHONPATH": os.pathsep.join([str(tests), *filter(None, sys.path)]),
+    }
+    command = [sys.executable, str(tests / "digests.py"), *map(str, THREADS)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def _differing(found, expected):
+    return [key for key in expected if found[key] != expected[key]]
+
+
+def test_every_build_and_number_of_threads_gives_the_same_bits():
+    expected = digests.digests()
+    for build in _dispatch.available():
+        for threads, found in _digests_of(build).items():
+            assert not _differing(found, expected), f"{build}, {threads} threads"
+
+
+def test_the_bits_are_those_of_the_last_release():
+    """Where they should change: ``python tests/digests.py --write``, and a word in CHANGELOG."""
+    golden = json.loads(digests.GOLDEN.read_text())
+    found = digests.portable(digests.digests())
+    assert set(found) == set(golden)
+    assert not _differing(found, golden)
+
+
+def _assert_same_bits(actual, expected, what):
+    assert actual.dtype == expected.dtype
+    if actual.tobytes() != expected.tobytes():
+        wrong = np.argwhere(actual != expected)
+        raise AssertionError(f"{what}: {len(wrong)} elements differ, first at {wrong[:1]}")
+
+
+ALONE = [operation for operation in OPERATIONS if not operation.mixes_samples]
+
+
+@pytest.mark.parametrize("operation", ALONE, ids=str)
+def test_a_sample_alone_and_in_any_batch_at_any_position(build, operation, dtype, rng):
+    """Batches on both sides of where threads come in."""
+    for shape in [(24, 6, 33), (24, 12, 12, 11), (24, 6)]:
+        if not operation.accepts((1, *shape[1:]), 1):
+            continue
+        for layout in (contiguous, channels_last):
+            x, dy = rng.normal(size=(2, *shape)).astype(dtype)
+            p = operation.draw(rng, shape, 1, accumulation(dtype))
+            whole = _results(operation, layout(x), layout(dy), p)
+            for part in (slice(0, 1), slice(23, 24), slice(7, 10), slice(None, None, -1)):
+                q = {k: v[part] if np.shape(v) == shape else v for k, v in p.items()}
+                alone = _results(operation, layout(x[part]), layout(dy[part]), q)
+                for name in ("y", "grad_input"):
+                    what = f"{name} of {operation} {shape} {layout.__name__} {part}"
+                    _assert_same_bits(alone[name], whole[name][part], what)
+
+
+def _results(operation, x, dy, p):
+    results = operation.run(F, x, dy, p)
+    return {name: np.ascontiguousarray(results[name]) for name in ("y", "grad_input")}
+
+
+@pytest.mark.parametrize("norm", [F.layer_norm, F.rms_norm])
+def test_a_row_alone_and_in_a_matrix(build, norm, dtype, rng):
+    for length in (1, 5, 16, 33, 64, 65, 768, 2049, 5000):
+        x = rng.normal(size=(37, length)).astype(dtype)
+        whole = norm(x, length)
+        for i in (0, 1, 18, 36):
+            _assert_same_bits(norm(x[i], length), whole[i], f"row {i} of {length}")
+
+
+VIEWS = [
+    (contiguous, (cropped, batch_strided, negative, scattered, byte_swapped, unaligned, read_only)),
+    (channels_last, (channels_last_cropped,)),
+]
+
+
+@pytest.mark.parametrize(("layout", "views"), VIEWS, ids=["contiguous", "channels-last"])
+def test_views_of_the_same_values(build, operation, layout, views, rng):
+    for dtype in (np.dtype(np.float32), np.dtype(np.float16)):
+        for shape in [(5, 6, 11, 17), (3, 6, 4, 3)]:
+            x, dy = rng.normal(size=(2, *shape)).astype(dtype)
+            p = operation.draw(rng, shape, 1, accumulation(dtype))
+            expected = operation.run(F, layout(x), layout(dy), p)
+            for view in views:
+                actual = operation.run(F, view(x), view(dy), p)
+                for name in set(expected) - {"stats"}:
+                    what = f"{name} of {operation} {dtype} {shape} {view.__name__}"
+                    a, e = (np.ascontiguousarray(r[name]) for r in (actual, expected))
+                    _assert_same_bits(a, e, what)
+
+
+def test_a_channel_axis_is_a_transposed_view(build, operation, rng):
+    if operation.by_channel:
+        x, dy = rng.normal(size=(2, 5, 11, 17, 12)).astype(np.float32)
+        p = operation.draw(rng, x.shape, -1, np.float32)
+        as_it_is = operation.run(F, x, dy, p, axis=-1)
+        views = (np.moveaxis(a, -1, 1) for a in (x, dy))
+        viewed = operation.run(F, *views, p)
+        for name in ("y", "grad_input"):
+            viewed[name] = np.moveaxis(viewed[name], 1, -1)
+        for name in set(viewed) - {"stats"}:
+            _assert_same_bits(as_it_is[name], viewed[name], f"{name} of {operation}")
+
+
+def test_where_the_result_goes_changes_nothing(build, operation, rng):
+    x = rng.normal(size=(5, 6, 11, 17)).astype(np.float32)
+    p = operation.draw(rng, x.shape, 1, np.float32)
+
+    def forward(**options):
+        q = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in p.items()}
+        return operation.forward(F, x, q, **options)[0]
+
+    expected = forward()
+    for layout in (contiguous, channels_last, cropped, scattered):
+        out = layout(np.zeros_like(x))
+        _assert_same_bits(np.ascontiguousarray(forward(out=out)), expected, layout.__name__)
+    _assert_same_bits(forward(out=x), expected, "in place")
+
+
+def test_threads_change_nothing_in_this_process(operation, rng):
+    for shape in [(16, 12, 30, 11), (12, 64, 7, 7), (1000, 48)]:
+        if operation.accepts(shape, 1):
+            x, dy = rng.normal(size=(2, *shape)).astype(np.float32)
+            p = operation.draw(rng, shape, 1, np.float32)
+            found = []
+            for n in THREADS:
+                with cnorm.num_threads(n):
+                    found.append(digests.digest(operation.run(F, x, dy, p)))
+            assert len(set(found)) == 1, shape

@@ -1,0 +1,70 @@
+"""LocalResponseNorm and the legacy CrossMapLRN2d: sizes, powers, and nothing that drifts."""
+
+import numpy as np
+import pytest
+from operations import CrossMapLRN, ResponseNorm, check, oracle
+
+import cnorm.functional as F
+
+
+@pytest.mark.parametrize("norm", [ResponseNorm, CrossMapLRN])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, 13, 40])
+def test_sizes_even_and_odd_and_larger_than_the_channels(build, norm, size, rng):
+    for channels in (1, 2, 7, 17):
+        for axis, shape in [(1, (2, channels, 5, 7)), (-1, (2, 5, 7, channels))]:
+            for dtype in (np.float32, np.float64):
+                x, dy = rng.normal(size=(2, *shape)).astype(dtype)
+                for beta in (0.75, 0.6):
+                    operation = norm(size=size, beta=beta)
+                    p = operation.draw(rng, shape, axis)
+                    actual = operation.run(F, x, dy, p, axis=axis)
+                    expected = oracle(operation, x, dy, p, axis=axis)
+                    check(actual, expected, x.dtype, dy, f"{operation} {shape}")
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 0.1, 3.3, -0.5])
+def test_powers(build, beta, rng):
+    """The fast paths and the general power, over many scales."""
+    operation = ResponseNorm(size=5, beta=beta)
+    for k in (1.0, 1e-3, 100.0):
+        for scale in (1e-4, 1.0, 1e4):
+            x, dy = rng.normal(0, scale, (2, 3, 9, 35)).astype(np.float32)
+            p = {"alpha": 0.7, "k": k}
+            actual, expected = operation.run(F, x, dy, p), oracle(operation, x, dy, p)
+            for name, limit in (("y", 4), ("grad_input", 16)):
+                size = np.abs(expected[name]).max()
+                error = np.abs(actual[name] - expected[name]).max()
+                assert error <= limit * np.finfo(np.float32).eps * size, (name, k, scale)
+
+
+def test_a_window_forgets_what_has_left_it(build):
+    """A running sum would keep the rounding of a large channel: this must not."""
+    x = np.ones((1, 64, 33), np.float32)
+    x[:, 3] = 1e8
+    y = F.local_response_norm(x, 5, alpha=1.0, beta=1.0, k=0.0)
+    np.testing.assert_allclose(y[:, 10:-2], 1.0, rtol=1e-6)
+
+
+def test_defaults_are_those_of_torch(rng):
+    x = rng.normal(0, 10, (2, 6, 5))
+    y = F.local_response_norm(x, 2)
+    before = np.concatenate([np.zeros((2, 1, 5)), x[:, :-1]], 1)
+    expected = x / (1 + 1e-4 / 2 * (x**2 + before**2)) ** 0.75
+    np.testing.assert_allclose(y, expected, rtol=1e-14)
+
+
+def test_ranks(build, rng):
+    operation = ResponseNorm(size=3, beta=0.75)
+    for shape in [(2, 6, 5), (2, 6, 5, 3), (2, 6, 3, 2, 3), (2, 6, 2, 3, 2, 2)]:
+        x, dy = rng.normal(size=(2, *shape)).astype(np.float32)
+        p = operation.draw(rng, shape, 1)
+        check(operation.run(F, x, dy, p), oracle(operation, x, dy, p), x.dtype, dy, shape)
+
+
+def test_one_bad_value_spoils_its_window_and_no_more(build, rng):
+    clean = rng.normal(size=(2, 9, 5)).astype(np.float32)
+    x = clean.copy()
+    x[1, 4, 2] = np.nan
+    y, expected = F.local_response_norm(x, 3), F.local_response_norm(clean, 3)
+    expected[1, 3:6, 2] = np.nan
+    np.testing.assert_array_equal(y, expected)
