@@ -1,0 +1,40 @@
+# The few words a developer types. PYTHON=... chooses another interpreter.
+PYTHON ?= python
+SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
+
+.PHONY: build test test-large bench lint asan docs clean
+
+build:
+	$(PYTHON) setup.py build_ext --inplace
+
+test: build
+	$(PYTHON) -m pytest
+
+test-large: build
+	$(PYTHON) -m pytest -m large
+
+bench: build
+	mkdir -p .benchmarks
+	$(PYTHON) bench/compare.py --write docs --json .benchmarks/compare.json
+	$(PYTHON) bench/scaling.py --write docs
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+# A build apart, so that the everyday one stays; Python itself is not instrumented, hence LD_PRELOAD.
+asan:
+	rm -rf build/asan && mkdir -p build/asan
+	cp -r cnorm tests setup.py pyproject.toml README.md LICENSE build/asan/
+	find build/asan -name '*.so' -delete
+	cd build/asan && CNORM_CFLAGS="$(SANITIZE)" $(PYTHON) setup.py -q build_ext --inplace --force
+	cd build/asan && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		$(PYTHON) -m pytest -q tests/kernels
+
+docs: build
+	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf build dist wheelhouse docs/_build *.egg-info
+	find cnorm -name '*.so' -delete

@@ -1,0 +1,7 @@
+"""The window family: LocalResponseNorm."""
+
+FAMILY = "window"
+
+
+def test_window(measure, case):
+    measure(case)
