@@ -240,7 +240,7 @@ cdef cnp.ndarray statistic(object values, str name, Py_ssize_t n, str shape):
     cdef cnp.ndarray a = doubles(values, name)
     if cnp.PyArray_SIZE(a) != n:
         raise ValueError(f"{name} must have shape {shape}, but got {shape_of(a)}")
-    return a.reshape(-1)
+    return a if cnp.PyArray_NDIM(a) == 1 else a.reshape(-1)
 
 
 cdef tuple parameter_grads(Channels call, tuple grads, object weight, object bias, object negative_slope):
@@ -271,23 +271,23 @@ cdef object slope_gradient(cnp.ndarray per_channel, object negative_slope):
 
 # ---- running statistics ----
 
-cdef int update_running(object running, double factor, cnp.ndarray batch) except -1:
-    """running = (1 - factor) * running + factor * batch, in place, in double."""
+cdef int update_running(object running, double factor, cnp.ndarray batch, double divisor=1) except -1:
+    """running = (1 - factor) * running + factor * batch / divisor, in place, in double."""
     cdef cnp.ndarray r
     cdef Py_ssize_t i, n = cnp.PyArray_SIZE(batch), step
     cdef char *p
     cdef const double *b = data64(batch)
-    if type(running) is np.ndarray or isinstance(running, np.ndarray):
+    if plain_memory(running, "running statistics"):
         r = running
         if cnp.PyArray_NDIM(r) == 1 and native(r) and cnp.PyArray_TYPE(r) == cnp.NPY_FLOAT32:
             p = cnp.PyArray_BYTES(r)
             step = cnp.PyArray_STRIDE(r, 0)
             for i in range(n):
                 (<float *> (p + i * step))[0] = <float> ((1 - factor) * <double> (<float *> (p + i * step))[0]
-                                                         + factor * b[i])
+                                                         + factor * (b[i] / divisor))
             return 0
     running[...] = ((1 - factor) * np.asarray(running, np.float64).reshape(-1)
-                    + factor * batch).reshape(np.shape(running))
+                    + factor * (batch / divisor)).reshape(np.shape(running))
     return 0
 
 
@@ -296,7 +296,8 @@ cdef int check_running(object running, str name, Py_ssize_t channels) except -1:
         return 0
     if not isinstance(running, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array, but got {type(running).__name__}")
-    check_length(running, name, channels)
+    if cnp.PyArray_SIZE(running) != channels:
+        check_length(running, name, channels)
     if storage_of(running) < 0:
         raise TypeError(f"{name} must be a float array, but got dtype {running.dtype}")
     return 0
@@ -309,8 +310,12 @@ cdef int check_writable(object running, str name) except -1:
 
 
 cdef int check_length(object parameter, str name, Py_ssize_t channels) except -1:
-    if parameter is not None and np.size(parameter) != channels:
-        raise RuntimeError(f"{name} should contain {channels} elements not {np.size(parameter)}")
+    cdef Py_ssize_t n
+    if parameter is None:
+        return 0
+    n = cnp.PyArray_SIZE(parameter) if isinstance(parameter, cnp.ndarray) else np.size(parameter)
+    if n != channels:
+        raise RuntimeError(f"{name} should contain {channels} elements not {n}")
     return 0
 
 

@@ -21,7 +21,7 @@ cdef cnp.ndarray row_parameter(object values, str name, int storage, cnp.ndarray
     cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
     cdef int number = cnp.NPY_FLOAT64 if storage == FLOAT64 else cnp.NPY_FLOAT32
     if cnp.PyArray_TYPE(a) == number and cnp.PyArray_IS_C_CONTIGUOUS(a) and native(a):
-        if out is not None and np.may_share_memory(a, out):
+        if out is not None and may_overlap(a, out):
             return a.copy()
         return a
     if storage_of(a) < 0:
@@ -149,9 +149,107 @@ cdef class RowsCall(Call):
 
 
 cdef tuple row_shape(object normalized_shape):
+    if type(normalized_shape) is tuple and len(normalized_shape) == 1:
+        return (operator.index(normalized_shape[0]),)
     if isinstance(normalized_shape, int):
         return (normalized_shape,)
     return tuple(operator.index(n) for n in normalized_shape)
+
+
+cdef inline bint has_shape(object parameter, tuple shape) except -1:
+    """Whether a parameter has the shape; without making a tuple for the usual vector."""
+    if plain_memory(parameter, "weight") and len(shape) == 1:
+        return cnp.PyArray_NDIM(parameter) == 1 and cnp.PyArray_DIM(parameter, 0) == shape[0]
+    return np.shape(parameter) == shape
+
+
+# ---- the small call: plain arrays, one axis; nothing that costs more than the norm itself ----
+
+cdef inline bint plain_floats(object a, int number) noexcept:
+    """A C-contiguous native array of a dtype, or a subclass that was seen to be one."""
+    return ((type(a) is np.ndarray or type(a) is KNOWN_SUBCLASS) and cnp.PyArray_TYPE(a) == number
+            and cnp.PyArray_IS_C_CONTIGUOUS(a) and native(a))
+
+
+cdef inline bint plain_vector(object a, int number, Py_ssize_t n) noexcept:
+    return a is None or (plain_floats(a, number) and cnp.PyArray_NDIM(a) == 1 and cnp.PyArray_DIM(a, 0) == n)
+
+
+cdef object small_forward(object input, object normalized_shape, object weight, object bias, bint centred,
+                          double eps, object out, bint return_stats):
+    """layer_norm or rms_norm of plain arrays over the last axis; None where the general call must look."""
+    cdef cnp.ndarray x, y
+    cdef cnp.ndarray mean = None, rstd = None
+    cdef int number, storage, ndim, i, failed
+    cdef Py_ssize_t n, rows
+    cdef cnp.npy_intp shape[MAX_DIMS]
+    cdef Units a
+    if type(input) is not np.ndarray:
+        return None
+    x = <cnp.ndarray> input
+    storage = storage_of(x)
+    ndim = cnp.PyArray_NDIM(x)
+    if storage < 0 or not cnp.PyArray_IS_C_CONTIGUOUS(x) or not native(x) or ndim < 1 or ndim > MAX_DIMS:
+        return None
+    n = cnp.PyArray_DIM(x, ndim - 1)
+    if type(normalized_shape) is tuple and len(<tuple> normalized_shape) == 1:
+        normalized_shape = (<tuple> normalized_shape)[0]
+    if type(normalized_shape) is not int or <Py_ssize_t> normalized_shape != n or n == 0:
+        return None
+    number = cnp.NPY_FLOAT64 if storage == FLOAT64 else cnp.NPY_FLOAT32
+    if not plain_vector(weight, number, n) or not plain_vector(bias, number, n) or (
+            weight is None and bias is not None):
+        return None
+    rows = cnp.PyArray_SIZE(x) // n
+    if rows == 0:
+        return None
+    if out is None:
+        y = empty_like(x)
+    else:
+        if not plain_floats(out, cnp.PyArray_TYPE(x)) or type(out) is not np.ndarray or not same_shape(out, x):
+            return None
+        y = <cnp.ndarray> out
+        if not cnp.PyArray_ISWRITEABLE(y) or not writable_in_place(y, x, True) or (
+                weight is not None and may_overlap(y, weight)) or (bias is not None and may_overlap(y, bias)):
+            return None
+    memset(&a, 0, sizeof(a))
+    if return_stats:
+        for i in range(ndim - 1):
+            shape[i] = cnp.PyArray_DIM(x, i)
+        shape[ndim - 1] = 1
+        rstd = <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, cnp.NPY_FLOAT64)
+        a.rstd = <double *> cnp.PyArray_DATA(rstd)
+        if centred:
+            mean = <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, cnp.NPY_FLOAT64)
+            a.mean = <double *> cnp.PyArray_DATA(mean)
+    a.storage = storage
+    a.shape[0] = 1
+    a.shape[1] = rows
+    a.shape[2] = 1
+    a.shape[3] = 1
+    a.shape[4] = n
+    a.x.data = cnp.PyArray_BYTES(x)
+    a.y.data = cnp.PyArray_BYTES(y)
+    a.x.stride[1] = n * cnp.PyArray_ITEMSIZE(x)
+    a.y.stride[1] = a.x.stride[1]
+    a.threads = threads_for(rows * a.x.stride[1])
+    a.centred = centred
+    a.eps = eps
+    if weight is not None:
+        a.by_element = True
+        a.row_weight = cnp.PyArray_DATA(weight)
+    if bias is not None:
+        a.row_bias = cnp.PyArray_DATA(bias)
+    if rows * a.x.stride[1] < FREE_GIL:
+        failed = kernels.units_forward(&a)
+    else:
+        with nogil:
+            failed = kernels.units_forward(&a)
+    if failed:
+        raise MemoryError("cnorm could not allocate the statistics of this call")
+    if not return_stats:
+        return y
+    return (y, mean, rstd) if centred else (y, rstd)
 
 
 cdef int check_row(cnp.ndarray x, tuple shape, object weight, object bias) except -1:
@@ -160,7 +258,7 @@ cdef int check_row(cnp.ndarray x, tuple shape, object weight, object bias) excep
         raise RuntimeError("Expected normalized_shape to be at least 1-dimensional, i.e., containing at least "
                            f"one element, but got normalized_shape = {list(shape)}")
     for parameter, name in ((weight, "weight"), (bias, "bias")):
-        if parameter is not None and np.shape(parameter) != shape:
+        if parameter is not None and not has_shape(parameter, shape):
             raise RuntimeError(f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
                                f"{list(np.shape(parameter))} and normalized_shape = {list(shape)}")
     if ndim < k or (<object> x).shape[ndim - k:] != shape:

@@ -24,9 +24,10 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.math cimport sqrt
 from libc.string cimport memset
 
-from cnorm._plan cimport ARRAYS, COPY, UNITS, Plan, plan_channels, plan_rows
+from cnorm._plan cimport ARRAYS, COPY, MAX_DIMS, UNITS, Plan, plan_channels, plan_rows
 from cnorm.kernels.jobs cimport (BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Columns, Kernels, Units, View,
                                  Window)
 
@@ -175,6 +176,8 @@ cdef int check_dims(cnp.ndarray x, str name, int least) except -1:
 cdef object with_stats(Channels call, object y, bint return_stats, tuple shape):
     if not return_stats:
         return y
+    if len(shape) == 1:
+        return y, call.mean, call.rstd
     return y, call.mean.reshape(shape), call.rstd.reshape(shape)
 
 
@@ -259,19 +262,25 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
     y = call.forward(out)
     if training and running_mean is not None and call.elements:
         update_running(running_mean, momentum, call.mean)
-        update_running(running_var, momentum, call.m2 / unbiased_count(count))
+        update_running(running_var, momentum, call.m2, unbiased_count(count))
     return with_stats(call, y, with_statistics, (call.channels,))
 
 
 cdef int given_statistics(Channels call, object mean, object var, double eps) except -1:
     """Statistics that do not come from the input, one per channel, for every unit."""
+    cdef cnp.ndarray m = statistic(mean, "running_mean", call.channels, "(C,)")
+    cdef cnp.ndarray v = statistic(var, "running_var", call.channels, "(C,)")
+    cdef Py_ssize_t unit, units = call.units()
+    cdef double *to_mean
+    cdef double *to_rstd
     call.given = True
-    call.mean = statistic(mean, "running_mean", call.channels, "(C,)").copy()
-    with np.errstate(all="ignore"):
-        call.rstd = 1 / np.sqrt(statistic(var, "running_var", call.channels, "(C,)") + eps)
-    if call.groups and call.samples != 1:
-        call.mean = np.tile(call.mean, call.samples)
-        call.rstd = np.tile(call.rstd, call.samples)
+    call.mean = new64(units)
+    call.rstd = new64(units)
+    to_mean = data64(call.mean)
+    to_rstd = data64(call.rstd)
+    for unit in range(units):
+        to_mean[unit] = data64(m)[unit % call.channels]
+        to_rstd[unit] = 1 / sqrt(data64(v)[unit % call.channels] + eps)
     return 0
 
 
@@ -411,7 +420,7 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     if use_input_stats and running_mean is not None and call.elements:
         share = (call.samples, call.channels)
         update_running(running_mean, momentum, call.mean.reshape(share).mean(0))
-        update_running(running_var, momentum, call.m2.reshape(share).mean(0) / unbiased_count(count))
+        update_running(running_var, momentum, call.m2.reshape(share).mean(0), unbiased_count(count))
     return with_stats(call, y, with_statistics, (call.samples, call.channels))
 
 
@@ -578,9 +587,16 @@ cdef tuple stats_shape(cnp.ndarray x, int normalized):
 cdef object rows_forward(object input, object normalized_shape, object weight, object bias, bint centred,
                          double eps, object out, object channel_axis, bint return_stats,
                          object negative_slope):
-    cdef cnp.ndarray x = floats(input, "input")
-    cdef tuple shape = row_shape(normalized_shape)
-    cdef RowsCall call = RowsCall()
+    cdef cnp.ndarray x
+    cdef tuple shape
+    cdef RowsCall call
+    if negative_slope is None:
+        y = small_forward(input, normalized_shape, weight, bias, centred, eps, out, return_stats)
+        if y is not None:
+            return y
+    x = floats(input, "input")
+    shape = row_shape(normalized_shape)
+    call = RowsCall()
     check_row(x, shape, weight, bias)
     call.set(x, len(shape), centred, eps)
     row_epilogue(call, negative_slope, channel_axis, len(shape))
@@ -817,7 +833,7 @@ cdef object add_forward(object input, object residual, object normalized_shape, 
         raise TypeError(f"residual must have the input's dtype {one.dtype}, but got {other.dtype}")
     check_row(one, shape, weight, bias)
     total = empty_like(one) if residual_out is None else checked_out(residual_out, one, "residual_out")
-    if out is not None and np.may_share_memory(total, checked_out(out, one)):
+    if out is not None and may_overlap(total, checked_out(out, one)):
         raise ValueError("out and residual_out must not overlap")
     room = total
     if not native(room) or not writable_in_place(room, one, True) or not writable_in_place(room, other, True):
@@ -825,7 +841,7 @@ cdef object add_forward(object input, object residual, object normalized_shape, 
     call.set(room, len(shape), centred, eps)
     row_epilogue(call, negative_slope, channel_axis, len(shape))
     call.parameters(weight, bias, out if isinstance(out, np.ndarray) else None, False)
-    if np.may_share_memory(total, call.weight) if call.weight is not None else False:
+    if may_overlap(total, call.weight) if call.weight is not None else False:
         call.weight = call.weight.copy()
     if return_stats:
         call.rstd = new64(call.rows())

@@ -58,6 +58,20 @@ cdef inline char *row_at(const Columns *a, const View *v, Py_ssize_t sample, Py_
             + row * v.stride[3])
 
 
+cdef inline void rows_at(const Columns *a, const View *v, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t step,
+                         Py_ssize_t rows, Py_ssize_t bytes, char **out) noexcept nogil:
+    """Addresses of rows first, first + step, ..., `bytes` into each."""
+    cdef Py_ssize_t i, stride = step * v.stride[3]
+    cdef char *base
+    if a.shape[1] == 1 and a.shape[2] == 1:
+        base = v.data + sample * v.stride[0] + first * v.stride[3] + bytes
+        for i in range(rows):
+            out[i] = base + i * stride
+    else:
+        for i in range(rows):
+            out[i] = row_at(a, v, sample, first + i * step) + bytes
+
+
 cdef inline bint end_to_end(const Columns *a, const View *v) noexcept nogil:
     """Whether the rows of a sample lie one after the other."""
     cdef Py_ssize_t row = a.shape[4] * TILES[a.storage].size
@@ -82,8 +96,7 @@ cdef void ready_rows(const Columns *a, const Layout *l, const View *v, bint gath
     out.rows = rows
     if l.fold == 1 or not gathered:
         out.loops = l.loops
-        for i in range(rows):
-            out.at[i] = row_at(a, v, sample, (first + i) * l.fold) + column * l.loops.size
+        rows_at(a, v, sample, first * l.fold, l.fold, rows, column * l.loops.size, <char **> out.at)
         return
     out.loops = TILES[l.loops.accumulator]
     for i in range(rows):
@@ -423,15 +436,13 @@ cdef void apply_rows(const Columns *a, const Layout *l, const ColumnAffine *f, b
     cdef const char *x[BLOCK_ROWS]
     cdef const char *dy[BLOCK_ROWS]
     cdef char *y[BLOCK_ROWS]
-    cdef Py_ssize_t first = block * BLOCK_ROWS, row, i
+    cdef Py_ssize_t first = block * BLOCK_ROWS, row
     cdef Py_ssize_t whole = l.rows // fold
     cdef Py_ssize_t rows = min(BLOCK_ROWS, whole - first)
-    for i in range(rows):
-        row = (first + i) * fold
-        x[i] = row_at(a, &a.x, sample, row)
-        y[i] = row_at(a, &a.y, sample, row)
-        if backward:
-            dy[i] = row_at(a, &a.dy, sample, row)
+    rows_at(a, &a.x, sample, first * fold, fold, rows, 0, <char **> x)
+    rows_at(a, &a.y, sample, first * fold, fold, rows, 0, y)
+    if backward:
+        rows_at(a, &a.dy, sample, first * fold, fold, rows, 0, <char **> dy)
     if rows > 0:
         if backward:
             l.loops.column_grad_apply(x, dy, y, rows, fold * l.columns, f, a.activation)
@@ -459,11 +470,11 @@ cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, dou
     # one block more than whole rows need, where the rest of the rows would find none
     blocks = (l.rows // fold) // BLOCK_ROWS + 1
     if threads == 1:
-        for i in range(blocks - 1, -1, -1):
+        for i in range(blocks):
             apply_rows(a, l, &f, backward, fold, sample, i)
     else:
         for i in prange(blocks, num_threads=threads, schedule="dynamic", chunksize=chunk_of(blocks, threads)):
-            apply_rows(a, l, &f, backward, fold, sample, blocks - 1 - i)
+            apply_rows(a, l, &f, backward, fold, sample, i)
     free(room)
     return 0
 

@@ -34,6 +34,40 @@ cdef extern from "tiles.h" nogil:
         const void *shift
         const void *slopes
 
+    enum:
+        ROWS_TOGETHER
+
+    ctypedef struct RowJob:
+        const char *x
+        char *y
+        Py_ssize_t rows, x_stride, y_stride, n
+        double eps, tiny
+        int centred, vector, activation
+        const double *weight
+        const double *bias
+        const double *slopes
+        Affine affine
+        double mean[16]
+        double lo[16]
+        double m2[16]
+        double rstd[16]
+        unsigned char again[16]
+
+    ctypedef struct GradRows:
+        const char *x
+        const char *dy
+        const char *plus
+        char *dx
+        Py_ssize_t rows, x_stride, dy_stride, plus_stride, dx_stride, n
+        int centred, activation
+        Affine affine
+        const double *mean
+        const double *rstd
+        double hi[64]
+        double lo[64]
+        double sum_g[64]
+        double sum_gd[64]
+
     ctypedef struct Response:
         double alpha, beta, k, slope
         const void *slopes
@@ -47,6 +81,7 @@ cdef extern from "tiles.h" nogil:
         void (*sums)(const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int, double *) noexcept nogil
         void (*apply)(const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                       const Affine *, int) noexcept nogil
+        void (*forward_rows)(RowJob *) noexcept nogil
         void (*apply_vector)(const char *, char *, Py_ssize_t, Py_ssize_t, const Affine *,
                              int) noexcept nogil
         void (*grad_sums)(const char *, const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
@@ -57,6 +92,8 @@ cdef extern from "tiles.h" nogil:
                            Py_ssize_t, Py_ssize_t, const Affine *, int) noexcept nogil
         void (*grad_apply_vector)(const char *, const char *, const char *, char *, Py_ssize_t,
                                   Py_ssize_t, const Affine *, int) noexcept nogil
+        void (*grad_sums_rows)(GradRows *) noexcept nogil
+        void (*grad_apply_rows)(const GradRows *) noexcept nogil
         void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
         void (*parameter_sums)(const char **, const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                                const RowAffine *, int, double *, double *, double *) noexcept nogil

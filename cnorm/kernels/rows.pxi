@@ -116,18 +116,18 @@ cdef void finish_row(const Units *a, const Tiling *t, Py_ssize_t row, const doub
     row_grad_apply(a, t, row, &f)
 
 
-cdef void block_parameters(const Units *a, const Tiling *t, const Blocks *b, const double *kept,
-                           Py_ssize_t block, Py_ssize_t slot, Py_ssize_t begin,
-                           Py_ssize_t end) noexcept nogil:
+cdef void block_parameters(const Units *a, const Tiling *t, const Blocks *b, const double *hi,
+                           const double *lo, const double *rstd, Py_ssize_t block, Py_ssize_t slot,
+                           Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """Add a block of rows to a slot, over elements begin..end of the rows."""
     cdef const char *x[BLOCK_ROWS]
     cdef const char *dy[BLOCK_ROWS]
     cdef RowAffine f
     cdef Py_ssize_t first = block * b.block, rows = min(b.block, b.rows - first), row, step
     cdef double *sums = b.sums + slot * 3 * b.elements
-    f.hi = kept
-    f.lo = kept + b.block
-    f.scale = kept + 2 * b.block
+    f.hi = hi
+    f.lo = lo
+    f.scale = rstd
     f.row_slope = a.unit_slopes + first if a.unit_slopes != NULL else NULL
     f.slope = a.slope
     f.weight = a.row_weight
@@ -147,16 +147,54 @@ cdef inline Py_ssize_t slot_begin(const Blocks *b, Py_ssize_t slot) noexcept nog
     return slot * b.blocks // b.slots
 
 
+cdef inline bint plain_rows(const Units *a, const Tiling *t) noexcept nogil:
+    """Rows that are one tile each, at one stride: the loops take a block of them at once."""
+    return a.shape[0] == 1 and t.runs == 1 and t.elements <= TILE and a.unit_slopes == NULL
+
+
+cdef void backward_slot_together(const Units *a, const Tiling *t, const Blocks *b,
+                                 Py_ssize_t slot) noexcept nogil:
+    cdef GradRows job
+    cdef Py_ssize_t block, first
+    job.x_stride = a.x.stride[1]
+    job.dy_stride = a.dy.stride[1]
+    job.dx_stride = a.y.stride[1]
+    job.plus_stride = a.plus.stride[1]
+    job.n = t.elements
+    job.centred = a.centred
+    job.activation = a.activation
+    job.affine.slope = a.slope
+    job.affine.bias = 0
+    job.affine.weight = a.row_weight
+    job.affine.shift = a.row_bias
+    job.affine.slopes = a.row_slopes
+    for block in range(slot_begin(b, slot), slot_begin(b, slot + 1)):
+        first = block * b.block
+        job.rows = min(b.block, b.rows - first)
+        job.x = unit_at(a, &a.x, first)
+        job.dy = unit_at(a, &a.dy, first)
+        job.dx = unit_at(a, &a.y, first)
+        job.plus = unit_at(a, &a.plus, first) if a.add_grad else NULL
+        job.mean = a.mean + first if a.mean != NULL else NULL
+        job.rstd = a.rstd + first
+        t.loops.grad_sums_rows(&job)
+        block_parameters(a, t, b, job.hi, job.lo, job.rstd, block, slot, 0, b.elements)
+        t.loops.grad_apply_rows(&job)
+
+
 cdef void backward_slot(const Units *a, const Tiling *t, const Blocks *b, Py_ssize_t slot) noexcept nogil:
     """The blocks of a slot, each while it is in cache."""
     cdef double kept[5 * BLOCK_ROWS]
     cdef Py_ssize_t block, row, first, last
+    if plain_rows(a, t):
+        backward_slot_together(a, t, b, slot)
+        return
     for block in range(slot_begin(b, slot), slot_begin(b, slot + 1)):
         first = block * b.block
         last = min(first + b.block, b.rows)
         for row in range(first, last):
             keep_row(a, t, row, kept + (row - first), b.block)
-        block_parameters(a, t, b, kept, block, slot, 0, b.elements)
+        block_parameters(a, t, b, kept, kept + b.block, kept + 2 * b.block, block, slot, 0, b.elements)
         for row in range(first, last):
             finish_row(a, t, row, kept + (row - first), b.block)
 
@@ -164,9 +202,12 @@ cdef void backward_slot(const Units *a, const Tiling *t, const Blocks *b, Py_ssi
 cdef void stretch_parameters(const Units *a, const Tiling *t, const Blocks *b, const double *kept,
                              Py_ssize_t item) noexcept nogil:
     cdef Py_ssize_t begin = item * STRETCH, end = min(begin + STRETCH, b.elements), slot, block
+    cdef const double *coefficients
     for slot in range(b.slots):
         for block in range(slot_begin(b, slot), slot_begin(b, slot + 1)):
-            block_parameters(a, t, b, kept + 5 * b.block * block, block, slot, begin, end)
+            coefficients = kept + 5 * b.block * block
+            block_parameters(a, t, b, coefficients, coefficients + b.block, coefficients + 2 * b.block, block,
+                             slot, begin, end)
 
 
 cdef int backward_apart(const Units *a, const Tiling *t, const Blocks *b) noexcept nogil:
@@ -210,7 +251,8 @@ cdef int rows_backward(const Units *a) noexcept nogil:
     b.block = min(BLOCK_ROWS, max(4, BLOCK_BYTES // (t.elements * t.loops.size)))
     b.blocks = (b.rows + b.block - 1) // b.block
     b.slots = max(1, min(b.blocks, min(16, SLOT_ELEMENTS // t.elements)))
-    b.sums = <double *> calloc(3 * b.slots * b.elements, sizeof(double))
+    # one slot is the result itself: the three gradients lie one after the other
+    b.sums = a.grad_weight if b.slots == 1 else <double *> calloc(3 * b.slots * b.elements, sizeof(double))
     if b.sums == NULL:
         return -1
     if a.threads == 1:
@@ -221,6 +263,7 @@ cdef int rows_backward(const Units *a) noexcept nogil:
             backward_slot(a, &t, &b, i)
     else:
         failed = backward_apart(a, &t, &b)
-    add_slots(a, &b)
-    free(b.sums)
+    if b.slots > 1:
+        add_slots(a, &b)
+        free(b.sums)
     return failed

@@ -183,7 +183,7 @@ cdef void segments_backward_unit(const Units *a, const Tiling *t, Py_ssize_t uni
         segment_sums(a, t, &f, unit, slot, slots + SLOT * slot)
     finish_unit(a, t, &f, unit, slots)
     if a.sums_mode != 1:
-        for slot in range(slots_of(a, t) - 1, -1, -1):
+        for slot in range(slots_of(a, t)):
             segment_grad_apply(a, t, &f, unit, slot)
 
 
@@ -253,7 +253,7 @@ cdef int segments_backward(const Units *a) noexcept nogil:
         if a.sums_mode != 1:
             for i in prange(items, num_threads=a.threads, use_threads_if=not serial,
                             schedule="dynamic", chunksize=chunk_of(items, a.threads)):
-                grad_item(a, &t, affine, items - 1 - i, count)
+                grad_item(a, &t, affine, i, count)
     free(slots)
     free(affine)
     return 0

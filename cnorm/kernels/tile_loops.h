@@ -147,6 +147,74 @@ static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, 
 #undef VARIANT
 }
 
+/* Few short rows at once: each step for all of them, so that no row waits for its own sums. The
+ * arithmetic of a row is that of part_moments and unit_affine (moments.pxi, units.pxi). */
+INLINE void FN(forward_rows_any)(RowJob *job, const int vector, const int centred, const int biased,
+                                 const int activation) {
+    for (ptrdiff_t row = 0; row < job->rows; ++row) {
+        if (job->again[row]) continue;
+        Affine f = job->affine;
+        f.hi = (double)(A)job->mean[row];
+        f.lo = (job->mean[row] - f.hi) + job->lo[row];
+        f.scale = job->rstd[row];
+        if (!vector) {
+            if (job->weight) f.scale = job->rstd[row] * job->weight[row];
+            f.bias = (job->bias ? job->bias[row] : 0) - f.lo * f.scale;
+        }
+        if (activation && job->slopes) f.slope = job->slopes[row];
+        FN(apply_any)(job->x + row * job->x_stride, job->y + row * job->y_stride, 1, 0, 0, job->n, 0, &f,
+                      vector, centred, biased, activation);
+    }
+}
+
+static void FN(forward_rows)(RowJob *job) {
+    const double count = (double)job->n;
+    double shift[ROWS_TOGETHER] = {0}, first[ROWS_TOGETHER], second[ROWS_TOGETHER], sums[2];
+    const ptrdiff_t rows = job->rows;
+    if (job->centred) {
+        for (ptrdiff_t row = 0; row < rows; ++row) shift[row] = FN(head)(job->x + row * job->x_stride, job->n);
+        for (ptrdiff_t row = 0; row < rows; ++row) {
+            FN(sums_any)(job->x + row * job->x_stride, 1, 0, job->n, shift[row], sums, 1);
+            first[row] = sums[0], second[row] = sums[1];
+        }
+    } else {
+        for (ptrdiff_t row = 0; row < rows; ++row) {
+            FN(sums_any)(job->x + row * job->x_stride, 1, 0, job->n, 0, sums, 0);
+            first[row] = 0, second[row] = sums[1];
+        }
+    }
+    for (ptrdiff_t row = 0; row < rows; ++row) {
+        const double step = first[row] / count, mean = shift[row] + step;
+        const double m2 = second[row] - first[row] * step;
+        job->mean[row] = mean;
+        job->lo[row] = (shift[row] - mean) + step;
+        job->m2[row] = m2 < 0 ? 0 : m2;
+        job->rstd[row] = 1 / sqrt(job->m2[row] / count + job->eps);
+    }
+    for (ptrdiff_t row = 0; row < rows; ++row)
+        job->again[row] = !(2 * first[row] * first[row] <= count * second[row])
+                       || !(second[row] - second[row] == 0) || second[row] < job->tiny * count;
+#define VARIANT(vector, centred, biased)                                                         \
+    if (job->activation == 2 && vector) FN(forward_rows_any)(job, vector, centred, biased, 2);   \
+    else if (job->activation) FN(forward_rows_any)(job, vector, centred, biased, 1);             \
+    else FN(forward_rows_any)(job, vector, centred, biased, 0);
+    if (!job->vector) { VARIANT(0, 1, 1) }
+    else if (job->affine.shift) { VARIANT(1, 1, 1) }
+    else if (job->centred) { VARIANT(1, 1, 0) }
+    else { VARIANT(1, 0, 0) }
+#undef VARIANT
+}
+
+/* ---- the same backward: sums of all rows, then (after the parameters' sums) their gradients ---- */
+
+INLINE Affine FN(row_affine)(const GradRows *job, ptrdiff_t row) {
+    Affine f = job->affine;
+    f.hi = job->hi[row];
+    f.lo = job->lo[row];
+    f.scale = f.p = f.rstd = job->rstd[row];
+    return f;
+}
+
 /* The gradient through the activation: its sign is that of the forward z, recomputed. */
 #define THROUGH(g, d, PIECE)                                                                     \
     if (activation) {                                                                            \
@@ -263,6 +331,37 @@ static void FN(grad_apply_vector)(const char *x, const char *dy, const char *plu
     if (plus) { VARIANT(1) }
     else { VARIANT(0) }
 #undef VARIANT
+}
+
+/* hi, lo, sum of g and of g * (x - mean) of each row; as row_sums (rows.pxi). */
+static void FN(grad_sums_rows)(GradRows *job) {
+    for (ptrdiff_t row = 0; row < job->rows; ++row) {
+        const char *x = job->x + row * job->x_stride, *dy = job->dy + row * job->dy_stride;
+        const double mean = job->mean ? job->mean[row] : 0;
+        double sums[4] = {0};
+        job->hi[row] = (double)(A)mean;
+        job->lo[row] = mean - job->hi[row];
+        const Affine f = FN(row_affine)(job, row);
+        if (job->activation == 2) FN(grad_sums_any)(x, dy, 1, 0, 0, job->n, 0, &f, sums, 1, 2);
+        else if (job->activation) FN(grad_sums_any)(x, dy, 1, 0, 0, job->n, 0, &f, sums, 1, 1);
+        else FN(grad_sums_any)(x, dy, 1, 0, 0, job->n, 0, &f, sums, 1, 0);
+        if (EXACT && job->centred) job->lo[row] = sums[2] / (double)job->n;
+        job->sum_g[row] = sums[0];
+        job->sum_gd[row] = sums[1] - job->lo[row] * sums[0];
+    }
+}
+
+/* dx of each row; as finish_affine (segments.pxi). */
+static void FN(grad_apply_rows)(const GradRows *job) {
+    const double count = (double)job->n;
+    for (ptrdiff_t row = 0; row < job->rows; ++row) {
+        Affine f = FN(row_affine)(job, row);
+        f.q = f.rstd * f.rstd * job->sum_gd[row] / count;
+        f.r = (job->centred ? f.rstd * job->sum_g[row] / count : 0) - f.lo * f.rstd * f.q;
+        FN(grad_apply_vector)(job->x + row * job->x_stride, job->dy + row * job->dy_stride,
+                              job->plus ? job->plus + row * job->plus_stride : 0,
+                              job->dx + row * job->dx_stride, job->n, 0, &f, job->activation);
+    }
 }
 
 static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
@@ -641,8 +740,8 @@ static void FN(window_grad)(const char *x_source, const char *dy_source, const v
 
 static const Tile FN(tile) = {
     sizeof(S), sizeof(A), ACCUMULATOR, FN(rounded), FN(widen), FN(widen64), FN(head), FN(sums),
-    FN(apply), FN(apply_vector), FN(grad_sums), FN(grad_sums_vector), FN(grad_apply),
-    FN(grad_apply_vector), FN(add), FN(parameter_sums), FN(column_head), FN(column_sums), FN(column_apply),
+    FN(apply), FN(forward_rows), FN(apply_vector), FN(grad_sums), FN(grad_sums_vector), FN(grad_apply),
+    FN(grad_apply_vector), FN(grad_sums_rows), FN(grad_apply_rows), FN(add), FN(parameter_sums), FN(column_head), FN(column_sums), FN(column_apply),
     FN(column_grad_sums), FN(column_grad_apply),
     FN(window_sums), FN(window_apply), FN(window_prepare), FN(window_grad),
 };

@@ -42,6 +42,32 @@ typedef struct {
     const void *slopes;
 } Response;
 
+/* Whole rows, each one tile: what forward_rows takes, and the statistics it leaves. */
+enum { ROWS_TOGETHER = 16 };
+typedef struct {
+    const char *x;
+    char *y;
+    ptrdiff_t rows, x_stride, y_stride, n;
+    double eps, tiny;
+    int centred, vector, activation;
+    const double *weight, *bias, *slopes; /* one per row, or NULL; without `vector` */
+    Affine affine;                        /* the slope, and the vectors of `vector` */
+    double mean[ROWS_TOGETHER], lo[ROWS_TOGETHER], m2[ROWS_TOGETHER], rstd[ROWS_TOGETHER];
+    unsigned char again[ROWS_TOGETHER];   /* rows that take the long way, and were not written */
+} RowJob;
+
+/* A block of rows, each one tile, backward. */
+enum { GRAD_ROWS = 64 };
+typedef struct {
+    const char *x, *dy, *plus;
+    char *dx;
+    ptrdiff_t rows, x_stride, dy_stride, plus_stride, dx_stride, n;
+    int centred, activation;
+    Affine affine;                    /* the vectors and the slope */
+    const double *mean, *rstd;        /* one per row */
+    double hi[GRAD_ROWS], lo[GRAD_ROWS], sum_g[GRAD_ROWS], sum_gd[GRAD_ROWS];
+} GradRows;
+
 typedef struct Tile {
     int size;        /* bytes of a stored element */
     int wide;        /* bytes of an accumulator: 4 or 8 */
@@ -54,6 +80,7 @@ typedef struct Tile {
                  int centred, double *out);
     void (*apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                   ptrdiff_t n, const Affine *a, int activation);
+    void (*forward_rows)(RowJob *job);
     void (*apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
                          int activation);
     void (*grad_sums)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
@@ -65,6 +92,8 @@ typedef struct Tile {
                        int activation);
     void (*grad_apply_vector)(const char *x, const char *dy, const char *plus, char *dx, ptrdiff_t n,
                               ptrdiff_t at, const Affine *a, int activation);
+    void (*grad_sums_rows)(GradRows *job);
+    void (*grad_apply_rows)(const GradRows *job);
     void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);
     void (*parameter_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows, ptrdiff_t at,
                            ptrdiff_t columns, const RowAffine *a, int activation, double *dw,

@@ -12,7 +12,7 @@ cdef inline Py_ssize_t units_of(const Units *a) noexcept nogil:
 
 
 cdef inline char *unit_at(const Units *a, const View *v, Py_ssize_t unit) noexcept nogil:
-    cdef Py_ssize_t outer = unit // a.shape[1]
+    cdef Py_ssize_t outer = unit // a.shape[1] if a.shape[0] > 1 else 0
     return v.data + outer * v.stride[0] + (unit - outer * a.shape[1]) * v.stride[1]
 
 
@@ -127,7 +127,7 @@ cdef void forward_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogi
         rstd = rstd_of(m.m2, m.count, a.eps)
         keep_statistics(a, unit, m, rstd)
         f = unit_affine(a, t.loops, unit, m.mean, m.lo, rstd)
-    for part in range(t.parts - 1, -1, -1):  # what was read last is still in cache
+    for part in range(t.parts):
         apply_part(a, t, &f, unit, part)
 
 
@@ -192,8 +192,107 @@ cdef int forward_by_parts(Units *a, const Tiling *t) noexcept nogil:
             if a.rstd != NULL:
                 a.rstd[i] = given.rstd[i]
     for i in prange(items, num_threads=a.threads, schedule="dynamic", chunksize=chunk_of(items, a.threads)):
-        apply_item(&given, t, items - 1 - i)
+        apply_item(&given, t, i)
     free(kept)
+    return 0
+
+
+# ---- units of one segment that is one tile: many at once ----
+
+cdef enum:
+    TOGETHER_BYTES = 1 << 14   # of rows that one visit takes: they stay in L1
+
+
+cdef inline bint one_tile(const Units *a, const Tiling *t) noexcept nogil:
+    return (a.shape[2] == 1 and t.runs == 1 and t.tiles == 1 and not a.given and not a.add
+            and a.unit_slopes == NULL)
+
+
+cdef inline Py_ssize_t together_of(const Tiling *t) noexcept nogil:
+    return max(1, min(<Py_ssize_t> ROWS_TOGETHER, TOGETHER_BYTES // (t.elements * t.loops.size)))
+
+
+cdef void forward_together(Units *a, const Tiling *t, Py_ssize_t outer, Py_ssize_t inner,
+                           Py_ssize_t stop, Py_ssize_t together) noexcept nogil:
+    """Units inner .. stop of one outer index."""
+    cdef RowJob job
+    cdef Moments m
+    cdef Py_ssize_t unit = outer * a.shape[1] + inner, i
+    job.x_stride = a.x.stride[1]
+    job.y_stride = a.y.stride[1]
+    job.n = t.elements
+    job.eps = a.eps
+    job.tiny = TINY if a.eps < TINY else 0
+    job.centred = a.centred
+    job.vector = a.by_element
+    job.activation = a.activation
+    job.affine.slope = a.slope
+    job.affine.bias = 0
+    job.affine.weight = a.row_weight
+    job.affine.shift = a.row_bias
+    job.affine.slopes = a.row_slopes
+    while inner < stop:
+        job.rows = min(together, stop - inner)
+        job.x = a.x.data + outer * a.x.stride[0] + inner * a.x.stride[1]
+        job.y = a.y.data + outer * a.y.stride[0] + inner * a.y.stride[1]
+        job.weight = a.weight + inner if a.weight != NULL else NULL
+        job.bias = a.bias + inner if a.bias != NULL else NULL
+        job.slopes = a.slopes + inner if a.activation == 2 and a.slopes != NULL else NULL
+        t.loops.forward_rows(&job)
+        for i in range(job.rows):
+            if job.again[i]:
+                forward_unit(a, t, unit + i)
+            else:
+                m.mean = job.mean[i]
+                m.lo = job.lo[i]
+                m.m2 = job.m2[i]
+                keep_statistics(a, unit + i, m, job.rstd[i])
+        inner += job.rows
+        unit += job.rows
+
+
+cdef inline void together_item(Units *a, const Tiling *t, Py_ssize_t item, Py_ssize_t items,
+                               Py_ssize_t step, Py_ssize_t together) noexcept nogil:
+    cdef Py_ssize_t outer = item // items, first = (item - outer * items) * step
+    forward_together(a, t, outer, first, min(first + step, a.shape[1]), together)
+
+
+cdef int units_forward_together(Units *a, const Tiling *t) noexcept nogil:
+    cdef Py_ssize_t together = together_of(t), step, items, i
+    if a.threads == 1:
+        for i in range(a.shape[0]):
+            forward_together(a, t, i, 0, a.shape[1], together)
+        return 0
+    step = (chunk_of(units_of(a), a.threads) + together - 1) // together * together
+    items = (a.shape[1] + step - 1) // step
+    for i in prange(a.shape[0] * items, num_threads=a.threads, schedule="dynamic"):
+        together_item(a, t, i, items, step, together)
+    return 0
+
+
+# ---- statistics that are given: nothing to wait for, so in the order of memory ----
+
+cdef void given_segment(const Units *a, const Tiling *t, Py_ssize_t item) noexcept nogil:
+    """One segment of one unit; items run over units first, as batch norm's channels lie."""
+    cdef Py_ssize_t units = units_of(a), segment = item // units, unit = item - segment * units
+    cdef Affine f = given_affine(a, t.loops, unit)
+    cdef Piece p
+    p.segment = segment
+    p.count = 1
+    p.begin = 0
+    p.end = t.elements
+    segment_apply(a, t, &f, unit % a.shape[1], unit_at(a, &a.x, unit), unit_at(a, &a.y, unit), &p)
+
+
+cdef int forward_given(const Units *a, const Tiling *t) noexcept nogil:
+    cdef Py_ssize_t items = units_of(a) * t.segments, i
+    if a.threads == 1:
+        for i in range(items):
+            given_segment(a, t, i)
+    else:
+        for i in prange(items, num_threads=a.threads, schedule="dynamic",
+                        chunksize=chunk_of(items, a.threads)):
+            given_segment(a, t, i)
     return 0
 
 
@@ -201,6 +300,10 @@ cdef int units_forward(Units *a) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias, of each unit."""
     cdef Tiling t = tiling_of(a, False)
     cdef Py_ssize_t units = units_of(a), i
+    if one_tile(a, &t):
+        return units_forward_together(a, &t)
+    if a.given and not a.by_element and units * t.segments >= a.threads:
+        return forward_given(a, &t)
     if by_parts(units, t.parts, a.threads):
         if a.add:
             for i in prange(units, num_threads=a.threads, schedule="static"):

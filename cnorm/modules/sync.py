@@ -165,7 +165,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def _merged(a, b):
-    """Moments of both: `merged` of kernels/moments.pxi, operation by operation, for all channels."""
+    """Moments of both: `merged` of kernels/moments.pxi, operation by operation, of channels."""
     count_a, mean_a, lo_a, m2_a = a
     count_b, mean_b, lo_b, m2_b = b
     if count_a == 0:

@@ -1,0 +1,137 @@
+"""Each norm as a pair of functions over NumPy arrays: what an automatic gradient needs.
+
+``forward(x, weight, bias, *running)`` returns ``(y, *stats)``, ``backward(dy, x, weight, *stats)``
+returns ``(dx, dw, db)``. `running` is the pair of running statistics or nothing; forward updates
+it in place where ``uses_input_stats``, and reads it where not. ``stats_shapes(shape)`` are the
+statistics' shapes for an input of that shape.
+"""
+
+from dataclasses import dataclass
+
+import cnorm.functional as F
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNorm:
+    uses_input_stats: bool
+    momentum: float = 0.1
+    eps: float = 1e-5
+    channel_axis: int = 1
+
+    def forward(self, x, weight, bias, *running):
+        return F.batch_norm(
+            x, *(running or (None, None)), weight, bias, self.uses_input_stats, self.momentum,
+            self.eps, channel_axis=self.channel_axis, return_stats=True,
+        )  # fmt: skip
+
+    def backward(self, dy, x, weight, mean, rstd):
+        return F.batch_norm_backward(
+            dy, x, mean, rstd, weight,
+            training=self.uses_input_stats, channel_axis=self.channel_axis,
+        )  # fmt: skip
+
+    def stats_shapes(self, shape):
+        return [(shape[self.channel_axis],)] * 2
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceNorm:
+    uses_input_stats: bool = True
+    momentum: float = 0.1
+    eps: float = 1e-5
+    channel_axis: int = 1
+
+    def forward(self, x, weight, bias, *running):
+        return F.instance_norm(
+            x, *(running or (None, None)), weight, bias, self.uses_input_stats, self.momentum,
+            self.eps, channel_axis=self.channel_axis, return_stats=True,
+        )  # fmt: skip
+
+    def backward(self, dy, x, weight, mean, rstd):
+        return F.instance_norm_backward(
+            dy, x, mean, rstd, weight,
+            use_input_stats=self.uses_input_stats, channel_axis=self.channel_axis,
+        )  # fmt: skip
+
+    def stats_shapes(self, shape):
+        return [(shape[0] if self.channel_axis else 1, shape[self.channel_axis])] * 2
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNorm:
+    num_groups: int
+    eps: float = 1e-5
+    channel_axis: int = 1
+    uses_input_stats = True
+
+    def forward(self, x, weight, bias):
+        return F.group_norm(
+            x, self.num_groups, weight, bias, self.eps,
+            channel_axis=self.channel_axis, return_stats=True,
+        )  # fmt: skip
+
+    def backward(self, dy, x, weight, mean, rstd):
+        return F.group_norm_backward(
+            dy, x, self.num_groups, mean, rstd, weight, channel_axis=self.channel_axis
+        )
+
+    def stats_shapes(self, shape):
+        return [(shape[0], self.num_groups)] * 2
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    normalized_shape: tuple
+    eps: float = 1e-5
+    uses_input_stats = True
+
+    def forward(self, x, weight, bias):
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps, return_stats=True)
+
+    def backward(self, dy, x, weight, mean, rstd):
+        return F.layer_norm_backward(dy, x, self.normalized_shape, mean, rstd, weight)
+
+    def stats_shapes(self, shape):
+        k = len(self.normalized_shape)
+        return [shape[:-k] + (1,) * k] * 2
+
+
+@dataclass(frozen=True, slots=True)
+class RMSNorm:
+    normalized_shape: tuple
+    eps: float | None = None
+    uses_input_stats = True
+
+    def forward(self, x, weight, bias):
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps, return_stats=True)
+
+    def backward(self, dy, x, weight, rstd):
+        return *F.rms_norm_backward(dy, x, self.normalized_shape, rstd, weight), None
+
+    def stats_shapes(self, shape):
+        k = len(self.normalized_shape)
+        return [shape[:-k] + (1,) * k]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResponseNorm:
+    size: int
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+    channel_axis: int = 1
+    uses_input_stats = True
+
+    def forward(self, x, weight, bias):
+        return (F.local_response_norm(x, *self._window, channel_axis=self.channel_axis),)
+
+    def backward(self, dy, x, weight):
+        dx = F.local_response_norm_backward(dy, x, *self._window, channel_axis=self.channel_axis)
+        return dx, None, None
+
+    def stats_shapes(self, shape):
+        return []
+
+    @property
+    def _window(self):
+        return self.size, self.alpha, self.beta, self.k
