@@ -30,7 +30,7 @@ asan:
 	cd build/asan && CNORM_CFLAGS="$(SANITIZE)" $(PYTHON) setup.py -q build_ext --inplace --force
 	cd build/asan && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-		$(PYTHON) -m pytest -q tests/kernels
+		$(PYTHON) -m pytest tests/test_operations.py tests/test_layouts.py tests/test_half.py tests/test_epilogue.py
 
 docs: build
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -66,7 +66,7 @@ class BuildExt(build_ext):
             raise SystemExit(
                 "cnorm needs a C compiler to build, and none works here. Install GCC 9 or later or "
                 "Clang 9 or later with the Python headers (Debian: apt install gcc python3-dev; "
-                "macOS: xcode-select --install; Windows: LLVM's clang-cl), then try again."
+                "macOS: xcode-select --install; Windows: MSYS2's Clang), then try again."
             )
 
     def _compiles(self, what, flags=(), link=()):
@@ -95,7 +95,8 @@ def extension(name, flags=(), depends=(), **kwargs):
     )
 
 
-SOURCES = sorted(str(p) for p in Path("cnorm/kernels").glob("*.[ph]*") if p.suffix in {".pxi", ".h", ".pxd"})
+KERNELS = Path("cnorm/kernels").iterdir()
+SOURCES = sorted(str(p) for p in KERNELS if p.suffix in {".pxi", ".h", ".pxd"})
 FUNCTIONAL = ["cnorm/_plan.pxd", *(str(p) for p in Path("cnorm").glob("*.pxi"))]
 chosen = [b for b in os.environ.get("CNORM_BUILDS", "").split(",") if b] or list(BUILDS)
 unknown = set(chosen) - set(BUILDS)

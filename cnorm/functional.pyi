@@ -273,6 +273,7 @@ def cross_map_lrn(
     *,
     out: _Array | None = None,
     channel_axis: int = 1,
+    negative_slope: _Slope = None,
 ) -> _Array: ...
 @overload
 def batch_norm_backward(
@@ -520,6 +521,7 @@ def local_response_norm_backward(
     channel_axis: int = 1,
     negative_slope: _Array,
 ) -> tuple[_Array, _Array]: ...
+@overload
 def cross_map_lrn_backward(
     grad_output: _Input,
     input: _Input,
@@ -530,4 +532,18 @@ def cross_map_lrn_backward(
     *,
     out: _Array | None = None,
     channel_axis: int = 1,
+    negative_slope: float | None = None,
 ) -> _Array: ...
+@overload
+def cross_map_lrn_backward(
+    grad_output: _Input,
+    input: _Input,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    out: _Array | None = None,
+    channel_axis: int = 1,
+    negative_slope: _Array,
+) -> tuple[_Array, _Array]: ...

@@ -27,6 +27,13 @@ PAGES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def same_threads_afterwards():
+    before = cnorm.get_num_threads()
+    yield
+    cnorm.set_num_threads(before)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_snippets_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write files

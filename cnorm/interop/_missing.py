@@ -1,8 +1,14 @@
 """What an optional library that is not installed says."""
 
+from contextlib import contextmanager
 
-def missing(error, extra):
-    """Return the error to raise in place of `error`: it names cnorm's extra."""
-    library = error.name.partition(".")[0]
-    message = f"cnorm.interop.{extra} needs {library}: pip install 'cnorm[{extra}]'"
-    return ModuleNotFoundError(message, name=error.name)
+
+@contextmanager
+def needs(extra):
+    """A block of imports; where one is missing the error names cnorm's extra that brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = error.name.partition(".")[0]
+        message = f"cnorm.interop.{extra} needs {library}: pip install 'cnorm[{extra}]'"
+        raise ModuleNotFoundError(message, name=error.name) from None

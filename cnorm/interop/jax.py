@@ -5,20 +5,17 @@ The functions take JAX arrays and return JAX arrays; the work runs in cnorm thro
 after the other. Gradients are for reverse mode (`jax.grad`, `jax.vjp`) and of first order.
 """
 
-from ._missing import missing
-
-try:
-    import jax
-except ModuleNotFoundError as error:
-    raise missing(error, "jax") from None
-
 import operator
 from functools import partial
 
-import jax.numpy as jnp
 import numpy as np
 
 from . import _norms
+from ._missing import needs
+
+with needs("jax"):
+    import jax
+    import jax.numpy as jnp
 
 __all__ = [
     "batch_norm",

@@ -1,16 +1,14 @@
 """Batch normalization as a scikit-learn transformer."""
 
-from ._missing import missing
-
-try:
-    from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
-    from sklearn.utils.validation import check_is_fitted, validate_data
-except ModuleNotFoundError as error:
-    raise missing(error, "sklearn") from None
-
 import numpy as np
 
 import cnorm.functional as F
+
+from ._missing import needs
+
+with needs("sklearn"):
+    from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+    from sklearn.utils.validation import check_is_fitted, validate_data
 
 __all__ = ["BatchNorm"]
 

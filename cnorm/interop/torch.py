@@ -8,12 +8,10 @@ strides. What cnorm cannot see (another device, a subclass of Tensor, ``torch.co
 Threads are cnorm's: see `cnorm.set_num_threads`.
 """
 
-from ._missing import missing
+from ._missing import needs as _needs
 
-try:
+with _needs("torch"):
     import torch as _torch
-except ModuleNotFoundError as error:
-    raise missing(error, "torch") from None
 
 from ._torch_functions import (
     batch_norm,

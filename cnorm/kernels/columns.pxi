@@ -16,6 +16,8 @@ cdef enum:
     PART_ROWS = 512
     STRIP = 256            # columns that a thread visits at a time
     WIDE_BLOCK = 16        # rows and columns at a time where sums are taken again in double
+    ROW_GROUP = 8
+    FAR_BYTES = 1 << 23
     FOLDED = 64            # columns that folded rows make, at most
 
 
@@ -30,6 +32,7 @@ cdef struct Layout:
     Py_ssize_t part          # folded rows in a part
     Py_ssize_t parts
     Py_ssize_t strips
+    Py_ssize_t group         # rows that the loops take together
 
 
 cdef Layout layout_of(const Columns *a) noexcept nogil:
@@ -47,6 +50,9 @@ cdef Layout layout_of(const Columns *a) noexcept nogil:
     l.part = (l.part + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
     l.parts = (l.folded + l.part - 1) // l.part
     l.strips = (l.wide + STRIP - 1) // STRIP
+    # far memory is read fastest strictly in its order
+    l.group = 1 if (l.columns * l.loops.size >= 512
+                    and a.shape[0] * l.rows * l.columns * l.loops.size > FAR_BYTES) else ROW_GROUP
     return l
 
 
@@ -146,11 +152,11 @@ cdef void strip_sums(const Columns *a, const Layout *l, bint gathered, Py_ssize_
         if guess:
             r.loops.column_head(r.at, min(rows, WIDE_BLOCK), count, shift)
             guess = False
-        r.loops.column_sums(r.at, rows, count, shift, first, second)
+        r.loops.column_sums(r.at, rows, count, l.group, shift, first, second)
         row += rows
     if rest > 0:
         ready_rows(a, l, &a.x, gathered, sample, row, 1, column, <char *> buffer, &r)
-        r.loops.column_sums(r.at, 1, rest, shift, first, second)
+        r.loops.column_sums(r.at, 1, rest, 1, shift, first, second)
 
 
 cdef void strip_sums_in_double(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
@@ -177,7 +183,7 @@ cdef void strip_sums_in_double(const Columns *a, const Layout *l, bint gathered,
         for i in range(rows):
             r.loops.widen64(r.at[i], n, wide + i * WIDE_BLOCK)
             at[i] = <char *> (wide + i * WIDE_BLOCK)
-        TILES[1].column_sums(at, rows, n, shift, first, second)
+        TILES[1].column_sums(at, rows, n, l.group, shift, first, second)
         row += rows
 
 
@@ -445,18 +451,18 @@ cdef void apply_rows(const Columns *a, const Layout *l, const ColumnAffine *f, b
         rows_at(a, &a.dy, sample, first * fold, fold, rows, 0, <char **> dy)
     if rows > 0:
         if backward:
-            l.loops.column_grad_apply(x, dy, y, rows, fold * l.columns, f, a.activation)
+            l.loops.column_grad_apply(x, dy, y, rows, fold * l.columns, l.group, f, a.activation)
         else:
-            l.loops.column_apply(x, y, rows, fold * l.columns, f, a.activation)
+            l.loops.column_apply(x, y, rows, fold * l.columns, l.group, f, a.activation)
     if first + rows == whole and whole * fold < l.rows and rows < BLOCK_ROWS:
         row = whole * fold
         x[0] = row_at(a, &a.x, sample, row)
         y[0] = row_at(a, &a.y, sample, row)
         if backward:
             dy[0] = row_at(a, &a.dy, sample, row)
-            l.loops.column_grad_apply(x, dy, y, 1, (l.rows - row) * l.columns, f, a.activation)
+            l.loops.column_grad_apply(x, dy, y, 1, (l.rows - row) * l.columns, 1, f, a.activation)
         else:
-            l.loops.column_apply(x, y, 1, (l.rows - row) * l.columns, f, a.activation)
+            l.loops.column_apply(x, y, 1, (l.rows - row) * l.columns, 1, f, a.activation)
 
 
 cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, double count,
@@ -545,7 +551,7 @@ cdef void strip_grad_sums(const Columns *a, const Layout *l, const ColumnAffine 
                     return
         ready_rows(a, l, &a.x, gathered, sample, row, rows, column, <char *> x_buffer, &x)
         ready_rows(a, l, &a.dy, gathered, sample, row, rows, column, <char *> dy_buffer, &dy)
-        x.loops.column_grad_sums(x.at, dy.at, rows, n, &g, a.activation, sums, sums + l.wide,
+        x.loops.column_grad_sums(x.at, dy.at, rows, n, l.group, &g, a.activation, sums, sums + l.wide,
                                  sums + 2 * l.wide, sums + 3 * l.wide)
         row += rows
 

@@ -98,15 +98,15 @@ cdef extern from "tiles.h" nogil:
         void (*parameter_sums)(const char **, const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                                const RowAffine *, int, double *, double *, double *) noexcept nogil
         void (*column_head)(const char **, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
-        void (*column_sums)(const char **, Py_ssize_t, Py_ssize_t, const void *, double *,
+        void (*column_sums)(const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, double *,
                             double *) noexcept nogil
-        void (*column_apply)(const char **, char **, Py_ssize_t, Py_ssize_t, const ColumnAffine *,
+        void (*column_apply)(const char **, char **, Py_ssize_t, Py_ssize_t, Py_ssize_t, const ColumnAffine *,
                              int) noexcept nogil
-        void (*column_grad_sums)(const char **, const char **, Py_ssize_t, Py_ssize_t,
+        void (*column_grad_sums)(const char **, const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                                  const ColumnAffine *, int, double *, double *, double *,
                                  double *) noexcept nogil
         void (*column_grad_apply)(const char **, const char **, char **, Py_ssize_t, Py_ssize_t,
-                                  const ColumnAffine *, int) noexcept nogil
+                                  Py_ssize_t, const ColumnAffine *, int) noexcept nogil
         void (*window_sums)(const char **, Py_ssize_t, Py_ssize_t, int, void *) noexcept nogil
         void (*window_apply)(const char *, const void *, char *, Py_ssize_t, const Response *,
                              int) noexcept nogil

@@ -352,16 +352,33 @@ static void FN(grad_sums_rows)(GradRows *job) {
 }
 
 /* dx of each row; as finish_affine (segments.pxi). */
-static void FN(grad_apply_rows)(const GradRows *job) {
-    const double count = (double)job->n;
+INLINE void FN(grad_apply_rows_any)(const GradRows *job, const double *q, const double *r,
+                                    const int activation, const int added) {
     for (ptrdiff_t row = 0; row < job->rows; ++row) {
         Affine f = FN(row_affine)(job, row);
-        f.q = f.rstd * f.rstd * job->sum_gd[row] / count;
-        f.r = (job->centred ? f.rstd * job->sum_g[row] / count : 0) - f.lo * f.rstd * f.q;
-        FN(grad_apply_vector)(job->x + row * job->x_stride, job->dy + row * job->dy_stride,
-                              job->plus ? job->plus + row * job->plus_stride : 0,
-                              job->dx + row * job->dx_stride, job->n, 0, &f, job->activation);
+        f.q = q[row];
+        f.r = r[row];
+        FN(grad_apply_any)(job->x + row * job->x_stride, job->dy + row * job->dy_stride,
+                           added ? job->plus + row * job->plus_stride : 0, job->dx + row * job->dx_stride,
+                           1, 0, 0, 0, job->n, 0, &f, 1, activation, added);
     }
+}
+
+static void FN(grad_apply_rows)(const GradRows *job) {
+    const double count = (double)job->n;
+    double q[GRAD_ROWS], r[GRAD_ROWS];
+    for (ptrdiff_t row = 0; row < job->rows; ++row) {
+        const double rstd = job->rstd[row];
+        q[row] = rstd * rstd * job->sum_gd[row] / count;
+        r[row] = (job->centred ? rstd * job->sum_g[row] / count : 0) - job->lo[row] * rstd * q[row];
+    }
+#define VARIANT(added)                                                                           \
+    if (job->activation == 2) FN(grad_apply_rows_any)(job, q, r, 2, added);                      \
+    else if (job->activation) FN(grad_apply_rows_any)(job, q, r, 1, added);                      \
+    else FN(grad_apply_rows_any)(job, q, r, 0, added);
+    if (job->plus) { VARIANT(1) }
+    else { VARIANT(0) }
+#undef VARIANT
 }
 
 static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
@@ -394,11 +411,16 @@ static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
 #ifndef STRIP
 #define STRIP (LANES_NATIVE == 64 ? 4 : LANES_NATIVE == 32 ? 2 : 1)
 #endif
+/* `group` rows at a time, all their columns: the more, the fewer times the columns' own numbers are
+ * loaded; one, and memory is read strictly in its order. */
 #define STRIPS(call)                                                                             \
-    ptrdiff_t j = 0;                                                                             \
-    for (; j + STRIP * LANES <= columns; j += STRIP * LANES) call(STRIP, 0);                     \
-    for (; j + LANES <= columns; j += LANES) call(1, 0);                                         \
-    if (j < columns) call(1, columns - j);
+    for (ptrdiff_t begin = 0; begin < rows; begin += group) {                                    \
+        const ptrdiff_t end = begin + group < rows ? begin + group : rows;                       \
+        ptrdiff_t j = 0;                                                                         \
+        for (; j + STRIP * LANES <= columns; j += STRIP * LANES) call(STRIP, 0);                 \
+        for (; j + LANES <= columns; j += LANES) call(1, 0);                                     \
+        if (j < columns) call(1, columns - j);                                                   \
+    }
 
 /* One lane of a strip: whole, or `part` columns of it. */
 INLINE AL FN(strip_load)(const char *row, ptrdiff_t j, ptrdiff_t part, AL fill) {
@@ -440,32 +462,47 @@ static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
 #undef CALL
 }
 
-INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t rows, ptrdiff_t j, ptrdiff_t part,
-                                  const void *shift, double *first, double *second, const int K) {
+/* The accumulators of a call, for COLUMNS_AT_ONCE columns, between the groups of rows. */
+#define COLUMNS_AT_ONCE 256
+INLINE AL FN(kept_load)(const A *kept, ptrdiff_t j) { return CAT(A, load)(kept + j); }
+INLINE void FN(kept_add)(const A *kept, ptrdiff_t columns, double *total) {
+    for (ptrdiff_t j = 0; j < columns; ++j) total[j] += (double)kept[j];
+}
+
+INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
+                                  ptrdiff_t part, const void *shift, A *first, A *second, const int K) {
     AL s[K], a[K], b[K];
-    for (int k = 0; k < K; ++k) s[k] = FN(strip_vector)(shift, j + k * LANES, part), a[k] = b[k] = SET(0);
-    for (ptrdiff_t row = 0; row < rows; ++row)
+    for (int k = 0; k < K; ++k) {
+        s[k] = FN(strip_vector)(shift, j + k * LANES, part);
+        a[k] = FN(kept_load)(first, j + k * LANES);
+        b[k] = FN(kept_load)(second, j + k * LANES);
+    }
+    for (ptrdiff_t row = begin; row < end; ++row)
         for (int k = 0; k < K; ++k) {
             const AL d = SUB(FN(strip_load)(x[row], j + k * LANES, part, s[k]), s[k]);
             a[k] = ADD(a[k], d);
             b[k] = ADD(b[k], MUL(d, d));
         }
     for (int k = 0; k < K; ++k) {
-        FN(strip_add)(first, j + k * LANES, part, a[k]);
-        FN(strip_add)(second, j + k * LANES, part, b[k]);
+        CAT(A, store)(first + j + k * LANES, a[k]);
+        CAT(A, store)(second + j + k * LANES, b[k]);
     }
 }
 
-/* first += sum of d, second += sum of d*d, d = x - shift, a column at a time; at most 64 rows. */
-static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, const void *shift,
-                            double *first, double *second) {
-#define CALL(K, part) FN(column_sums_strip)(x, rows, j, part, shift, first, second, K)
+/* first += sum of d, second += sum of d*d, d = x - shift, a column at a time; at most 64 rows and
+ * COLUMNS_AT_ONCE columns. */
+static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
+                            const void *shift, double *first, double *second) {
+    A a[COLUMNS_AT_ONCE] = {0}, b[COLUMNS_AT_ONCE] = {0};
+#define CALL(K, part) FN(column_sums_strip)(x, begin, end, j, part, shift, a, b, K)
     STRIPS(CALL)
 #undef CALL
+    FN(kept_add)(a, columns, first);
+    FN(kept_add)(b, columns, second);
 }
 
-INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t j,
-                                   ptrdiff_t part, const ColumnAffine *a, const int activation,
+INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff_t begin,
+                                   ptrdiff_t end, ptrdiff_t j, ptrdiff_t part, const ColumnAffine *a, const int activation,
                                    const int K) {
     AL hi[K], scale[K], bias[K], slope[K];
     for (int k = 0; k < K; ++k) {
@@ -474,7 +511,7 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
         bias[k] = FN(strip_vector)(a->bias, j + k * LANES, part);
         if (activation) slope[k] = FN(strip_vector)(a->slope, j + k * LANES, part);
     }
-    for (ptrdiff_t row = 0; row < rows; ++row)
+    for (ptrdiff_t row = begin; row < end; ++row)
         for (int k = 0; k < K; ++k) {
             AL z = SUB(FN(strip_load)(x[row], j + k * LANES, part, hi[k]), hi[k]);
             z = ADD(MUL(z, scale[k]), bias[k]);
@@ -485,8 +522,8 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
 
 /* y = (x - hi) * scale + bias, then the activation. */
 static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
-                             const ColumnAffine *a, int activation) {
-#define CALL(K, part) FN(column_apply_strip)(x, y, rows, j, part, a, activated, K)
+                             ptrdiff_t group, const ColumnAffine *a, int activation) {
+#define CALL(K, part) FN(column_apply_strip)(x, y, begin, end, j, part, a, activated, K)
     if (activation) { enum { activated = 1 }; STRIPS(CALL) }
     else { enum { activated = 0 }; STRIPS(CALL) }
 #undef CALL
@@ -507,15 +544,20 @@ static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t row
         slope[k] = FN(strip_vector)(a->slope, j + k * LANES, part);                              \
     }
 
-INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *dy, ptrdiff_t rows,
-                                       ptrdiff_t j, ptrdiff_t part, const ColumnAffine *a,
-                                       double *sum_g, double *sum_gd, double *sum_d,
-                                       double *sum_slope, const int activation, const int K) {
+INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *dy, ptrdiff_t begin,
+                                       ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
+                                       const ColumnAffine *a, A *const kept[4], const int activation,
+                                       const int K) {
     AL hi[K], g_[K], gd[K], d_[K], slopes[K], *const on_slope = slopes;
     COLUMN_ACTIVATION(K)
-    for (int k = 0; k < K; ++k)
-        hi[k] = FN(strip_vector)(a->hi, j + k * LANES, part), g_[k] = gd[k] = d_[k] = on_slope[k] = SET(0);
-    for (ptrdiff_t row = 0; row < rows; ++row)
+    for (int k = 0; k < K; ++k) {
+        hi[k] = FN(strip_vector)(a->hi, j + k * LANES, part);
+        g_[k] = FN(kept_load)(kept[0], j + k * LANES);
+        gd[k] = FN(kept_load)(kept[1], j + k * LANES);
+        d_[k] = EXACT ? FN(kept_load)(kept[2], j + k * LANES) : SET(0);
+        slopes[k] = activation ? FN(kept_load)(kept[3], j + k * LANES) : SET(0);
+    }
+    for (ptrdiff_t row = begin; row < end; ++row)
         for (int k = 0; k < K; ++k) {
             const AL d = SUB(FN(strip_load)(x[row], j + k * LANES, part, hi[k]), hi[k]);
             AL g = FN(strip_load)(dy[row], j + k * LANES, part, SET(0));
@@ -525,26 +567,30 @@ INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *
             if (EXACT) d_[k] = ADD(d_[k], d);
         }
     for (int k = 0; k < K; ++k) {
-        FN(strip_add)(sum_g, j + k * LANES, part, g_[k]);
-        FN(strip_add)(sum_gd, j + k * LANES, part, gd[k]);
-        if (EXACT) FN(strip_add)(sum_d, j + k * LANES, part, d_[k]);
-        if (activation) FN(strip_add)(sum_slope, j + k * LANES, part, on_slope[k]);
+        CAT(A, store)(kept[0] + j + k * LANES, g_[k]);
+        CAT(A, store)(kept[1] + j + k * LANES, gd[k]);
+        if (EXACT) CAT(A, store)(kept[2] + j + k * LANES, d_[k]);
+        if (activation) CAT(A, store)(kept[3] + j + k * LANES, slopes[k]);
     }
 }
 
-/* As grad_sums, a column at a time; at most 64 rows. */
+/* As grad_sums, a column at a time; at most 64 rows and COLUMNS_AT_ONCE columns. */
 static void FN(column_grad_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows,
-                                 ptrdiff_t columns, const ColumnAffine *a, int activation,
+                                 ptrdiff_t columns, ptrdiff_t group, const ColumnAffine *a, int activation,
                                  double *sum_g, double *sum_gd, double *sum_d, double *sum_slope) {
-#define CALL(K, part)                                                                            \
-    FN(column_grad_sums_strip)(x, dy, rows, j, part, a, sum_g, sum_gd, sum_d, sum_slope, activated, K)
+    A sums[4][COLUMNS_AT_ONCE] = {{0}}, *const kept[4] = {sums[0], sums[1], sums[2], sums[3]};
+#define CALL(K, part) FN(column_grad_sums_strip)(x, dy, begin, end, j, part, a, kept, activated, K)
     if (activation) { enum { activated = 1 }; STRIPS(CALL) }
     else { enum { activated = 0 }; STRIPS(CALL) }
 #undef CALL
+    FN(kept_add)(sums[0], columns, sum_g);
+    FN(kept_add)(sums[1], columns, sum_gd);
+    if (EXACT) FN(kept_add)(sums[2], columns, sum_d);
+    if (activation) FN(kept_add)(sums[3], columns, sum_slope);
 }
 
 INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const *dy, char *const *dx,
-                                        ptrdiff_t rows, ptrdiff_t j, ptrdiff_t part,
+                                        ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
                                         const ColumnAffine *a, const int activation, const int K) {
     AL hi[K], p[K], q[K], r[K], rstd[K], *const on_slope = 0;
     COLUMN_ACTIVATION(K)
@@ -555,7 +601,7 @@ INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const 
         r[k] = FN(strip_vector)(a->r, j + k * LANES, part);
         rstd[k] = FN(strip_vector)(a->rstd, j + k * LANES, part);
     }
-    for (ptrdiff_t row = 0; row < rows; ++row)
+    for (ptrdiff_t row = begin; row < end; ++row)
         for (int k = 0; k < K; ++k) {
             const AL d = SUB(FN(strip_load)(x[row], j + k * LANES, part, hi[k]), hi[k]);
             AL g = FN(strip_load)(dy[row], j + k * LANES, part, SET(0));
@@ -566,9 +612,9 @@ INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const 
 }
 
 static void FN(column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx,
-                                  ptrdiff_t rows, ptrdiff_t columns, const ColumnAffine *a,
+                                  ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group, const ColumnAffine *a,
                                   int activation) {
-#define CALL(K, part) FN(column_grad_apply_strip)(x, dy, dx, rows, j, part, a, activated, K)
+#define CALL(K, part) FN(column_grad_apply_strip)(x, dy, dx, begin, end, j, part, a, activated, K)
     if (activation) { enum { activated = 1 }; STRIPS(CALL) }
     else { enum { activated = 0 }; STRIPS(CALL) }
 #undef CALL
@@ -618,8 +664,14 @@ static void FN(parameter_sums)(const char *const *x, const char *const *dy, ptrd
                                double *dw, double *db, double *dslope) {
 #define CALL(K, part)                                                                            \
     FN(parameter_sums_strip)(x, dy, rows, at, j, part, a, dw, db, dslope, activated, K)
-    if (activation) { enum { activated = 1 }; STRIPS(CALL) }
-    else { enum { activated = 0 }; STRIPS(CALL) }
+#define ALL_STRIPS                                                                               \
+    ptrdiff_t j = 0;                                                                             \
+    for (; j + STRIP * LANES <= columns; j += STRIP * LANES) CALL(STRIP, 0);                     \
+    for (; j + LANES <= columns; j += LANES) CALL(1, 0);                                         \
+    if (j < columns) CALL(1, columns - j);
+    if (activation) { enum { activated = 1 }; ALL_STRIPS }
+    else { enum { activated = 0 }; ALL_STRIPS }
+#undef ALL_STRIPS
 #undef CALL
 }
 

@@ -99,16 +99,16 @@ typedef struct Tile {
                            ptrdiff_t columns, const RowAffine *a, int activation, double *dw,
                            double *db, double *dslope);
     void (*column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift);
-    void (*column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, const void *shift,
-                        double *first, double *second);
+    void (*column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
+                        const void *shift, double *first, double *second);
     void (*column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
-                         const ColumnAffine *a, int activation);
+                         ptrdiff_t group, const ColumnAffine *a, int activation);
     void (*column_grad_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows,
-                             ptrdiff_t columns, const ColumnAffine *a, int activation, double *sum_g,
-                             double *sum_gd, double *sum_d, double *sum_slope);
+                             ptrdiff_t columns, ptrdiff_t group, const ColumnAffine *a,
+                             int activation, double *sum_g, double *sum_gd, double *sum_d, double *sum_slope);
     void (*column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx,
-                              ptrdiff_t rows, ptrdiff_t columns, const ColumnAffine *a,
-                              int activation);
+                              ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
+                              const ColumnAffine *a, int activation);
     void (*window_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t n, int squares, void *out);
     void (*window_apply)(const char *x, const void *sums, char *y, ptrdiff_t n, const Response *r,
                          int activation);

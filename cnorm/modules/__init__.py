@@ -27,6 +27,7 @@ from .layer import LayerNorm
 from .response import CrossMapLRN2d, LocalResponseNorm
 from .rms import RMSNorm
 from .switch import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from .sync import SyncBatchNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -56,6 +57,7 @@ __all__ = [
     "SwitchNorm1d",
     "SwitchNorm2d",
     "SwitchNorm3d",
+    "SyncBatchNorm",
     "UninitializedBuffer",
     "UninitializedParameter",
     "enable_grad",

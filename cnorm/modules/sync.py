@@ -131,6 +131,8 @@ class SyncBatchNorm(_BatchNorm):
         arrays = grad_output, input, mean, lo, rstd, self.weight, self.bias
         options = {"channel_axis": self.channel_axis, "negative_slope": slope}
         with exchange.reporting(BACKWARD):
+            # The checks of batch norm, as in `_check`.
+            super()._backward(grad_output[:0], slope, input[:0], True, mean, rstd)
             sums, *gradients = F._grad_sums(*arrays, **options)
         _, sums = exchange.gather(BACKWARD, input.dtype, count, *sums.T)
         with np.errstate(all="ignore"):

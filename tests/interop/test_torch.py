@@ -103,16 +103,25 @@ def test_a_batch_of_gradients(case):
 
 
 @pytest.mark.parametrize("dtype", EPS, ids=str)
-def test_values(case, dtype):
-    x = case.x.to(dtype)
-    kwargs = case.to(dtype)
-    exact = {k: v.double() if torch.is_tensor(v) else v for k, v in kwargs.items()}
+def test_values_and_gradients(case, dtype):
+    """Against torch in float64, on inputs that `dtype` holds exactly."""
+    x, kwargs = case.x.to(dtype), case.to(dtype)
     if case.ours is ct.rms_norm:  # whose eps depends on the dtype
-        kwargs["eps"] = exact["eps"] = 1e-5
-    y = case.ours(x, *case.args, **kwargs)
-    assert y.dtype == dtype
-    want = case.theirs(x.double(), *case.args, **exact)
-    torch.testing.assert_close(y.double(), want, rtol=4 * EPS[dtype], atol=4 * EPS[dtype])
+        kwargs["eps"] = 1e-5
+
+    def results(function, x, kwargs):
+        inputs = [x, *(kwargs[n] for n in ("weight", "bias") if n in kwargs)]
+        for t in inputs:
+            t.requires_grad_()
+        y = function(x, *case.args, **kwargs)
+        dy = torch.linspace(-1, 1, y.numel()).view(y.shape).to(dtype).to(y.dtype)
+        return y, *torch.autograd.grad(y, inputs, dy)
+
+    exact = {k: v.double() if torch.is_tensor(v) else v for k, v in kwargs.items()}
+    want = results(case.theirs, x.double(), exact)
+    for got, expected in zip(results(case.ours, x, kwargs), want, strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), expected, rtol=2 * EPS[dtype], atol=8 * EPS[dtype])
 
 
 def test_nothing_goes_to_torch_by_mistake(case, monkeypatch):
@@ -191,6 +200,8 @@ def test_errors_are_torchs():
         ct.batch_norm(torch.randn(1, 3), None, None, training=True)
     with pytest.raises(RuntimeError, match="normalized_shape"):
         ct.layer_norm(torch.randn(2, 3), 4)
+    with pytest.raises(ValueError, match="must either both be None"):
+        ct.batch_norm(torch.randn(2, 3), torch.zeros(3), None, training=True)
     with pytest.raises(NotImplementedError):  # from torch itself
         ct.layer_norm(torch.ones(2, 3, dtype=torch.int64), 3)
 

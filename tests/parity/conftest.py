@@ -17,7 +17,17 @@ except ImportError:
 else:
     import twins
 
-    torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True, scope="package")
+def one_torch_thread():
+    """For this folder only: torch's limit is OpenMP's, and so cnorm's."""
+    if "torch" in globals():
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(before)
+    else:
+        yield
 
 
 def pytest_terminal_summary(terminalreporter):
