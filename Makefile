@@ -1,6 +1,7 @@
 # The few words a developer types. PYTHON=... chooses another interpreter.
 PYTHON ?= python
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
+SANITIZED := tests/test_operations.py tests/test_forward.py tests/test_backward.py tests/test_epilogue.py
 
 .PHONY: build test test-large bench lint asan docs clean
 
@@ -30,7 +31,7 @@ asan:
 	cd build/asan && CNORM_CFLAGS="$(SANITIZE)" $(PYTHON) setup.py -q build_ext --inplace --force
 	cd build/asan && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-		$(PYTHON) -m pytest tests/test_operations.py tests/test_layouts.py tests/test_half.py tests/test_epilogue.py
+		$(PYTHON) -m pytest -q $(SANITIZED)
 
 docs: build
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html

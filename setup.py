@@ -87,7 +87,7 @@ def extension(name, flags=(), depends=(), **kwargs):
     return Extension(
         f"cnorm.{name}",
         [f"cnorm/{name.replace('.', '/')}.pyx"],
-        include_dirs=["cnorm/kernels", numpy.get_include()],
+        include_dirs=["cnorm", "cnorm/kernels", numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=[*FLAGS, *flags],
         depends=list(depends),
@@ -97,7 +97,7 @@ def extension(name, flags=(), depends=(), **kwargs):
 
 KERNELS = Path("cnorm/kernels").iterdir()
 SOURCES = sorted(str(p) for p in KERNELS if p.suffix in {".pxi", ".h", ".pxd"})
-FUNCTIONAL = ["cnorm/_plan.pxd", *(str(p) for p in Path("cnorm").glob("*.pxi"))]
+FUNCTIONAL = ["cnorm/_plan.pxd", "cnorm/_recycle.h", *(str(p) for p in Path("cnorm").glob("*.pxi"))]
 chosen = [b for b in os.environ.get("CNORM_BUILDS", "").split(",") if b] or list(BUILDS)
 unknown = set(chosen) - set(BUILDS)
 if unknown:

@@ -1,6 +1,7 @@
 """Normalization layers for NumPy arrays, forward and backward, compiled and multithreaded."""
 
 from . import functional
+from ._cache import empty_cache, set_cache_limit
 from ._config import show_config
 from ._threads import get_num_threads, num_threads, set_num_threads
 from ._version import __version__
@@ -71,11 +72,13 @@ __all__ = [
     "UninitializedBuffer",
     "UninitializedParameter",
     "__version__",
+    "empty_cache",
     "enable_grad",
     "functional",
     "get_num_threads",
     "no_grad",
     "num_threads",
+    "set_cache_limit",
     "set_num_threads",
     "show_config",
 ]

@@ -3,11 +3,20 @@
 cdef extern from "numpy/arrayobject.h":
     object PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
 
+cdef extern from "_recycle.h":
+    object recycle_like(cnp.ndarray, cnp.NPY_ORDER)
+    void recycle_set_limit(size_t)
+    void recycle_empty()
+    void recycle_forked()
+    size_t recycle_bytes
+    size_t recycle_limit
+
 cdef int BFLOAT16_TYPE = -1   # NumPy's number for ml_dtypes.bfloat16, once one has been seen
 
 cdef enum:
     FREE_GIL = 1 << 14        # bytes from which a call lets other Python threads run
     PARALLEL = 1 << 17        # bytes from which it uses threads itself
+    RECYCLED = 1 << 20        # bytes from which a result's memory is used again
 
 
 cdef inline int storage_of(cnp.ndarray a) noexcept:
@@ -119,6 +128,8 @@ cdef cnp.ndarray checked_out(object out, cnp.ndarray like, str name="out"):
 
 
 cdef inline cnp.ndarray empty_like(cnp.ndarray a):
+    if cnp.PyArray_NBYTES(a) >= RECYCLED and recycle_limit > 0:
+        return <cnp.ndarray> recycle_like(a, cnp.NPY_KEEPORDER)
     return <cnp.ndarray> PyArray_NewLikeArray(a, cnp.NPY_KEEPORDER, NULL, 0)
 
 

@@ -116,6 +116,7 @@ def _forked():
     """In a forked child GNU OpenMP must not start a parallel region."""
     global serial_child
     serial_child = True
+    recycle_forked()
 
 
 cdef int allowed_threads() noexcept:
@@ -143,6 +144,19 @@ include "_arrays.pxi"
 include "_channels.pxi"
 include "_rows_calls.pxi"
 include "_window_calls.pxi"
+
+
+def _cache():
+    """Bytes kept for the next results, and their bound."""
+    return recycle_bytes, recycle_limit
+
+
+def _set_cache_limit(size_t limit):
+    recycle_set_limit(limit)
+
+
+def _empty_cache():
+    recycle_empty()
 
 
 # ---- batch and instance norm ----

@@ -426,6 +426,8 @@ cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, co
             put(l.loops, v + 5 * bytes, k * l.columns + c, q)
             put(l.loops, v + 6 * bytes, k * l.columns + c, r)
             put(l.loops, v + 7 * bytes, k * l.columns + c, rstd)
+    f.stream = streamed(&a.y, &a.x, &a.dy, a.shape[0] * l.rows * l.columns * l.loops.size,
+                        STREAM_BYTES)
     f.hi = v
     f.scale = v + bytes
     f.bias = v + 2 * bytes

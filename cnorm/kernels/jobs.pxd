@@ -32,6 +32,7 @@ cdef struct Units:
     View y            # OUT: the result, or the gradient of the input
     View dy
     View plus
+    bint stream       # set by the kernels: the result is too large for the cache
     bint add          # forward: x is OUT, x = dy + plus, and then normalised
     bint add_grad     # backward, rows: plus is added to the gradient of the input
     bint centred      # false: root mean square

@@ -10,11 +10,13 @@ from cnorm.kernels.jobs cimport Columns, Kernels, Moments, Units, View, Window
 cdef extern from "tiles.h" nogil:
     ctypedef struct Affine:
         double hi, lo, scale, bias, p, q, r, rstd, slope
+        int stream
         const void *weight
         const void *shift
         const void *slopes
 
     ctypedef struct ColumnAffine:
+        int stream
         const void *hi
         const void *scale
         const void *bias
@@ -107,13 +109,12 @@ cdef extern from "tiles.h" nogil:
                                  double *) noexcept nogil
         void (*column_grad_apply)(const char **, const char **, char **, Py_ssize_t, Py_ssize_t,
                                   Py_ssize_t, const ColumnAffine *, int) noexcept nogil
-        void (*window_sums)(const char **, Py_ssize_t, Py_ssize_t, int, void *) noexcept nogil
-        void (*window_apply)(const char *, const void *, char *, Py_ssize_t, const Response *,
-                             int) noexcept nogil
-        void (*window_prepare)(const char *, const char *, const void *, Py_ssize_t, const Response *,
-                               int, void *, void *) noexcept nogil
-        void (*window_grad)(const char *, const char *, const void *, const void *, char *, Py_ssize_t,
-                            const Response *, int) noexcept nogil
+        void (*window_apply)(const char **, Py_ssize_t, int, const char *, char *, Py_ssize_t,
+                             const Response *, int) noexcept nogil
+        void (*window_prepare)(const char **, Py_ssize_t, int, const char *, const char *, Py_ssize_t,
+                               const Response *, int, void *, void *) noexcept nogil
+        void (*window_grad)(const char **, Py_ssize_t, const char *, const char *, const void *, char *,
+                            Py_ssize_t, const Response *, int) noexcept nogil
 
     const Tile *TILES[4]
 

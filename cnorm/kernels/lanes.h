@@ -295,4 +295,32 @@ LANES_PART(f16, f32)
 LANES_PART(bf16, f32)
 
 #endif
+
+/* ---- stores past the cache, for results larger than it: p is aligned to LANES_ALIGN bytes ---- */
+
+#define LANES_ALIGN 64
+
+#if LANES_NATIVE == 64
+#define STREAM_PART(p, v) _mm512_stream_si512((void *)(p), (__m512i)(v))
+#define STREAM_HALF(p, v) _mm256_stream_si256((void *)(p), (__m256i)(v))
+#define STREAM_END _mm_sfence()
+#elif LANES_NATIVE == 32
+#define STREAM_PART(p, v) _mm256_stream_si256((void *)(p), (__m256i)(v))
+#define STREAM_HALF(p, v) _mm_stream_si128((void *)(p), (__m128i)(v))
+#define STREAM_END _mm_sfence()
+#elif defined(__SSE2__)
+#define STREAM_PART(p, v) _mm_stream_si128((void *)(p), (__m128i)(v))
+#define STREAM_HALF(p, v) (*(u16hu *)(p) = (u16hu)(v))
+#define STREAM_END _mm_sfence()
+#else
+#define STREAM_PART(p, v) memcpy((p), &(v), sizeof(v))
+#define STREAM_HALF(p, v) (*(u16hu *)(p) = (u16hu)(v))
+#define STREAM_END ((void)0)
+#endif
+
+INLINE void f32_stream(f32 *p, f32l a) { FOR_PARTS STREAM_PART(p + k * f32_native, a.v[k]); }
+INLINE void f64_stream(f64 *p, f64l a) { FOR_PARTS STREAM_PART(p + k * f64_native, a.v[k]); }
+INLINE void f16_stream(f16 *p, f32l a) { FOR_PARTS STREAM_HALF(p + k * f32_native, f16_narrow(a.v[k])); }
+INLINE void bf16_stream(bf16 *p, f32l a) { FOR_PARTS STREAM_HALF(p + k * f32_native, bf16_narrow(a.v[k])); }
+
 #endif

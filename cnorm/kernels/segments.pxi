@@ -220,7 +220,7 @@ cdef inline void backward_item(const Units *a, const Tiling *t, Py_ssize_t unit,
     segments_backward_unit(a, t, unit, slots + SLOT * count * unit if slots != NULL else NULL)
 
 
-cdef int segments_backward(const Units *a) noexcept nogil:
+cdef int segments_backward(Units *a) noexcept nogil:
     cdef Tiling t = tiling_of(a, a.by_segment)
     cdef Py_ssize_t units = units_of(a), count = slots_of(a, &t), items = units * count, i
     cdef bint apart = by_parts(units, count, a.threads) or a.sums_mode == 2
@@ -230,6 +230,7 @@ cdef int segments_backward(const Units *a) noexcept nogil:
     cdef Affine *affine = <Affine *> malloc(units * sizeof(Affine)) if apart else NULL
     if not on_stack:
         slots = <double *> malloc(SLOT * (count if serial and not apart else items) * sizeof(double))
+    a.stream = streams(a, &t)
     if (slots == NULL and not on_stack) or (apart and affine == NULL):
         free(slots)
         free(affine)

@@ -9,6 +9,7 @@
 #define LOAD_PART(p, n, fill) CAT(S, load_part)(p, n, fill)
 #define STORE(p, v) CAT(S, store)(p, v)
 #define STORE_PART(p, v, n) CAT(S, store_part)(p, v, n)
+#define STREAM(p, v) CAT(S, stream)(p, v)
 #define SET(a) CAT(A, set)((A)(a))
 #define ADD(a, b) CAT(A, add)(a, b)
 #define SUB(a, b) CAT(A, sub)(a, b)
@@ -102,7 +103,7 @@ static void FN(sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t 
 INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrdiff_t x_stride,
                           ptrdiff_t y_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
                           const int vector, const int centred, const int biased,
-                          const int activation) {
+                          const int activation, const int stream) {
     const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), fill = hi;
     for (ptrdiff_t run = 0; run < runs; ++run) {
@@ -121,26 +122,46 @@ INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrd
     }
 #define WHOLE_PARAMETER(p) PARAMETER(p, at + i)
 #define PART_PARAMETER(p) PARAMETER_PART(p, at + i, n - i)
-#define WHOLE_STORE(p, v) STORE(p, v)
+#define WHOLE_STORE(p, v) if (stream) STREAM(p, v); else STORE(p, v)
 #define PART_STORE(p, v) STORE_PART(p, v, n - i)
         FOR_RUN(n)
 #undef STEP
     }
 }
 
+/* Elements of a run before the first that a streamed store may take; all of a short run. */
+static ptrdiff_t FN(unaligned)(const char *y, ptrdiff_t n) {
+    const ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)y % LANES_ALIGN / sizeof(S));
+    return n * (ptrdiff_t)sizeof(S) < 16 * LANES_ALIGN || (uintptr_t)y % sizeof(S) ? n : head;
+}
+
 static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                       ptrdiff_t n, const Affine *a, int activation) {
-    if (activation) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, 1, 1, 1);
-    else FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, 1, 1, 0);
+    if (activation) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, 1, 1, 1, 0);
+    else if (a->stream) {
+        for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, y += y_stride) {
+            const ptrdiff_t head = FN(unaligned)(y, n), bytes = head * sizeof(S);
+            FN(apply_any)(x, y, 1, 0, 0, head, 0, a, 0, 1, 1, 0, 0);
+            FN(apply_any)(x + bytes, y + bytes, 1, 0, 0, n - head, 0, a, 0, 1, 1, 0, 1);
+        }
+        STREAM_END;
+    }
+    else FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, 1, 1, 0, 0);
 }
 
 /* Elements at .. at + n of a row with a weight (and a bias, if any) per element. */
 static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
                              int activation) {
 #define VARIANT(centred, biased)                                                                 \
-    if (activation == 2) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 2);          \
-    else if (activation) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 1);          \
-    else FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0);
+    if (activation == 2) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 2, 0);       \
+    else if (activation) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 1, 0);       \
+    else if (a->stream) {                                                                        \
+        const ptrdiff_t head = FN(unaligned)(y, n), bytes = head * sizeof(S);                    \
+        FN(apply_any)(x, y, 1, 0, 0, head, at, a, 1, centred, biased, 0, 0);                     \
+        FN(apply_any)(x + bytes, y + bytes, 1, 0, 0, n - head, at + head, a, 1, centred, biased, 0, 1); \
+        STREAM_END;                                                                              \
+    }                                                                                            \
+    else FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, 0);
     if (a->shift) { VARIANT(1, 1) }
     else if (a->hi != 0 || a->lo != 0) { VARIANT(1, 0) }
     else { VARIANT(0, 0) }
@@ -150,7 +171,7 @@ static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, 
 /* Few short rows at once: each step for all of them, so that no row waits for its own sums. The
  * arithmetic of a row is that of part_moments and unit_affine (moments.pxi, units.pxi). */
 INLINE void FN(forward_rows_any)(RowJob *job, const int vector, const int centred, const int biased,
-                                 const int activation) {
+                                 const int activation, const int stream) {
     for (ptrdiff_t row = 0; row < job->rows; ++row) {
         if (job->again[row]) continue;
         Affine f = job->affine;
@@ -162,8 +183,15 @@ INLINE void FN(forward_rows_any)(RowJob *job, const int vector, const int centre
             f.bias = (job->bias ? job->bias[row] : 0) - f.lo * f.scale;
         }
         if (activation && job->slopes) f.slope = job->slopes[row];
-        FN(apply_any)(job->x + row * job->x_stride, job->y + row * job->y_stride, 1, 0, 0, job->n, 0, &f,
-                      vector, centred, biased, activation);
+        if (stream) {
+            const char *x = job->x + row * job->x_stride;
+            char *y = job->y + row * job->y_stride;
+            const ptrdiff_t head = FN(unaligned)(y, job->n), bytes = head * sizeof(S);
+            FN(apply_any)(x, y, 1, 0, 0, head, 0, &f, vector, centred, biased, activation, 0);
+            FN(apply_any)(x + bytes, y + bytes, 1, 0, 0, job->n - head, head, &f, vector, centred, biased,
+                          activation, 1);
+        } else FN(apply_any)(job->x + row * job->x_stride, job->y + row * job->y_stride, 1, 0, 0, job->n, 0, &f,
+                      vector, centred, biased, activation, 0);
     }
 }
 
@@ -195,14 +223,16 @@ static void FN(forward_rows)(RowJob *job) {
         job->again[row] = !(2 * first[row] * first[row] <= count * second[row])
                        || !(second[row] - second[row] == 0) || second[row] < job->tiny * count;
 #define VARIANT(vector, centred, biased)                                                         \
-    if (job->activation == 2 && vector) FN(forward_rows_any)(job, vector, centred, biased, 2);   \
-    else if (job->activation) FN(forward_rows_any)(job, vector, centred, biased, 1);             \
-    else FN(forward_rows_any)(job, vector, centred, biased, 0);
+    if (job->activation == 2 && vector) FN(forward_rows_any)(job, vector, centred, biased, 2, 0); \
+    else if (job->activation) FN(forward_rows_any)(job, vector, centred, biased, 1, 0);          \
+    else if (job->affine.stream) FN(forward_rows_any)(job, vector, centred, biased, 0, 1);       \
+    else FN(forward_rows_any)(job, vector, centred, biased, 0, 0);
     if (!job->vector) { VARIANT(0, 1, 1) }
     else if (job->affine.shift) { VARIANT(1, 1, 1) }
     else if (job->centred) { VARIANT(1, 1, 0) }
     else { VARIANT(1, 0, 0) }
 #undef VARIANT
+    if (job->affine.stream) STREAM_END;
 }
 
 /* ---- the same backward: sums of all rows, then (after the parameters' sums) their gradients ---- */
@@ -288,7 +318,8 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, cons
                                char *dx_source,
                                ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
                                ptrdiff_t dx_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
-                               const int vector, const int activation, const int added) {
+                               const int vector, const int activation, const int added,
+                               const int stream) {
     const S *plus = (const S *)plus_source;
     const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), p = SET(a->p), q = SET(a->q), r = SET(a->r),
@@ -317,17 +348,25 @@ static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t ru
                            ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
                            int activation) {
     if (activation)
-        FN(grad_apply_any)(x, dy, 0, dx, runs, x_stride, dy_stride, dx_stride, n, 0, a, 0, 1, 0);
+        FN(grad_apply_any)(x, dy, 0, dx, runs, x_stride, dy_stride, dx_stride, n, 0, a, 0, 1, 0, 0);
+    else if (a->stream) {
+        for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, dy += dy_stride, dx += dx_stride) {
+            const ptrdiff_t head = FN(unaligned)(dx, n), bytes = head * sizeof(S);
+            FN(grad_apply_any)(x, dy, 0, dx, 1, 0, 0, 0, head, 0, a, 0, 0, 0, 0);
+            FN(grad_apply_any)(x + bytes, dy + bytes, 0, dx + bytes, 1, 0, 0, 0, n - head, 0, a, 0, 0, 0, 1);
+        }
+        STREAM_END;
+    }
     else
-        FN(grad_apply_any)(x, dy, 0, dx, runs, x_stride, dy_stride, dx_stride, n, 0, a, 0, 0, 0);
+        FN(grad_apply_any)(x, dy, 0, dx, runs, x_stride, dy_stride, dx_stride, n, 0, a, 0, 0, 0, 0);
 }
 
 static void FN(grad_apply_vector)(const char *x, const char *dy, const char *plus, char *dx, ptrdiff_t n,
                                   ptrdiff_t at, const Affine *a, int activation) {
 #define VARIANT(added)                                                                           \
-    if (activation == 2) FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, 2, added); \
-    else if (activation) FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, 1, added); \
-    else FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, 0, added);
+    if (activation == 2) FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, 2, added, 0); \
+    else if (activation) FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, 1, added, 0); \
+    else FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, 0, added, 0);
     if (plus) { VARIANT(1) }
     else { VARIANT(0) }
 #undef VARIANT
@@ -360,7 +399,7 @@ INLINE void FN(grad_apply_rows_any)(const GradRows *job, const double *q, const 
         f.r = r[row];
         FN(grad_apply_any)(job->x + row * job->x_stride, job->dy + row * job->dy_stride,
                            added ? job->plus + row * job->plus_stride : 0, job->dx + row * job->dx_stride,
-                           1, 0, 0, 0, job->n, 0, &f, 1, activation, added);
+                           1, 0, 0, 0, job->n, 0, &f, 1, activation, added, 0);
     }
 }
 
@@ -384,6 +423,7 @@ static void FN(grad_apply_rows)(const GradRows *job) {
 static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
     const S *x = (const S *)a, *other = (const S *)b;
     const AL fill = SET(0);
+    const int stream = 0;  /* the sum is read again at once */
 #define STEP(value, PIECE) { PIECE##_STORE((S *)y + i, ADD(value, PIECE##_OTHER)); }
 #define WHOLE_OTHER LOAD(other + i)
 #define PART_OTHER LOAD_PART(other + i, n - i, fill)
@@ -431,10 +471,17 @@ INLINE AL FN(strip_vector)(const void *v, ptrdiff_t j, ptrdiff_t part) {
     const A *p = (const A *)v + j;
     return part ? CAT(A, load_part)(p, part, SET(0)) : CAT(A, load)(p);
 }
-INLINE void FN(strip_store)(char *row, ptrdiff_t j, ptrdiff_t part, AL v) {
+INLINE void FN(strip_store)(char *row, ptrdiff_t j, ptrdiff_t part, AL v, const int stream) {
     S *p = (S *)row + j;
     if (part) STORE_PART(p, v, part);
+    else if (stream) STREAM(p, v);
     else STORE(p, v);
+}
+/* Whether every whole lane of every row may be streamed. */
+static int FN(all_aligned)(char *const *y, ptrdiff_t rows) {
+    uintptr_t low = 0;
+    for (ptrdiff_t row = 0; row < rows; ++row) low |= (uintptr_t)y[row];
+    return low % LANES_ALIGN == 0;
 }
 /* total[j...] += a, in double */
 INLINE void FN(strip_add)(double *total, ptrdiff_t j, ptrdiff_t part, AL a) {
@@ -503,7 +550,7 @@ static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
 
 INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff_t begin,
                                    ptrdiff_t end, ptrdiff_t j, ptrdiff_t part, const ColumnAffine *a, const int activation,
-                                   const int K) {
+                                   const int stream, const int K) {
     AL hi[K], scale[K], bias[K], slope[K];
     for (int k = 0; k < K; ++k) {
         hi[k] = FN(strip_vector)(a->hi, j + k * LANES, part);
@@ -516,16 +563,21 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
             AL z = SUB(FN(strip_load)(x[row], j + k * LANES, part, hi[k]), hi[k]);
             z = ADD(MUL(z, scale[k]), bias[k]);
             if (activation) z = IF_POSITIVE(z, z, MUL(z, slope[k]));
-            FN(strip_store)(y[row], j + k * LANES, part, z);
+            FN(strip_store)(y[row], j + k * LANES, part, z, stream);
         }
 }
 
 /* y = (x - hi) * scale + bias, then the activation. */
 static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
                              ptrdiff_t group, const ColumnAffine *a, int activation) {
-#define CALL(K, part) FN(column_apply_strip)(x, y, begin, end, j, part, a, activated, K)
-    if (activation) { enum { activated = 1 }; STRIPS(CALL) }
-    else { enum { activated = 0 }; STRIPS(CALL) }
+#define CALL(K, part) FN(column_apply_strip)(x, y, begin, end, j, part, a, activated, streamed, K)
+    if (activation) { enum { activated = 1, streamed = 0 }; STRIPS(CALL) }
+    else if (a->stream && FN(all_aligned)(y, rows)) {
+        enum { activated = 0, streamed = 1 };
+        STRIPS(CALL)
+        STREAM_END;
+    }
+    else { enum { activated = 0, streamed = 0 }; STRIPS(CALL) }
 #undef CALL
 }
 
@@ -591,7 +643,8 @@ static void FN(column_grad_sums)(const char *const *x, const char *const *dy, pt
 
 INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const *dy, char *const *dx,
                                         ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
-                                        const ColumnAffine *a, const int activation, const int K) {
+                                        const ColumnAffine *a, const int activation, const int stream,
+                                        const int K) {
     AL hi[K], p[K], q[K], r[K], rstd[K], *const on_slope = 0;
     COLUMN_ACTIVATION(K)
     for (int k = 0; k < K; ++k) {
@@ -607,16 +660,21 @@ INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const 
             AL g = FN(strip_load)(dy[row], j + k * LANES, part, SET(0));
             COLUMN_THROUGH(g, d)
             g = SUB(SUB(MUL(g, p[k]), r[k]), MUL(MUL(d, rstd[k]), q[k]));
-            FN(strip_store)(dx[row], j + k * LANES, part, g);
+            FN(strip_store)(dx[row], j + k * LANES, part, g, stream);
         }
 }
 
 static void FN(column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx,
                                   ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group, const ColumnAffine *a,
                                   int activation) {
-#define CALL(K, part) FN(column_grad_apply_strip)(x, dy, dx, begin, end, j, part, a, activated, K)
-    if (activation) { enum { activated = 1 }; STRIPS(CALL) }
-    else { enum { activated = 0 }; STRIPS(CALL) }
+#define CALL(K, part) FN(column_grad_apply_strip)(x, dy, dx, begin, end, j, part, a, activated, streamed, K)
+    if (activation) { enum { activated = 1, streamed = 0 }; STRIPS(CALL) }
+    else if (a->stream && FN(all_aligned)(dx, rows)) {
+        enum { activated = 0, streamed = 1 };
+        STRIPS(CALL)
+        STREAM_END;
+    }
+    else { enum { activated = 0, streamed = 0 }; STRIPS(CALL) }
 #undef CALL
 }
 #undef COLUMN_THROUGH
@@ -675,25 +733,19 @@ static void FN(parameter_sums)(const char *const *x, const char *const *dy, ptrd
 #undef CALL
 }
 
-/* ---- windows: rows are channels (channels first) or one row shifted (channels last) ---- */
+/* ---- windows: rows are channels (channels first) or one row shifted (channels last, `wide`: of the
+ * accumulation type). A window's sum and what it is for share a loop: one waits on additions, the
+ * other on square roots and divisions. ---- */
 
-/* out[i] = sum over the rows of x[i]**2, or of x[i], in their order. */
-static void FN(window_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t n, int squares, void *out) {
-    A *y = (A *)out;
-#define STEP(get, put)                                                                           \
-    {                                                                                            \
-        AL sum = SET(0);                                                                         \
-        for (ptrdiff_t row = 0; row < rows; ++row) {                                             \
-            const AL v = get;                                                                    \
-            sum = ADD(sum, squares ? MUL(v, v) : v);                                             \
-        }                                                                                        \
-        put;                                                                                     \
+/* Sum over the rows of x[i]**2, or of x[i], in their order; `part` elements of it, or 0: whole lanes. */
+INLINE AL FN(window_sum)(const char *const *rows, ptrdiff_t count, ptrdiff_t i, ptrdiff_t part,
+                         const int wide, const int squares) {
+    AL sum = SET(0);
+    for (ptrdiff_t row = 0; row < count; ++row) {
+        const AL v = wide ? FN(strip_vector)(rows[row], i, part) : FN(strip_load)(rows[row], i, part, SET(0));
+        sum = ADD(sum, squares ? MUL(v, v) : v);
     }
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES) STEP(LOAD((const S *)x[row] + i), CAT(A, store)(y + i, sum))
-    if (i < n)
-        STEP(LOAD_PART((const S *)x[row] + i, n - i, SET(0)), CAT(A, store_part)(y + i, sum, n - i))
-#undef STEP
+    return sum;
 }
 
 /* (k + alpha * sum) ** -beta, and 1 / (k + alpha * sum) where `inverse` is asked for. */
@@ -709,93 +761,94 @@ INLINE AL FN(response)(AL sum, const Response *r, AL *inverse) {
     return CAT(A, power)(scale, r->beta);
 }
 
-INLINE AL FN(respond)(AL x, AL sum, const Response *r, AL slope, const int activation) {
-    const AL y = MUL(x, FN(response)(sum, r, 0));
-    return activation ? IF_POSITIVE(y, y, MUL(y, slope)) : y;
-}
-
-static void FN(window_apply)(const char *source, const void *sums, char *target, ptrdiff_t n,
-                             const Response *r, int activation) {
-    const S *x = (const S *)source;
-    S *y = (S *)target;
-    const AL slope = SET(r->slope);
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        STORE(y + i, FN(respond)(LOAD(x + i), PARAMETER(sums, i), r,
-                                 activation == 2 ? PARAMETER(r->slopes, i) : slope, activation));
-    if (i < n)
-        STORE_PART(y + i, FN(respond)(LOAD_PART(x + i, n - i, SET(0)), PARAMETER_PART(sums, i, n - i), r,
-                                      activation == 2 ? PARAMETER_PART(r->slopes, i, n - i) : slope,
-                                      activation), n - i);
-}
-
 /* The gradient through the activation; z = x * power has the sign of its forward twin. */
 INLINE AL FN(through)(AL dy, AL x, AL power, AL slope, const int activation) {
     return activation ? IF_POSITIVE(MUL(x, power), dy, MUL(dy, slope)) : dy;
 }
 
-#define SLOPE_WHOLE (activation == 2 ? PARAMETER(r->slopes, i) : slope)
-#define SLOPE_PART (activation == 2 ? PARAMETER_PART(r->slopes, i, n - i) : slope)
+/* Runs LANE(part) over whole lanes, then over the rest. */
+#define FOR_LANES(LANE)                                                                          \
+    for (ptrdiff_t i = 0; i < n; i += LANES) {                                                   \
+        if (i + LANES <= n) LANE(0)                                                              \
+        else LANE((n - i))                                                                       \
+    }
+#define SLOPE(part) (activation == 2 ? FN(strip_vector)(r->slopes, i, part) : slope)
+
+INLINE void FN(window_apply_any)(const char *const *rows, ptrdiff_t count, const char *x, char *y,
+                                 ptrdiff_t n, const Response *r, const int wide, const int activation) {
+    const AL slope = SET(r->slope);
+#define LANE(part)                                                                               \
+    {                                                                                            \
+        const AL p = FN(response)(FN(window_sum)(rows, count, i, part, wide, 1), r, 0);          \
+        const AL z = MUL(FN(strip_load)(x, i, part, SET(0)), p);                                 \
+        FN(strip_store)(y, i, part, activation ? IF_POSITIVE(z, z, MUL(z, SLOPE(part))) : z, 0); \
+    }
+    FOR_LANES(LANE)
+#undef LANE
+}
+
+/* y = x * (k + alpha * sum of squares) ** -beta, then the activation. */
+static void FN(window_apply)(const char *const *rows, ptrdiff_t count, int wide, const char *x, char *y,
+                             ptrdiff_t n, const Response *r, int activation) {
+    if (wide) FN(window_apply_any)(rows, count, x, y, n, r, 1, activation);
+    else FN(window_apply_any)(rows, count, x, y, n, r, 0, activation);
+}
+
+INLINE void FN(window_prepare_any)(const char *const *rows, ptrdiff_t count, const char *x,
+                                   const char *dy, ptrdiff_t n, const Response *r, A *power, A *shared,
+                                   const int wide, const int activation) {
+    const AL slope = SET(r->slope);
+#define LANE(part)                                                                               \
+    {                                                                                            \
+        AL inverse;                                                                              \
+        const AL p = FN(response)(FN(window_sum)(rows, count, i, part, wide, 1), r, &inverse);   \
+        const AL v = FN(strip_load)(x, i, part, SET(0));                                         \
+        const AL g = FN(through)(FN(strip_load)(dy, i, part, SET(0)), v, p, SLOPE(part), activation); \
+        const AL s = MUL(MUL(g, v), MUL(p, inverse));                                            \
+        if (part) {                                                                              \
+            CAT(A, store_part)(power + i, p, part);                                              \
+            CAT(A, store_part)(shared + i, s, part);                                             \
+        } else {                                                                                 \
+            CAT(A, store)(power + i, p);                                                         \
+            CAT(A, store)(shared + i, s);                                                        \
+        }                                                                                        \
+    }
+    FOR_LANES(LANE)
+#undef LANE
+}
 
 /* power = scale ** -beta, shared = g * x * scale ** (-beta - 1): what a channel did to its window. */
-static void FN(window_prepare)(const char *x_source, const char *dy_source, const void *sums,
-                               ptrdiff_t n, const Response *r, int activation, void *power,
-                               void *shared) {
-    const S *x = (const S *)x_source, *dy = (const S *)dy_source;
-    const AL slope = SET(r->slope);
-    A *p_out = (A *)power, *s_out = (A *)shared;
-    AL inverse;
-    ptrdiff_t i = 0;
-#define STEP(sum, x_value, dy_value, slope_value, put)                                           \
-    {                                                                                            \
-        const AL p = FN(response)(sum, r, &inverse), v = x_value;                                \
-        const AL g = FN(through)(dy_value, v, p, slope_value, activation);                       \
-        const AL s = MUL(MUL(g, v), MUL(p, inverse));                                            \
-        put                                                                                      \
-    }
-    for (; i + LANES <= n; i += LANES)
-        STEP(PARAMETER(sums, i), LOAD(x + i), LOAD(dy + i), SLOPE_WHOLE,
-             CAT(A, store)(p_out + i, p); CAT(A, store)(s_out + i, s);)
-    if (i < n)
-        STEP(PARAMETER_PART(sums, i, n - i), LOAD_PART(x + i, n - i, SET(0)),
-             LOAD_PART(dy + i, n - i, SET(0)), SLOPE_PART,
-             CAT(A, store_part)(p_out + i, p, n - i); CAT(A, store_part)(s_out + i, s, n - i);)
-#undef STEP
+static void FN(window_prepare)(const char *const *rows, ptrdiff_t count, int wide, const char *x,
+                               const char *dy, ptrdiff_t n, const Response *r, int activation,
+                               void *power, void *shared) {
+    if (wide) FN(window_prepare_any)(rows, count, x, dy, n, r, (A *)power, (A *)shared, 1, activation);
+    else FN(window_prepare_any)(rows, count, x, dy, n, r, (A *)power, (A *)shared, 0, activation);
 }
 
 /* dx = g * power - 2 * alpha * beta * x * (sum of `shared` over the windows that x is in) */
-static void FN(window_grad)(const char *x_source, const char *dy_source, const void *power,
-                            const void *shared, char *target, ptrdiff_t n, const Response *r,
+static void FN(window_grad)(const char *const *shared, ptrdiff_t count, const char *x, const char *dy,
+                            const void *power, char *dx, ptrdiff_t n, const Response *r,
                             int activation) {
-    const S *x = (const S *)x_source, *dy = (const S *)dy_source;
-    S *dx = (S *)target;
     const AL c = SET(2 * r->alpha * r->beta), slope = SET(r->slope);
-    ptrdiff_t i = 0;
-#define STEP(x_value, dy_value, p_value, s_value, slope_value, put)                              \
+#define LANE(part)                                                                               \
     {                                                                                            \
-        const AL v = x_value, p = p_value;                                                       \
-        const AL g = FN(through)(dy_value, v, p, slope_value, activation);                       \
-        const AL d = SUB(MUL(g, p), MUL(MUL(c, v), s_value));                                    \
-        put                                                                                      \
+        const AL sum = FN(window_sum)(shared, count, i, part, 1, 0);                             \
+        const AL v = FN(strip_load)(x, i, part, SET(0)), p = FN(strip_vector)(power, i, part);   \
+        const AL g = FN(through)(FN(strip_load)(dy, i, part, SET(0)), v, p, SLOPE(part), activation); \
+        FN(strip_store)(dx, i, part, SUB(MUL(g, p), MUL(MUL(c, v), sum)), 0);                    \
     }
-    for (; i + LANES <= n; i += LANES)
-        STEP(LOAD(x + i), LOAD(dy + i), PARAMETER(power, i), PARAMETER(shared, i), SLOPE_WHOLE,
-             STORE(dx + i, d);)
-    if (i < n)
-        STEP(LOAD_PART(x + i, n - i, SET(0)), LOAD_PART(dy + i, n - i, SET(0)),
-             PARAMETER_PART(power, i, n - i), PARAMETER_PART(shared, i, n - i), SLOPE_PART,
-             STORE_PART(dx + i, d, n - i);)
-#undef STEP
+    FOR_LANES(LANE)
+#undef LANE
 }
-#undef SLOPE_WHOLE
-#undef SLOPE_PART
+#undef FOR_LANES
+#undef SLOPE
 
 static const Tile FN(tile) = {
     sizeof(S), sizeof(A), ACCUMULATOR, FN(rounded), FN(widen), FN(widen64), FN(head), FN(sums),
     FN(apply), FN(forward_rows), FN(apply_vector), FN(grad_sums), FN(grad_sums_vector), FN(grad_apply),
     FN(grad_apply_vector), FN(grad_sums_rows), FN(grad_apply_rows), FN(add), FN(parameter_sums), FN(column_head), FN(column_sums), FN(column_apply),
     FN(column_grad_sums), FN(column_grad_apply),
-    FN(window_sums), FN(window_apply), FN(window_prepare), FN(window_grad),
+    FN(window_apply), FN(window_prepare), FN(window_grad),
 };
 
 #undef STRIPS
@@ -804,6 +857,7 @@ static const Tile FN(tile) = {
 #undef LOAD_PART
 #undef STORE
 #undef STORE_PART
+#undef STREAM
 #undef SET
 #undef ADD
 #undef SUB

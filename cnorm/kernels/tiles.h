@@ -21,10 +21,12 @@ typedef struct {
     double p, q, r, rstd;
     double slope;
     const void *weight, *shift, *slopes; /* of the accumulation type, or NULL */
+    int stream;                          /* the result is too large for the cache: store past it */
 } Affine;
 
 /* The same for columns: each an array over the columns, of the accumulation type. */
 typedef struct {
+    int stream;
     const void *hi, *scale, *bias, *p, *q, *r, *rstd, *slope;
 } ColumnAffine;
 
@@ -109,13 +111,13 @@ typedef struct Tile {
     void (*column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx,
                               ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
                               const ColumnAffine *a, int activation);
-    void (*window_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t n, int squares, void *out);
-    void (*window_apply)(const char *x, const void *sums, char *y, ptrdiff_t n, const Response *r,
-                         int activation);
-    void (*window_prepare)(const char *x, const char *dy, const void *sums, ptrdiff_t n,
-                           const Response *r, int activation, void *power, void *shared);
-    void (*window_grad)(const char *x, const char *dy, const void *power, const void *shared, char *dx,
-                        ptrdiff_t n, const Response *r, int activation);
+    void (*window_apply)(const char *const *rows, ptrdiff_t count, int wide, const char *x, char *y,
+                         ptrdiff_t n, const Response *r, int activation);
+    void (*window_prepare)(const char *const *rows, ptrdiff_t count, int wide, const char *x,
+                           const char *dy, ptrdiff_t n, const Response *r, int activation, void *power,
+                           void *shared);
+    void (*window_grad)(const char *const *shared, ptrdiff_t count, const char *x, const char *dy,
+                        const void *power, char *dx, ptrdiff_t n, const Response *r, int activation);
 } Tile;
 
 #define CAT_(a, b) a##_##b

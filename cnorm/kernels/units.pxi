@@ -25,6 +25,23 @@ cdef inline bint by_parts(Py_ssize_t units, Py_ssize_t parts, int threads) noexc
     return threads > 1 and parts > 1 and units < 4 * threads
 
 
+cdef enum:
+    STREAM_BYTES = 3 << 23   # results from this size on are stored past the cache
+    STREAM_APART = 1 << 23   # the same where a unit's segments lie apart and crowd each other out
+
+
+cdef inline bint streamed(const View *y, const View *x, const View *dy, Py_ssize_t bytes,
+                          Py_ssize_t least) noexcept nogil:
+    """Whether to store past the cache: not in place, where the line is in cache anyhow."""
+    return bytes >= least and y.data != x.data and y.data != dy.data
+
+
+cdef inline bint streams(const Units *a, const Tiling *t) noexcept nogil:
+    cdef bint apart = t.segments > 1 and not a.given and a.x.stride[2] != t.elements * t.loops.size
+    return streamed(&a.y, &a.x, &a.dy, units_of(a) * t.segments * t.elements * t.loops.size,
+                    STREAM_APART if apart else STREAM_BYTES)
+
+
 cdef inline double rstd_of(double m2, double count, double eps) noexcept nogil:
     return 1 / sqrt(m2 / count + eps)
 
@@ -50,6 +67,7 @@ cdef inline Affine unit_affine(const Units *a, const Tile *loops, Py_ssize_t uni
     f.p = 0
     f.q = 0
     f.r = 0
+    f.stream = a.stream
     f.slope = a.unit_slopes[unit] if a.unit_slopes != NULL else a.slope
     f.weight = a.row_weight
     f.shift = a.row_bias
@@ -228,6 +246,7 @@ cdef void forward_together(Units *a, const Tiling *t, Py_ssize_t outer, Py_ssize
     job.activation = a.activation
     job.affine.slope = a.slope
     job.affine.bias = 0
+    job.affine.stream = a.stream
     job.affine.weight = a.row_weight
     job.affine.shift = a.row_bias
     job.affine.slopes = a.row_slopes
@@ -300,6 +319,7 @@ cdef int units_forward(Units *a) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias, of each unit."""
     cdef Tiling t = tiling_of(a, False)
     cdef Py_ssize_t units = units_of(a), i
+    a.stream = streams(a, &t)
     if one_tile(a, &t):
         return units_forward_together(a, &t)
     if a.given and not a.by_element and units * t.segments >= a.threads:

@@ -8,16 +8,14 @@
 
 cdef enum:
     SPAN = 1024                 # elements of a channel at a time
-    SPAN_BYTES = 1 << 17        # what one visit may keep: it stays in L2
+    SPAN_BYTES = 1 << 19        # what one visit may keep: it stays in L2
 
 
 cdef struct Room:
     # What one visit needs: pointers to a window's rows, and buffers of the accumulator's type.
     const char **rows
-    char *sums
     char *power
     char *shared
-    char *total
     char *padded
     char *slopes
     char *zeroth
@@ -69,7 +67,6 @@ cdef inline Py_ssize_t spans_of(const Window *a, bint backward) noexcept nogil:
 cdef void first_item(const Window *a, Py_ssize_t item, bint backward, Room *room) noexcept nogil:
     """One stretch of elements of one sample, all channels."""
     cdef const Tile *loops = TILES[a.storage]
-    cdef const Tile *wide = TILES[loops.accumulator]
     cdef Py_ssize_t spans = spans_of(a, backward), span = span_of(a, backward)
     cdef Py_ssize_t at = (item % spans) * span, n = min(span, a.shape[4] - at)
     cdef Py_ssize_t run = item // spans % a.shape[3], sample = item // spans // a.shape[3], c, count
@@ -77,25 +74,24 @@ cdef void first_item(const Window *a, Py_ssize_t item, bint backward, Room *room
     cdef char *y = a.y.data + sample * a.y.stride[0] + run * a.y.stride[3] + at * loops.size
     cdef const char *dy = a.dy.data + sample * a.dy.stride[0] + run * a.dy.stride[3] + at * loops.size
     cdef Py_ssize_t kept = span * loops.wide
+    cdef int activation = 1 if a.activation else 0
     cdef Response r
     for c in range(a.shape[1]):
         count = window_rows(a, x, a.x.stride[1], c, False, room.rows)
-        loops.window_sums(room.rows, count, n, 1, room.sums)
         r = response_of(a, c)
         if backward:
-            loops.window_prepare(x + c * a.x.stride[1], dy + c * a.dy.stride[1], room.sums, n, &r,
-                                 1 if a.activation else 0, room.power + c * kept, room.shared + c * kept)
+            loops.window_prepare(room.rows, count, 0, x + c * a.x.stride[1], dy + c * a.dy.stride[1], n, &r,
+                                 activation, room.power + c * kept, room.shared + c * kept)
         else:
-            loops.window_apply(x + c * a.x.stride[1], room.sums, y + c * a.y.stride[1], n, &r,
-                               1 if a.activation else 0)
+            loops.window_apply(room.rows, count, 0, x + c * a.x.stride[1], y + c * a.y.stride[1], n, &r,
+                               activation)
     if not backward:
         return
     for c in range(a.shape[1]):
         count = window_rows(a, room.shared, kept, c, True, room.rows)
-        wide.window_sums(room.rows, count, n, 0, room.total)
         r = response_of(a, c)
-        loops.window_grad(x + c * a.x.stride[1], dy + c * a.dy.stride[1], room.power + c * kept, room.total,
-                          y + c * a.y.stride[1], n, &r, 1 if a.activation else 0)
+        loops.window_grad(room.rows, count, x + c * a.x.stride[1], dy + c * a.dy.stride[1],
+                          room.power + c * kept, y + c * a.y.stride[1], n, &r, activation)
 
 
 # ---- channels last ----
@@ -116,8 +112,7 @@ cdef void shifted_rows(const char *padded, Py_ssize_t count, int wide, const cha
 cdef void last_item(const Window *a, Py_ssize_t row, bint backward, Room *room) noexcept nogil:
     """One row: all channels of one position."""
     cdef const Tile *loops = TILES[a.storage]
-    cdef const Tile *wide = TILES[loops.accumulator]
-    cdef Py_ssize_t channels = a.shape[4], size = a.before + 1 + a.after, c
+    cdef Py_ssize_t channels = a.shape[4], size = a.before + 1 + a.after, c, first = 0
     cdef const char *x = window_row_at(a, &a.x, row)
     cdef char *y = window_row_at(a, &a.y, row)
     cdef const char *dy
@@ -129,18 +124,21 @@ cdef void last_item(const Window *a, Py_ssize_t row, bint backward, Room *room) 
         for c in range(a.before + 1, channels):
             memcpy(room.zeroth + c * loops.wide, room.padded + a.before * loops.wide, loops.wide)
         room.rows[size] = room.zeroth
-    wide.window_sums(room.rows, size + a.legacy, channels, 1, room.sums)
     if not backward:
-        loops.window_apply(x, room.sums, y, channels, &r, a.activation)
+        loops.window_apply(room.rows, size + a.legacy, 1, x, y, channels, &r, a.activation)
         return
     dy = window_row_at(a, &a.dy, row)
-    loops.window_prepare(x, dy, room.sums, channels, &r, a.activation, room.power, room.shared + a.after * loops.wide)
-    shifted_rows(room.shared, size, loops.wide, room.rows)
-    wide.window_sums(room.rows, size, channels, 0, room.total)
-    if a.legacy:
+    loops.window_prepare(room.rows, size + a.legacy, 1, x, dy, channels, &r, a.activation, room.power,
+                         room.shared + a.after * loops.wide)
+    if a.legacy:  # channel 0 is in every window
         shifted_rows(room.shared + a.after * loops.wide, channels, loops.wide, room.rows)
-        wide.window_sums(room.rows, channels, 1, 0, room.total)
-    loops.window_grad(x, dy, room.power, room.total, y, channels, &r, a.activation)
+        loops.window_grad(room.rows, channels, x, dy, room.power, y, 1, &r, a.activation)
+        first = 1
+        r.slopes = room.slopes + loops.wide
+    shifted_rows(room.shared + first * loops.wide, size, loops.wide, room.rows)
+    loops.window_grad(room.rows, size, x + first * loops.size, dy + first * loops.size,
+                      room.power + first * loops.wide, y + first * loops.size, channels - first, &r,
+                      a.activation)
 
 
 # ---- both ----
@@ -153,21 +151,19 @@ cdef int room_for(const Window *a, bint backward, Room *room) noexcept nogil:
     cdef Py_ssize_t line = (channels + size if a.channels_last else span_of(a, backward)) * loops.wide
     cdef Py_ssize_t kept = line if a.channels_last else line * channels
     cdef char *block
-    # sums, total, padded, slopes, zeroth: a line each; power and shared: all that is kept
+    # padded, slopes, zeroth: a line each; power and shared: all that is kept
     room.rows = <const char **> malloc((size + channels + 1) * sizeof(char *))
-    block = <char *> calloc(5 * line + (2 * kept if backward else 0), 1)
+    block = <char *> calloc(3 * line + (2 * kept if backward else 0), 1)
     if room.rows == NULL or block == NULL:
         free(room.rows)
         free(block)
         room.rows = NULL
         return -1
-    room.sums = block
-    room.total = block + line
-    room.padded = block + 2 * line
-    room.slopes = block + 3 * line
-    room.zeroth = block + 4 * line
-    room.power = block + 5 * line
-    room.shared = block + 5 * line + kept
+    room.padded = block
+    room.slopes = block + line
+    room.zeroth = block + 2 * line
+    room.power = block + 3 * line
+    room.shared = block + 3 * line + kept
     if a.channels_last and a.activation == 2:
         for c in range(channels):
             set_shift(loops, room.slopes, c, a.slopes[c])
@@ -185,7 +181,7 @@ cdef int window_stretch(const Window *a, Py_ssize_t begin, Py_ssize_t end, bint 
         else:
             first_item(a, item, backward, &room)
     free(room.rows)
-    free(room.sums)
+    free(room.padded)
     return 0
 
 
@@ -212,6 +208,6 @@ cdef int window_forward(Window *a) noexcept nogil:
 
 
 cdef int window_backward(Window *a) noexcept nogil:
-    """The gradient of the input; y is where it goes. In place on dy only channel by channel is unsafe:
-    every channel of a stretch is prepared before the first is written."""
+    """The gradient of the input, in place on dy if asked: every channel of a stretch is prepared before
+    the first is written."""
     return window_both(a, True)

@@ -1,0 +1,45 @@
+"""Memory of freed results, kept for the next ones: the bound, and how to give it back.
+
+New memory of a few MB comes from the system page by page; touching it for the first time costs as much
+as a kernel takes. Results of 1 MiB and more therefore use the memory of freed results of their size, up
+to a bound. Memory comes back only when the last array that refers to it is gone.
+"""
+
+from . import functional
+
+
+def set_cache_limit(limit):
+    """Set how many bytes of freed results are kept for the next ones.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes; 0 keeps nothing. The default is 256 MiB.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A limit that is not an integer, or negative.
+
+    Examples
+    --------
+    >>> import cnorm
+    >>> cnorm.set_cache_limit(64 << 20)
+    >>> cnorm.set_cache_limit(256 << 20)
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit must be an int, but got {type(limit).__name__}")
+    if limit < 0:
+        raise ValueError(f"limit must not be negative, but got {limit}")
+    functional._set_cache_limit(limit)
+
+
+def empty_cache():
+    """Give the memory of freed results back to the system.
+
+    Examples
+    --------
+    >>> import cnorm
+    >>> cnorm.empty_cache()
+    """
+    functional._empty_cache()

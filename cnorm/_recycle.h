@@ -1,0 +1,134 @@
+/* Memory for large results: freed blocks are kept, within a bound, for the next result of their size.
+ *
+ * New memory of a few MB and more comes from the system page by page, and touching it for the first
+ * time costs as much as a kernel. NumPy lets an array have an allocator of its own (NEP 49): a block
+ * comes back here only when the last array that refers to it is gone. Blocks are aligned to 64 bytes.
+ */
+#ifndef CNORM_RECYCLE_H
+#define CNORM_RECYCLE_H
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <numpy/arrayobject.h>
+
+enum { RECYCLE_SLOTS = 32, RECYCLE_LEAST = 1 << 20 };
+
+static struct { void *block; size_t size; } recycle_kept[RECYCLE_SLOTS]; /* oldest first */
+static int recycle_count = 0;
+static size_t recycle_bytes = 0, recycle_limit = (size_t)256 << 20;
+static atomic_flag recycle_busy = ATOMIC_FLAG_INIT;
+
+static void recycle_lock(void) {
+    while (atomic_flag_test_and_set_explicit(&recycle_busy, memory_order_acquire)) {}
+}
+static void recycle_unlock(void) { atomic_flag_clear_explicit(&recycle_busy, memory_order_release); }
+
+/* Only memory that free() and realloc() take. */
+static void *recycle_new(size_t size) {
+#if defined(_WIN32)
+    return malloc(size);
+#else
+    void *block = NULL;
+    return posix_memalign(&block, 64, size) ? NULL : block;
+#endif
+}
+
+static void *recycle_remove(int i) {
+    void *block = recycle_kept[i].block;
+    recycle_bytes -= recycle_kept[i].size;
+    --recycle_count;
+    memmove(recycle_kept + i, recycle_kept + i + 1, (recycle_count - i) * sizeof(recycle_kept[0]));
+    return block;
+}
+
+static void *recycle_malloc(void *context, size_t size) {
+    void *block = NULL;
+    (void)context;
+    if (size >= RECYCLE_LEAST) {
+        recycle_lock();
+        for (int i = recycle_count - 1; i >= 0 && !block; --i)
+            if (recycle_kept[i].size == size) block = recycle_remove(i);
+        recycle_unlock();
+    }
+    return block ? block : recycle_new(size);
+}
+
+static void *recycle_calloc(void *context, size_t count, size_t size) {
+    (void)context;
+    return calloc(count, size);
+}
+
+static void *recycle_realloc(void *context, void *block, size_t size) {
+    (void)context;
+    return realloc(block, size);
+}
+
+/* Free the oldest blocks until what is kept, and `more`, fit the bound. */
+static void recycle_shrink(size_t more) {
+    for (;;) {
+        void *block = NULL;
+        recycle_lock();
+        if (recycle_count && (recycle_bytes + more > recycle_limit || recycle_count == RECYCLE_SLOTS))
+            block = recycle_remove(0);
+        recycle_unlock();
+        if (!block) return;
+        free(block);
+    }
+}
+
+static void recycle_free(void *context, void *block, size_t size) {
+    (void)context;
+    if (block && size >= RECYCLE_LEAST && size <= recycle_limit) {
+        recycle_shrink(size);
+        recycle_lock();
+        if (recycle_count < RECYCLE_SLOTS && recycle_bytes + size <= recycle_limit) {
+            recycle_kept[recycle_count].block = block;
+            recycle_kept[recycle_count++].size = size;
+            recycle_bytes += size;
+            block = NULL;
+        }
+        recycle_unlock();
+    }
+    free(block);
+}
+
+static void recycle_set_limit(size_t limit) {
+    recycle_lock();
+    recycle_limit = limit;
+    recycle_unlock();
+    recycle_shrink(0);
+}
+
+static void recycle_empty(void) {
+    const size_t limit = recycle_limit;
+    recycle_set_limit(0);
+    recycle_set_limit(limit);
+}
+
+/* In a forked child: another thread may have held the lock when the process was copied. */
+static void recycle_forked(void) { recycle_unlock(); }
+
+static PyDataMem_Handler recycle_handler = {
+    "cnorm_recycle", 1,
+    {NULL, recycle_malloc, recycle_calloc, recycle_realloc, recycle_free},
+};
+
+/* A new array like another, of recycled memory. */
+static PyObject *recycle_like(PyArrayObject *like, NPY_ORDER order) {
+    static PyObject *capsule = NULL;
+    PyObject *before, *array, *used;
+    if (!capsule && !(capsule = PyCapsule_New(&recycle_handler, "mem_handler", NULL))) return NULL;
+    if (!(before = PyDataMem_SetHandler(capsule))) return NULL;
+    array = PyArray_NewLikeArray(like, order, NULL, 0);
+    used = PyDataMem_SetHandler(before);
+    Py_DECREF(before);
+    if (!used) {
+        Py_XDECREF(array);
+        return NULL;
+    }
+    Py_DECREF(used);
+    return array;
+}
+
+#endif

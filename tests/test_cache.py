@@ -1,0 +1,104 @@
+"""Memory of freed results is used again: within a bound, and never while it is referenced."""
+
+import subprocess
+import sys
+import threading
+
+import cnorm
+import cnorm.functional as F
+import numpy as np
+import pytest
+
+SHAPE = (1024, 1024)  # float32: 4 MiB
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    cnorm.empty_cache()
+    yield
+    cnorm.set_cache_limit(256 << 20)
+    cnorm.empty_cache()
+
+
+def kept():
+    return F._cache()[0]
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(0).standard_normal(SHAPE, np.float32)
+
+
+def test_a_freed_result_is_the_next_result(x):
+    y = F.layer_norm(x, 1024)
+    address = y.ctypes.data
+    assert y.flags.owndata and address % 64 == 0
+    del y
+    assert kept() == x.nbytes
+    again = F.layer_norm(x, 1024)
+    assert again.ctypes.data == address and kept() == 0
+
+
+def test_memory_that_is_referenced_is_not_handed_out(x):
+    y = F.layer_norm(x, 1024)
+    expected, view = y.copy(), y[3:5, ::2]
+    del y
+    assert kept() == 0
+    for _ in range(3):
+        F.layer_norm(x + 1, 1024)
+    assert np.array_equal(view, expected[3:5, ::2])
+
+
+def test_the_bound_holds(x):
+    cnorm.set_cache_limit(2 * x.nbytes)
+    results = [F.layer_norm(x, 1024) for _ in range(5)]
+    del results
+    assert kept() == 2 * x.nbytes
+    cnorm.set_cache_limit(x.nbytes)
+    assert kept() == x.nbytes
+    cnorm.empty_cache()
+    assert kept() == 0
+    cnorm.set_cache_limit(0)
+    F.layer_norm(x, 1024)
+    assert kept() == 0
+
+
+def test_an_array_may_be_resized_and_outlive_the_cache(x):
+    y = F.layer_norm(x, 1024)
+    y.resize((2048, 1024), refcheck=False)
+    assert np.array_equal(y[:1024], F.layer_norm(x, 1024))
+    cnorm.empty_cache()
+    y[...] = 1
+    del y
+    assert kept() <= F._cache()[1]
+
+
+@pytest.mark.parametrize("limit, error", [(-1, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_bad_limits(limit, error):
+    before = F._cache()
+    with pytest.raises(error):
+        cnorm.set_cache_limit(limit)
+    assert F._cache() == before
+
+
+def test_threads_get_memory_of_their_own(x):
+    inputs = [x + i for i in range(4)]
+    expected = [F.layer_norm(a, 1024) for a in inputs]
+    wrong = []
+
+    def run(i):
+        for _ in range(40):
+            if not np.array_equal(F.layer_norm(inputs[i], 1024), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+def test_results_may_be_freed_at_exit():
+    code = "import numpy as np, cnorm.functional as F; y = F.layer_norm(np.ones((1024, 1024)), 1024)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
