@@ -68,7 +68,7 @@ cdef cnp.ndarray foreign(object a, str name):
             return np.from_dlpack(a.view(torch.uint16)).view(ml_dtypes.bfloat16)
         try:
             return np.from_dlpack(a)
-        except (AttributeError, NotImplementedError, TypeError):
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError):
             pass
     return np.asarray(a)
 

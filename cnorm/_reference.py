@@ -160,7 +160,8 @@ def _normalise(view, centred, var, eps, axes, weight, bias, slope, out):
 
 def _affine_backward(view, grad_output, mean, rstd, axes, weight, bias, slope, shape=None):
     """xhat, its gradient, and those of the parameters, of what `_normalise` computes."""
-    shape = shape or tuple(view.shape[i] for i in axes)
+    if shape is None:
+        shape = tuple(view.shape[i] for i in axes)
     xhat = (view.split(view.input) - mean) * rstd
     z = _affine(view, xhat, axes, weight, bias)
     grad, grad_slope = _activate_backward(view, view.split(grad_output), z, slope)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -102,7 +103,6 @@ def _numpy(case: Case, x: Array, dy: Array, weight: Array, bias: Array) -> tuple
 def _torch(case: Case, x: Array, dy: Array, weight: Array, bias: Array) -> tuple[Call, Call]:
     import torch
 
-    torch.set_num_threads(cnorm.get_num_threads())
     tx, tw, tb = (torch.from_numpy(array).requires_grad_() for array in (x, weight, bias))
     tdy = torch.from_numpy(dy)
     functional = torch.nn.functional
@@ -135,12 +135,29 @@ def _time(call: Call) -> float:
     return min(times) * 1e6
 
 
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """The threads of cnorm and, where it is installed, of torch."""
+    with cnorm.num_threads(number):
+        if not find_spec("torch"):
+            yield
+            return
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(number)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
 def run(threads: int | None = None) -> dict[str, Any]:
     """Time every case; ``threads`` goes for cnorm and torch."""
     peers = {"cnorm": _cnorm, "numpy": _numpy}
     if find_spec("torch"):
         peers["torch"] = _torch
-    with cnorm.num_threads(threads or cnorm.get_num_threads()):
+    with _threads(threads or cnorm.get_num_threads()):
         results = [
             result for case in progress(CASES, "cnorm bench") for result in _measure(case, peers)
         ]

@@ -178,6 +178,32 @@ typedef uint32_t u32v __attribute__((vector_size(LANES_NATIVE)));
 typedef uint16_t u16h __attribute__((vector_size(LANES_NATIVE / 2)));
 typedef uint16_t u16hu __attribute__((vector_size(LANES_NATIVE / 2), aligned(2), may_alias));
 
+/* 16 bits to 32 and back; the compiler's own conversion of whole vectors takes twice the steps. */
+INLINE u32v u16_widen(u16h h) {
+#if LANES_NATIVE == 64
+    return (u32v)_mm512_cvtepu16_epi32((__m256i)h);
+#elif LANES_NATIVE == 32
+    return (u32v)_mm256_cvtepu16_epi32((__m128i)h);
+#elif defined(__SSE4_1__)
+    return (u32v)_mm_cvtepu16_epi32(_mm_cvtsi64_si128((long long)h));
+#else
+    return __builtin_convertvector(h, u32v);
+#endif
+}
+
+/* Of numbers below 2**16. */
+INLINE u16h u16_narrow(u32v x) {
+#if LANES_NATIVE == 64
+    return (u16h)_mm512_cvtepi32_epi16((__m512i)x);
+#elif LANES_NATIVE == 32
+    return (u16h)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+#elif defined(__SSE4_1__)
+    return (u16h)_mm_cvtsi128_si64(_mm_packus_epi32((__m128i)x, (__m128i)x));
+#else
+    return __builtin_convertvector(x, u16h);
+#endif
+}
+
 #define BITS(x) ((u32v)(x))
 #define FLOATS(x) ((f32v)(x))
 
@@ -187,7 +213,7 @@ INLINE f32v f16_widen(u16h h) {
 #elif LANES_NATIVE == 32
     return (f32v)_mm256_cvtph_ps((__m128i)h);
 #else
-    const u32v x = __builtin_convertvector(h, u32v);
+    const u32v x = u16_widen(h);
     const u32v magnitude = (x & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
     const u32v normal = magnitude + ((127 - 15) << 23);
     const u32v special = (magnitude + ((255 - 31) << 23)) | ((u32v)(magnitude > 0x0f800000) & 0x400000);
@@ -212,21 +238,19 @@ INLINE u16h f16_narrow(f32v f) {
     const u32v special = 0x7c00 | ((u32v)(magnitude > 0x7f800000) & (0x200 | ((magnitude >> 13) & 0x3ff)));
     u32v r = LANES_SELECT((u32v)(magnitude < (113u << 23)), subnormal, normal);
     r = LANES_SELECT((u32v)(magnitude >= (143u << 23)), special, r);
-    return __builtin_convertvector(r | (x & 0x80000000) >> 16, u16h);
+    return u16_narrow(r | (x & 0x80000000) >> 16);
 #endif
 }
 
 INLINE f32v bf16_widen(u16h h) {
-    const u32v x = __builtin_convertvector(h, u32v) << 16;
-    /* a signalling NaN becomes a quiet one, as float16's does */
-    return FLOATS(x | ((u32v)((x & 0x7fffffff) > 0x7f800000) & 0x400000));
+    /* a signalling NaN becomes a quiet one in the first operation on it */
+    return FLOATS(u16_widen(h) << 16);
 }
 
 INLINE u16h bf16_narrow(f32v f) {
     const u32v x = BITS(f);
     const u32v rounded = (x + 0x7fff + ((x >> 16) & 1)) >> 16, quiet = (x >> 16) | 0x40;
-    const u32v nan = (u32v)((x & 0x7fffffff) > 0x7f800000);
-    return __builtin_convertvector(LANES_SELECT(nan, quiet, rounded), u16h);
+    return u16_narrow(LANES_SELECT((u32v)(f != f), quiet, rounded));
 }
 
 #define LANES_HALF(S)                                                                            \
