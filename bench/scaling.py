@@ -11,12 +11,12 @@ import timeit
 from functools import partial
 from pathlib import Path
 
-import cnorm.functional as F
 import numpy as np
 from implementations import available_threads
 from tqdm import tqdm
 
 import cnorm
+import cnorm.functional as F
 
 SIZES = [2**i for i in range(10, 28)]  # elements of the input
 ROW = 512

@@ -37,7 +37,7 @@ def _unbiased(m2, count):
 class _Statistics:
     """What forward took from the input, and backward needs."""
 
-    __slots__ = ("count", "lo", "mean", "means", "rstd", "training", "variances")
+    __slots__ = ("count", "instance_lo", "lo", "mean", "means", "rstd", "training", "variances")
 
 
 def _image_statistics(x, channel_axis, running, p_mean, p_var, training, eps):
@@ -49,7 +49,7 @@ def _image_statistics(x, channel_axis, running, p_mean, p_var, training, eps):
     s.count, mean, lo, m2 = F._moments(x, channel_axis, shape[1])
     mean, lo = mean.reshape(shape), lo.reshape(shape)
     var = _unbiased(m2.reshape(shape), s.count)
-    s.means, s.variances = [mean], [var]
+    s.means, s.variances, s.instance_lo = [mean], [var], lo
     for axis in (1, 0)[: len(p_mean) - 1]:
         if axis == 0 and not training:
             mean_bn, var_bn = (np.asarray(a, np.float64).reshape(1, -1) for a in running)
@@ -318,6 +318,11 @@ def switch_norm_backward(
     return tuple(result)
 
 
+def _grad(dy, x, mean, lo, rstd, w, b, a, slope, out, how):
+    sums = np.stack([-a / rstd, -slope / rstd**3], -1).reshape(-1, 2)
+    return F._grad_apply(dy, x, mean, lo, rstd, w, b, sums, 1.0, out=out, **how)
+
+
 def _image_backward(dy, x, s, w, b, mean_weight, var_weight, out, channel_axis, negative_slope):
     channels = x.shape[channel_axis]
     how = {"channel_axis": channel_axis, "groups": channels, "negative_slope": negative_slope}
@@ -333,11 +338,23 @@ def _image_backward(dy, x, s, w, b, mean_weight, var_weight, out, channel_axis, 
     for k, (_, count) in enumerate(merged, 1):
         to_mean = to_mean + (to_means[k] + 2 * to_vars[k] * (mean - s.means[k])) / count
         to_var = to_var + to_vars[k] / count
-    # dx = rstd * g + a + slope * (x - mean), with the sums that make `_grad_apply` give a and slope
-    slope = 2 * to_var / (s.count - 1)
-    a = to_mean / s.count + slope * ((s.mean - mean) + s.lo)
-    sums = np.stack([-a / s.rstd, -slope / s.rstd**3], -1).reshape(-1, 2)
-    grad_input = F._grad_apply(dy, x, s.mean, s.lo, s.rstd, w, b, sums, 1.0, out=out, **how)
+    # dx = rstd * g + a + slope * (x - mean): `_grad_apply` gives it for these sums of g and g * (x - mean)
+    slope, a = 2 * to_var / (s.count - 1), to_mean / s.count
+    unit = np.ones_like(s.rstd)
+    about_instance = (mean, s.instance_lo)  # where x - mean is small, whatever the mix
+    if negative_slope is None:
+        grad_input = _grad(dy, x, *about_instance, s.rstd, w, b, a, slope, out, how)
+    else:  # first through the activation, as forward's mean has it; half types round once, at the end
+        wide = np.promote_types(x.dtype, np.float32)
+        x32, dy32 = x.astype(wide, copy=False), dy.astype(wide, copy=False)
+        through = _grad(dy32, x32, s.mean, s.lo, s.rstd, w, b, 0 * a, 0 * a, None, how)
+        how["negative_slope"] = None
+        direct = out if wide == x.dtype else None
+        grad_input = _grad(through, x32, *about_instance, unit, None, None, a, slope, direct, how)
+        if wide != x.dtype:
+            rounded = np.empty_like(x) if out is None else F._checked_out(out, x)
+            rounded[...] = grad_input
+            grad_input = rounded
     return grad_input, (grad_w, grad_b), grad_mean_weight, grad_var_weight, grad_slope
 
 

@@ -309,14 +309,15 @@ def oracle(operation, x, dy, p, **options):
     p = {k: v.astype(wide) if isinstance(v, np.ndarray) else v for k, v in p.items()}
     if isinstance(options.get("slope"), np.ndarray):
         options["slope"] = options["slope"].astype(wide)
-    return operation.run(_reference, x.astype(wide), dy.astype(wide), p, **options)
+    results = operation.run(_reference, x.astype(wide), dy.astype(wide), p, **options)
+    return results | {"input": x.astype(wide)}
 
 
 def check(actual, expected, dtype, dy, context=""):
     """Both runs agree: within 4 epsilon forward, 16 backward, and a rounding to half types."""
     scales = _scales(expected, dy)
     for name, reference in expected.items():
-        if name == "stats":
+        if name in ("stats", "input"):
             continue
         value = np.asarray(actual[name])
         what = f"{name} of {context}"
@@ -371,8 +372,9 @@ def _scales(expected, dy):
         gain = _largest(rstd)
         off = _largest(mean * rstd) if rstd.dtype == np.longdouble else 0
         scales["y"] *= 1 + off
-    else:
-        gain = largest["grad_input"] / dy_max if dy_max else 0
+    else:  # of response norms: the power, however much of grad_output * power cancels
+        with np.errstate(all="ignore"):
+            gain = _largest(expected["y"] / expected["input"])
     scales["grad_input"] = max(largest["grad_input"], 1.5 * gain * dy_max) * (1 + off)
     for name in set(expected) & {"grad_weight", "grad_bias", "grad_slope"}:
         terms = max(dy_norm / max(expected[name].size, 1) ** 0.5, dy_max)

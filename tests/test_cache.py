@@ -4,10 +4,11 @@ import subprocess
 import sys
 import threading
 
-import cnorm
-import cnorm.functional as F
 import numpy as np
 import pytest
+
+import cnorm
+import cnorm.functional as F
 
 SHAPE = (1024, 1024)  # float32: 4 MiB
 
@@ -100,5 +101,7 @@ def test_threads_get_memory_of_their_own(x):
 
 
 def test_results_may_be_freed_at_exit():
-    code = "import numpy as np, cnorm.functional as F; y = F.layer_norm(np.ones((1024, 1024)), 1024)"
+    code = (
+        "import numpy as np, cnorm.functional as F; y = F.layer_norm(np.ones((1024, 1024)), 1024)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -3,7 +3,7 @@
 import numpy as np
 import operations
 import pytest
-from operations import GroupNorm, LayerNorm, accumulation, check, oracle
+from operations import GroupNorm, LayerNorm, accumulation, check, epsilon, oracle
 
 import cnorm.functional as F
 
@@ -69,8 +69,11 @@ def test_no_slope_is_none(operation, rng):
     x, dy = rng.normal(size=(2, 4, 6, 5, 7)).astype(np.float32)
     p = operation.draw(rng, x.shape, 1, np.float32)
     plain, slope_of_one = operation.run(F, x, dy, p), operation.run(F, x, dy, p, slope=1.0)
+    # switch norm goes through an activation in a step of its own, and so rounds once more
+    once_more = epsilon(x.dtype) if str(operation).startswith("switch") else 0
     for name in ("y", "grad_input"):
-        np.testing.assert_array_equal(plain[name], slope_of_one[name])
+        rounding = once_more * np.abs(plain[name]).max() if name == "grad_input" else 0
+        np.testing.assert_allclose(plain[name], slope_of_one[name], rtol=0, atol=rounding)
 
 
 def test_the_gradient_of_a_slope_has_its_shape_and_dtype(rng):

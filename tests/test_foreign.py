@@ -1,10 +1,11 @@
 """Arrays of other libraries: taken as they are, without a copy, and answered with NumPy arrays."""
 
-import cnorm.functional as F
 import numpy as np
 import pytest
-from cnorm._reference import layer_norm
 from operations import DTYPES
+
+import cnorm.functional as F
+from cnorm._reference import layer_norm
 
 NAMES = ["float32", "float64", "float16", "bfloat16"]
 
@@ -41,7 +42,7 @@ def test_jax(name):
 
 def test_a_tensor_that_is_part_of_a_graph_is_refused():
     torch = pytest.importorskip("torch")
-    with pytest.raises((BufferError, RuntimeError, TypeError), match="detach|grad"):
+    with pytest.raises((BufferError, RuntimeError, TypeError), match=r"detach|grad"):
         F.layer_norm(torch.randn(3, 4, requires_grad=True), 4)
 
 

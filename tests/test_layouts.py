@@ -3,11 +3,12 @@
 import tracemalloc
 from contextlib import contextmanager
 
-import cnorm.functional as F
 import numpy as np
 import pytest
 from layouts import LAYOUTS, channels_last, cropped, negative, scattered
 from operations import GroupNorm, InstanceNorm, LayerNorm, ResponseNorm, SwitchNorm
+
+import cnorm.functional as F
 
 
 def _forward(operation, x, p, **options):

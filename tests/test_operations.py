@@ -2,13 +2,13 @@
 
 from itertools import count, cycle
 
-import cnorm.functional as F
 import numpy as np
 import pytest
 from layouts import LAYOUTS
 from operations import SIZES, accumulation, check, oracle
 
 import cnorm
+import cnorm.functional as F
 from cnorm import _dispatch
 
 THREADS = (1, 2, 3, 8)
