@@ -49,7 +49,8 @@ class BuildExt(build_ext):
         if os.environ.get("CNORM_OPENMP") == "0" or not self._compiles("OpenMP", openmp, link):
             warnings.warn(
                 "cnorm is being built without OpenMP: it will run on one thread only. "
-                "On Linux, GCC brings OpenMP (Debian: apt install gcc); on macOS: brew install libomp.",
+                "On Linux, GCC brings OpenMP (Debian: apt install gcc); on macOS: brew install "
+                "libomp.",
                 stacklevel=1,
             )
             openmp, link = [], []

@@ -32,9 +32,11 @@ def choose(forced=None):
         if forced not in _cpu.builds():
             raise RuntimeError(f"CNORM_ISA={forced}: this processor cannot run it")
         if forced not in built():
-            raise RuntimeError(f"CNORM_ISA={forced}: this installation has only {', '.join(built())}")
+            raise RuntimeError(
+                f"CNORM_ISA={forced}: this installation has only {', '.join(built())}"
+            )
         return import_module(f"cnorm.kernels._{forced}")
-    # the newest first; a module that is there but does not load is an error, not a reason to run slower
+    # the newest first; one that is there but does not load is an error, not a reason to run slower
     for name in reversed(_cpu.builds()):
         if util.find_spec(f"cnorm.kernels._{name}") is not None:
             return import_module(f"cnorm.kernels._{name}")

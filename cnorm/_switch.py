@@ -66,7 +66,7 @@ def _image_statistics(x, channel_axis, running, p_mean, p_var, training, eps):
 
 
 def _table_statistics(x, running, p_mean, p_var, training, eps):
-    """Of 2-D input: the means and variances of rows and columns; mixed a block of rows at a time."""
+    """Of 2-D input: the means and variances of rows and columns, mixed a block of rows at once."""
     n, c = x.shape
     s = _Statistics()
     s.training, s.count, s.lo = training, None, None
@@ -114,7 +114,9 @@ def _check_mixing(values, name, sizes):
 def _check(x, channel_axis, running, mean_weight, var_weight, training):
     sizes = list(x.shape)
     if x.ndim < 2:
-        raise ValueError(f"switch_norm expects at least 2 dimensions, but got input of size {sizes}")
+        raise ValueError(
+            f"switch_norm expects at least 2 dimensions, but got input of size {sizes}"
+        )
     if not -x.ndim <= channel_axis < x.ndim or channel_axis % x.ndim == 0:
         raise ValueError(f"channel_axis {channel_axis} must be an axis of the input other than 0")
     channels = x.shape[channel_axis]
@@ -133,9 +135,13 @@ def _check(x, channel_axis, running, mean_weight, var_weight, training):
     if (running[0] is None) != (running[1] is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")
     if x.ndim > 2 and x.size and x.size == x.shape[0] * channels:
-        raise ValueError(f"Expected more than 1 spatial element when training, got input size {sizes}")
+        raise ValueError(
+            f"Expected more than 1 spatial element when training, got input size {sizes}"
+        )
     if x.ndim == 2 and (x.shape[1] == 1 or (training and x.shape[0] == 1)):
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {sizes}")
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {sizes}"
+        )
     return channels
 
 
@@ -147,7 +153,8 @@ def switch_norm(
     """Normalise with a learned mix of instance, layer and batch statistics [1]_.
 
     ``y = (x - sum(p * mean)) / sqrt(sum(q * var) + eps) * weight + bias``, p and q the softmax of
-    `mean_weight` and `var_weight` in the order instance, layer, batch; of 2-D input: layer, batch. The
+    `mean_weight` and `var_weight` in the order instance, layer, batch; of 2-D input: layer, batch.
+    The
     variance of an instance (of 2-D input, of a row or column) is the unbiased one.
 
     Parameters
@@ -155,7 +162,7 @@ def switch_norm(
     input : array_like, shape (N, C) or (N, C, ...)
     running_mean, running_var : ndarray of C elements, or None
         The batch's, in evaluation. Updated in place in training:
-        ``running = momentum * running + (1 - momentum) * batch``, or, without `using_moving_average`,
+        ``running = momentum * running + (1 - momentum) * batch``; without `using_moving_average`,
         the sums of mean and of ``mean**2 + var``.
     weight, bias : array_like of C elements, or None
     mean_weight, var_weight : array_like of 3 elements; 2 without the batch's statistics
@@ -338,13 +345,13 @@ def _image_backward(dy, x, s, w, b, mean_weight, var_weight, out, channel_axis, 
     for k, (_, count) in enumerate(merged, 1):
         to_mean = to_mean + (to_means[k] + 2 * to_vars[k] * (mean - s.means[k])) / count
         to_var = to_var + to_vars[k] / count
-    # dx = rstd * g + a + slope * (x - mean): `_grad_apply` gives it for these sums of g and g * (x - mean)
+    # dx = rstd * g + a + slope * (x - mean): what `_grad_apply` gives for the sums in `_grad`
     slope, a = 2 * to_var / (s.count - 1), to_mean / s.count
     unit = np.ones_like(s.rstd)
     about_instance = (mean, s.instance_lo)  # where x - mean is small, whatever the mix
     if negative_slope is None:
         grad_input = _grad(dy, x, *about_instance, s.rstd, w, b, a, slope, out, how)
-    else:  # first through the activation, as forward's mean has it; half types round once, at the end
+    else:  # first through the activation, as forward's mean has it; half types round at the end
         wide = np.promote_types(x.dtype, np.float32)
         x32, dy32 = x.astype(wide, copy=False), dy.astype(wide, copy=False)
         through = _grad(dy32, x32, s.mean, s.lo, s.rstd, w, b, 0 * a, 0 * a, None, how)

@@ -1,9 +1,9 @@
 """How many threads a call gets: the one owner of that decision.
 
-The number is, in this order: that of the innermost ``num_threads`` block of this Python thread, the
-last ``set_num_threads``, ``CNORM_NUM_THREADS``, ``OMP_NUM_THREADS``, the processors that this process
-may use (affinity and container limits included). A limit set through ``threadpoolctl`` applies on top,
-and small calls run on one thread whatever the number.
+The number is, in this order: that of the innermost ``num_threads`` block of this Python thread,
+the last ``set_num_threads``, ``CNORM_NUM_THREADS``, ``OMP_NUM_THREADS``, the processors that this
+process may use (affinity and container limits included). A limit set through ``threadpoolctl``
+applies on top, and small calls run on one thread whatever the number.
 
 GNU OpenMP hangs in a forked child that enters a parallel region, so a forked child runs serially.
 """

@@ -1,5 +1,6 @@
 """The axes that the tests of functions and kernels run over, and their random numbers."""
 
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -10,6 +11,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for operations and layouts, which tests share
 
 from operations import DTYPES, OPERATIONS
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Run in an empty folder, where `python -c` finds the cnorm under test and not the sources."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
 
 
 @pytest.fixture

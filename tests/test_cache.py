@@ -100,7 +100,7 @@ def test_threads_get_memory_of_their_own(x):
     assert not wrong
 
 
-def test_results_may_be_freed_at_exit():
+def test_results_may_be_freed_at_exit(elsewhere):
     code = (
         "import numpy as np, cnorm.functional as F; y = F.layer_norm(np.ones((1024, 1024)), 1024)"
     )

@@ -56,7 +56,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measured through Linux")
-def test_peak_memory_of_every_operation():
+def test_peak_memory_of_every_operation(elsewhere):
     path = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],

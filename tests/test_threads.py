@@ -12,6 +12,7 @@ import pytest
 import cnorm
 import cnorm.functional as F
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 SECONDS = float(os.environ.get("CNORM_SECONDS", "1"))
 
 
@@ -177,6 +178,7 @@ def test_threadpoolctl_sees_and_limits(rng):
     x = rng.normal(size=(500, 700)).astype(np.float32)
     expected = F.layer_norm(x, 700)
     with threadpoolctl.threadpool_limits(1):
+        assert cnorm.get_num_threads() == 1
         np.testing.assert_array_equal(F.layer_norm(x, 700), expected)
     code = """
 import cnorm, threadpoolctl

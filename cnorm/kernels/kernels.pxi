@@ -123,14 +123,76 @@ include "units.pxi"
 include "columns.pxi"
 include "window.pxi"
 
+cdef extern from "lanes.h" nogil:
+    unsigned lanes_enter() noexcept
+    void lanes_leave(unsigned) noexcept
+
+# What the table offers: the kernels, entered with subnormals counting.
+
+cdef int enter_units_moments(Units *job) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    cdef int failed = units_moments(job)
+    lanes_leave(before)
+    return failed
+
+
+cdef int enter_units_forward(Units *job) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    cdef int failed = units_forward(job)
+    lanes_leave(before)
+    return failed
+
+
+cdef int enter_units_backward(Units *job) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    cdef int failed = units_backward(job)
+    lanes_leave(before)
+    return failed
+
+
+cdef int enter_columns_moments(Columns *job) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    cdef int failed = columns_moments(job)
+    lanes_leave(before)
+    return failed
+
+
+cdef int enter_columns_forward(Columns *job) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    cdef int failed = columns_forward(job)
+    lanes_leave(before)
+    return failed
+
+
+cdef int enter_columns_backward(Columns *job) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    cdef int failed = columns_backward(job)
+    lanes_leave(before)
+    return failed
+
+
+cdef int enter_window_forward(Window *job) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    cdef int failed = window_forward(job)
+    lanes_leave(before)
+    return failed
+
+
+cdef int enter_window_backward(Window *job) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    cdef int failed = window_backward(job)
+    lanes_leave(before)
+    return failed
+
+
 cdef Kernels _kernels
-_kernels.units_moments = units_moments
-_kernels.units_forward = units_forward
-_kernels.units_backward = units_backward
-_kernels.columns_moments = columns_moments
-_kernels.columns_forward = columns_forward
-_kernels.columns_backward = columns_backward
-_kernels.window_forward = window_forward
-_kernels.window_backward = window_backward
+_kernels.units_moments = enter_units_moments
+_kernels.units_forward = enter_units_forward
+_kernels.units_backward = enter_units_backward
+_kernels.columns_moments = enter_columns_moments
+_kernels.columns_forward = enter_columns_forward
+_kernels.columns_backward = enter_columns_backward
+_kernels.window_forward = enter_window_forward
+_kernels.window_backward = enter_window_backward
 
 table = PyCapsule_New(&_kernels, b"cnorm.kernels", NULL)

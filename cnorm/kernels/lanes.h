@@ -43,6 +43,23 @@ enum { f32_lanes = 16, f64_lanes = 8 };
 #define LANES_SELECT(mask, a, b) (((mask) & (a)) | (~(mask) & (b)))
 #define FOR_PARTS for (int k = 0; k < LANES_PARTS; ++k)
 
+/* ---- subnormals count: other libraries leave "flush to zero" set in the threads that call us, and
+ * the threads of a parallel region begin with what their maker had ---- */
+
+#if defined(__SSE2__)
+INLINE unsigned lanes_enter(void) {
+    const unsigned before = _mm_getcsr();
+    if (before & 0x8040) _mm_setcsr(before & ~0x8040u);
+    return before;
+}
+INLINE void lanes_leave(unsigned before) {
+    if (before & 0x8040) _mm_setcsr(before);
+}
+#else
+INLINE unsigned lanes_enter(void) { return 0; }
+INLINE void lanes_leave(unsigned before) { (void)before; }
+#endif
+
 /* ---- arithmetic, once per accumulator type ---- */
 
 #define LANES_ARITHMETIC(A, integer)                                                             \

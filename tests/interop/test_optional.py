@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.mark.parametrize("name", ["torch", "jax", "sklearn"])
-def test_missing_library_names_the_extra(name):
+def test_missing_library_names_the_extra(name, elsewhere):
     code = f"import sys; sys.modules[{name!r}] = None; import cnorm.interop.{name}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = run.stderr.splitlines()[-1]
@@ -20,7 +20,7 @@ def test_missing_library_names_the_extra(name):
     )
 
 
-def test_cnorm_alone_imports_none_of_them():
+def test_cnorm_alone_imports_none_of_them(elsewhere):
     code = (
         "import sys, cnorm, cnorm.interop; print({'torch', 'jax', 'sklearn'} & sys.modules.keys())"
     )

@@ -189,7 +189,7 @@ def test_sequential_with_names():
     assert list(net.state_dict()) == ["first.weight", "first.bias"]
 
 
-def test_import_brings_nothing_heavy():
+def test_import_brings_nothing_heavy(elsewhere):
     code = "import numpy, sys; b = set(sys.modules); import cnorm; print(*set(sys.modules) - b)"
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()

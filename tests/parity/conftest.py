@@ -18,7 +18,7 @@ else:
     import twins
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True)
 def one_torch_thread():
     """For this folder only: torch's limit is OpenMP's, and so cnorm's."""
     if "torch" in globals():
