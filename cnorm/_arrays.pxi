@@ -10,13 +10,14 @@ cdef extern from "_recycle.h":
     void recycle_forked()
     size_t recycle_bytes
     size_t recycle_limit
+    enum:
+        RECYCLE_LEAST
 
 cdef int BFLOAT16_TYPE = -1   # NumPy's number for ml_dtypes.bfloat16, once one has been seen
 
 cdef enum:
     FREE_GIL = 1 << 14        # bytes from which a call lets other Python threads run
     PARALLEL = 1 << 17        # bytes from which it uses threads itself
-    RECYCLED = 1 << 20        # bytes from which a result's memory is used again
 
 
 cdef inline int storage_of(cnp.ndarray a) noexcept:
@@ -128,7 +129,7 @@ cdef cnp.ndarray checked_out(object out, cnp.ndarray like, str name="out"):
 
 
 cdef inline cnp.ndarray empty_like(cnp.ndarray a):
-    if cnp.PyArray_NBYTES(a) >= RECYCLED and recycle_limit > 0:
+    if cnp.PyArray_NBYTES(a) >= RECYCLE_LEAST and recycle_limit > 0:
         return <cnp.ndarray> recycle_like(a, cnp.NPY_KEEPORDER)
     return <cnp.ndarray> PyArray_NewLikeArray(a, cnp.NPY_KEEPORDER, NULL, 0)
 

@@ -175,10 +175,8 @@ cdef class Channels(Call):
                 p = self.plan(3)
         else:
             p = self.settle(out, grad_output)
-        if self.lo is None:
+        if self.lo is None and self.storage == FLOAT64:
             self.lo = zeros64(self.units())
-            if self.storage != FLOAT64:
-                self.lo = None
         if self.elements:
             if p.family == UNITS:
                 u = self.units_job(&p)
@@ -296,8 +294,7 @@ cdef int check_running(object running, str name, Py_ssize_t channels) except -1:
         return 0
     if not isinstance(running, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array, but got {type(running).__name__}")
-    if cnp.PyArray_SIZE(running) != channels:
-        check_length(running, name, channels)
+    check_length(running, name, channels)
     if storage_of(running) < 0:
         raise TypeError(f"{name} must be a float array, but got dtype {running.dtype}")
     return 0
@@ -324,7 +321,3 @@ cdef int axis_of(object channel_axis, int ndim) except -1:
     if not -ndim <= axis < ndim:
         raise ValueError(f"channel_axis {axis} is out of bounds for an input with {ndim} dimensions")
     return axis % ndim
-
-
-cdef double unbiased_count(Py_ssize_t count) noexcept:
-    return <double> (count - 1)

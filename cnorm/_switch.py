@@ -339,10 +339,10 @@ def _image_backward(dy, x, s, w, b, mean_weight, var_weight, out, channel_axis, 
     grad_var_weight, to_vars = _mix_backward(var_weight, -0.5 * s.rstd**3 * sum_gd, s.variances)
     # back through the merges to the moments of each (sample, channel); a running one ends here
     mean, to_mean, to_var = s.means[0], to_means[0], to_vars[0]
-    merged = [(1, mean.shape[1]), (0, mean.shape[0])][: len(s.means) - 1 - (not s.training)]
-    if len(s.means) == 2:
-        merged = [(1, mean.shape[1])]
-    for k, (_, count) in enumerate(merged, 1):
+    counts = [mean.shape[1]]  # of channels in the layer; of samples in the batch
+    if s.training and len(s.means) == 3:
+        counts.append(mean.shape[0])
+    for k, count in enumerate(counts, 1):
         to_mean = to_mean + (to_means[k] + 2 * to_vars[k] * (mean - s.means[k])) / count
         to_var = to_var + to_vars[k] / count
     # dx = rstd * g + a + slope * (x - mean): what `_grad_apply` gives for the sums in `_grad`

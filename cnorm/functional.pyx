@@ -276,7 +276,7 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
     y = call.forward(out)
     if training and running_mean is not None and call.elements:
         update_running(running_mean, momentum, call.mean)
-        update_running(running_var, momentum, call.m2, unbiased_count(count))
+        update_running(running_var, momentum, call.m2, count - 1)
     return with_stats(call, y, with_statistics, (call.channels,))
 
 
@@ -434,7 +434,7 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     if use_input_stats and running_mean is not None and call.elements:
         share = (call.samples, call.channels)
         update_running(running_mean, momentum, call.mean.reshape(share).mean(0))
-        update_running(running_var, momentum, call.m2.reshape(share).mean(0), unbiased_count(count))
+        update_running(running_var, momentum, call.m2.reshape(share).mean(0), count - 1)
     return with_stats(call, y, with_statistics, (call.samples, call.channels))
 
 

@@ -191,11 +191,11 @@ cdef inline double shift_at(const Tile *loops, const char *shift, Py_ssize_t col
     return (<const double *> shift)[column] if loops.wide == 8 else <double> (<const float *> shift)[column]
 
 
-cdef inline void set_shift(const Tile *loops, char *shift, Py_ssize_t column, double value) noexcept nogil:
+cdef inline void set_value(const Tile *loops, char *vector, Py_ssize_t column, double value) noexcept nogil:
     if loops.wide == 8:
-        (<double *> shift)[column] = value
+        (<double *> vector)[column] = value
     else:
-        (<float *> shift)[column] = <float> value
+        (<float *> vector)[column] = <float> value
 
 
 cdef void strip_moments(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
@@ -214,7 +214,7 @@ cdef void strip_moments(const Columns *a, const Layout *l, bint gathered, Py_ssi
     for j in range(count):
         size = column_count(l, part, column + j)
         if far_from_mean(size, first[j], second[j]):
-            set_shift(l.loops, <char *> shift, j, shift_at(l.loops, <char *> shift, j) + first[j] / size)
+            set_value(l.loops, <char *> shift, j, shift_at(l.loops, <char *> shift, j) + first[j] / size)
             redo = True
     if redo:
         strip_sums(a, l, gathered, sample, part, column, count, False, <char *> shift, first, second)
@@ -395,10 +395,6 @@ cdef inline Py_ssize_t apply_fold(const Columns *a, const Layout *l, bint backwa
     return 1
 
 
-cdef inline void put(const Tile *loops, char *vector, Py_ssize_t column, double value) noexcept nogil:
-    set_shift(loops, vector, column, value)
-
-
 cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, const double *sums,
                         double count, char *room, ColumnAffine *f) noexcept nogil:
     """Coefficients of each column, repeated for folded rows; sums: of g and g * (x - hi), or NULL."""
@@ -418,14 +414,14 @@ cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, co
             q = rstd * rstd * sums[2 * (c // a.group) + 1] / count
             r = rstd * sums[2 * (c // a.group)] / count - lo * rstd * q
         for k in range(l.fold):
-            put(l.loops, v, k * l.columns + c, hi)
-            put(l.loops, v + bytes, k * l.columns + c, scale)
-            put(l.loops, v + 2 * bytes, k * l.columns + c, bias)
-            put(l.loops, v + 3 * bytes, k * l.columns + c, a.slopes[c] if a.activation == 2 else a.slope)
-            put(l.loops, v + 4 * bytes, k * l.columns + c, scale)
-            put(l.loops, v + 5 * bytes, k * l.columns + c, q)
-            put(l.loops, v + 6 * bytes, k * l.columns + c, r)
-            put(l.loops, v + 7 * bytes, k * l.columns + c, rstd)
+            set_value(l.loops, v, k * l.columns + c, hi)
+            set_value(l.loops, v + bytes, k * l.columns + c, scale)
+            set_value(l.loops, v + 2 * bytes, k * l.columns + c, bias)
+            set_value(l.loops, v + 3 * bytes, k * l.columns + c, a.slopes[c] if a.activation == 2 else a.slope)
+            set_value(l.loops, v + 4 * bytes, k * l.columns + c, scale)
+            set_value(l.loops, v + 5 * bytes, k * l.columns + c, q)
+            set_value(l.loops, v + 6 * bytes, k * l.columns + c, r)
+            set_value(l.loops, v + 7 * bytes, k * l.columns + c, rstd)
     f.stream = streamed(&a.y, &a.x, &a.dy, a.shape[0] * l.rows * l.columns * l.loops.size,
                         STREAM_BYTES)
     f.hi = v

@@ -166,7 +166,7 @@ cdef int room_for(const Window *a, bint backward, Room *room) noexcept nogil:
     room.shared = block + 3 * line + kept
     if a.channels_last and a.activation == 2:
         for c in range(channels):
-            set_shift(loops, room.slopes, c, a.slopes[c])
+            set_value(loops, room.slopes, c, a.slopes[c])
     return 0
 
 
