@@ -6,7 +6,8 @@
  * one fixed tree, and no build contracts a*b+c, so every build computes the same bits.
  *
  * Storage types are f32, f64, f16 and bf16; f16 and bf16 are computed in float. For each there are
- *   S_load(p), S_load_part(p, n, fill), S_store(p, v), S_store_part(p, v, n)
+ *   S_load(p), S_load_part(p, n, fill), S_store(p, v), S_store_part(p, v, n), S_stream(p, v),
+ *   S_store_pair(p, v, w), S_stream_pair(p, v, w)
  * and for each accumulator type A (f32, f64)
  *   A_set, A_add, A_sub, A_mul, A_select_positive, A_fold.
  */
@@ -259,16 +260,62 @@ INLINE u16h f16_narrow(f32v f) {
 #endif
 }
 
+/* Upper halves of 32 bits, with one shuffle each way where there is one. */
+#if LANES_NATIVE == 64
+INLINE u32v u16_raise(u16h h) {
+    const __m512i from = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0,
+                                          7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+    return (u32v)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, from, _mm512_castsi256_si512((__m256i)h));
+}
+INLINE u16h u16_upper(u32v x) {
+    const __m512i from = _mm512_broadcast_i64x4(_mm256_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13,
+                                                                 11, 9, 7, 5, 3, 1));
+    return (u16h)_mm512_castsi512_si256(_mm512_permutexvar_epi16(from, (__m512i)x));
+}
+#else
+INLINE u32v u16_raise(u16h h) { return u16_widen(h) << 16; }
+INLINE u16h u16_upper(u32v x) { return u16_narrow(x >> 16); }
+#endif
+
 INLINE f32v bf16_widen(u16h h) {
     /* a signalling NaN becomes a quiet one in the first operation on it */
-    return FLOATS(u16_widen(h) << 16);
+    return FLOATS(u16_raise(h));
 }
 
 INLINE u16h bf16_narrow(f32v f) {
     const u32v x = BITS(f);
-    const u32v rounded = (x + 0x7fff + ((x >> 16) & 1)) >> 16, quiet = (x >> 16) | 0x40;
-    return u16_narrow(LANES_SELECT((u32v)(f != f), quiet, rounded));
+#if LANES_NATIVE == 64
+    const __m512i v = (__m512i)x;
+    __m512i r = _mm512_add_epi32(v, _mm512_set1_epi32(0x7fff));
+    r = _mm512_mask_add_epi32(r, _mm512_test_epi32_mask(v, _mm512_set1_epi32(0x10000)), v,
+                              _mm512_set1_epi32(0x8000));
+    r = _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask((__m512)f, (__m512)f, _CMP_UNORD_Q), v,
+                             _mm512_set1_epi32(0x400000));
+    return u16_upper((u32v)r);
+#else
+    const u32v rounded = x + 0x7fff + ((x >> 16) & 1), quiet = x | 0x400000;
+    return u16_upper(LANES_SELECT((u32v)(f != f), quiet, rounded));
+#endif
 }
+
+#if LANES_NATIVE == 64
+/* The same of two vectors, with half the steps: the upper halves are rounded up where the lower ones
+ * say so. What is stored comes out of arithmetic, so its NaNs are quiet, and stay NaN cut short. */
+INLINE __m512i bf16_narrow_pair(f32v a, f32v b) {
+    const __m512i one = _mm512_set1_epi16(1), lower_at = _mm512_set_epi16(
+        62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32,
+        30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i upper_at = _mm512_or_si512(lower_at, one);
+    const __m512i lower = _mm512_permutex2var_epi16((__m512i)a, lower_at, (__m512i)b);
+    const __m512i upper = _mm512_permutex2var_epi16((__m512i)a, upper_at, (__m512i)b);
+    const __mmask32 number = _mm512_cmple_epi16_mask(_mm512_and_si512(upper, _mm512_set1_epi16(0x7fff)),
+                                                     _mm512_set1_epi16(0x7f80));
+    /* lower | (upper & 1): half way, an odd one goes up */
+    const __m512i odd = _mm512_ternarylogic_epi32(lower, upper, one, 0xf8);
+    const __mmask32 up = _mm512_mask_cmpgt_epu16_mask(number, odd, _mm512_set1_epi16((short)0x8000));
+    return _mm512_mask_add_epi16(upper, up, upper, one);
+}
+#endif
 
 #define LANES_HALF(S)                                                                            \
     INLINE f32l S##_load(const S *p) {                                                           \
@@ -363,5 +410,30 @@ INLINE void f32_stream(f32 *p, f32l a) { FOR_PARTS STREAM_PART(p + k * f32_nativ
 INLINE void f64_stream(f64 *p, f64l a) { FOR_PARTS STREAM_PART(p + k * f64_native, a.v[k]); }
 INLINE void f16_stream(f16 *p, f32l a) { FOR_PARTS STREAM_HALF(p + k * f32_native, f16_narrow(a.v[k])); }
 INLINE void bf16_stream(bf16 *p, f32l a) { FOR_PARTS STREAM_HALF(p + k * f32_native, bf16_narrow(a.v[k])); }
+
+/* ---- two lanes side by side ---- */
+
+#define LANES_PAIR(S, A)                                                                         \
+    INLINE void S##_store_pair(S *p, A##l a, A##l b) {                                           \
+        S##_store(p, a);                                                                         \
+        S##_store(p + A##_lanes, b);                                                             \
+    }                                                                                            \
+    INLINE void S##_stream_pair(S *p, A##l a, A##l b) {                                          \
+        S##_stream(p, a);                                                                        \
+        S##_stream(p + A##_lanes, b);                                                            \
+    }
+LANES_PAIR(f32, f32)
+LANES_PAIR(f64, f64)
+LANES_PAIR(f16, f32)
+#if LANES_NATIVE == 64
+INLINE void bf16_store_pair(bf16 *p, f32l a, f32l b) {
+    _mm512_storeu_si512(p, bf16_narrow_pair(a.v[0], b.v[0]));
+}
+INLINE void bf16_stream_pair(bf16 *p, f32l a, f32l b) {
+    STREAM_PART(p, bf16_narrow_pair(a.v[0], b.v[0]));
+}
+#else
+LANES_PAIR(bf16, f32)
+#endif
 
 #endif

@@ -10,6 +10,8 @@
 #define STORE(p, v) CAT(S, store)(p, v)
 #define STORE_PART(p, v, n) CAT(S, store_part)(p, v, n)
 #define STREAM(p, v) CAT(S, stream)(p, v)
+#define STORE_PAIR(p, v, w) CAT(S, store_pair)(p, v, w)
+#define STREAM_PAIR(p, v, w) CAT(S, stream_pair)(p, v, w)
 #define SET(a) CAT(A, set)((A)(a))
 #define ADD(a, b) CAT(A, add)(a, b)
 #define SUB(a, b) CAT(A, sub)(a, b)
@@ -22,11 +24,30 @@
 /* float64 takes its mean from a double: the sum of deviations brings back what that rounded off */
 #define EXACT (sizeof(A) == 8)
 
-/* Whole lanes of a run, then the rest. STEP(at, load, parameter, store) is the body. */
-#define FOR_RUN(n)                                                                               \
+/* out[i] = STEP of x[i] over a run: two lanes at a time, one, the rest. STEP(result, value, PIECE) makes
+ * the lanes at i; PIECE_... loads its other operands. */
+#define FOR_RUN(out, n)                                                                          \
     ptrdiff_t i = 0;                                                                             \
-    for (; i + LANES <= (n); i += LANES) STEP(LOAD(x + i), WHOLE)                                \
-    if (i < (n)) STEP(LOAD_PART(x + i, (n) - i, fill), PART)
+    for (; i + 2 * LANES <= (n); i += LANES) {                                                   \
+        AL result, next;                                                                         \
+        STEP(result, LOAD(x + i), WHOLE)                                                         \
+        i += LANES;                                                                              \
+        STEP(next, LOAD(x + i), WHOLE)                                                           \
+        if (stream) STREAM_PAIR((out) + i - LANES, result, next);                                \
+        else STORE_PAIR((out) + i - LANES, result, next);                                        \
+    }                                                                                            \
+    if (i + LANES <= (n)) {                                                                      \
+        AL result;                                                                               \
+        STEP(result, LOAD(x + i), WHOLE)                                                         \
+        if (stream) STREAM((out) + i, result);                                                   \
+        else STORE((out) + i, result);                                                           \
+        i += LANES;                                                                              \
+    }                                                                                            \
+    if (i < (n)) {                                                                               \
+        AL result;                                                                               \
+        STEP(result, LOAD_PART(x + i, (n) - i, fill), PART)                                      \
+        STORE_PART((out) + i, result, (n) - i);                                                  \
+    }
 
 static double FN(rounded)(double a) { return (double)(A)a; }
 
@@ -109,7 +130,7 @@ INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrd
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(source + run * x_stride);
         S *y = (S *)(target + run * y_stride);
-#define STEP(value, PIECE)                                                                       \
+#define STEP(result, value, PIECE)                                                               \
     {                                                                                            \
         AL z = value;                                                                            \
         if (centred) z = SUB(z, hi);                                                             \
@@ -118,13 +139,11 @@ INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrd
         if (biased) z = ADD(z, vector ? PIECE##_PARAMETER(a->shift) : bias);                     \
         if (activation)                                                                          \
             z = IF_POSITIVE(z, z, MUL(z, vector && activation == 2 ? PIECE##_PARAMETER(a->slopes) : slope)); \
-        PIECE##_STORE(y + i, z);                                                                 \
+        result = z;                                                                              \
     }
 #define WHOLE_PARAMETER(p) PARAMETER(p, at + i)
 #define PART_PARAMETER(p) PARAMETER_PART(p, at + i, n - i)
-#define WHOLE_STORE(p, v) if (stream) STREAM(p, v); else STORE(p, v)
-#define PART_STORE(p, v) STORE_PART(p, v, n - i)
-        FOR_RUN(n)
+        FOR_RUN(y, n)
 #undef STEP
     }
 }
@@ -135,37 +154,52 @@ static ptrdiff_t FN(unaligned)(const char *y, ptrdiff_t n) {
     return n * (ptrdiff_t)sizeof(S) < 16 * LANES_ALIGN || (uintptr_t)y % sizeof(S) ? n : head;
 }
 
+/* RUN(from, count, stream) over a run at y whose result goes past the cache. Whole lines do: a line
+ * of which a part is streamed costs a visit to memory of its own. */
+#define STREAMED(y, n, RUN)                                                                      \
+    {                                                                                            \
+        const ptrdiff_t line = LANES_ALIGN / sizeof(S), first = FN(unaligned)(y, n);             \
+        const ptrdiff_t lines = ((n) - first) / line * line, rest = (n) - first - lines;         \
+        if (first) { RUN(0, first, 0) }                                                          \
+        if (lines) { RUN(first, lines, 1) }                                                      \
+        if (rest) { RUN((n) - rest, rest, 0) }                                                   \
+    }
+#define BYTES(from) ((from) * (ptrdiff_t)sizeof(S))
+
 static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                       ptrdiff_t n, const Affine *a, int activation) {
     if (activation) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, 1, 1, 1, 0);
     else if (a->stream) {
-        for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, y += y_stride) {
-            const ptrdiff_t head = FN(unaligned)(y, n), bytes = head * sizeof(S);
-            FN(apply_any)(x, y, 1, 0, 0, head, 0, a, 0, 1, 1, 0, 0);
-            FN(apply_any)(x + bytes, y + bytes, 1, 0, 0, n - head, 0, a, 0, 1, 1, 0, 1);
-        }
+#define RUN(from, count, stream)                                                                 \
+        FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, 0, a, 0, 1, 1, 0, stream);
+        for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, y += y_stride) STREAMED(y, n, RUN)
+#undef RUN
         STREAM_END;
     }
     else FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, 1, 1, 0, 0);
 }
 
+INLINE void FN(apply_vector_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
+                                 int activation, const int centred, const int biased) {
+    if (activation == 2) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 2, 0);
+    else if (activation) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 1, 0);
+    else if (a->stream) {
+#define RUN(from, count, stream)                                                                 \
+        FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, at + (from), a, 1, centred, \
+                      biased, 0, stream);
+        STREAMED(y, n, RUN)
+#undef RUN
+        STREAM_END;
+    }
+    else FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, 0);
+}
+
 /* Elements at .. at + n of a row with a weight (and a bias, if any) per element. */
 static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
                              int activation) {
-#define VARIANT(centred, biased)                                                                 \
-    if (activation == 2) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 2, 0);       \
-    else if (activation) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 1, 0);       \
-    else if (a->stream) {                                                                        \
-        const ptrdiff_t head = FN(unaligned)(y, n), bytes = head * sizeof(S);                    \
-        FN(apply_any)(x, y, 1, 0, 0, head, at, a, 1, centred, biased, 0, 0);                     \
-        FN(apply_any)(x + bytes, y + bytes, 1, 0, 0, n - head, at + head, a, 1, centred, biased, 0, 1); \
-        STREAM_END;                                                                              \
-    }                                                                                            \
-    else FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, 0);
-    if (a->shift) { VARIANT(1, 1) }
-    else if (a->hi != 0 || a->lo != 0) { VARIANT(1, 0) }
-    else { VARIANT(0, 0) }
-#undef VARIANT
+    if (a->shift) FN(apply_vector_any)(x, y, n, at, a, activation, 1, 1);
+    else if (a->hi != 0 || a->lo != 0) FN(apply_vector_any)(x, y, n, at, a, activation, 1, 0);
+    else FN(apply_vector_any)(x, y, n, at, a, activation, 0, 0);
 }
 
 /* Few short rows at once: each step for all of them, so that no row waits for its own sums. The
@@ -186,10 +220,11 @@ INLINE void FN(forward_rows_any)(RowJob *job, const int vector, const int centre
         if (stream) {
             const char *x = job->x + row * job->x_stride;
             char *y = job->y + row * job->y_stride;
-            const ptrdiff_t head = FN(unaligned)(y, job->n), bytes = head * sizeof(S);
-            FN(apply_any)(x, y, 1, 0, 0, head, 0, &f, vector, centred, biased, activation, 0);
-            FN(apply_any)(x + bytes, y + bytes, 1, 0, 0, job->n - head, head, &f, vector, centred, biased,
-                          activation, 1);
+#define RUN(from, count, stream)                                                                 \
+            FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, from, &f, vector, centred, \
+                          biased, activation, stream);
+            STREAMED(y, job->n, RUN)
+#undef RUN
         } else FN(apply_any)(job->x + row * job->x_stride, job->y + row * job->y_stride, 1, 0, 0, job->n, 0, &f,
                       vector, centred, biased, activation, 0);
     }
@@ -328,7 +363,7 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, cons
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
         S *dx = (S *)(dx_source + run * dx_stride);
-#define STEP(value, PIECE)                                                                       \
+#define STEP(result, value, PIECE)                                                               \
     {                                                                                            \
         const AL d = SUB(value, hi);                                                             \
         AL g = PIECE##_DY;                                                                       \
@@ -336,9 +371,9 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, cons
         g = MUL(g, vector ? MUL(p, PIECE##_PARAMETER(a->weight)) : p);                           \
         g = SUB(SUB(g, r), MUL(MUL(d, rstd), q));                                                \
         if (added) g = ADD(g, PIECE##_PLUS);                                                     \
-        PIECE##_STORE(dx + i, g);                                                                \
+        result = g;                                                                              \
     }
-        FOR_RUN(n)
+        FOR_RUN(dx, n)
 #undef STEP
     }
     (void)lo, (void)scale, (void)bias, (void)slope, (void)on_slope;
@@ -350,11 +385,12 @@ static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t ru
     if (activation)
         FN(grad_apply_any)(x, dy, 0, dx, runs, x_stride, dy_stride, dx_stride, n, 0, a, 0, 1, 0, 0);
     else if (a->stream) {
-        for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, dy += dy_stride, dx += dx_stride) {
-            const ptrdiff_t head = FN(unaligned)(dx, n), bytes = head * sizeof(S);
-            FN(grad_apply_any)(x, dy, 0, dx, 1, 0, 0, 0, head, 0, a, 0, 0, 0, 0);
-            FN(grad_apply_any)(x + bytes, dy + bytes, 0, dx + bytes, 1, 0, 0, 0, n - head, 0, a, 0, 0, 0, 1);
-        }
+#define RUN(from, count, stream)                                                                 \
+        FN(grad_apply_any)(x + BYTES(from), dy + BYTES(from), 0, dx + BYTES(from), 1, 0, 0, 0, count, 0, a, \
+                           0, 0, 0, stream);
+        for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, dy += dy_stride, dx += dx_stride)
+            STREAMED(dx, n, RUN)
+#undef RUN
         STREAM_END;
     }
     else
@@ -424,10 +460,10 @@ static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
     const S *x = (const S *)a, *other = (const S *)b;
     const AL fill = SET(0);
     const int stream = 0;  /* the sum is read again at once */
-#define STEP(value, PIECE) { PIECE##_STORE((S *)y + i, ADD(value, PIECE##_OTHER)); }
+#define STEP(result, value, PIECE) result = ADD(value, PIECE##_OTHER);
 #define WHOLE_OTHER LOAD(other + i)
 #define PART_OTHER LOAD_PART(other + i, n - i, fill)
-    FOR_RUN(n)
+    FOR_RUN((S *)y, n)
 #undef STEP
 #undef WHOLE_OTHER
 #undef PART_OTHER
@@ -435,8 +471,6 @@ static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
 
 #undef WHOLE_PARAMETER
 #undef PART_PARAMETER
-#undef WHOLE_STORE
-#undef PART_STORE
 #undef WHOLE_PLUS
 #undef PART_PLUS
 #undef WHOLE_DY
@@ -477,6 +511,8 @@ INLINE void FN(strip_store)(char *row, ptrdiff_t j, ptrdiff_t part, AL v, const 
     else if (stream) STREAM(p, v);
     else STORE(p, v);
 }
+/* A strip of K lanes is streamed if that makes whole lines of memory. */
+#define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
 /* Whether every whole lane of every row may be streamed. */
 static int FN(all_aligned)(char *const *y, ptrdiff_t rows) {
     uintptr_t low = 0;
@@ -563,7 +599,7 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
             AL z = SUB(FN(strip_load)(x[row], j + k * LANES, part, hi[k]), hi[k]);
             z = ADD(MUL(z, scale[k]), bias[k]);
             if (activation) z = IF_POSITIVE(z, z, MUL(z, slope[k]));
-            FN(strip_store)(y[row], j + k * LANES, part, z, stream);
+            FN(strip_store)(y[row], j + k * LANES, part, z, stream && WHOLE_LINES(K));
         }
 }
 
@@ -660,7 +696,7 @@ INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const 
             AL g = FN(strip_load)(dy[row], j + k * LANES, part, SET(0));
             COLUMN_THROUGH(g, d)
             g = SUB(SUB(MUL(g, p[k]), r[k]), MUL(MUL(d, rstd[k]), q[k]));
-            FN(strip_store)(dx[row], j + k * LANES, part, g, stream);
+            FN(strip_store)(dx[row], j + k * LANES, part, g, stream && WHOLE_LINES(K));
         }
 }
 
@@ -852,12 +888,17 @@ static const Tile FN(tile) = {
 };
 
 #undef STRIPS
+#undef STREAMED
+#undef BYTES
+#undef WHOLE_LINES
 #undef FN
 #undef LOAD
 #undef LOAD_PART
 #undef STORE
 #undef STORE_PART
 #undef STREAM
+#undef STORE_PAIR
+#undef STREAM_PAIR
 #undef SET
 #undef ADD
 #undef SUB
