@@ -9,6 +9,7 @@ processors. "Allgather" is the collective alone, of as many bytes.
 """
 
 import argparse
+import copy
 import statistics
 from time import perf_counter
 
@@ -28,6 +29,7 @@ def prepare(shape, comm):
     x, dy = (rng.standard_normal(shape, np.float32) for _ in range(2))
     batch = cnorm.BatchNorm2d(shape[1])
     sync = cnorm.SyncBatchNorm.convert_sync_batchnorm(batch, comm)
+    frozen, synced = copy.deepcopy(batch).eval(), copy.deepcopy(sync).eval()
     row = np.ones(Exchange(comm, shape[1], True).length)
     rows = np.ones((comm.Get_size(), row.size))
     return {
@@ -39,6 +41,11 @@ def prepare(shape, comm):
         "backward": {
             "BatchNorm2d": lambda: batch.backward(dy),
             "SyncBatchNorm": lambda: sync.backward(dy),
+            "Allgather": lambda: comm.Allgather(row, rows),
+        },
+        "evaluation": {
+            "BatchNorm2d": lambda: frozen(x),
+            "SyncBatchNorm": lambda: synced(x),
             "Allgather": lambda: comm.Allgather(row, rows),
         },
     }
@@ -69,11 +76,11 @@ def main(argv=None):
     times = measure(prepare(tuple(args.shape), comm), comm, args.rounds)
     if comm.Get_rank() == 0:
         print(f"{comm.Get_size()} ranks of {threads} threads, {tuple(args.shape)} float32 each, µs")
-        print(" " * 8, *(f"{name:>13}" for name in NAMES), "overhead")
-        for way in ("forward", "backward"):
+        print(" " * 10, *(f"{name:>13}" for name in NAMES), "overhead")
+        for way in ("forward", "backward", "evaluation"):
             found = [times[way, name] for name in NAMES]
             overhead = found[1] / found[0] - 1
-            print(f"{way:8}", *(f"{1e6 * time:13.0f}" for time in found), f"{overhead:8.0%}")
+            print(f"{way:10}", *(f"{1e6 * time:13.0f}" for time in found), f"{overhead:8.0%}")
 
 
 if __name__ == "__main__":

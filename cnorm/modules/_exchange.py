@@ -10,7 +10,7 @@ differ can, unless they differ by much. Then MPI itself finds messages of differ
 """
 
 import operator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
@@ -24,21 +24,11 @@ SHORTEST = 256  # 2 KiB: up to 83 channels
 VALUES = 3  # per channel, at most
 
 
-def world():
-    """MPI.COMM_WORLD. Importing mpi4py starts MPI, so it waits until a rank needs it."""
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise ImportError(
-            'SyncBatchNorm needs mpi4py and an MPI library: pip install "cnorm[mpi]"'
-        ) from error
-    return MPI.COMM_WORLD
-
-
 class Exchange:
     """What the ranks of `comm` tell each other: one `Allgather` a call.
 
-    `comm` is an mpi4py communicator, or anything with its `Allgather` and `Get_size`.
+    `comm` is an mpi4py communicator, or anything with its `Allgather` and `Get_size`; `training`
+    says whether the ranks take their statistics together, which they do in training only.
     """
 
     def __init__(self, comm, num_features, training):
@@ -88,7 +78,11 @@ class Exchange:
         row[HEADER : HEADER + values.size] = values.reshape(-1)
         rows = self._gather(row)
         of_channels = rows[:, HEADER : HEADER + values.size]
-        return rows[:, 4].tolist(), of_channels.reshape(-1, *values.shape)
+        return rows[:, 4].tolist(), of_channels.reshape(len(rows), *values.shape)
+
+    def agree(self, call, dtype):
+        """Take part in the collective of `call` with nothing but the header, as in evaluation."""
+        self.gather(call, dtype, 0)
 
     def _row(self, call):
         row = np.zeros(self.length)
@@ -108,9 +102,25 @@ class Exchange:
         return rows
 
 
+class _Silence:
+    """The exchange of a rank that is alone, or evaluates alone: its errors are its own."""
+
+    training = False
+
+    def reporting(self, call):
+        return nullcontext()
+
+    def agree(self, call, dtype):
+        pass
+
+
+SILENCE = _Silence()
+
+
 def _check(rows):
     """Raise what every rank raises from these rows, unless all is well."""
-    _agree("mode", [MODES[int(i)] for i in rows[:, 1]])
+    alone = "; where one rank evaluates alone, let it do so inside cnorm.no_grad()"
+    _agree("mode", [MODES[int(i)] for i in rows[:, 1]], alone)
     _agree("call", [CALLS[int(i)] for i in rows[:, 0]])
     failed = np.flatnonzero(rows[:, 5])
     if failed.size:
@@ -124,7 +134,7 @@ def _check(rows):
     _agree("dtype", [DTYPES[int(i)] for i in rows[:, 3]])
 
 
-def _agree(what, of_rank):
+def _agree(what, of_rank, advice=""):
     if len(set(of_rank)) > 1:
         listed = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(of_rank))
-        raise ValueError(f"SyncBatchNorm needs one {what} on all ranks, but got {listed}")
+        raise ValueError(f"SyncBatchNorm needs one {what} on all ranks, but got {listed}{advice}")

@@ -105,5 +105,19 @@ class Traversal:
         return self
 
 
+def replaced(module, replacement, done=None):
+    """`module` with ``replacement(m)`` in the place of each module m in it, itself included.
+
+    `done` has what each became: a module that is shared stays shared.
+    """
+    done = {} if done is None else done
+    if module not in done:
+        done[module] = new = replacement(module)
+        for name, child in module._own("module"):
+            if child is not None:
+                new.add_module(name, replaced(child, replacement, done))
+    return done[module]
+
+
 def _join(prefix, name):
     return f"{prefix}.{name}" if prefix else name

@@ -1,14 +1,15 @@
 """Batch normalization of a batch that is spread over processes."""
 
-import pickle
-from functools import reduce
-
 import numpy as np
 
 from .. import functional as F
 from ._arrays import as_array, as_gradient
-from ._exchange import BACKWARD, FORWARD, Exchange, world
+from ._communicator import Shared, mpi_runs, world
+from ._exchange import BACKWARD, FORWARD, SILENCE, Exchange
+from ._grad_mode import grad_mode
 from ._lazy import LazyNorm
+from ._parts import like, whole_moments, whole_sums
+from ._traversal import replaced
 from .batch import _BatchNorm
 
 
@@ -20,8 +21,10 @@ class SyncBatchNorm(_BatchNorm):
     statistics are those of `BatchNorm1d` on the whole batch. The gradients of weight and bias are
     those of the part, as of every other layer: add or average them over the ranks.
 
-    In training each forward and each backward is one collective, in which a rank with bad input
-    takes part too: every rank then raises its error. Evaluation does not communicate.
+    Each forward and each backward is one collective, in which a rank with bad input takes part
+    too: every rank then raises its error. So does every rank where some train and others evaluate.
+    Evaluation takes nothing else from the others. It does not communicate inside
+    ``cnorm.no_grad()``, where one rank may evaluate alone, nor before MPI was started.
 
     Parameters
     ----------
@@ -51,11 +54,17 @@ class SyncBatchNorm(_BatchNorm):
         )  # fmt: skip
         self.process_group = process_group
 
-    def _exchange(self):
-        """How this rank and the others talk; None where it is alone."""
-        comm = world() if self.process_group is None else self.process_group
+    def _exchange(self, call):
+        """How this rank and the others talk, or `SILENCE`."""
+        comm = self.process_group
+        if not self.training:
+            # Without a forward to go back through, backward is an error that all should hear of.
+            alone = call == FORWARD and grad_mode.get() is False
+            if alone or (comm is None and not mpi_runs()):
+                return SILENCE
+        comm = world() if comm is None else comm
         alone = comm.Get_size() == 1
-        return None if alone else Exchange(comm, self.num_features, self.training)
+        return SILENCE if alone else Exchange(comm, self.num_features, self.training)
 
     def _check_input_dim(self, input):
         if input.ndim < 2:
@@ -64,37 +73,41 @@ class SyncBatchNorm(_BatchNorm):
             raise ValueError("SyncBatchNorm number of input channels should be non-zero")
 
     def forward(self, input):
-        if self.training and (exchange := self._exchange()):
-            with exchange.reporting(FORWARD):
-                input = as_array(input)
-                self._check_input_dim(input)
+        with self._exchange(FORWARD).reporting(FORWARD):
+            input = as_array(input)
+            self._check_input_dim(input)
         return super().forward(input)
 
     def _normalize(self, input, keep, slope, use_input_stats, running_mean, running_var):
-        exchange = self._exchange() if self.training else None
-        if exchange is None:
+        exchange = self._exchange(FORWARD)
+        if exchange.training:
+            return self._normalize_together(exchange, input, slope, running_mean, running_var)
+        with exchange.reporting(FORWARD):
             output, stats = super()._normalize(
                 input, keep, slope, use_input_stats, running_mean, running_var
             )
-            return output, stats and (*stats, None)
+        exchange.agree(FORWARD, input.dtype)
+        return output, stats and (exchange, *stats)
+
+    def _normalize_together(self, exchange, input, slope, running_mean, running_var):
         with exchange.reporting(FORWARD):
             self._check(input, slope, running_mean, running_var)
             count, *moments = F._moments(input, self.channel_axis)
-        counts, moments = exchange.gather(FORWARD, input.dtype, count, *moments)
-        with np.errstate(all="ignore"):
-            count, mean, lo, m2 = reduce(_merged, zip(counts, *moments.swapaxes(0, 1), strict=True))
-            rstd = 1 / np.sqrt((m2 / count if count else m2) + self.eps)
+        gathered = exchange.gather(FORWARD, input.dtype, count, *moments)
+        count, mean, lo, m2 = whole_moments(*gathered)
         if count == 1:
             raise ValueError(
                 "Expected more than 1 value per channel when training, "
                 f"got input size [1, {len(mean)}] of all ranks together"
             )
+        with np.errstate(all="ignore"):
+            rstd = 1 / np.sqrt((m2 / count if count else m2) + self.eps)
         output = F._apply(
             input, mean, lo, rstd, self.weight, self.bias, channel_axis=self.channel_axis,
             negative_slope=slope,
         )  # fmt: skip
         self._track(running_mean, running_var, count, mean, m2)
-        return output, (True, mean, rstd, (exchange, count, lo))
+        return output, (exchange, True, mean, rstd, count, lo)
 
     def _check(self, input, slope, running_mean, running_var):
         # The checks of batch norm: it runs on no samples at all, which changes no statistic.
@@ -117,17 +130,21 @@ class SyncBatchNorm(_BatchNorm):
             F._update_running(running_var, momentum, m2 / (count - 1))
 
     def backward(self, grad_output):
-        kept = self._kept
-        together = self._exchange() if kept is None else kept[-1] and kept[-1][0]
-        if together:
-            with together.reporting(BACKWARD):
-                as_gradient(grad_output, self.kept()[0])
+        # As forward talked, whatever was switched since.
+        exchange = self._exchange(BACKWARD) if self._kept is None else self._kept[1]
+        with exchange.reporting(BACKWARD):
+            as_gradient(grad_output, self.kept()[0])
         return super().backward(grad_output)
 
-    def _backward(self, grad_output, slope, input, use_input_stats, mean, rstd, together):
-        if together is None:
-            return super()._backward(grad_output, slope, input, use_input_stats, mean, rstd)
-        exchange, count, lo = together
+    def _backward(self, grad_output, slope, input, exchange, *stats):
+        if exchange.training:
+            return self._backward_together(grad_output, slope, input, exchange, *stats)
+        with exchange.reporting(BACKWARD):
+            gradients = super()._backward(grad_output, slope, input, *stats)
+        exchange.agree(BACKWARD, input.dtype)
+        return gradients
+
+    def _backward_together(self, grad_output, slope, input, exchange, _, mean, rstd, count, lo):
         arrays = grad_output, input, mean, lo, rstd, self.weight, self.bias
         options = {"channel_axis": self.channel_axis, "negative_slope": slope}
         with exchange.reporting(BACKWARD):
@@ -135,11 +152,9 @@ class SyncBatchNorm(_BatchNorm):
             super()._backward(grad_output[:0], slope, input[:0], True, mean, rstd)
             sums, *gradients = F._grad_sums(*arrays, **options)
         _, sums = exchange.gather(BACKWARD, input.dtype, count, *sums.T)
-        with np.errstate(all="ignore"):
-            sums = reduce(np.add, sums)  # in rank order, so every rank has the same bits
-        grad_input = F._grad_apply(*arrays, sums.T, count, **options)
+        grad_input = F._grad_apply(*arrays, whole_sums(sums).T, count, **options)
         learned = [self.weight, self.bias] + [slope] * isinstance(slope, np.ndarray)
-        return grad_input, *map(_like, gradients, learned)
+        return grad_input, *map(like, gradients, learned)
 
     @classmethod
     def convert_sync_batchnorm(cls, module, process_group=None):
@@ -157,81 +172,31 @@ class SyncBatchNorm(_BatchNorm):
         Module
             `module`, or what replaces it. Parameters are the same objects; buffers are copies.
         """
-        return _converted(cls, module, process_group, {})
+        return replaced(module, lambda m: cls._of(m, process_group))
 
-    def __getstate__(self):
-        return super().__getstate__() | {"process_group": _Shared(self.process_group)}
-
-    def __setstate__(self, state):
-        super().__setstate__(state | {"process_group": state["process_group"].comm})
-
-
-def _merged(a, b):
-    """Moments of both: `merged` of kernels/moments.pxi, operation by operation, of channels."""
-    count_a, mean_a, lo_a, m2_a = a
-    count_b, mean_b, lo_b, m2_b = b
-    if count_a == 0:
-        return b
-    if count_b == 0:
-        return a
-    count = count_a + count_b
-    share = count_b / count
-    delta = (mean_b - mean_a) + (lo_b - lo_a)
-    step = lo_a + delta * share
-    mean = mean_a + step
-    return count, mean, (mean_a - mean) + step, m2_a + m2_b + delta * delta * (count_a * share)
-
-
-def _like(gradient, parameter):
-    """A gradient per channel, in the shape and dtype of its parameter."""
-    if parameter is None:
-        return None
-    if parameter.size == 1:  # one slope for all channels; added in order, as batch norm does
-        gradient = np.add.accumulate(gradient)[-1:]
-    return gradient.reshape(parameter.shape).astype(parameter.dtype)
-
-
-def _converted(cls, module, process_group, done):
-    """See `convert_sync_batchnorm`; `done` has what each module became, for one that is shared."""
-    if module in done:
-        return done[module]
-    done[module] = converted = module
-    if isinstance(module, _BatchNorm):
+    @classmethod
+    def _of(cls, module, process_group):
+        """The synchronised twin of a batch norm; any other module itself."""
+        if not isinstance(module, _BatchNorm):
+            return module
         if isinstance(module, LazyNorm):
             raise ValueError(
                 f"{type(module).__name__} is lazy: call it with a batch, or load a state, before "
                 "it is converted to SyncBatchNorm"
             )
-        done[module] = converted = cls(
+        sync = cls(
             module.num_features, module.eps, module.momentum, module.affine,
             module.track_running_stats, process_group, channel_axis=module.channel_axis,
             activation=module.activation,
         )  # fmt: skip
-        converted.weight, converted.bias = module.weight, module.bias
+        sync.weight, sync.bias = module.weight, module.bias
         for name, buffer in module._own("buffer"):
-            setattr(converted, name, None if buffer is None else buffer.copy())
-        converted.training = module.training
-    for name, child in module._own("module"):
-        if child is not None:
-            converted.add_module(name, _converted(cls, child, process_group, done))
-    return converted
+            setattr(sync, name, None if buffer is None else buffer.copy())
+        sync.training = module.training
+        return sync
 
+    def __getstate__(self):
+        return super().__getstate__() | {"process_group": Shared(self.process_group)}
 
-class _Shared:
-    """A communicator in the state of a module: copies share it, pickles hold it if they can."""
-
-    def __init__(self, comm):
-        self.comm = comm
-
-    def __deepcopy__(self, memo):
-        return self
-
-    def __reduce__(self):
-        try:
-            pickle.dumps(self.comm)
-        except Exception as error:
-            raise TypeError(
-                "this SyncBatchNorm has a process_group that belongs to the running processes, and "
-                "cannot be pickled: set process_group to None first, or save its state_dict()"
-            ) from error
-        return _Shared, (self.comm,)
+    def __setstate__(self, state):
+        super().__setstate__(state | {"process_group": state["process_group"].comm})

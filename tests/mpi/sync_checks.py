@@ -6,6 +6,7 @@ batch norm, in one process, on the whole batch.
 
 import copy
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -293,18 +294,46 @@ def one_collective_each_way(comm):
 
 
 @check
-def evaluation_is_silent(comm):
+def evaluation_is_one_collective_too(comm):
+    recording = Recording(comm)
+    names = ["Allgather"] * (comm.Get_size() > 1)
+    x = numbers((3, 4, 5), seed=comm.Get_rank())
+    for tracked in (True, False):  # without statistics it uses those of the part
+        sync, batch = twins(recording, cnorm.BatchNorm1d(4, track_running_stats=tracked).eval())
+        recording.calls.clear()
+        assert sync(x).tobytes() == batch(x).tobytes()
+        assert [name for name, _ in recording.calls] == names
+        with cnorm.enable_grad():
+            sync(x), batch(x)
+        assert [name for name, _ in recording.calls] == names * 2
+        assert sync.backward(x).tobytes() == batch.backward(x).tobytes()
+        assert [name for name, _ in recording.calls] == names * 3
+    empty = np.zeros((0, 4), np.float32)
+    sync(empty if comm.Get_rank() == 0 else x)
+
+
+@check
+def one_rank_evaluates_alone(comm):
     recording = Recording(comm)
     x = numbers((3, 4, 5), seed=comm.Get_rank())
-    for tracked in (True, False):
-        sync = cnorm.SyncBatchNorm(4, track_running_stats=tracked, process_group=recording).eval()
-        batch = cnorm.BatchNorm1d(4, track_running_stats=tracked).eval()
-        with cnorm.enable_grad():
-            assert sync(x).tobytes() == batch(x).tobytes()
-            assert sync.backward(x).tobytes() == batch.backward(x).tobytes()
-        if comm.Get_rank() == 0:
-            sync(x[:1])  # one rank may evaluate while the others do something else
-    assert recording.calls == []
+    sync, _ = twins(recording, cnorm.BatchNorm1d(4))
+    for _ in range(2):
+        sync(x)
+        sync.backward(x)
+        if comm.Get_rank() == 0:  # while the others go on, and wait in their next forward
+            recording.calls.clear()
+            sync.eval()
+            with cnorm.no_grad():
+                sync(x[:1])
+                with pytest.raises(ValueError, match="expected at least 2D input"):
+                    sync(x[0, 0])
+            sync.train()
+            assert recording.calls == []
+    with cnorm.no_grad():  # in training it takes the statistics of all all the same
+        recording.calls.clear()
+        sync(x)
+        assert len(recording.calls) == (comm.Get_size() > 1)
+    same_everywhere(comm, *sync.buffers())
 
 
 # --- errors, on every rank or on none -----------------------------------------------------------
@@ -326,18 +355,22 @@ def a_rank_with_bad_input(comm):
         "input must be a float32": (TypeError, good.astype(np.int64)),
         "complex64": (TypeError, good.astype(np.complex64)),
     }
-    for words, (kind, wrong) in bad.items():
-        before = untouched(sync)
-        for guilty in {0, size - 1}:
-            x = wrong if comm.Get_rank() == guilty else good
-            text = raises_everywhere(comm, kind, words, lambda x=x: sync(x))
-            if size > 1:
-                assert text.startswith(f"SyncBatchNorm failed on rank {guilty} of {size}: ")
-        text = raises_everywhere(comm, kind, words, lambda wrong=wrong: sync(wrong))
-        assert "failed on rank" not in text  # where all ranks say the same
-        assert untouched(sync) == before
+    for training in (True, False):
+        sync.train(training)
+        for words, (kind, wrong) in bad.items():
+            before = untouched(sync)
+            for guilty in {0, size - 1}:
+                x = wrong if comm.Get_rank() == guilty else good
+                text = raises_everywhere(comm, kind, words, lambda x=x: sync(x))
+                if size > 1:
+                    assert text.startswith(f"SyncBatchNorm failed on rank {guilty} of {size}: ")
+            text = raises_everywhere(comm, kind, words, lambda wrong=wrong: sync(wrong))
+            assert "failed on rank" not in text  # where all ranks say the same
+            assert untouched(sync) == before
+        sync(good)  # and then goes on
+    sync.train()
     sync(good)
-    sync.backward(good)  # and then goes on
+    sync.backward(good)
     if size > 1:  # the length of a message follows from num_features
         bare = cnorm.SyncBatchNorm(4, affine=False, track_running_stats=False, process_group=comm)
         wide = numbers((3, 5))
@@ -356,14 +389,17 @@ def ranks_that_disagree(comm):
     sync = fill(cnorm.SyncBatchNorm(4, process_group=comm))
     before = untouched(sync)
     mixed = x.astype(np.float64) if odd else x
-    text = raises_everywhere(comm, ValueError, "one dtype on all ranks", lambda: sync(mixed))
-    assert "float32 on rank 0" in text and f"float64 {where}" in text
-
     channels = 7 if odd else 4
     other = cnorm.SyncBatchNorm(channels, affine=False, process_group=comm)
     wide = numbers((3, channels, 5))
-    text = raises_everywhere(comm, ValueError, "one num_features on all", lambda: other(wide))
-    assert "4 on rank 0" in text and f"7 {where}" in text
+    for training in (True, False):
+        sync.train(training), other.train(training)
+        text = raises_everywhere(comm, ValueError, "one dtype on all ranks", lambda: sync(mixed))
+        assert "float32 on rank 0" in text and f"float64 {where}" in text
+        text = raises_everywhere(comm, ValueError, "one num_features on all", lambda: other(wide))
+        assert "4 on rank 0" in text and f"7 {where}" in text
+    assert before == untouched(sync)
+    sync.train()
 
     with cnorm.no_grad() if odd else cnorm.enable_grad():
         sync(x)
@@ -371,15 +407,6 @@ def ranks_that_disagree(comm):
     assert f"rank {size - 1}" in text
     assert sync.weight.grad is None
 
-    def step():  # one rank has left training
-        sync(x)
-        sync.backward(x)
-
-    sync.train(not odd)
-    text = raises_everywhere(comm, ValueError, "one mode on all ranks", step)
-    assert "training on rank 0" in text and f"evaluation {where}" in text
-
-    sync.train()
     with cnorm.enable_grad():
         sync(x)
 
@@ -389,6 +416,86 @@ def ranks_that_disagree(comm):
     raises_everywhere(comm, ValueError, "one call on all ranks", out_of_step)
     assert before != untouched(sync)  # by the two forwards that worked
     same_everywhere(comm, *sync.buffers())
+
+
+@check
+def training_beside_evaluation(comm):
+    rank, size = comm.Get_rank(), comm.Get_size()
+    if size == 1:
+        return
+    x = numbers((3, 4, 5))
+    for tracked in (True, False):
+        sync = cnorm.SyncBatchNorm(4, track_running_stats=tracked, process_group=comm)
+        before = untouched(fill(sync))
+        for odd in {0, size - 1}:
+            for odd_trains in (True, False):
+                for odd_is_late in (True, False):
+                    sync.train((rank == odd) is odd_trains)
+                    if (rank == odd) is odd_is_late:
+                        time.sleep(0.02)
+                    text = raises_everywhere(
+                        comm, ValueError, "one mode on all ranks", lambda sync=sync: sync(x)
+                    )
+                    assert f"{'training' if odd_trains else 'evaluation'} on rank {odd}" in text
+                    assert "let it do so inside cnorm.no_grad()" in text
+        assert untouched(sync) == before
+        sync.train(rank != 0)
+        for bad in (rank == 0, rank != 0):  # input that is bad as well does not hide it
+            given = x[0, 0] if bad else x
+            words = "one mode on all ranks"
+            raises_everywhere(comm, ValueError, words, lambda sync=sync, x=given: sync(x))
+        sync.train()  # and then goes on
+        sync(x)
+        sync.backward(x)
+
+
+@check
+def a_mode_that_changes_before_backward(comm):
+    """Backward goes back through the forward there was, and talks as that did."""
+    odd = comm.Get_rank() == comm.Get_size() - 1
+    x = numbers((3, 4, 5), seed=comm.Get_rank())
+    sync, _ = twins(comm, cnorm.BatchNorm1d(4))
+    expected = copy.deepcopy(sync)
+    for training in (True, False):
+        sync.train(training), expected.train(training)
+        with cnorm.enable_grad():
+            sync(x), expected(x)
+        if odd:
+            sync.train(not training)
+        with cnorm.no_grad() if odd else cnorm.enable_grad():
+            dy = x[:2] if odd else x
+            raises_everywhere(comm, RuntimeError, "grad_output", lambda dy=dy: sync.backward(dy))
+            found = sync.backward(x)
+        assert found.tobytes() == expected.backward(x).tobytes()
+
+
+@check
+def errors_of_backward_in_evaluation(comm):
+    odd = comm.Get_rank() == comm.Get_size() - 1
+    x = numbers((3, 4, 5))
+    trained = cnorm.SyncBatchNorm(4, process_group=comm)
+    frozen = cnorm.SyncBatchNorm(4, process_group=comm).eval()
+    net = cnorm.Sequential(trained, frozen)
+
+    def forward():
+        with cnorm.enable_grad():
+            net(x)
+
+    # The others would go on to the layer below, which trains, and wait there.
+    for kind, wrong in ((RuntimeError, x[:2]), (TypeError, x.astype(np.float64))):
+        forward()
+        dy = wrong if odd else x
+        raises_everywhere(comm, kind, "grad_output", lambda dy=dy: net.backward(dy))
+    forward()
+    if odd:
+        with cnorm.no_grad():
+            frozen(x)  # alone, and so keeps nothing
+    raises_everywhere(comm, RuntimeError, "no forward pass", lambda: net.backward(x))
+    with cnorm.no_grad():
+        raises_everywhere(comm, RuntimeError, "no forward pass", lambda: frozen.backward(x))
+    assert trained.weight.grad is None and frozen.weight.grad is None
+    forward()
+    net.backward(x)
 
 
 @check

@@ -11,7 +11,7 @@ from communicators import on_threads
 
 import cnorm
 from cnorm.modules._exchange import Exchange
-from cnorm.modules.sync import _merged
+from cnorm.modules._parts import merged
 
 convert = cnorm.SyncBatchNorm.convert_sync_batchnorm
 
@@ -115,10 +115,10 @@ def test_a_pickle_holds_a_communicator_that_can_be_pickled():
 def test_merging_is_exact_where_the_numbers_are():
     a = 2.0, np.array([1.0]), np.array([0.0]), np.array([2.0])  # of 0 and 2
     b = 2.0, np.array([5.0]), np.array([0.0]), np.array([8.0])  # of 3 and 7
-    count, mean, lo, m2 = _merged(a, b)
+    count, mean, lo, m2 = merged(a, b)
     assert (count, *mean, *lo, *m2) == (4, 3, 0, 26)
     none = 0.0, np.array([9.0]), np.array([9.0]), np.array([9.0])
-    assert _merged(a, none) is a and _merged(none, b) is b
+    assert merged(a, none) is a and merged(none, b) is b
 
 
 def test_an_error_of_any_class_and_length_arrives():
@@ -142,16 +142,17 @@ def test_an_error_of_any_class_and_length_arrives():
     assert isinstance(errors[1].__context__, Strange)
 
 
-def run_without_mpi4py(code):
-    code = f"import sys\nsys.modules['mpi4py'] = None\nimport numpy as np, cnorm\n{code}"
+def run_python(code):
+    code = f"import sys\nimport numpy as np, cnorm\n{code}"
     root = str(Path(cnorm.__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_without_mpi4py_the_error_names_the_extra():
-    run_without_mpi4py(
+    run_python(
         """
+sys.modules["mpi4py"] = None
 norm, x = cnorm.SyncBatchNorm(3), np.ones((2, 3), np.float32)
 norm.eval()(x)  # needs no other rank
 try:
@@ -161,5 +162,40 @@ except ImportError as error:
 else:
     raise AssertionError
 assert norm.num_batches_tracked == 0
+"""
+    )
+
+
+def test_evaluation_does_not_start_mpi():
+    run_python(
+        """
+norm, x = cnorm.SyncBatchNorm(3).eval(), np.ones((2, 3), np.float32)
+with cnorm.enable_grad():
+    norm.backward(norm(x))
+try:
+    norm.backward(x)
+except RuntimeError as error:
+    assert "no forward pass" in str(error), error
+else:
+    raise AssertionError
+assert "mpi4py" not in sys.modules
+"""
+    )
+
+
+def test_evaluation_where_another_library_imported_mpi4py_and_mpi_does_not_run():
+    pytest.importorskip("mpi4py", reason="the extra [mpi] brings mpi4py")
+    run_python(
+        """
+import mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+norm, x = cnorm.SyncBatchNorm(3).eval(), np.ones((2, 3), np.float32)
+norm(x)
+assert not MPI.Is_initialized()
+MPI.Init()
+norm(x)
+MPI.Finalize()
+norm(x)
 """
     )

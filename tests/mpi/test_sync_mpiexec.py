@@ -12,7 +12,7 @@ pytest.importorskip("mpi4py", reason="the extra [mpi] brings mpi4py")
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples/train_digits_mpi.py"
 
-# Rank 1 has bad input in its second step, and nobody catches anything.
+# Something is wrong on rank 1 in its second step, and nobody catches anything.
 RAISES = """
 import sys
 import traceback
@@ -28,10 +28,12 @@ norm = cnorm.SyncBatchNorm(3)
 x = np.ones((4, 3), np.float32) * rank
 try:
     for step in range(3):
-        norm(x[0] if rank == 1 and step == 1 else x)
+        if rank == 1 and step == 1:
+            {wrong}
+        norm(x)
         norm.backward(x)
 except Exception as error:
-    (Path(sys.argv[1]) / str(rank)).write_text(f"{step} {type(error).__name__}: {error}")
+    (Path(sys.argv[1]) / str(rank)).write_text(f"{{step}} {{type(error).__name__}}: {{error}}")
     raise
 """
 
@@ -51,15 +53,27 @@ def test_on_processes(report, check):
     assert check in passed, printed
 
 
-def test_a_rank_that_raises_leaves_nobody_waiting(tmp_path):
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ("x = x[0]", "failed on rank 1 of 3: expected at least 2D input (got 1D input)"),
+        (
+            "norm.eval()",
+            "needs one mode on all ranks, but got training on rank 0, evaluation on rank 1, "
+            "training on rank 2; where one rank evaluates alone, let it do so inside "
+            "cnorm.no_grad()",
+        ),
+    ],
+    ids=["bad input", "evaluation"],
+)
+def test_what_is_wrong_on_one_rank_leaves_nobody_waiting(wrong, expected, tmp_path):
     program = tmp_path / "raises.py"
-    program.write_text(RAISES)
+    program.write_text(RAISES.format(wrong=wrong))
     run = run_ranks(3, program, tmp_path, seconds=60)
     assert run.returncode != 0
-    expected = "1 ValueError: SyncBatchNorm failed on rank 1 of 3: "
-    expected += "expected at least 2D input (got 1D input)"
     for rank in range(3):
-        assert (tmp_path / str(rank)).read_text() == expected, run.stderr
+        text = (tmp_path / str(rank)).read_text()
+        assert text == f"1 ValueError: SyncBatchNorm {expected}", run.stderr
 
 
 def test_the_digits_follow_one_curve_on_any_number_of_ranks():
