@@ -423,7 +423,7 @@ cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, co
             set_value(l.loops, v + 6 * bytes, k * l.columns + c, r)
             set_value(l.loops, v + 7 * bytes, k * l.columns + c, rstd)
     f.stream = streamed(&a.y, &a.x, &a.dy, a.shape[0] * l.rows * l.columns * l.loops.size,
-                        STREAM_BYTES)
+                        a.dy.data != NULL or not a.given)
     f.hi = v
     f.scale = v + bytes
     f.bias = v + 2 * bytes

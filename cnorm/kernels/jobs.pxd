@@ -33,6 +33,7 @@ cdef struct Units:
     View dy
     View plus
     bint stream       # set by the kernels: the result is too large for the cache
+    Py_ssize_t ahead  # the same: bytes from a unit to the next, where its segments lie apart
     bint add          # forward: x is OUT, x = dy + plus, and then normalised
     bint add_grad     # backward, rows: plus is added to the gradient of the input
     bint centred      # false: root mean square

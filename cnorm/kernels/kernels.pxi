@@ -11,6 +11,7 @@ cdef extern from "tiles.h" nogil:
     ctypedef struct Affine:
         double hi, lo, scale, bias, p, q, r, rstd, slope
         int stream
+        Py_ssize_t ahead
         const void *weight
         const void *shift
         const void *slopes

@@ -166,6 +166,7 @@ cdef void backward_slot_together(const Units *a, const Tiling *t, const Blocks *
     job.affine.slope = a.slope
     job.affine.bias = 0
     job.affine.stream = 0
+    job.affine.ahead = 0
     job.affine.weight = a.row_weight
     job.affine.shift = a.row_bias
     job.affine.slopes = a.row_slopes

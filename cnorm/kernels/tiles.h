@@ -22,6 +22,7 @@ typedef struct {
     double slope;
     const void *weight, *shift, *slopes; /* of the accumulation type, or NULL */
     int stream;                          /* the result is too large for the cache: store past it */
+    ptrdiff_t ahead;                     /* with it: bytes on to what is wanted in cache next */
 } Affine;
 
 /* The same for columns: each an array over the columns, of the accumulation type. */

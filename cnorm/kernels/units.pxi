@@ -26,20 +26,23 @@ cdef inline bint by_parts(Py_ssize_t units, Py_ssize_t parts, int threads) noexc
 
 
 cdef enum:
-    STREAM_BYTES = 3 << 23   # results from this size on are stored past the cache
-    STREAM_APART = 1 << 23   # the same where a unit's segments lie apart and crowd each other out
+    # Bytes that a call reads and writes from which on it stores its result past the cache, which
+    # is slower but leaves the cache to the input.
+    STREAM_ONCE = 72 << 20    # the input is read once, or twice within a stretch that stays in cache
+    STREAM_AGAIN = 32 << 20   # it is read twice from end to end, or its units' segments lie apart
 
 
 cdef inline bint streamed(const View *y, const View *x, const View *dy, Py_ssize_t bytes,
-                          Py_ssize_t least) noexcept nogil:
+                          bint again) noexcept nogil:
     """Whether to store past the cache: not in place, where the line is in cache anyhow."""
-    return bytes >= least and y.data != x.data and y.data != dy.data
+    cdef Py_ssize_t total = bytes * (2 if dy.data == NULL else 3)
+    return total >= (STREAM_AGAIN if again else STREAM_ONCE) and y.data != x.data and y.data != dy.data
 
 
-cdef inline bint streams(const Units *a, const Tiling *t) noexcept nogil:
+cdef inline void set_stream(Units *a, const Tiling *t) noexcept nogil:
     cdef bint apart = t.segments > 1 and not a.given and a.x.stride[2] != t.elements * t.loops.size
-    return streamed(&a.y, &a.x, &a.dy, units_of(a) * t.segments * t.elements * t.loops.size,
-                    STREAM_APART if apart else STREAM_BYTES)
+    a.stream = streamed(&a.y, &a.x, &a.dy, units_of(a) * t.segments * t.elements * t.loops.size, apart)
+    a.ahead = a.x.stride[1] if apart else 0
 
 
 cdef inline double rstd_of(double m2, double count, double eps) noexcept nogil:
@@ -68,6 +71,7 @@ cdef inline Affine unit_affine(const Units *a, const Tile *loops, Py_ssize_t uni
     f.q = 0
     f.r = 0
     f.stream = a.stream
+    f.ahead = a.ahead
     f.slope = a.unit_slopes[unit] if a.unit_slopes != NULL else a.slope
     f.weight = a.row_weight
     f.shift = a.row_bias
@@ -247,6 +251,7 @@ cdef void forward_together(Units *a, const Tiling *t, Py_ssize_t outer, Py_ssize
     job.affine.slope = a.slope
     job.affine.bias = 0
     job.affine.stream = a.stream
+    job.affine.ahead = together * a.x.stride[1]
     job.affine.weight = a.row_weight
     job.affine.shift = a.row_bias
     job.affine.slopes = a.row_slopes
@@ -319,7 +324,7 @@ cdef int units_forward(Units *a) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias, of each unit."""
     cdef Tiling t = tiling_of(a, False)
     cdef Py_ssize_t units = units_of(a), i
-    a.stream = streams(a, &t)
+    set_stream(a, &t)
     if one_tile(a, &t):
         return units_forward_together(a, &t)
     if a.given and not a.by_element and units * t.segments >= a.threads:
