@@ -223,6 +223,8 @@ cdef int forward_by_parts(Units *a, const Tiling *t) noexcept nogil:
 
 cdef enum:
     TOGETHER_BYTES = 1 << 14   # of rows that one visit takes: they stay in L1
+    TOGETHER_FAR = 1 << 11     # the same where they come from memory: reads and writes alternate soon
+    NEAR_BYTES = 1 << 24       # that a call reads and writes, and still finds in cache
 
 
 cdef inline bint one_tile(const Units *a, const Tiling *t) noexcept nogil:
@@ -230,8 +232,10 @@ cdef inline bint one_tile(const Units *a, const Tiling *t) noexcept nogil:
             and a.unit_slopes == NULL)
 
 
-cdef inline Py_ssize_t together_of(const Tiling *t) noexcept nogil:
-    return max(1, min(<Py_ssize_t> ROWS_TOGETHER, TOGETHER_BYTES // (t.elements * t.loops.size)))
+cdef inline Py_ssize_t together_of(const Units *a, const Tiling *t) noexcept nogil:
+    cdef Py_ssize_t row = t.elements * t.loops.size
+    cdef bint far = 2 * units_of(a) * row >= NEAR_BYTES
+    return max(1, min(<Py_ssize_t> ROWS_TOGETHER, (TOGETHER_FAR if far else TOGETHER_BYTES) // row))
 
 
 cdef void forward_together(Units *a, const Tiling *t, Py_ssize_t outer, Py_ssize_t inner,
@@ -282,7 +286,7 @@ cdef inline void together_item(Units *a, const Tiling *t, Py_ssize_t item, Py_ss
 
 
 cdef int units_forward_together(Units *a, const Tiling *t) noexcept nogil:
-    cdef Py_ssize_t together = together_of(t), step, items, i
+    cdef Py_ssize_t together = together_of(a, t), step, items, i
     if a.threads == 1:
         for i in range(a.shape[0]):
             forward_together(a, t, i, 0, a.shape[1], together)
