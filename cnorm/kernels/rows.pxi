@@ -165,8 +165,8 @@ cdef void backward_slot_together(const Units *a, const Tiling *t, const Blocks *
     job.activation = a.activation
     job.affine.slope = a.slope
     job.affine.bias = 0
-    job.affine.stream = 0
-    job.affine.ahead = 0
+    job.affine.stream = a.stream
+    job.affine.ahead = a.ahead
     job.affine.weight = a.row_weight
     job.affine.shift = a.row_bias
     job.affine.slopes = a.row_slopes
@@ -242,7 +242,7 @@ cdef void add_slots(const Units *a, const Blocks *b) noexcept nogil:
                 a.grad_slope[i] += sums[2 * b.elements + i]
 
 
-cdef int rows_backward(const Units *a) noexcept nogil:
+cdef int rows_backward(Units *a) noexcept nogil:
     """Gradients of rows; grad_weight, grad_bias and grad_slope come zeroed."""
     cdef Tiling t = tiling_of(a, True)
     cdef Blocks b
@@ -253,6 +253,8 @@ cdef int rows_backward(const Units *a) noexcept nogil:
     b.block = min(BLOCK_ROWS, max(4, BLOCK_BYTES // (t.elements * t.loops.size)))
     b.blocks = (b.rows + b.block - 1) // b.block
     b.slots = max(1, min(b.blocks, min(16, SLOT_ELEMENTS // t.elements)))
+    set_stream(a, &t)
+    a.ahead = b.block * a.x.stride[1]
     # one slot is the result itself: the three gradients lie one after the other
     b.sums = a.grad_weight if b.slots == 1 else <double *> calloc(3 * b.slots * b.elements, sizeof(double))
     if b.sums == NULL:

@@ -404,15 +404,30 @@ static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t ru
         FN(grad_apply_any)(x, dy, 0, dx, runs, x_stride, dy_stride, dx_stride, n, 0, a, 0, 0, 0, 0);
 }
 
+/* A row, or elements at .. at + n of one, with the vectors of `a`. */
+INLINE void FN(grad_apply_row)(const char *x, const char *dy, const char *plus, char *dx, ptrdiff_t n,
+                               ptrdiff_t at, const Affine *a, const int activation, const int added) {
+    if (activation || added || !a->stream)
+        FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, activation, added, 0);
+    else {
+#define RUN(from, count, stream)                                                                 \
+        FN(grad_apply_any)(x + BYTES(from), dy + BYTES(from), 0, dx + BYTES(from), 1, 0, 0, 0, count, \
+                           at + (from), a, 1, 0, 0, stream);
+        STREAMED(dx, n, RUN)
+#undef RUN
+    }
+}
+
 static void FN(grad_apply_vector)(const char *x, const char *dy, const char *plus, char *dx, ptrdiff_t n,
                                   ptrdiff_t at, const Affine *a, int activation) {
 #define VARIANT(added)                                                                           \
-    if (activation == 2) FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, 2, added, 0); \
-    else if (activation) FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, 1, added, 0); \
-    else FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, 0, added, 0);
+    if (activation == 2) FN(grad_apply_row)(x, dy, plus, dx, n, at, a, 2, added);                \
+    else if (activation) FN(grad_apply_row)(x, dy, plus, dx, n, at, a, 1, added);                \
+    else FN(grad_apply_row)(x, dy, plus, dx, n, at, a, 0, added);
     if (plus) { VARIANT(1) }
     else { VARIANT(0) }
 #undef VARIANT
+    if (a->stream) STREAM_END;
 }
 
 /* hi, lo, sum of g and of g * (x - mean) of each row; as row_sums (rows.pxi). */
@@ -440,9 +455,9 @@ INLINE void FN(grad_apply_rows_any)(const GradRows *job, const double *q, const 
         Affine f = FN(row_affine)(job, row);
         f.q = q[row];
         f.r = r[row];
-        FN(grad_apply_any)(job->x + row * job->x_stride, job->dy + row * job->dy_stride,
+        FN(grad_apply_row)(job->x + row * job->x_stride, job->dy + row * job->dy_stride,
                            added ? job->plus + row * job->plus_stride : 0, job->dx + row * job->dx_stride,
-                           1, 0, 0, 0, job->n, 0, &f, 1, activation, added, 0);
+                           job->n, 0, &f, activation, added);
     }
 }
 
@@ -461,6 +476,7 @@ static void FN(grad_apply_rows)(const GradRows *job) {
     if (job->plus) { VARIANT(1) }
     else { VARIANT(0) }
 #undef VARIANT
+    if (job->affine.stream) STREAM_END;
 }
 
 static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
