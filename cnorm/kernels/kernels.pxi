@@ -97,6 +97,7 @@ cdef extern from "tiles.h" nogil:
                                   Py_ssize_t, const Affine *, int) noexcept nogil
         void (*grad_sums_rows)(GradRows *) noexcept nogil
         void (*grad_apply_rows)(const GradRows *) noexcept nogil
+        int (*grad_short_rows)(const GradRows *, double *, double *) noexcept nogil
         void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
         void (*parameter_sums)(const char **, const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                                const RowAffine *, int, double *, double *, double *) noexcept nogil

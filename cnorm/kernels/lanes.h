@@ -91,27 +91,36 @@ LANES_ARITHMETIC(f64, int64_t)
 
 /* ---- folding: lanes (i, i+8), (i, i+4), (i, i+2), (i, i+1), in double ---- */
 
-typedef double d8v __attribute__((vector_size(64)));
 typedef double d4v __attribute__((vector_size(32)));
 typedef double d2v __attribute__((vector_size(16)));
-typedef float f8v __attribute__((vector_size(32)));
+typedef float f4v __attribute__((vector_size(16)));
 
-INLINE double fold8(d8v a) {
-    union { d8v a; d4v h[2]; } e = {a};
-    union { d4v a; d2v h[2]; } q = {e.h[0] + e.h[1]};
+INLINE double fold4(d4v a) {
+    union { d4v a; d2v h[2]; } q = {a};
     d2v p = q.h[0] + q.h[1];
     return p[0] + p[1];
 }
 
-INLINE double f64_fold(f64l a) {
-    union { f64l a; d8v d; } u = {a};
-    return fold8(u.d);
+#if LANES_NATIVE == 64 /* the compiler splits these conversions in four */
+INLINE double fold8(__m512d a) {
+    return fold4((d4v)(_mm512_castpd512_pd256(a) + _mm512_extractf64x4_pd(a, 1)));
 }
-
+INLINE double f64_fold(f64l a) { return fold8((__m512d)a.v[0]); }
 INLINE double f32_fold(f32l a) {
-    union { f32l a; f8v h[2]; } u = {a};
-    return fold8(__builtin_convertvector(u.h[0], d8v) + __builtin_convertvector(u.h[1], d8v));
+    const __m512 v = (__m512)a.v[0];
+    return fold8(_mm512_cvtps_pd(_mm512_castps512_ps256(v)) + _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
 }
+#else
+INLINE double f64_fold(f64l a) {
+    union { f64l a; d4v h[2]; } u = {a};
+    return fold4(u.h[0] + u.h[1]);
+}
+INLINE double f32_fold(f32l a) {
+    union { f32l a; f4v h[4]; } u = {a};
+    return fold4((__builtin_convertvector(u.h[0], d4v) + __builtin_convertvector(u.h[2], d4v))
+               + (__builtin_convertvector(u.h[1], d4v) + __builtin_convertvector(u.h[3], d4v)));
+}
+#endif
 
 /* ---- square root (correctly rounded, so the same everywhere) ---- */
 

@@ -156,6 +156,7 @@ cdef void backward_slot_together(const Units *a, const Tiling *t, const Blocks *
                                  Py_ssize_t slot) noexcept nogil:
     cdef GradRows job
     cdef Py_ssize_t block, first
+    cdef double *sums = b.sums + slot * 3 * b.elements
     job.x_stride = a.x.stride[1]
     job.dy_stride = a.dy.stride[1]
     job.dx_stride = a.y.stride[1]
@@ -180,6 +181,8 @@ cdef void backward_slot_together(const Units *a, const Tiling *t, const Blocks *
         job.mean = a.mean + first if a.mean != NULL else NULL
         job.rstd = a.rstd + first
         t.loops.grad_sums_rows(&job)
+        if t.loops.grad_short_rows(&job, sums, sums + b.elements):
+            continue
         block_parameters(a, t, b, job.hi, job.lo, job.rstd, block, slot, 0, b.elements)
         t.loops.grad_apply_rows(&job)
 

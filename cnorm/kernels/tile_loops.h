@@ -448,7 +448,17 @@ static void FN(grad_sums_rows)(GradRows *job) {
     }
 }
 
-/* dx of each row; as finish_affine (segments.pxi). */
+/* q and r of each row; as finish_affine (segments.pxi). */
+static void FN(grad_coefficients)(const GradRows *job, double *q, double *r) {
+    const double count = (double)job->n;
+    for (ptrdiff_t row = 0; row < job->rows; ++row) {
+        const double rstd = job->rstd[row];
+        q[row] = rstd * rstd * job->sum_gd[row] / count;
+        r[row] = (job->centred ? rstd * job->sum_g[row] / count : 0) - job->lo[row] * rstd * q[row];
+    }
+}
+
+/* dx of each row. */
 INLINE void FN(grad_apply_rows_any)(const GradRows *job, const double *q, const double *r,
                                     const int activation, const int added) {
     for (ptrdiff_t row = 0; row < job->rows; ++row) {
@@ -462,13 +472,8 @@ INLINE void FN(grad_apply_rows_any)(const GradRows *job, const double *q, const 
 }
 
 static void FN(grad_apply_rows)(const GradRows *job) {
-    const double count = (double)job->n;
     double q[GRAD_ROWS], r[GRAD_ROWS];
-    for (ptrdiff_t row = 0; row < job->rows; ++row) {
-        const double rstd = job->rstd[row];
-        q[row] = rstd * rstd * job->sum_gd[row] / count;
-        r[row] = (job->centred ? rstd * job->sum_g[row] / count : 0) - job->lo[row] * rstd * q[row];
-    }
+    FN(grad_coefficients)(job, q, r);
 #define VARIANT(added)                                                                           \
     if (job->activation == 2) FN(grad_apply_rows_any)(job, q, r, 2, added);                      \
     else if (job->activation) FN(grad_apply_rows_any)(job, q, r, 1, added);                      \
@@ -792,6 +797,53 @@ static void FN(parameter_sums)(const char *const *x, const char *const *dy, ptrd
 #undef CALL
 }
 
+/* ---- rows of a few lanes, backward: what parameter_sums and grad_apply_rows do, in one visit ---- */
+
+INLINE void FN(grad_short_rows_any)(const GradRows *job, double *dw, double *db, const int K) {
+    const ptrdiff_t part = job->n % LANES;
+    double q[GRAD_ROWS], r[GRAD_ROWS];
+    AL weight[K], w[K], b[K];
+    FN(grad_coefficients)(job, q, r);
+#define EACH(k) _Pragma("GCC unroll 4") for (int k = 0; k < K; ++k)
+#define PART(k) ((k) == K - 1 ? part : 0)
+    EACH(k) {
+        weight[k] = FN(strip_vector)(job->affine.weight, k * LANES, PART(k));
+        w[k] = b[k] = SET(0);
+    }
+    for (ptrdiff_t row = 0; row < job->rows; ++row) {
+        const char *x = job->x + row * job->x_stride, *dy = job->dy + row * job->dy_stride;
+        char *dx = job->dx + row * job->dx_stride;
+        const AL hi = SET(job->hi[row]), lo = SET(job->lo[row]), rstd = SET(job->rstd[row]);
+        const AL q_ = SET(q[row]), r_ = SET(r[row]);
+        EACH(k) {
+            const AL d = SUB(FN(strip_load)(x, k * LANES, PART(k), hi), hi);
+            const AL g = FN(strip_load)(dy, k * LANES, PART(k), SET(0));
+            b[k] = ADD(b[k], g);
+            w[k] = ADD(w[k], MUL(g, MUL(SUB(d, lo), rstd)));
+            FN(strip_store)(dx, k * LANES, PART(k), SUB(SUB(MUL(g, MUL(rstd, weight[k])), r_),
+                                                        MUL(MUL(d, rstd), q_)), 0);
+        }
+    }
+    EACH(k) {
+        FN(strip_add)(dw, k * LANES, PART(k), w[k]);
+        FN(strip_add)(db, k * LANES, PART(k), b[k]);
+    }
+#undef PART
+#undef EACH
+}
+
+/* Whether the rows are that short, and plain; if so dw, db += the gradients of the parameters, and dx. */
+static int FN(grad_short_rows)(const GradRows *job, double *dw, double *db) {
+    if (job->activation || job->plus || job->affine.stream) return 0;
+    switch ((job->n + LANES - 1) / LANES) {
+        case 1: FN(grad_short_rows_any)(job, dw, db, 1); return 1;
+        case 2: FN(grad_short_rows_any)(job, dw, db, 2); return 1;
+        case 3: FN(grad_short_rows_any)(job, dw, db, 3); return 1;
+        case 4: FN(grad_short_rows_any)(job, dw, db, 4); return 1;
+        default: return 0;
+    }
+}
+
 /* ---- windows: rows are channels (channels first) or one row shifted (channels last, `wide`: of the
  * accumulation type). A window's sum and what it is for share a loop: one waits on additions, the
  * other on square roots and divisions. ---- */
@@ -905,7 +957,7 @@ static void FN(window_grad)(const char *const *shared, ptrdiff_t count, const ch
 static const Tile FN(tile) = {
     sizeof(S), sizeof(A), ACCUMULATOR, FN(rounded), FN(widen), FN(widen64), FN(head), FN(sums),
     FN(apply), FN(forward_rows), FN(apply_vector), FN(grad_sums), FN(grad_sums_vector), FN(grad_apply),
-    FN(grad_apply_vector), FN(grad_sums_rows), FN(grad_apply_rows), FN(add), FN(parameter_sums), FN(column_head), FN(column_sums), FN(column_apply),
+    FN(grad_apply_vector), FN(grad_sums_rows), FN(grad_apply_rows), FN(grad_short_rows), FN(add), FN(parameter_sums), FN(column_head), FN(column_sums), FN(column_apply),
     FN(column_grad_sums), FN(column_grad_apply),
     FN(window_apply), FN(window_prepare), FN(window_grad),
 };

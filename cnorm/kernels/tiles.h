@@ -97,6 +97,7 @@ typedef struct Tile {
                               ptrdiff_t at, const Affine *a, int activation);
     void (*grad_sums_rows)(GradRows *job);
     void (*grad_apply_rows)(const GradRows *job);
+    int (*grad_short_rows)(const GradRows *job, double *dw, double *db);
     void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);
     void (*parameter_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows, ptrdiff_t at,
                            ptrdiff_t columns, const RowAffine *a, int activation, double *dw,
