@@ -82,11 +82,13 @@ static double FN(head)(const char *source, ptrdiff_t n) {
     return (double)(A)(FOLD(sum) / n);
 }
 
-/* out = {sum of d, sum of d*d}, d = x - shift. Not centred: shift is 0 and the first sum is not taken. */
+/* out = {sum of d, sum of d*d}, d = x - shift. Not centred: shift is 0 and the first sum is not taken.
+ * Lanes are added up every CASCADE elements, so that an outlier meets few of the others. */
 INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n,
                          double shift, double *out, const int centred) {
-    const AL fill = SET(shift);
-    AL first0 = SET(0), first1 = first0, second0 = first0, second1 = first0;
+    const AL fill = SET(shift), zero = SET(0);
+    AL first0 = zero, first1 = zero, second0 = zero, second1 = zero, first = zero, second = zero;
+    ptrdiff_t since = 0;
 #define STEP(k, value)                                                                           \
     {                                                                                            \
         AL d = value;                                                                            \
@@ -96,9 +98,24 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
         }                                                                                        \
         second##k = ADD(second##k, MUL(d, d));                                                   \
     }
+#define ADD_UP                                                                                   \
+    {                                                                                            \
+        if (centred) first = ADD(first, ADD(first0, first1));                                    \
+        second = ADD(second, ADD(second0, second1));                                             \
+        first0 = first1 = second0 = second1 = zero;                                              \
+        since = 0;                                                                               \
+    }
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(source + run * stride);
         ptrdiff_t i = 0;
+        while (i + CASCADE < n) {
+            for (const ptrdiff_t stop = i + CASCADE; i < stop; i += 2 * LANES) {
+                STEP(0, LOAD(x + i))
+                STEP(1, LOAD(x + i + LANES))
+            }
+            ADD_UP
+        }
+        since += n - i;
         for (; i + 2 * LANES <= n; i += 2 * LANES) {
             STEP(0, LOAD(x + i))
             STEP(1, LOAD(x + i + LANES))
@@ -108,10 +125,13 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
             i += LANES;
         }
         if (i < n) STEP(1, LOAD_PART(x + i, n - i, fill))
+        if (since >= CASCADE) ADD_UP
     }
+    ADD_UP
+#undef ADD_UP
 #undef STEP
-    out[0] = centred ? FOLD(ADD(first0, first1)) : 0;
-    out[1] = FOLD(ADD(second0, second1));
+    out[0] = centred ? FOLD(first) : 0;
+    out[1] = FOLD(second);
 }
 
 static void FN(sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift,
@@ -307,10 +327,10 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
                               const Affine *a, double *out, const int vector, const int activation) {
     const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), fill = hi;
-    AL g0 = SET(0), g1 = g0, gd0 = g0, gd1 = g0, d0 = g0, s0 = g0, *on_slope = &s0;
-    for (ptrdiff_t run = 0; run < runs; ++run) {
-        const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
-        ptrdiff_t i = 0;
+    const AL zero = SET(0);
+    AL g0 = zero, g1 = zero, gd0 = zero, gd1 = zero, d0 = zero, s0 = zero, *on_slope = &s0;
+    AL sum_g = zero, sum_gd = zero;
+    ptrdiff_t since = 0;
 #define STEP(k, value, PIECE)                                                                    \
     {                                                                                            \
         const AL d = SUB(value, hi);                                                             \
@@ -321,21 +341,43 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
         gd##k = ADD(gd##k, MUL(g, d));                                                           \
         if (EXACT) d0 = ADD(d0, d);                                                              \
     }
-        for (; i + 2 * LANES <= n; i += LANES) {
-            STEP(0, LOAD(x + i), WHOLE)
-            i += LANES;
-            STEP(1, LOAD(x + i), WHOLE)
+#define TWO_STEPS                                                                                \
+    {                                                                                            \
+        STEP(0, LOAD(x + i), WHOLE)                                                              \
+        i += LANES;                                                                              \
+        STEP(1, LOAD(x + i), WHOLE)                                                              \
+        i += LANES;                                                                              \
+    }
+#define ADD_UP                                                                                   \
+    {                                                                                            \
+        sum_g = ADD(sum_g, ADD(g0, g1));                                                         \
+        sum_gd = ADD(sum_gd, ADD(gd0, gd1));                                                     \
+        g0 = g1 = gd0 = gd1 = zero;                                                              \
+        since = 0;                                                                               \
+    }
+    for (ptrdiff_t run = 0; run < runs; ++run) {
+        const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
+        ptrdiff_t i = 0;
+        while (i + CASCADE < n) {
+            for (const ptrdiff_t stop = i + CASCADE; i < stop; ) TWO_STEPS
+            ADD_UP
         }
+        since += n - i;
+        while (i + 2 * LANES <= n) TWO_STEPS
         if (i + LANES <= n) {
             STEP(0, LOAD(x + i), WHOLE)
             i += LANES;
         }
         if (i < n) STEP(1, LOAD_PART(x + i, n - i, fill), PART)
-#undef STEP
+        if (since >= CASCADE) ADD_UP
     }
+    ADD_UP
+#undef ADD_UP
+#undef TWO_STEPS
+#undef STEP
     (void)lo, (void)scale, (void)bias, (void)slope, (void)on_slope;
-    out[0] += FOLD(ADD(g0, g1));
-    out[1] += FOLD(ADD(gd0, gd1));
+    out[0] += FOLD(sum_g);
+    out[1] += FOLD(sum_gd);
     if (EXACT) out[2] += FOLD(d0);
     if (activation) out[3] += FOLD(s0);
 }

@@ -45,6 +45,9 @@ typedef struct {
     const void *slopes;
 } Response;
 
+/* Elements after which a sum's lanes are added to what came before; a multiple of two lanes. */
+enum { CASCADE = 256 };
+
 /* Whole rows, each one tile: what forward_rows takes, and the statistics it leaves. */
 enum { ROWS_TOGETHER = 16 };
 typedef struct {
