@@ -334,8 +334,9 @@ def test_data_is_on_disk_before_it_takes_the_place(tmp_path, monkeypatch, suffix
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX modes and links")
-def test_saving_keeps_the_mode_and_the_link(tmp_path):
-    real, link = tmp_path / "real.npz", tmp_path / "link.npz"
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_saving_keeps_the_mode_and_the_link(tmp_path, suffix):
+    real, link = tmp_path / f"real{suffix}", tmp_path / f"link{suffix}"
     checkpoint.save(real, {"a": np.zeros(3)})
     umask = os.umask(0)
     os.umask(umask)

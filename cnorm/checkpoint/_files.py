@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
+import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -71,9 +71,11 @@ def replacing(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))  # a symbolic link stays one
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
+        temporary.touch(exist_ok=False)
+        like = target if target.exists() else temporary
+        mode = stat.S_IMODE(like.stat().st_mode)
         yield temporary
-        if target.exists():
-            shutil.copymode(target, temporary)
+        temporary.chmod(mode)  # a library may have made a private file in its place
         _sync(temporary, os.O_RDWR)
         temporary.replace(target)
     finally:
