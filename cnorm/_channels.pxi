@@ -268,24 +268,74 @@ cdef object slope_gradient(cnp.ndarray per_channel, object negative_slope):
 
 
 # ---- running statistics ----
+#
+# A batch changes all of them, and their count, or nothing: what may fail, or run Python code, where an
+# interrupt may be raised, comes before the first of them is written.
 
-cdef int update_running(object running, double factor, cnp.ndarray batch, double divisor=1) except -1:
-    """running = (1 - factor) * running + factor * batch / divisor, in place, in double."""
-    cdef cnp.ndarray r
-    cdef Py_ssize_t i, n = cnp.PyArray_SIZE(batch), step
+cdef int track(object running_mean, object running_var, double factor, cnp.ndarray mean, cnp.ndarray var,
+               double divisor, object count) except -1:
+    """running = (1 - factor) * running + factor * batch, in double, the variance's batch over `divisor`;
+    count += 1. Each of the three may be None."""
+    cdef list targets, values
+    if in_place(running_mean) and in_place(running_var) and is_counter(count):
+        mix_in_place(running_mean, factor, mean, 1)
+        mix_in_place(running_var, factor, var, divisor)
+        if count is not None:
+            (<cnp.int64_t *> cnp.PyArray_DATA(count))[0] += 1
+        return 0
+    targets, values = [], []
+    if running_mean is not None:
+        targets.append(running_mean)
+        values.append(mixed(running_mean, factor, mean))
+    if running_var is not None:
+        targets.append(running_var)
+        values.append(mixed(running_var, factor, var / divisor))
+    if count is not None:
+        targets.append(count)
+        values.append(np.asarray(count + 1, count.dtype))
+    return assign(targets, values)
+
+
+cdef bint in_place(object running) except -1:
+    """Whether `mix_in_place` takes it: None, or a float32 vector."""
+    return running is None or (
+        plain_memory(running, "running statistics") and cnp.PyArray_NDIM(running) == 1
+        and native(running) and cnp.PyArray_TYPE(running) == cnp.NPY_FLOAT32)
+
+
+cdef bint is_counter(object count) except -1:
+    """Whether it is None, or one int64."""
+    return count is None or (
+        isinstance(count, np.ndarray) and cnp.PyArray_NDIM(count) == 0 and native(count)
+        and cnp.PyArray_TYPE(count) == cnp.NPY_INT64)
+
+
+cdef void mix_in_place(object running, double factor, cnp.ndarray batch, double divisor) noexcept:
+    cdef cnp.npy_intp i, step
     cdef char *p
-    cdef const double *b = data64(batch)
-    if plain_memory(running, "running statistics"):
-        r = running
-        if cnp.PyArray_NDIM(r) == 1 and native(r) and cnp.PyArray_TYPE(r) == cnp.NPY_FLOAT32:
-            p = cnp.PyArray_BYTES(r)
-            step = cnp.PyArray_STRIDE(r, 0)
-            for i in range(n):
-                (<float *> (p + i * step))[0] = <float> ((1 - factor) * <double> (<float *> (p + i * step))[0]
-                                                         + factor * (b[i] / divisor))
-            return 0
-    running[...] = ((1 - factor) * np.asarray(running, np.float64).reshape(-1)
-                    + factor * (batch / divisor)).reshape(np.shape(running))
+    cdef const double *b
+    if running is None:
+        return
+    p = cnp.PyArray_BYTES(running)
+    step = cnp.PyArray_STRIDE(running, 0)
+    b = data64(batch)
+    for i in range(cnp.PyArray_DIM(running, 0)):
+        (<float *> (p + i * step))[0] = <float> ((1 - factor) * <double> (<float *> (p + i * step))[0]
+                                                 + factor * (b[i] / divisor))
+
+
+cdef cnp.ndarray mixed(object running, double factor, cnp.ndarray batch):
+    """The same for any running statistic: its new value."""
+    wide = (1 - factor) * np.asarray(running, np.float64).reshape(-1) + factor * batch
+    return wide.reshape(running.shape).astype(running.dtype)
+
+
+cdef int assign(list targets, list values) except -1:
+    """Copy values into arrays of their dtypes: no Python code runs."""
+    for target in targets:
+        check_writable(target, "an array")
+    for i in range(len(targets)):
+        cnp.PyArray_CopyInto(targets[i], values[i])
     return 0
 
 

@@ -223,11 +223,10 @@ def switch_norm(
 def _track(running, s, momentum, using_moving_average):
     mean, var = s.means[-1], s.variances[-1]
     if using_moving_average:
-        F._update_running(running[0], 1 - momentum, mean)
-        F._update_running(running[1], 1 - momentum, var)
+        F._track(*running, 1 - momentum, mean, var)
     else:
-        running[0][...] += mean.reshape(running[0].shape)
-        running[1][...] += (mean**2 + var).reshape(running[1].shape)
+        sums = zip(running, (mean, mean**2 + var), strict=True)
+        F._assign(running, [total + batch.reshape(total.shape) for total, batch in sums])
 
 
 def _slopes(negative_slope):

@@ -248,11 +248,25 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
     array([[-1., -1.],
            [ 1.,  1.]], dtype=float32)
     """
+    return batch_forward(input, running_mean, running_var, None, weight, bias, training, momentum, eps, out,
+                         channel_axis, return_stats, negative_slope)
+
+
+def _counting_batch_norm(count, input, running_mean, running_var, weight, bias, training, momentum, eps, *,
+                         channel_axis, return_stats, negative_slope):
+    """`batch_norm` which, in training, also adds 1 to `count`, with the running statistics or not at all."""
+    return batch_forward(input, running_mean, running_var, count, weight, bias, training, momentum, eps, None,
+                         channel_axis, return_stats, negative_slope)
+
+
+cdef object batch_forward(object input, object running_mean, object running_var, object count, object weight,
+                          object bias, object training, object momentum, object eps, object out,
+                          object channel_axis, object return_stats, object negative_slope):
     cdef cnp.ndarray x = floats(input, "input")
     cdef bint with_statistics = return_stats  # before anything is written
     cdef int axis
     cdef Channels call
-    cdef Py_ssize_t count
+    cdef Py_ssize_t size
     check_dims(x, "batch_norm", 2)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     if axis == 0:
@@ -261,8 +275,8 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
     if not training and running_mean is None:
         raise RuntimeError("running_mean must be defined in evaluation mode")
     call = Channels(x, 0, axis, 0)
-    count = call.unit_size()
-    if training and count == 1:
+    size = call.unit_size()
+    if training and size == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {sizes(x)}")
     check_eps("batch_norm", eps, training)
     call.eps = eps
@@ -270,14 +284,17 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
     if training:
         check_writable(running_mean, "running_mean")
         check_writable(running_var, "running_var")
+        check_writable(count, "num_batches_tracked")
         call.new_statistics()
     else:
         given_statistics(call, running_mean, running_var, eps)
-    y = call.forward(out)
-    if training and running_mean is not None and call.elements:
-        update_running(running_mean, momentum, call.mean)
-        update_running(running_var, momentum, call.m2, count - 1)
-    return with_stats(call, y, with_statistics, (call.channels,))
+    result = with_stats(call, call.forward(out), with_statistics, (call.channels,))
+    if training:
+        if running_mean is None or call.elements == 0:  # nothing that statistics could take
+            track(None, None, 0, None, None, 1, count)
+        else:
+            track(running_mean, running_var, momentum, call.mean, call.m2, size - 1, count)
+    return result
 
 
 cdef int given_statistics(Channels call, object mean, object var, double eps) except -1:
@@ -430,12 +447,12 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
         call.new_statistics()
     else:
         given_statistics(call, running_mean, running_var, eps)
-    y = call.forward(out)
+    share = (call.samples, call.channels)
+    result = with_stats(call, call.forward(out), with_statistics, share)
     if use_input_stats and running_mean is not None and call.elements:
-        share = (call.samples, call.channels)
-        update_running(running_mean, momentum, call.mean.reshape(share).mean(0))
-        update_running(running_var, momentum, call.m2.reshape(share).mean(0), count - 1)
-    return with_stats(call, y, with_statistics, (call.samples, call.channels))
+        track(running_mean, running_var, momentum, call.mean.reshape(share).mean(0),
+              call.m2.reshape(share).mean(0), count - 1, None)
+    return result
 
 
 def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_input_stats=True,
@@ -1170,9 +1187,24 @@ def _grad_apply(grad_output, input, mean, lo, rstd, weight, bias, sums, count, *
     return call.backward(dy, out, np.ascontiguousarray(sums), 2, count)[0]
 
 
+def _track(running_mean, running_var, factor, mean, var, count=None):
+    """running = (1 - factor) * running + factor * batch, in place, and count += 1: all of it or nothing."""
+    for running in (running_mean, running_var, count):
+        check_writable(running, "a running statistic")
+    track(running_mean, running_var, factor, doubles(mean, "mean").reshape(-1),
+          doubles(var, "var").reshape(-1), 1, count)
+
+
 def _update_running(running, factor, batch):
     """running = (1 - factor) * running + factor * batch, in place."""
-    update_running(running, factor, np.ascontiguousarray(batch, np.float64).reshape(-1))
+    check_writable(running, "a running statistic")
+    track(running, None, factor, doubles(batch, "batch").reshape(-1), None, 1, None)
+
+
+def _assign(targets, values):
+    """Copy values into arrays of their shapes, cast: all or none."""
+    assign(list(targets), [np.asarray(value, target.dtype).reshape(target.shape)
+                           for target, value in zip(targets, values, strict=True)])
 
 
 def _checked_gradient(grad_output, input):

@@ -105,15 +105,22 @@ class Module(Traversal, Conversion, State):
         *pairs : (Parameter or None, ndarray)
             Each parameter and what to add to its gradient; None and frozen ones are passed over.
         """
+        # A new array each time, never in place: whoever holds the old one can put it back.
         totals = [
-            (parameter, parameter._plus_grad(grad))
+            (parameter, parameter._grad, parameter._plus_grad(grad))
             for parameter, grad in pairs
             if parameter is not None and parameter.requires_grad
         ]
-        # A new array each time, never in place: whoever holds the old one can put it back.
-        for parameter, total in totals:
-            parameter._grad = total
-        self.__dict__["_kept"] = None
+        kept = self._kept
+        try:
+            for parameter, _, total in totals:
+                parameter._grad = total
+            self.__dict__["_kept"] = None
+        except BaseException:  # an interrupt
+            for parameter, before, _ in totals:
+                parameter._grad = before
+            self.__dict__["_kept"] = kept
+            raise
 
     def train(self, mode=True):
         """Set training mode, here and in all children; returns the module."""

@@ -117,6 +117,8 @@ class LazyNorm:
         for name, start in _START.items():
             if isinstance(array := getattr(self, name), _Uninitialized):
                 setattr(self, name, array.materialize((num_features,), start))
+        if self.num_batches_tracked is not None:  # a new one too: the old is for the way back
+            self.num_batches_tracked = self.num_batches_tracked.copy()
         self.num_features = num_features
         self.__class__ = self.cls_to_become
 

@@ -17,22 +17,14 @@ class _BatchNorm(RunningNorm):
 
     def _normalize(self, input, keep, slope, use_input_stats, running_mean, running_var):
         count = self.num_batches_tracked if self.training and self.track_running_stats else None
-        before = 0 if count is None else int(count)
-        if count is not None:
-            count[()] = before + 1  # first: where it cannot be written, no statistic is either
         momentum = self.momentum
         if momentum is None:  # the average of all batches, each with the same weight
-            momentum = 0.0 if count is None else 1 / (before + 1)
-        try:
-            result = F.batch_norm(
-                input, running_mean, running_var, self.weight, self.bias, use_input_stats,
-                momentum, self.eps, channel_axis=self.channel_axis, return_stats=keep,
-                negative_slope=slope,
-            )  # fmt: skip
-        except BaseException:
-            if count is not None:
-                count[()] = before
-            raise
+            momentum = 0.0 if count is None else 1 / (int(count) + 1)
+        result = F._counting_batch_norm(
+            count, input, running_mean, running_var, self.weight, self.bias, use_input_stats,
+            momentum, self.eps, channel_axis=self.channel_axis, return_stats=keep,
+            negative_slope=slope,
+        )  # fmt: skip
         return (result[0], (use_input_stats, *result[1:])) if keep else (result, None)
 
     def _backward(self, grad_output, slope, input, use_input_stats, mean, rstd):

@@ -54,8 +54,7 @@ class _SwitchNorm(Norm):
         with self._lock:
             mean = self.running_mean / num_batches
             var = self.running_var / num_batches - mean**2
-            self.running_mean[...] = mean
-            self.running_var[...] = np.maximum(var, 0)
+            F._assign((self.running_mean, self.running_var), (mean, np.maximum(var, 0)))
 
     def _check_input_dim(self, input):
         if input.ndim != self._rank:

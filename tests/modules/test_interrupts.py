@@ -1,0 +1,151 @@
+"""Interrupts, wherever they come: a call has changed everything that it changes, or nothing."""
+
+import copy
+import itertools
+import os
+import random
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cnorm
+
+INTERRUPTS = int(os.environ.get("CNORM_INTERRUPTS", "200"))  # of each case, by signals
+PACKAGE = str(Path(cnorm.__file__).parent)
+
+
+def trained(norm, *shape):
+    """Steps that train: forward changes the statistics, backward the gradients."""
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    steps = [lambda norm: norm(x), lambda norm: norm.backward(x)]
+    return norm, steps * 4
+
+
+def loaded(net):
+    other = copy.deepcopy(net)
+    other(np.ones((4, 3), np.float32))
+    shapes = {name: array.shape for name, array in other.state_dict().items()}
+    twos, threes = ({k: np.full(shape, v) for k, shape in shapes.items()} for v in (2.0, 3.0))
+    steps = [lambda net: net.load_state_dict(twos), lambda net: net.load_state_dict(threes)]
+    return net, steps * 4
+
+
+CASES = {
+    "batch": lambda: trained(cnorm.BatchNorm1d(3), 4, 3),
+    "batch, average": lambda: trained(cnorm.BatchNorm2d(3, momentum=None).double(), 2, 3, 4, 4),
+    "batch, half": lambda: trained(cnorm.BatchNorm1d(3, activation=cnorm.PReLU(3)).half(), 4, 3),
+    "lazy batch": lambda: trained(cnorm.LazyBatchNorm1d(), 4, 3),
+    "instance": lambda: trained(cnorm.InstanceNorm1d(3, 1e-5, 0.1, True, True), 2, 3, 5),
+    "instance, double": lambda: trained(cnorm.LazyInstanceNorm1d().double(), 2, 3, 5),
+    "switch": lambda: trained(cnorm.SwitchNorm1d(3), 4, 3),
+    "switch, double": lambda: trained(cnorm.SwitchNorm2d(3).double(), 2, 3, 4, 4),
+    "switch, sums": lambda: trained(cnorm.SwitchNorm2d(3, using_moving_average=False), 2, 3, 4, 4),
+    "layer": lambda: trained(cnorm.LayerNorm(3, activation=cnorm.PReLU()), 4, 3),
+    "sequential": lambda: trained(
+        cnorm.Sequential(cnorm.LayerNorm(3), cnorm.BatchNorm1d(3), cnorm.PReLU(3)), 4, 3
+    ),
+    "load": lambda: loaded(cnorm.Sequential(cnorm.LayerNorm(3), cnorm.BatchNorm1d(3))),
+    "load, lazy": lambda: loaded(cnorm.Sequential(cnorm.LayerNorm(3), cnorm.LazyBatchNorm1d())),
+}
+
+
+def state(module):
+    """What must not tear, as a value that can be compared."""
+    kinds = tuple(type(m).__name__ for m in module.modules())
+    arrays = (np.asarray(a) for a in module.state_dict().values())
+    grads = (None if p.grad is None else p.grad.tobytes() for p in module.parameters())
+    return kinds, tuple(a.tobytes() for a in arrays), tuple(grads)
+
+
+def states(module, steps):
+    """Before the first step, and after each."""
+    module = copy.deepcopy(module)
+    return [state(module), *(state(module) for step in steps if step(module) is not NotImplemented)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_interrupt_at_every_line(case):
+    original, steps = CASES[case]()
+    steps = steps[:2]
+    allowed = states(original, steps)
+    assert len(set(allowed)) > 1, "the steps change nothing"
+    for k in itertools.count(1):
+        module = copy.deepcopy(original)
+        interrupted = _run(module, steps, at_line=k)
+        assert state(module) in allowed, f"torn by an interrupt at line {k}"
+        if not interrupted:
+            break
+    assert k > 10
+
+
+def _run(module, steps, at_line):
+    """Run the steps; whether they came to that line of the package, and were interrupted there."""
+    lines = 0
+
+    def trace(frame, event, arg):
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        lines += event == "line"
+        if event == "line" and lines == at_line:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for step in steps:
+            step(module)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
+@pytest.mark.parametrize("case", CASES)
+def test_real_signals(case):
+    original, steps = CASES[case]()
+    allowed = set(states(original, steps))
+    pick = random.Random(case)
+    longest, interrupted = 1e-4, 0
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(INTERRUPTS):
+            module = copy.deepcopy(original)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, pick.uniform(1e-6, longest))
+                for step in steps:
+                    step(module)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                longest *= 0.95
+            except KeyboardInterrupt:
+                interrupted += 1
+                longest *= 1.05
+            assert state(module) in allowed
+            assert _is_free(module), "a lock is still held"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > INTERRUPTS / 5
+
+
+def _is_free(module):
+    """Whether another thread could take every lock."""
+    free = []
+
+    def take():
+        for m in module.modules():
+            free.append(m._lock.acquire(blocking=False))
+            if free[-1]:
+                m._lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return all(free)
