@@ -2,8 +2,9 @@
 
 The number is, in this order: that of the innermost ``num_threads`` block of this Python thread,
 the last ``set_num_threads``, ``CNORM_NUM_THREADS``, ``OMP_NUM_THREADS``, the processors that this
-process may use (affinity and container limits included). A limit set through ``threadpoolctl``
-applies on top, and small calls run on one thread whatever the number.
+process may use (affinity and container limits included). A lower number that OpenMP was given, by
+``threadpoolctl`` or another library, before this import or after it, applies on top, and small
+calls run on one thread whatever the number.
 
 GNU OpenMP hangs in a forked child that enters a parallel region, so a forked child runs serially.
 """
@@ -26,20 +27,19 @@ def _container_limit():
 
 def _processors():
     try:
-        allowed = len(os.sched_getaffinity(0))
+        return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS or Windows
-        allowed = os.cpu_count() or 1
-    return min(allowed, _container_limit() or allowed)
+        return os.cpu_count() or 1
 
 
-def _default():
-    for name in ("CNORM_NUM_THREADS", "OMP_NUM_THREADS"):
-        value = os.environ.get(name, "").split(",")[0].strip()
-        if value.isdigit() and int(value) > 0:
-            return int(value)
-        if value and name.startswith("CNORM"):
-            raise ValueError(f"{name} must be a positive integer, but got {value!r}")
-    return _processors()
+def _from_environment(name):
+    """The number that a variable holds; None where it holds none."""
+    value = os.environ.get(name, "").split(",")[0].strip()
+    if value.isdigit() and int(value) > 0:
+        return int(value)
+    if value and name.startswith("CNORM"):
+        raise ValueError(f"{name} must be a positive integer, but got {value!r}")
+    return None
 
 
 def _checked(n):
@@ -101,6 +101,17 @@ def num_threads(n):
         functional._override_threads(before)
 
 
-functional._set_threads(_default())
+def _start():
+    of_openmp = _from_environment("OMP_NUM_THREADS")
+    number = _from_environment("CNORM_NUM_THREADS") or of_openmp
+    allowed = _processors()  # now: later it may be a thread bound to one of them that asks
+
+    def default():  # later: it reads a file, which an import should not
+        return min(allowed, _container_limit() or allowed)
+
+    functional._start_threads(number or 0, of_openmp or 0, default)
+
+
+_start()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=functional._forked)

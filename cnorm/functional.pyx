@@ -63,6 +63,7 @@ cdef extern from *:
     static int cnorm_openmp(void) { return 1; }
     #else
     static int omp_get_max_threads(void) { return 1; }
+    static int omp_get_num_procs(void) { return 1; }
     static int cnorm_openmp(void) { return 0; }
     #endif
     #if defined(_MSC_VER) && !defined(__clang__)
@@ -75,6 +76,7 @@ cdef extern from *:
     static void cnorm_set_override(int n) { cnorm_override = n; }
     """
     int omp_get_max_threads() noexcept nogil
+    int omp_get_num_procs() noexcept nogil
     int cnorm_openmp() noexcept nogil
     int cnorm_get_override() noexcept nogil
     void cnorm_set_override(int n) noexcept nogil
@@ -82,7 +84,9 @@ cdef extern from *:
 # ---- the kernels in use; _dispatch chooses, _threads decides how many threads ----
 
 cdef Kernels *kernels
-cdef int max_threads = 1, openmp_default = omp_get_max_threads()
+cdef int max_threads = 0      # 0: `default_threads` says, when it is first needed
+cdef int openmp_default = 1   # what OpenMP allows until somebody limits it
+cdef object default_threads
 cdef bint serial_child = False
 
 
@@ -90,6 +94,14 @@ def _use(table):
     """Take the kernels of another build."""
     global kernels
     kernels = <Kernels *> PyCapsule_GetPointer(table, b"cnorm.kernels")
+
+
+def _start_threads(int number, int of_openmp, default):
+    """The process's number, or 0 for what `default` will return, and OpenMP's, or 0 for its own."""
+    global max_threads, openmp_default, default_threads
+    max_threads = number
+    openmp_default = of_openmp or omp_get_num_procs()
+    default_threads = default
 
 
 def _set_threads(int n):
@@ -119,17 +131,22 @@ def _forked():
     recycle_forked()
 
 
-cdef int allowed_threads() noexcept:
-    cdef int n = cnorm_get_override() or max_threads, limit
+cdef int allowed_threads() except -1:
+    global max_threads
+    cdef int n = cnorm_get_override(), limit
     if serial_child or not cnorm_openmp():
         return 1
+    if n == 0:
+        if max_threads == 0:
+            max_threads = default_threads()
+        n = max_threads
     limit = omp_get_max_threads()
     if limit < openmp_default and limit < n:  # somebody (threadpoolctl) limited OpenMP
         n = limit
     return n
 
 
-cdef inline int threads_for(Py_ssize_t size) noexcept:
+cdef inline int threads_for(Py_ssize_t size) except -1:
     """Threads for a call that reads so many bytes: entering a parallel region must pay."""
     if size < PARALLEL or max_threads == 1 and cnorm_get_override() == 0:
         return 1

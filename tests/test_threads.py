@@ -173,6 +173,28 @@ def test_a_bad_environment_is_named_at_import(environment, word):
     assert word in done.stderr
 
 
+def test_a_limit_from_before_the_import():
+    pytest.importorskip("threadpoolctl")
+    if not F._has_openmp():
+        pytest.skip("this cnorm was built without OpenMP")
+    code = """
+import cnorm, threadpoolctl
+print(*[p["filepath"] for p in threadpoolctl.threadpool_info() if p["user_api"] == "openmp"])
+"""
+    (library,) = _python(code).stdout.split()
+    code = f"""
+import ctypes
+openmp = ctypes.CDLL({library!r})
+openmp.omp_set_num_threads(1)
+import cnorm
+print(cnorm.get_num_threads())
+openmp.omp_set_num_threads(3)
+print(cnorm.get_num_threads())
+"""
+    done = _python(code, OMP_NUM_THREADS="3")
+    assert done.stdout.split() == ["1", "3"], done.stderr
+
+
 def test_threadpoolctl_sees_and_limits(rng):
     threadpoolctl = pytest.importorskip("threadpoolctl")
     x = rng.normal(size=(500, 700)).astype(np.float32)
@@ -187,3 +209,68 @@ print(len(pools) > 0 or not cnorm.functional._has_openmp())
 """
     done = _python(code)
     assert done.stdout.strip() == "True", done.stderr
+
+
+# What each does on threads of its own, as a number.
+OTHERS = {
+    "torch": """
+import torch
+def other():
+    return float(torch.arange(1e6).reshape(1000, 1000).softmax(1).sum())
+""",
+    "sklearn": """
+from sklearn.cluster import KMeans
+def other():
+    points = np.random.default_rng(0).normal(size=(5000, 4))
+    return round(float(KMeans(4, n_init=1, random_state=0).fit(points).inertia_), 3)
+""",
+    "numba": """
+import numba
+numba.config.THREADING_LAYER = "omp"
+@numba.njit(parallel=True)
+def other():
+    total = 0
+    for i in numba.prange(1000000):
+        total += i
+    return total
+""",
+}
+BESIDE = """
+import threading
+import numpy as np
+import threadpoolctl
+{imports}
+import cnorm.functional as F
+
+x = (np.arange(900_000) % 1013).astype(np.float32).reshape(30, 30, 1000)
+def digest():
+    y, mean, rstd = F.batch_norm(x, training=True, return_stats=True)
+    return hash((y.tobytes(), *[g.tobytes() for g in F.batch_norm_backward(x, x, mean, rstd)]))
+
+with cnorm.num_threads(2):
+    alone, theirs = digest(), other()
+    wrong = []
+    def work():
+        with cnorm.num_threads(2):
+            wrong.extend(d for d in (digest() for _ in range(20)) if d != alone)
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert [other() for _ in range(20)] == [theirs] * 20
+    thread.join()
+    assert not wrong
+with threadpoolctl.threadpool_limits(1):
+    assert cnorm.get_num_threads() == 1
+    assert (digest(), other()) == (alone, theirs)
+print(alone)
+"""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_beside_another_library_in_either_order(name):
+    pytest.importorskip(name)
+    pytest.importorskip("threadpoolctl")
+    orders = [OTHERS[name] + "import cnorm", "import cnorm" + OTHERS[name]]
+    scripts = [BESIDE.format(imports=imports) for imports in (*orders, "import cnorm\nother = int")]
+    runs = [_python(script, PYTHONHASHSEED="0") for script in scripts]
+    assert [run.returncode for run in runs] == [0] * 3, "".join(run.stderr for run in runs)
+    assert len({run.stdout for run in runs}) == 1, "the bits depend on what else was imported"
