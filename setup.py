@@ -89,7 +89,11 @@ def extension(name, flags=(), depends=(), **kwargs):
         f"cnorm.{name}",
         [f"cnorm/{name.replace('.', '/')}.pyx"],
         include_dirs=["cnorm", "cnorm/kernels", numpy.get_include()],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        # Headers of NumPy 2.0 hide what earlier ones lack, such as allocators, unless told not to.
+        define_macros=[
+            ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
+            ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"),
+        ],
         extra_compile_args=[*FLAGS, *flags],
         depends=list(depends),
         **kwargs,

@@ -269,7 +269,7 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
                          channel_axis, return_stats, negative_slope)
 
 
-def _counting_batch_norm(count, input, running_mean, running_var, weight, bias, training, momentum, eps, *,
+def _batch_norm_counting(count, input, running_mean, running_var, weight, bias, training, momentum, eps, *,
                          channel_axis, return_stats, negative_slope):
     """`batch_norm` which, in training, also adds 1 to `count`, with the running statistics or not at all."""
     return batch_forward(input, running_mean, running_var, count, weight, bias, training, momentum, eps, None,

@@ -20,7 +20,7 @@ class _BatchNorm(RunningNorm):
         momentum = self.momentum
         if momentum is None:  # the average of all batches, each with the same weight
             momentum = 0.0 if count is None else 1 / (int(count) + 1)
-        result = F._counting_batch_norm(
+        result = F._batch_norm_counting(
             count, input, running_mean, running_var, self.weight, self.bias, use_input_stats,
             momentum, self.eps, channel_axis=self.channel_axis, return_stats=keep,
             negative_slope=slope,

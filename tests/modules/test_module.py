@@ -100,7 +100,7 @@ def test_conversion(method, dtype):
     assert net.norm.num_batches_tracked.dtype == np.int64
     assert net.other.weight is net.norm.weight
     assert net.norm.weight.grad.dtype == dtype
-    assert net(np.ones((4, 3), dtype)).dtype == dtype
+    assert net.norm(np.ones((4, 3), dtype)).dtype == dtype
 
 
 def test_to():
