@@ -69,3 +69,85 @@ def test_peak_memory_of_every_operation(elsewhere):
     for name, (forward, backward, size) in json.loads(done.stdout).items():
         assert forward < size / 4, name
         assert backward < size / 4, name
+
+
+# Forward and backward of each layer with less and less memory left to take.
+EXHAUSTED = """
+import copy, resource
+import numpy as np, cnorm
+
+def size():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+def state(module):
+    arrays = [*module.state_dict().values(), *[p.grad for p in module.parameters()]]
+    return [None if a is None else np.asarray(a).tobytes() for a in arrays]
+
+def attempt(call, limit):
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size() + limit, before[1]))
+    try:
+        return call()
+    except MemoryError:
+        return None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+cnorm.set_num_threads(2)
+cnorm.set_cache_limit(0)
+shape = (16, 64, 32, 32)
+x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+layers = {
+    "batch": (cnorm.BatchNorm2d(64, activation=cnorm.PReLU(64)), x),
+    "batch, channels last": (cnorm.BatchNorm2d(64), last),
+    "batch, double": (cnorm.BatchNorm2d(64).double(), x),
+    "lazy batch": (cnorm.LazyBatchNorm2d(), x),
+    "instance": (cnorm.InstanceNorm2d(64, affine=True, track_running_stats=True), x),
+    "switch": (cnorm.SwitchNorm2d(64), last),
+    "switch of rows": (cnorm.SwitchNorm1d(1024), x.reshape(-1, 1024)),
+    "group": (cnorm.GroupNorm(8, 64), last),
+    "layer": (cnorm.LayerNorm(32), x),
+    "response": (cnorm.LocalResponseNorm(5), x),
+}
+refused = 0
+for name, (module, x) in layers.items():
+    fresh = copy.deepcopy(module)
+    module(x)  # the whole pass, with memory, and with threads that have started
+    forward = state(module)
+    module.backward(x)
+    backward = state(module)
+    for share in (0.02, 0.3, 0.7, 1.1, 1.6, 2.2, 3.3, 5):
+        module = copy.deepcopy(fresh)
+        done = attempt(lambda: module(x), int(share * x.nbytes))
+        if done is None:
+            refused += 1
+            assert type(module) is type(fresh) and state(module) == state(fresh), name
+            assert module._kept is None, name
+            module(x)
+        assert state(module) == forward, name
+        del done
+        done = attempt(lambda: module.backward(x), int(share * x.nbytes))
+        if done is None:
+            refused += 1
+            assert state(module) == forward, name
+            module.backward(x)
+        assert state(module) == backward, name
+        del done
+print(refused)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="limited through Linux")
+def test_what_cannot_be_allocated_leaves_the_module_as_it_was(elsewhere):
+    # Large blocks go back to the system when they are freed, so that the limit is on all of them.
+    done = subprocess.run(
+        [sys.executable, "-c", EXHAUSTED],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 40  # of 160 attempts: at least a whole result is needed
