@@ -3,7 +3,7 @@ PYTHON ?= python
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
 SANITIZED := tests/test_operations.py tests/test_forward.py tests/test_backward.py tests/test_epilogue.py
 
-.PHONY: build test test-large bench lint asan docs clean
+.PHONY: build test test-large bench lint asan memcheck docs clean
 
 build:
 	$(PYTHON) setup.py build_ext --inplace
@@ -32,6 +32,12 @@ asan:
 	cd build/asan && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 		$(PYTHON) -m pytest -q $(SANITIZED)
+
+# On the AVX2 build, or the baseline: valgrind's processor has no AVX-512. Every array is a block of
+# its own of the system's allocator, whose ends valgrind guards. Of the cnorm that is installed.
+memcheck:
+	PYTHONMALLOC=malloc OPENBLAS_NUM_THREADS=1 valgrind --quiet --error-exitcode=1 --num-callers=60 \
+		--suppressions=tools/memcheck.supp $(PYTHON) tests/memcheck.py
 
 docs: build
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
