@@ -206,6 +206,8 @@ def switch_norm(
     channels = _check(x, channel_axis, running, mean_weight, var_weight, training)
     w, b = _vector(weight, channels, "weight"), _vector(bias, channels, "bias")
     p_mean, p_var = _softmax(mean_weight), _softmax(var_weight)
+    if training and running_mean is not None:
+        momentum = float(momentum)
     if x.ndim == 2:
         s = _table_statistics(x, running, p_mean, p_var, training, eps)
         y = _table_apply(x, s, w, b, out, negative_slope)

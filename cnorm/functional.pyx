@@ -284,6 +284,7 @@ cdef object batch_forward(object input, object running_mean, object running_var,
     cdef int axis
     cdef Channels call
     cdef Py_ssize_t size
+    cdef double factor = 0
     check_dims(x, "batch_norm", 2)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     if axis == 0:
@@ -302,6 +303,7 @@ cdef object batch_forward(object input, object running_mean, object running_var,
         check_writable(running_mean, "running_mean")
         check_writable(running_var, "running_var")
         check_writable(count, "num_batches_tracked")
+        factor = 0 if running_mean is None else momentum
         call.new_statistics()
     else:
         given_statistics(call, running_mean, running_var, eps)
@@ -310,7 +312,7 @@ cdef object batch_forward(object input, object running_mean, object running_var,
         if running_mean is None or call.elements == 0:  # nothing that statistics could take
             track(None, None, 0, None, None, 1, count)
         else:
-            track(running_mean, running_var, momentum, call.mean, call.m2, size - 1, count)
+            track(running_mean, running_var, factor, call.mean, call.m2, size - 1, count)
     return result
 
 
@@ -338,12 +340,17 @@ cdef object channels_backward(object grad_output, object input, object mean, obj
     """Backward of batch (kind 0), instance (1) and group norm (2)."""
     cdef cnp.ndarray x = floats(input, "input")
     cdef cnp.ndarray dy = gradient_like(grad_output, x)
-    cdef int axis = axis_of(channel_axis, cnp.PyArray_NDIM(x)), batch = 0
-    cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis)
+    cdef int axis, batch = 0
+    cdef Py_ssize_t channels
     cdef Channels call
+    check_dims(x, ("batch_norm_backward", "instance_norm_backward", "group_norm_backward")[kind], 2)
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    channels = cnp.PyArray_DIM(x, axis)
     if kind == 1:
         batch = -1 if axis == 0 else 0
         groups = channels
+    elif axis == 0:
+        raise ValueError("channel_axis 0 is the batch")
     call = Channels(x, batch, axis, groups if kind else 0)
     check_length(weight, "weight", channels)
     check_length(bias, "bias", channels)
@@ -446,6 +453,7 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     cdef int axis, batch
     cdef Channels call
     cdef Py_ssize_t count
+    cdef double factor = 0
     check_dims(x, "instance_norm", 2)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     batch = -1 if axis == 0 else 0
@@ -461,13 +469,14 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     if use_input_stats:
         check_writable(running_mean, "running_mean")
         check_writable(running_var, "running_var")
+        factor = 0 if running_mean is None else momentum
         call.new_statistics()
     else:
         given_statistics(call, running_mean, running_var, eps)
     share = (call.samples, call.channels)
     result = with_stats(call, call.forward(out), with_statistics, share)
     if use_input_stats and running_mean is not None and call.elements:
-        track(running_mean, running_var, momentum, call.mean.reshape(share).mean(0),
+        track(running_mean, running_var, factor, call.mean.reshape(share).mean(0),
               call.m2.reshape(share).mean(0), count - 1, None)
     return result
 
