@@ -1221,12 +1221,6 @@ def _track(running_mean, running_var, factor, mean, var, count=None):
           doubles(var, "var").reshape(-1), 1, count)
 
 
-def _update_running(running, factor, batch):
-    """running = (1 - factor) * running + factor * batch, in place."""
-    check_writable(running, "a running statistic")
-    track(running, None, factor, doubles(batch, "batch").reshape(-1), None, 1, None)
-
-
 def _assign(targets, values):
     """Copy values into arrays of their shapes, cast: all or none."""
     assign(list(targets), [np.asarray(value, target.dtype).reshape(target.shape)

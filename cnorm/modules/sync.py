@@ -121,13 +121,12 @@ class SyncBatchNorm(_BatchNorm):
     def _track(self, running_mean, running_var, count, mean, m2):
         tracked = self.num_batches_tracked if self.track_running_stats else None
         momentum = self.momentum
-        if tracked is not None:
-            tracked[()] += 1  # first: where it cannot be written, no statistic is either
         if momentum is None:
-            momentum = 0.0 if tracked is None else 1 / int(tracked)
-        if running_mean is not None and count:
-            F._update_running(running_mean, momentum, mean)
-            F._update_running(running_var, momentum, m2 / (count - 1))
+            momentum = 0.0 if tracked is None else 1 / (int(tracked) + 1)
+        if running_mean is None or not count:  # the empty batch changes no statistic
+            running_mean = running_var = None
+        var = m2 / (count - 1) if count else m2
+        F._track(running_mean, running_var, momentum, mean, var, tracked)
 
     def backward(self, grad_output):
         # As forward talked, whatever was switched since.
