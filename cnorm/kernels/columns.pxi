@@ -497,9 +497,8 @@ cdef int columns_forward(Columns *a) noexcept nogil:
     if a.shape[0] >= 2 * a.threads and a.threads > 1:
         for i in prange(a.shape[0], num_threads=a.threads, schedule="dynamic",
                         chunksize=chunk_of(a.shape[0], a.threads)):
-            if forward_sample(a, &l, i, 1) < 0:
-                failed = -1
-        return failed
+            failed += forward_sample(a, &l, i, 1)  # summed over the threads
+        return -1 if failed else 0
     for i in range(a.shape[0]):
         if forward_sample(a, &l, i, a.threads) < 0:
             return -1
@@ -650,9 +649,8 @@ cdef int columns_backward(Columns *a) noexcept nogil:
     if a.shape[0] >= 2 * a.threads and a.threads > 1:
         for i in prange(a.shape[0], num_threads=a.threads, schedule="dynamic",
                         chunksize=chunk_of(a.shape[0], a.threads)):
-            if backward_sample(a, &l, i, 1) < 0:
-                failed = -1
-        return failed
+            failed += backward_sample(a, &l, i, 1)  # summed over the threads
+        return -1 if failed else 0
     for i in range(a.shape[0]):
         if backward_sample(a, &l, i, a.threads) < 0:
             return -1

@@ -197,9 +197,8 @@ cdef int window_both(const Window *a, bint backward) noexcept nogil:
     stretch = chunk_of(items, a.threads)
     stretches = (items + stretch - 1) // stretch
     for i in prange(stretches, num_threads=a.threads, schedule="dynamic"):
-        if window_stretch(a, i * stretch, min((i + 1) * stretch, items), backward) < 0:
-            failed = -1
-    return failed
+        failed += window_stretch(a, i * stretch, min((i + 1) * stretch, items), backward)  # over the threads
+    return -1 if failed else 0
 
 
 cdef int window_forward(Window *a) noexcept nogil:
