@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v "${1:-python3}")
 work=$(mktemp -d)
-:  'rm -rf "$work"' EXIT
+trap 'rm -rf "$work"' EXIT
 export PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 MPLBACKEND=agg
 unset PYTHONPATH
 
