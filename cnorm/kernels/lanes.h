@@ -22,7 +22,11 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__SANITIZE_ADDRESS__) /* a check for every load, and inlined: minutes to compile */
+#define INLINE static inline
+#else
 #define INLINE static inline __attribute__((always_inline))
+#endif
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define LANES_NATIVE 64
