@@ -28,7 +28,7 @@ cdef inline bint by_parts(Py_ssize_t units, Py_ssize_t parts, int threads) noexc
 cdef enum:
     # Bytes that a call reads and writes from which on it stores its result past the cache, which
     # is slower but leaves the cache to the input.
-    STREAM_ONCE = 72 << 20    # the input is read once, or twice within a stretch that stays in cache
+    STREAM_ONCE = 64 << 20    # the input is read once, or twice within a stretch that stays in cache
     STREAM_AGAIN = 32 << 20   # it is read twice from end to end, or its units' segments lie apart
 
 
