@@ -1,0 +1,266 @@
+# Columns, statistics: parts of a sample, their merging, groups of columns. See columns.pxi.
+
+cdef inline double *slot_of(const Layout *l, double *slots, Py_ssize_t part) noexcept nogil:
+    """Per part and column: sum of d, sum of d*d, shift."""
+    return slots + 3 * l.wide * part
+
+
+cdef inline Py_ssize_t whole_rows(const Layout *l, Py_ssize_t part) noexcept nogil:
+    """Folded rows of a part that have all their columns."""
+    cdef Py_ssize_t last = min((part + 1) * l.part, l.folded)
+    return last - part * l.part - (1 if l.rest and last == l.folded else 0)
+
+
+cdef inline double column_count(const Layout *l, Py_ssize_t part, Py_ssize_t column) noexcept nogil:
+    cdef Py_ssize_t whole = whole_rows(l, part)
+    if l.rest and part == l.parts - 1 and column < l.rest:
+        whole += 1
+    return <double> whole
+
+
+cdef void strip_sums(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t part,
+                     Py_ssize_t column, Py_ssize_t count, bint guess, char *shift,
+                     double *first, double *second) noexcept nogil:
+    """Sums of a part down `count` columns, about `shift` (of the accumulator's type)."""
+    cdef double buffer[BLOCK_ROWS * FOLDED]
+    cdef Rows r
+    cdef Py_ssize_t row = part * l.part, stop = row + whole_rows(l, part), rows
+    cdef Py_ssize_t rest = min(count, l.rest - column) if part == l.parts - 1 else 0
+    memset(first, 0, count * sizeof(double))
+    memset(second, 0, count * sizeof(double))
+    if guess and stop == row:  # nothing but the shorter row
+        ready_rows(a, l, &a.x, gathered, sample, row, 1, column, <char *> buffer, &r)
+        r.loops.column_head(r.at, 1, rest, shift)
+    while row < stop:
+        rows = min(BLOCK_ROWS, stop - row)
+        ready_rows(a, l, &a.x, gathered, sample, row, rows, column, <char *> buffer, &r)
+        if guess:
+            r.loops.column_head(r.at, min(rows, WIDE_BLOCK), count, shift)
+            guess = False
+        r.loops.column_sums(r.at, rows, count, l.group, shift, first, second)
+        row += rows
+    if rest > 0:
+        ready_rows(a, l, &a.x, gathered, sample, row, 1, column, <char *> buffer, &r)
+        r.loops.column_sums(r.at, 1, rest, 1, shift, first, second)
+
+
+cdef void strip_sums_in_double(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
+                               Py_ssize_t part, Py_ssize_t column, Py_ssize_t count, double *shift,
+                               double *first, double *second) noexcept nogil:
+    """The same of one column group where floats overflowed; count <= WIDE_BLOCK."""
+    cdef double buffer[BLOCK_ROWS * FOLDED]
+    cdef double wide[BLOCK_ROWS * WIDE_BLOCK]
+    cdef const char *at[BLOCK_ROWS]
+    cdef Rows r
+    cdef Py_ssize_t row = part * l.part, stop = min(row + l.part, l.folded), rows, i, n
+    memset(first, 0, count * sizeof(double))
+    memset(second, 0, count * sizeof(double))
+    while row < stop:
+        rows = min(BLOCK_ROWS, stop - row) if row + 1 < stop else 1
+        if l.rest and row + rows == l.folded and rows > 1:
+            rows -= 1
+        n = count
+        if l.rest and row + rows == l.folded:
+            n = min(count, l.rest - column)
+            if n <= 0:
+                return
+        ready_rows(a, l, &a.x, gathered, sample, row, rows, column, <char *> buffer, &r)
+        for i in range(rows):
+            r.loops.widen64(r.at[i], n, wide + i * WIDE_BLOCK)
+            at[i] = <char *> (wide + i * WIDE_BLOCK)
+        TILES[1].column_sums(at, rows, n, l.group, shift, first, second)
+        row += rows
+
+
+cdef inline double shift_at(const Tile *loops, const char *shift, Py_ssize_t column) noexcept nogil:
+    return (<const double *> shift)[column] if loops.wide == 8 else <double> (<const float *> shift)[column]
+
+
+cdef inline void set_value(const Tile *loops, char *vector, Py_ssize_t column, double value) noexcept nogil:
+    if loops.wide == 8:
+        (<double *> vector)[column] = value
+    else:
+        (<float *> vector)[column] = <float> value
+
+
+cdef void strip_moments(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
+                        Py_ssize_t part, Py_ssize_t strip, double *slots) noexcept nogil:
+    """Fill a part's slot over one strip of columns."""
+    cdef double shift[STRIP]
+    cdef double again[3 * WIDE_BLOCK]
+    cdef Py_ssize_t column = strip * STRIP, count = min(STRIP, l.wide - column), j, k, n
+    cdef double *first = slot_of(l, slots, part) + column
+    cdef double *second = first + l.wide
+    cdef double *kept = second + l.wide
+    cdef bint redo = False, overflow = False
+    cdef double size
+    memset(shift, 0, sizeof(shift))
+    strip_sums(a, l, gathered, sample, part, column, count, True, <char *> shift, first, second)
+    for j in range(count):
+        size = column_count(l, part, column + j)
+        if far_from_mean(size, first[j], second[j]):
+            set_value(l.loops, <char *> shift, j, shift_at(l.loops, <char *> shift, j) + first[j] / size)
+            redo = True
+    if redo:
+        strip_sums(a, l, gathered, sample, part, column, count, False, <char *> shift, first, second)
+    for j in range(count):
+        kept[j] = shift_at(l.loops, <char *> shift, j)
+        if not (finite(first[j]) and finite(second[j])) or (a.eps < TINY and second[j] < TINY):
+            overflow = True
+    if not overflow or l.loops.wide == 8:
+        return
+    for j from 0 <= j < count by WIDE_BLOCK:
+        n = min(WIDE_BLOCK, count - j)
+        for k in range(n):
+            again[k] = kept[j + k] if finite(kept[j + k]) else 0
+        strip_sums_in_double(a, l, gathered, sample, part, column + j, n, again, again + WIDE_BLOCK,
+                             again + 2 * WIDE_BLOCK)
+        for k in range(n):
+            if (not (finite(first[j + k]) and finite(second[j + k]))
+                    or (a.eps < TINY and second[j + k] < TINY)):
+                kept[j + k] = again[k]
+                first[j + k] = again[WIDE_BLOCK + k]
+                second[j + k] = again[2 * WIDE_BLOCK + k]
+
+
+cdef void slot_moments(const Layout *l, double *slot, Py_ssize_t begin, Py_ssize_t end,
+                       double count) noexcept nogil:
+    """Turn sums into mean, lo, m2 (as `about`) in columns begin..end, which have one count."""
+    cdef double *first = slot
+    cdef double *second = slot + l.wide
+    cdef double *shift = slot + 2 * l.wide
+    cdef double step, mean, m2, share = 1 / count
+    cdef Py_ssize_t j
+    for j in range(begin, end):
+        step = first[j] * share
+        m2 = second[j] - first[j] * step
+        mean = shift[j] + step
+        first[j] = mean
+        second[j] = (shift[j] - mean) + step
+        shift[j] = 0 if m2 < 0 else m2
+
+
+cdef void unfold(const Layout *l, double *slot, Py_ssize_t part) noexcept nogil:
+    """Merge the moments of the columns that folded rows made of one; the first C then hold them."""
+    cdef Py_ssize_t c, k
+    cdef Moments m, other
+    for c in range(l.columns):
+        m.count = column_count(l, part, c)
+        m.mean = slot[c]
+        m.lo = slot[l.wide + c]
+        m.m2 = slot[2 * l.wide + c]
+        for k from c + l.columns <= k < l.wide by l.columns:
+            other.count = column_count(l, part, k)
+            other.mean = slot[k]
+            other.lo = slot[l.wide + k]
+            other.m2 = slot[2 * l.wide + k]
+            m = merged(m, other)
+        slot[c] = m.mean
+        slot[l.wide + c] = m.lo
+        slot[2 * l.wide + c] = m.m2
+
+
+cdef double part_of_slots(const Layout *l, double *slots, Py_ssize_t part) noexcept nogil:
+    """Turn a slot of sums into mean, lo, m2 of the C columns; returns how many rows they are of."""
+    cdef double *slot = slot_of(l, slots, part)
+    cdef double whole = <double> whole_rows(l, part)
+    cdef Py_ssize_t rest = l.rest if part == l.parts - 1 else 0
+    slot_moments(l, slot, 0, rest, whole + 1)
+    if whole > 0:
+        slot_moments(l, slot, rest, l.wide, whole)
+    if l.fold > 1:
+        unfold(l, slot, part)
+    return <double> (min((part + 1) * l.part * l.fold, l.rows) - part * l.part * l.fold)
+
+
+cdef void merge_slots(const Layout *l, double *slots, double *counts) noexcept nogil:
+    """Merge the parts' moments in a tree; part 0 then holds the sample's. As `merged`, over columns."""
+    cdef Py_ssize_t step = 1, part, c
+    cdef double *mean
+    cdef double *other
+    cdef double share, weight, delta, shift, sum_
+    while step < l.parts:
+        part = 0
+        while part + step < l.parts:
+            share = counts[part + step] / (counts[part] + counts[part + step])
+            weight = counts[part] * share
+            mean = slot_of(l, slots, part)
+            other = slot_of(l, slots, part + step)
+            for c in range(l.columns):
+                delta = (other[c] - mean[c]) + (other[l.wide + c] - mean[l.wide + c])
+                shift = mean[l.wide + c] + delta * share
+                sum_ = mean[c] + shift
+                mean[l.wide + c] = (mean[c] - sum_) + shift
+                mean[c] = sum_
+                mean[2 * l.wide + c] = mean[2 * l.wide + c] + other[2 * l.wide + c] + delta * delta * weight
+            counts[part] += counts[part + step]
+            part += 2 * step
+        step *= 2
+
+
+cdef struct Total:
+    # A sum and what rounding took from it: groups may have thousands of channels.
+    double sum
+    double rest
+
+
+cdef inline void total_add(Total *t, double value) noexcept nogil:
+    cdef double sum_ = t.sum + value
+    t.rest += (t.sum - sum_) + value if t.sum * t.sum >= value * value else (value - sum_) + t.sum
+    t.sum = sum_
+
+
+cdef void group_statistics(Columns *a, const Layout *l, Py_ssize_t sample, const double *slots) noexcept nogil:
+    """Statistics of each group of columns of a sample, from part 0 of the slots."""
+    cdef const double *mean = slots
+    cdef const double *lo = mean + l.wide
+    cdef const double *m2 = lo + l.wide
+    cdef Py_ssize_t group, groups = l.columns // a.group, c, first, at
+    cdef double delta, step, shift, count = <double> l.rows
+    cdef Total total
+    for group in range(groups):
+        first = group * a.group
+        at = sample * groups + group
+        total.sum = 0
+        total.rest = 0
+        for c in range(first, first + a.group):
+            total_add(&total, (mean[c] - mean[first]) + (lo[c] - lo[first]))
+        step = (total.sum + total.rest) / <double> a.group
+        total.sum = 0
+        total.rest = 0
+        for c in range(first, first + a.group):
+            delta = (mean[c] - mean[first]) + (lo[c] - lo[first]) - step
+            total_add(&total, m2[c] + delta * delta * count)
+        total.sum += total.rest
+        shift = lo[first] + step
+        a.mean[at] = mean[first] + shift
+        a.lo[at] = (mean[first] - a.mean[at]) + shift
+        a.m2[at] = total.sum
+        a.rstd[at] = rstd_of(total.sum, count * <double> a.group, a.eps)
+
+
+cdef inline void strip_item(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
+                            Py_ssize_t item, double *slots) noexcept nogil:
+    cdef Py_ssize_t part = item // l.strips
+    strip_moments(a, l, gathered, sample, part, item - part * l.strips, slots)
+
+
+cdef int sample_moments(Columns *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+    cdef double counts[PARTS]
+    cdef Py_ssize_t i, items = l.parts * l.strips
+    cdef bint gathered = not end_to_end(a, &a.x)
+    cdef double *slots = <double *> malloc(3 * l.parts * l.wide * sizeof(double))
+    if slots == NULL:
+        return -1
+    if threads == 1:
+        for i in range(items):
+            strip_item(a, l, gathered, sample, i, slots)
+    else:
+        for i in prange(items, num_threads=threads, schedule="dynamic"):
+            strip_item(a, l, gathered, sample, i, slots)
+    for i in range(l.parts):
+        counts[i] = part_of_slots(l, slots, i)
+    merge_slots(l, slots, counts)
+    group_statistics(a, l, sample, slots)
+    free(slots)
+    return 0
