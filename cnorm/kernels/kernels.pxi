@@ -27,16 +27,6 @@ cdef extern from "tiles.h" nogil:
         const void *rstd
         const void *slope
 
-    ctypedef struct RowAffine:
-        const double *hi
-        const double *lo
-        const double *scale
-        const double *row_slope
-        double slope
-        const void *weight
-        const void *shift
-        const void *slopes
-
     enum:
         ROWS_TOGETHER
 
@@ -57,19 +47,17 @@ cdef extern from "tiles.h" nogil:
         unsigned char again[16]
 
     ctypedef struct GradRows:
-        const char *x
-        const char *dy
-        const char *plus
-        char *dx
-        Py_ssize_t rows, x_stride, dy_stride, plus_stride, dx_stride, n
-        int centred, activation
+        const char *x[64]
+        const char *dy[64]
+        const char *plus[64]
+        char *dx[64]
+        Py_ssize_t rows, n, tile
+        int centred, activation, added
         Affine affine
         const double *mean
         const double *rstd
-        double hi[64]
-        double lo[64]
-        double sum_g[64]
-        double sum_gd[64]
+        const double *row_slope
+        double sums[4][64]
 
     ctypedef struct Response:
         double alpha, beta, k, slope
@@ -93,14 +81,9 @@ cdef extern from "tiles.h" nogil:
                                  int, double *) noexcept nogil
         void (*grad_apply)(const char *, const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                            Py_ssize_t, Py_ssize_t, const Affine *, int) noexcept nogil
-        void (*grad_apply_vector)(const char *, const char *, const char *, char *, Py_ssize_t,
-                                  Py_ssize_t, const Affine *, int) noexcept nogil
-        void (*grad_sums_rows)(GradRows *) noexcept nogil
-        void (*grad_apply_rows)(const GradRows *) noexcept nogil
-        int (*grad_short_rows)(const GradRows *, double *, double *) noexcept nogil
+        void (*grad_rows)(GradRows *, Py_ssize_t, Py_ssize_t, int, int, double *, double *,
+                          double *) noexcept nogil
         void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
-        void (*parameter_sums)(const char **, const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                               const RowAffine *, int, double *, double *, double *) noexcept nogil
         void (*column_head)(const char **, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         void (*column_sums)(const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, double *,
                             double *) noexcept nogil

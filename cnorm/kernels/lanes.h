@@ -9,7 +9,7 @@
  *   S_load(p), S_load_part(p, n, fill), S_store(p, v), S_store_part(p, v, n), S_stream(p, v),
  *   S_store_pair(p, v, w), S_stream_pair(p, v, w)
  * and for each accumulator type A (f32, f64)
- *   A_set, A_add, A_sub, A_mul, A_select_positive, A_fold.
+ *   A_set, A_add, A_sub, A_mul, A_select_positive, A_fold, A_fold_all.
  */
 #ifndef CNORM_LANES_H
 #define CNORM_LANES_H
@@ -114,17 +114,61 @@ INLINE double f32_fold(f32l a) {
     const __m512 v = (__m512)a.v[0];
     return fold8(_mm512_cvtps_pd(_mm512_castps512_ps256(v)) + _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
 }
-#else
-INLINE double f64_fold(f64l a) {
-    union { f64l a; d4v h[2]; } u = {a};
-    return fold4(u.h[0] + u.h[1]);
+#else /* part by part: lanes that are taken apart as a whole are kept in memory, not in registers */
+#if LANES_NATIVE == 32
+INLINE d4v f64_quarter(f64l a, int i) { return (d4v)a.v[i]; }
+INLINE f4v f32_quarter(f32l a, int i) {
+    union { f32v v; f4v h[2]; } u = {a.v[i / 2]};
+    return u.h[i % 2];
 }
+#else
+INLINE d4v f64_quarter(f64l a, int i) {
+    return (d4v){a.v[2 * i][0], a.v[2 * i][1], a.v[2 * i + 1][0], a.v[2 * i + 1][1]};
+}
+INLINE f4v f32_quarter(f32l a, int i) { return (f4v)a.v[i]; }
+#endif
+INLINE double f64_fold(f64l a) { return fold4(f64_quarter(a, 0) + f64_quarter(a, 1)); }
 INLINE double f32_fold(f32l a) {
-    union { f32l a; f4v h[4]; } u = {a};
-    return fold4((__builtin_convertvector(u.h[0], d4v) + __builtin_convertvector(u.h[2], d4v))
-               + (__builtin_convertvector(u.h[1], d4v) + __builtin_convertvector(u.h[3], d4v)));
+#define WIDE(i) __builtin_convertvector(f32_quarter(a, i), d4v)
+    return fold4((WIDE(0) + WIDE(2)) + (WIDE(1) + WIDE(3)));
+#undef WIDE
 }
 #endif
+
+/* Many at once: the same tree, with eight of them side by side from its second step on. */
+#if LANES_NATIVE == 64
+INLINE __m512d f32_halves(f32l a) {
+    const __m512 v = (__m512)a.v[0];
+    return _mm512_cvtps_pd(_mm512_castps512_ps256(v)) + _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+}
+INLINE __m512d f64_halves(f64l a) { return (__m512d)a.v[0]; }
+INLINE __m512d fold_pair(__m512d a, __m512d b) { /* a0+a4 .. a3+a7, b0+b4 .. b3+b7 */
+    return _mm512_shuffle_f64x2(a, b, 0x44) + _mm512_shuffle_f64x2(a, b, 0xee);
+}
+INLINE __m512d fold_four(__m512d a, __m512d b) { /* of pairs: quarters 0 + 1 and 2 + 3 of each */
+    return _mm512_shuffle_f64x2(a, b, 0x88) + _mm512_shuffle_f64x2(a, b, 0xdd);
+}
+#define LANES_FOLD_ALL(A)                                                                        \
+    INLINE void A##_fold_all(const A##l *a, ptrdiff_t n, double *out) {                          \
+        ptrdiff_t i = 0;                                                                         \
+        for (; i + 8 <= n; i += 8) {                                                             \
+            const __m512d low = fold_four(fold_pair(A##_halves(a[i]), A##_halves(a[i + 1])),     \
+                                          fold_pair(A##_halves(a[i + 2]), A##_halves(a[i + 3]))); \
+            const __m512d high = fold_four(fold_pair(A##_halves(a[i + 4]), A##_halves(a[i + 5])), \
+                                           fold_pair(A##_halves(a[i + 6]), A##_halves(a[i + 7]))); \
+            const __m512d sums = _mm512_unpacklo_pd(low, high) + _mm512_unpackhi_pd(low, high);  \
+            _mm512_storeu_pd(out + i, _mm512_permutexvar_pd(_mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0), sums)); \
+        }                                                                                        \
+        for (; i < n; ++i) out[i] = A##_fold(a[i]);                                              \
+    }
+#else
+#define LANES_FOLD_ALL(A)                                                                        \
+    INLINE void A##_fold_all(const A##l *a, ptrdiff_t n, double *out) {                          \
+        for (ptrdiff_t i = 0; i < n; ++i) out[i] = A##_fold(a[i]);                               \
+    }
+#endif
+LANES_FOLD_ALL(f32)
+LANES_FOLD_ALL(f64)
 
 /* ---- square root (correctly rounded, so the same everywhere) ---- */
 

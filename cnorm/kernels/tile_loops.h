@@ -49,6 +49,35 @@
         STORE_PART((out) + i, result, (n) - i);                                                  \
     }
 
+/* One lane at j: whole, or `part` elements of it. */
+INLINE AL FN(strip_load)(const char *row, ptrdiff_t j, ptrdiff_t part, AL fill) {
+    const S *p = (const S *)row + j;
+    return part ? LOAD_PART(p, part, fill) : LOAD(p);
+}
+INLINE AL FN(strip_vector)(const void *v, ptrdiff_t j, ptrdiff_t part) {
+    const A *p = (const A *)v + j;
+    return part ? CAT(A, load_part)(p, part, SET(0)) : CAT(A, load)(p);
+}
+INLINE void FN(strip_store)(char *row, ptrdiff_t j, ptrdiff_t part, AL v, const int stream) {
+    S *p = (S *)row + j;
+    if (part) STORE_PART(p, v, part);
+    else if (stream) STREAM(p, v);
+    else STORE(p, v);
+}
+
+INLINE void FN(strip_keep)(A *v, ptrdiff_t j, ptrdiff_t part, AL a) {
+    if (part) CAT(A, store_part)(v + j, a, part);
+    else CAT(A, store)(v + j, a);
+}
+/* Whether every whole lane of every row may be streamed. */
+static int FN(all_aligned)(char *const *y, ptrdiff_t rows) {
+    uintptr_t low = 0;
+    for (ptrdiff_t row = 0; row < rows; ++row) low |= (uintptr_t)y[row];
+    return low % LANES_ALIGN == 0;
+}
+/* For each of R rows that are taken side by side. */
+#define ROWS_ABREAST(k) _Pragma("GCC unroll 4") for (int k = 0; k < R; ++k)
+
 static double FN(rounded)(double a) { return (double)(A)a; }
 
 static void FN(widen)(const char *source, ptrdiff_t n, void *out) {
@@ -68,24 +97,27 @@ static void FN(widen64)(const char *source, ptrdiff_t n, double *out) {
     }
 }
 
-/* Mean of the first elements, rounded to A: a shift that is near the mean. */
-static double FN(head)(const char *source, ptrdiff_t n) {
+/* Mean of the first elements, rounded to A: a shift that is near the mean. Their lanes, and how many. */
+INLINE AL FN(head_lanes)(const char *source, ptrdiff_t n) {
     const S *x = (const S *)source;
     const AL zero = SET(0);
     if (n >= 4 * LANES)
-        return (double)(A)(FOLD(ADD(ADD(LOAD(x), LOAD(x + LANES)),
-                                    ADD(LOAD(x + 2 * LANES), LOAD(x + 3 * LANES)))) / (4 * LANES));
+        return ADD(ADD(LOAD(x), LOAD(x + LANES)), ADD(LOAD(x + 2 * LANES), LOAD(x + 3 * LANES)));
     AL sum = zero;
     ptrdiff_t i = 0;
     for (; i + LANES <= n; i += LANES) sum = ADD(sum, LOAD(x + i));
-    if (i < n) sum = ADD(sum, LOAD_PART(x + i, n - i, zero));
-    return (double)(A)(FOLD(sum) / n);
+    return i < n ? ADD(sum, LOAD_PART(x + i, n - i, zero)) : sum;
+}
+#define HEAD(n) ((n) < 4 * LANES ? (n) : 4 * LANES)
+
+static double FN(head)(const char *source, ptrdiff_t n) {
+    return (double)(A)(FOLD(FN(head_lanes)(source, n)) / HEAD(n));
 }
 
-/* out = {sum of d, sum of d*d}, d = x - shift. Not centred: shift is 0 and the first sum is not taken.
+/* Lanes of the sums of d and of d*d, d = x - shift. Not centred: shift is 0 and the first sum is not taken.
  * Lanes are added up every CASCADE elements, so that an outlier meets few of the others. */
 INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n,
-                         double shift, double *out, const int centred) {
+                         double shift, AL *first_out, AL *second_out, const int centred) {
     const AL fill = SET(shift), zero = SET(0);
     AL first0 = zero, first1 = zero, second0 = zero, second1 = zero, first = zero, second = zero;
     ptrdiff_t since = 0;
@@ -130,18 +162,30 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
     ADD_UP
 #undef ADD_UP
 #undef STEP
-    out[0] = centred ? FOLD(first) : 0;
-    out[1] = FOLD(second);
+    *first_out = first;
+    *second_out = second;
 }
 
+/* out = {sum of d, sum of d*d} */
 static void FN(sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift,
                      int centred, double *out) {
-    if (centred) FN(sums_any)(x, runs, stride, n, shift, out, 1);
-    else FN(sums_any)(x, runs, stride, n, 0, out, 0);
+    AL first, second;
+    if (centred) FN(sums_any)(x, runs, stride, n, shift, &first, &second, 1);
+    else FN(sums_any)(x, runs, stride, n, 0, &first, &second, 0);
+    out[0] = FOLD(first);
+    out[1] = FOLD(second);
 }
 
 /* Memory is idle while a unit that is in cache is applied: ask for the next one meanwhile. */
 #define PREFETCH(p) __builtin_prefetch((const char *)(p + i) + ahead, 0, 2)
+
+INLINE AL FN(normalised)(AL x, AL hi, AL lo, AL scale, AL weight, AL bias, const int vector,
+                         const int centred, const int biased) {
+    if (centred) x = SUB(x, hi);
+    if (centred && vector) x = SUB(x, lo);
+    x = MUL(x, vector ? MUL(scale, weight) : scale);
+    return biased ? ADD(x, bias) : x;
+}
 
 /* y = ((x - hi) - lo) * scale + bias, then z if z > 0 else slope * z. */
 INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrdiff_t x_stride,
@@ -156,12 +200,10 @@ INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrd
         S *y = (S *)(target + run * y_stride);
 #define STEP(result, value, PIECE)                                                               \
     {                                                                                            \
-        AL z = value;                                                                            \
+        AL z = FN(normalised)(value, hi, lo, scale, vector ? PIECE##_PARAMETER(a->weight) : scale, \
+                              vector && biased ? PIECE##_PARAMETER(a->shift) : bias, vector,     \
+                              centred, biased);                                                  \
         if (stream) PREFETCH(x);                                                                 \
-        if (centred) z = SUB(z, hi);                                                             \
-        if (centred && vector) z = SUB(z, lo);                                                   \
-        z = MUL(z, vector ? MUL(scale, PIECE##_PARAMETER(a->weight)) : scale);                   \
-        if (biased) z = ADD(z, vector ? PIECE##_PARAMETER(a->shift) : bias);                     \
         if (activation)                                                                          \
             z = IF_POSITIVE(z, z, MUL(z, vector && activation == 2 ? PIECE##_PARAMETER(a->slopes) : slope)); \
         result = z;                                                                              \
@@ -255,22 +297,72 @@ INLINE void FN(forward_rows_any)(RowJob *job, const int vector, const int centre
     }
 }
 
-static void FN(forward_rows)(RowJob *job) {
-    const double count = (double)job->n;
-    double shift[ROWS_TOGETHER] = {0}, first[ROWS_TOGETHER], second[ROWS_TOGETHER], sums[2];
-    const ptrdiff_t rows = job->rows;
-    if (job->centred) {
-        for (ptrdiff_t row = 0; row < rows; ++row) shift[row] = FN(head)(job->x + row * job->x_stride, job->n);
-        for (ptrdiff_t row = 0; row < rows; ++row) {
-            FN(sums_any)(job->x + row * job->x_stride, 1, 0, job->n, shift[row], sums, 1);
-            first[row] = sums[0], second[row] = sums[1];
-        }
-    } else {
-        for (ptrdiff_t row = 0; row < rows; ++row) {
-            FN(sums_any)(job->x + row * job->x_stride, 1, 0, job->n, 0, sums, 0);
-            first[row] = 0, second[row] = sums[1];
+/* `R` rows abreast: a weight that is loaded once serves them all. */
+INLINE void FN(apply_abreast)(const RowJob *job, ptrdiff_t row, const int R, const int centred,
+                              const int biased) {
+    const ptrdiff_t n = job->n;
+    const A *const weight = (const A *)job->affine.weight, *const shift = (const A *)job->affine.shift;
+    AL hi[ABREAST], lo[ABREAST], scale[ABREAST];
+    const char *x[ABREAST];
+    char *y[ABREAST];
+    ROWS_ABREAST(k) {
+        const double mean = (double)(A)job->mean[row + k];
+        hi[k] = SET(mean);
+        lo[k] = SET((job->mean[row + k] - mean) + job->lo[row + k]);
+        scale[k] = SET(job->rstd[row + k]);
+        x[k] = job->x + (row + k) * job->x_stride;
+        y[k] = job->y + (row + k) * job->y_stride;
+    }
+#define NORMALISED(v, w, b) FN(normalised)(v, hi[k], lo[k], scale[k], w, b, 1, centred, biased)
+    ptrdiff_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        const AL w0 = PARAMETER(weight, i), w1 = PARAMETER(weight, i + LANES);
+        const AL b0 = biased ? PARAMETER(shift, i) : w0, b1 = biased ? PARAMETER(shift, i + LANES) : w1;
+        ROWS_ABREAST(k) {
+            const S *at = (const S *)x[k] + i;
+            STORE_PAIR((S *)y[k] + i, NORMALISED(LOAD(at), w0, b0), NORMALISED(LOAD(at + LANES), w1, b1));
         }
     }
+    for (; i < n; i += LANES) {
+        const ptrdiff_t part = n - i < LANES ? n - i : 0;
+        const AL w = FN(strip_vector)(weight, i, part), b = biased ? FN(strip_vector)(shift, i, part) : w;
+        ROWS_ABREAST(k) {
+            const AL x_ = FN(strip_load)(x[k], i, part, hi[k]);
+            FN(strip_store)(y[k], i, part, NORMALISED(x_, w, b), 0);
+        }
+    }
+#undef NORMALISED
+}
+
+/* Every row of a job, with vectors, without an activation. */
+static void FN(apply_rows)(const RowJob *job) {
+    ptrdiff_t row = 0;
+#define VARIANT(R)                                                                               \
+    if (job->affine.shift) FN(apply_abreast)(job, row, R, 1, 1);                                 \
+    else if (job->centred) FN(apply_abreast)(job, row, R, 1, 0);                                 \
+    else FN(apply_abreast)(job, row, R, 0, 0);
+    if (ABREAST > 1 && (job->x_stride | job->y_stride) % 4096)  /* else all of them in one set of L1 */
+        for (; row + ABREAST <= job->rows; row += ABREAST) { VARIANT(ABREAST) }
+    for (; row < job->rows; ++row) { VARIANT(1) }
+#undef VARIANT
+}
+
+static void FN(forward_rows)(RowJob *job) {
+    const double count = (double)job->n;
+    double shift[ROWS_TOGETHER] = {0}, first[ROWS_TOGETHER] = {0}, second[ROWS_TOGETHER];
+    AL lanes[2][ROWS_TOGETHER];
+    const ptrdiff_t rows = job->rows;
+    if (job->centred) {
+        for (ptrdiff_t row = 0; row < rows; ++row) lanes[0][row] = FN(head_lanes)(job->x + row * job->x_stride, job->n);
+        CAT(A, fold_all)(lanes[0], rows, shift);
+        for (ptrdiff_t row = 0; row < rows; ++row) shift[row] = (double)(A)(shift[row] / HEAD(job->n));
+        for (ptrdiff_t row = 0; row < rows; ++row)
+            FN(sums_any)(job->x + row * job->x_stride, 1, 0, job->n, shift[row], &lanes[0][row], &lanes[1][row], 1);
+        CAT(A, fold_all)(lanes[0], rows, first);
+    } else
+        for (ptrdiff_t row = 0; row < rows; ++row)
+            FN(sums_any)(job->x + row * job->x_stride, 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], 0);
+    CAT(A, fold_all)(lanes[1], rows, second);
     for (ptrdiff_t row = 0; row < rows; ++row) {
         const double step = first[row] / count, mean = shift[row] + step;
         const double m2 = second[row] - first[row] * step;
@@ -279,9 +371,14 @@ static void FN(forward_rows)(RowJob *job) {
         job->m2[row] = m2 < 0 ? 0 : m2;
         job->rstd[row] = 1 / sqrt(job->m2[row] / count + job->eps);
     }
+    int again = 0;
     for (ptrdiff_t row = 0; row < rows; ++row)
-        job->again[row] = !(2 * first[row] * first[row] <= count * second[row])
-                       || !(second[row] - second[row] == 0) || second[row] < job->tiny * count;
+        again |= job->again[row] = !(2 * first[row] * first[row] <= count * second[row])
+                                || !(second[row] - second[row] == 0) || second[row] < job->tiny * count;
+    if (job->vector && !again && !job->activation && !job->affine.stream) {
+        FN(apply_rows)(job);
+        return;
+    }
 #define VARIANT(vector, centred, biased)                                                         \
     if (job->activation == 2 && vector) FN(forward_rows_any)(job, vector, centred, biased, 2, 0); \
     else if (job->activation) FN(forward_rows_any)(job, vector, centred, biased, 1, 0);          \
@@ -295,15 +392,7 @@ static void FN(forward_rows)(RowJob *job) {
     if (job->affine.stream) STREAM_END;
 }
 
-/* ---- the same backward: sums of all rows, then (after the parameters' sums) their gradients ---- */
-
-INLINE Affine FN(row_affine)(const GradRows *job, ptrdiff_t row) {
-    Affine f = job->affine;
-    f.hi = job->hi[row];
-    f.lo = job->lo[row];
-    f.scale = f.p = f.rstd = job->rstd[row];
-    return f;
-}
+/* ---- backward ---- */
 
 /* The gradient through the activation: its sign is that of the forward z, recomputed. */
 #define THROUGH(g, d, PIECE)                                                                     \
@@ -321,10 +410,10 @@ INLINE Affine FN(row_affine)(const GradRows *job, ptrdiff_t row) {
 #define WHOLE_DY LOAD(dy + i)
 #define PART_DY LOAD_PART(dy + i, n - i, SET(0))
 
-/* out += {sum of g, sum of g*d, sum of d (float64 only), sum of dy*z where z <= 0}, d = x - hi. */
+/* Lanes of the sums of g, of g*d, of d (float64 only), of dy*z where z <= 0; d = x - hi. */
 INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdiff_t runs,
                               ptrdiff_t x_stride, ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at,
-                              const Affine *a, double *out, const int vector, const int activation) {
+                              const Affine *a, AL *const out[4], const int vector, const int activation) {
     const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), fill = hi;
     const AL zero = SET(0);
@@ -376,33 +465,43 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
 #undef TWO_STEPS
 #undef STEP
     (void)lo, (void)scale, (void)bias, (void)slope, (void)on_slope;
-    out[0] += FOLD(sum_g);
-    out[1] += FOLD(sum_gd);
-    if (EXACT) out[2] += FOLD(d0);
-    if (activation) out[3] += FOLD(s0);
+    *out[0] = sum_g;
+    *out[1] = sum_gd;
+    if (EXACT) *out[2] = d0;
+    if (activation) *out[3] = s0;
 }
 
+INLINE void FN(grad_sums_folded)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
+                                 ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
+                                 double *out, const int vector, const int activation) {
+    AL lanes[4], *const to[4] = {lanes, lanes + 1, lanes + 2, lanes + 3};
+    FN(grad_sums_any)(x, dy, runs, x_stride, dy_stride, n, at, a, to, vector, activation);
+    out[0] += FOLD(lanes[0]);
+    out[1] += FOLD(lanes[1]);
+    if (EXACT) out[2] += FOLD(lanes[2]);
+    if (activation) out[3] += FOLD(lanes[3]);
+}
+
+/* out += the sums */
 static void FN(grad_sums)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
                           ptrdiff_t dy_stride, ptrdiff_t n, const Affine *a, int activation, double *out) {
-    if (activation) FN(grad_sums_any)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, 1);
-    else FN(grad_sums_any)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, 0);
+    if (activation) FN(grad_sums_folded)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, 1);
+    else FN(grad_sums_folded)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, 0);
 }
 
 static void FN(grad_sums_vector)(const char *x, const char *dy, ptrdiff_t n, ptrdiff_t at,
                                  const Affine *a, int activation, double *out) {
-    if (activation == 2) FN(grad_sums_any)(x, dy, 1, 0, 0, n, at, a, out, 1, 2);
-    else if (activation) FN(grad_sums_any)(x, dy, 1, 0, 0, n, at, a, out, 1, 1);
-    else FN(grad_sums_any)(x, dy, 1, 0, 0, n, at, a, out, 1, 0);
+    if (activation == 2) FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, 2);
+    else if (activation) FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, 1);
+    else FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, 0);
 }
 
-/* dx = (g * p - r) - (x - hi) * rstd * q: rstd * q may be too small for a float. Added: + plus. */
-INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, const char *plus_source,
-                               char *dx_source,
+/* dx = (g * p - r) - (x - hi) * rstd * q: rstd * q may be too small for a float. */
+INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char *dx_source,
                                ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
-                               ptrdiff_t dx_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
-                               const int vector, const int activation, const int added,
+                               ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a, const int activation,
                                const int stream) {
-    const S *plus = (const S *)plus_source;
+    enum { vector = 0, at = 0 };
     const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), p = SET(a->p), q = SET(a->q), r = SET(a->r),
              rstd = SET(a->rstd), fill = hi;
@@ -417,10 +516,7 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, cons
         AL g = PIECE##_DY;                                                                       \
         if (stream) PREFETCH(dy), PREFETCH(x);                                                   \
         THROUGH(g, d, PIECE)                                                                     \
-        g = MUL(g, vector ? MUL(p, PIECE##_PARAMETER(a->weight)) : p);                           \
-        g = SUB(SUB(g, r), MUL(MUL(d, rstd), q));                                                \
-        if (added) g = ADD(g, PIECE##_PLUS);                                                     \
-        result = g;                                                                              \
+        result = SUB(SUB(MUL(g, p), r), MUL(MUL(d, rstd), q));                                   \
     }
         FOR_RUN(dx, n)
 #undef STEP
@@ -432,98 +528,205 @@ static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t ru
                            ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
                            int activation) {
     if (activation)
-        FN(grad_apply_any)(x, dy, 0, dx, runs, x_stride, dy_stride, dx_stride, n, 0, a, 0, 1, 0, 0);
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, 1, 0);
     else if (a->stream) {
 #define RUN(from, count, stream)                                                                 \
-        FN(grad_apply_any)(x + BYTES(from), dy + BYTES(from), 0, dx + BYTES(from), 1, 0, 0, 0, count, 0, a, \
-                           0, 0, 0, stream);
+        FN(grad_apply_any)(x + BYTES(from), dy + BYTES(from), dx + BYTES(from), 1, 0, 0, 0, count, a, 0, stream);
         for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, dy += dy_stride, dx += dx_stride)
             STREAMED(dx, n, RUN)
 #undef RUN
         STREAM_END;
     }
     else
-        FN(grad_apply_any)(x, dy, 0, dx, runs, x_stride, dy_stride, dx_stride, n, 0, a, 0, 0, 0, 0);
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, 0, 0);
 }
 
-/* A row, or elements at .. at + n of one, with the vectors of `a`. */
-INLINE void FN(grad_apply_row)(const char *x, const char *dy, const char *plus, char *dx, ptrdiff_t n,
-                               ptrdiff_t at, const Affine *a, const int activation, const int added) {
-    if (activation || added || !a->stream)
-        FN(grad_apply_any)(x, dy, plus, dx, 1, 0, 0, 0, n, at, a, 1, activation, added, 0);
-    else {
-#define RUN(from, count, stream)                                                                 \
-        FN(grad_apply_any)(x + BYTES(from), dy + BYTES(from), 0, dx + BYTES(from), 1, 0, 0, 0, count, \
-                           at + (from), a, 1, 0, 0, stream);
-        STREAMED(dx, n, RUN)
-#undef RUN
+/* ---- rows, backward: the sums of a few rows, and then, while these are in L1, all that depends on
+ * them. The parameters' gradients are sums down the rows of a block, in the accumulator. ---- */
+
+INLINE Affine FN(row_affine)(const GradRows *job, ptrdiff_t row) {
+    const double mean = job->mean ? job->mean[row] : 0;
+    Affine f = job->affine;
+    f.hi = (double)(A)mean, f.lo = mean - f.hi, f.scale = job->rstd[row];
+    if (job->row_slope) f.slope = job->row_slope[row];
+    return f;
+}
+
+/* The sums of rows first .. stop: of short ones together, of long ones a tile at a time. */
+static void FN(grad_row_sums)(GradRows *job, ptrdiff_t first, ptrdiff_t stop) {
+    AL lanes[4][GRAD_ROWS];
+    if (job->n <= job->tile && !job->activation) {
+        for (ptrdiff_t row = first; row < stop; ++row) {
+            const Affine f = FN(row_affine)(job, row);
+            AL *const to[4] = {&lanes[0][row], &lanes[1][row], &lanes[2][row], 0};
+            FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, job->n, 0, &f, to, 1, 0);
+        }
+        for (int kind = 0; kind < (EXACT ? 3 : 2); ++kind)
+            CAT(A, fold_all)(lanes[kind] + first, stop - first, job->sums[kind] + first);
+        return;
     }
-}
-
-static void FN(grad_apply_vector)(const char *x, const char *dy, const char *plus, char *dx, ptrdiff_t n,
-                                  ptrdiff_t at, const Affine *a, int activation) {
-#define VARIANT(added)                                                                           \
-    if (activation == 2) FN(grad_apply_row)(x, dy, plus, dx, n, at, a, 2, added);                \
-    else if (activation) FN(grad_apply_row)(x, dy, plus, dx, n, at, a, 1, added);                \
-    else FN(grad_apply_row)(x, dy, plus, dx, n, at, a, 0, added);
-    if (plus) { VARIANT(1) }
-    else { VARIANT(0) }
-#undef VARIANT
-    if (a->stream) STREAM_END;
-}
-
-/* hi, lo, sum of g and of g * (x - mean) of each row; as row_sums (rows.pxi). */
-static void FN(grad_sums_rows)(GradRows *job) {
-    for (ptrdiff_t row = 0; row < job->rows; ++row) {
-        const char *x = job->x + row * job->x_stride, *dy = job->dy + row * job->dy_stride;
-        const double mean = job->mean ? job->mean[row] : 0;
-        double sums[4] = {0};
-        job->hi[row] = (double)(A)mean;
-        job->lo[row] = mean - job->hi[row];
+    for (ptrdiff_t row = first; row < stop; ++row) {
         const Affine f = FN(row_affine)(job, row);
-        if (job->activation == 2) FN(grad_sums_any)(x, dy, 1, 0, 0, job->n, 0, &f, sums, 1, 2);
-        else if (job->activation) FN(grad_sums_any)(x, dy, 1, 0, 0, job->n, 0, &f, sums, 1, 1);
-        else FN(grad_sums_any)(x, dy, 1, 0, 0, job->n, 0, &f, sums, 1, 0);
-        if (EXACT && job->centred) job->lo[row] = sums[2] / (double)job->n;
-        job->sum_g[row] = sums[0];
-        job->sum_gd[row] = sums[1] - job->lo[row] * sums[0];
+        double sums[4] = {0};
+        for (ptrdiff_t i = 0; i < job->n; i += job->tile)
+            FN(grad_sums_vector)(job->x[row] + BYTES(i), job->dy[row] + BYTES(i),
+                                 job->n - i < job->tile ? job->n - i : job->tile, i, &f, job->activation, sums);
+        for (int kind = 0; kind < 4; ++kind) job->sums[kind][row] = sums[kind];
     }
 }
 
-/* q and r of each row; as finish_affine (segments.pxi). */
-static void FN(grad_coefficients)(const GradRows *job, double *q, double *r) {
+/* What dx of each row takes: dx = (g * rstd * weight - r) - d * rstd * q, d = x - hi. */
+typedef struct { A hi[GRAD_ROWS], lo[GRAD_ROWS], rstd[GRAD_ROWS], q[GRAD_ROWS], r[GRAD_ROWS]; } FN(GradTerms);
+
+static void FN(grad_terms)(const GradRows *job, ptrdiff_t first, ptrdiff_t stop, FN(GradTerms) *terms) {
     const double count = (double)job->n;
-    for (ptrdiff_t row = 0; row < job->rows; ++row) {
-        const double rstd = job->rstd[row];
-        q[row] = rstd * rstd * job->sum_gd[row] / count;
-        r[row] = (job->centred ? rstd * job->sum_g[row] / count : 0) - job->lo[row] * rstd * q[row];
+    for (ptrdiff_t row = first; row < stop; ++row) {
+        const double sum_g = job->sums[0][row], rstd = job->rstd[row];
+        const double mean = job->mean ? job->mean[row] : 0, hi = (double)(A)mean;
+        const double lo = EXACT && job->centred ? job->sums[2][row] / count : mean - hi;
+        const double q = rstd * rstd * (job->sums[1][row] - lo * sum_g) / count;
+        terms->hi[row] = (A)hi;
+        terms->lo[row] = (A)lo;
+        terms->rstd[row] = (A)rstd;
+        terms->q[row] = (A)q;
+        terms->r[row] = (A)((job->centred ? rstd * sum_g / count : 0) - lo * rstd * q);
     }
 }
 
-/* dx of each row. */
-INLINE void FN(grad_apply_rows_any)(const GradRows *job, const double *q, const double *r,
-                                    const int activation, const int added) {
-    for (ptrdiff_t row = 0; row < job->rows; ++row) {
-        Affine f = FN(row_affine)(job, row);
-        f.q = q[row];
-        f.r = r[row];
-        FN(grad_apply_row)(job->x + row * job->x_stride, job->dy + row * job->dy_stride,
-                           added ? job->plus + row * job->plus_stride : 0, job->dx + row * job->dx_stride,
-                           job->n, 0, &f, activation, added);
+/* dx of R rows, and what they add to the gradients of the parameters (kept: weight, bias, slope). */
+INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, ptrdiff_t row, ptrdiff_t at,
+                             ptrdiff_t n, A *const kept[3], const int R, const int activation,
+                             const int added, const int stream) {
+    const A *const weights = (const A *)job->affine.weight + at;
+    const A *const shifts = job->affine.shift ? (const A *)job->affine.shift + at : 0;
+    const A *const slopes = activation == 2 ? (const A *)job->affine.slopes + at : 0;
+    AL hi[GRAD_ABREAST], lo[GRAD_ABREAST], rstd[GRAD_ABREAST], q[GRAD_ABREAST], r[GRAD_ABREAST], slope[GRAD_ABREAST];
+    const char *x[GRAD_ABREAST], *dy[GRAD_ABREAST], *plus[GRAD_ABREAST];
+    char *dx[GRAD_ABREAST];
+    ROWS_ABREAST(k) {
+        hi[k] = SET(terms->hi[row + k]);
+        lo[k] = SET(terms->lo[row + k]);
+        rstd[k] = SET(terms->rstd[row + k]);
+        q[k] = SET(terms->q[row + k]);
+        r[k] = SET(terms->r[row + k]);
+        slope[k] = SET(job->row_slope ? job->row_slope[row + k] : job->affine.slope);
+        x[k] = job->x[row + k];
+        dy[k] = job->dy[row + k];
+        dx[k] = job->dx[row + k];
+        plus[k] = added ? job->plus[row + k] : 0;
     }
+    /* one lane at i: LANE reads the parameters, STEP takes a row of it, KEEP writes the sums */
+#define LANE(weight, shift, slope_, dw, db, dslope, i, part)                                     \
+    const AL weight = FN(strip_vector)(weights, i, part);                                        \
+    const AL shift = activation && shifts ? FN(strip_vector)(shifts, i, part) : SET(0);          \
+    const AL slope_ = slopes ? FN(strip_vector)(slopes, i, part) : SET(0);                       \
+    AL dw = FN(strip_vector)(kept[0], i, part), db = FN(strip_vector)(kept[1], i, part);         \
+    AL dslope = activation ? FN(strip_vector)(kept[2], i, part) : SET(0);
+#define STEP(result, weight, shift, slope_, dw, db, dslope, i, part)                             \
+    AL result;                                                                                   \
+    {                                                                                            \
+        const AL d = SUB(FN(strip_load)(x[k], i, part, hi[k]), hi[k]), exact = SUB(d, lo[k]);    \
+        AL g = FN(strip_load)(dy[k], i, part, SET(0));                                           \
+        if (activation) {                                                                        \
+            AL z = MUL(exact, MUL(rstd[k], weight));                                             \
+            if (shifts) z = ADD(z, shift);                                                       \
+            dslope = ADD(dslope, IF_POSITIVE(z, SET(0), MUL(g, z)));                             \
+            g = IF_POSITIVE(z, g, MUL(g, activation == 2 ? slope_ : slope[k]));                  \
+        }                                                                                        \
+        db = ADD(db, g);                                                                         \
+        dw = ADD(dw, MUL(g, MUL(exact, rstd[k])));                                               \
+        result = SUB(SUB(MUL(g, MUL(rstd[k], weight)), r[k]), MUL(MUL(d, rstd[k]), q[k]));       \
+        if (added) result = ADD(result, FN(strip_load)(plus[k], i, part, SET(0)));               \
+    }
+#define KEEP(dw, db, dslope, i, part)                                                            \
+    FN(strip_keep)(kept[0], i, part, dw);                                                        \
+    FN(strip_keep)(kept[1], i, part, db);                                                        \
+    if (activation) FN(strip_keep)(kept[2], i, part, dslope);
+    ptrdiff_t i = 0;
+    for (; LANES_PARTS == 1 && i + 2 * LANES <= n; i += 2 * LANES) {
+        LANE(w0, b0, s0, dw0, db0, ds0, i, 0)
+        LANE(w1, b1, s1, dw1, db1, ds1, i + LANES, 0)
+        ROWS_ABREAST(k) {
+            STEP(z0, w0, b0, s0, dw0, db0, ds0, i, 0)
+            STEP(z1, w1, b1, s1, dw1, db1, ds1, i + LANES, 0)
+            if (stream) STREAM_PAIR((S *)dx[k] + i, z0, z1);
+            else STORE_PAIR((S *)dx[k] + i, z0, z1);
+        }
+        KEEP(dw0, db0, ds0, i, 0)
+        KEEP(dw1, db1, ds1, i + LANES, 0)
+    }
+#define LAST(part)                                                                               \
+    {                                                                                            \
+        LANE(w0, b0, s0, dw0, db0, ds0, i, part)                                                 \
+        ROWS_ABREAST(k) {                                                                        \
+            STEP(z, w0, b0, s0, dw0, db0, ds0, i, part)                                          \
+            FN(strip_store)(dx[k], i, part, z, 0);                                               \
+        }                                                                                        \
+        KEEP(dw0, db0, ds0, i, part)                                                             \
+    }
+    for (; i + LANES <= n; i += LANES) LAST(0)
+    if (i < n) LAST((n - i))
+#undef LAST
+#undef LANE
+#undef STEP
+#undef KEEP
+    (void)slope;
 }
 
-static void FN(grad_apply_rows)(const GradRows *job) {
-    double q[GRAD_ROWS], r[GRAD_ROWS];
-    FN(grad_coefficients)(job, q, r);
-#define VARIANT(added)                                                                           \
-    if (job->activation == 2) FN(grad_apply_rows_any)(job, q, r, 2, added);                      \
-    else if (job->activation) FN(grad_apply_rows_any)(job, q, r, 1, added);                      \
-    else FN(grad_apply_rows_any)(job, q, r, 0, added);
-    if (job->plus) { VARIANT(1) }
-    else { VARIANT(0) }
+/* Each a function of its own: one function of all would be too much for the compiler. */
+#define VARIANT(name, R, activation, added, stream)                                              \
+    static __attribute__((noinline)) void FN(name)(const GradRows *job, const FN(GradTerms) *terms, \
+                                                   ptrdiff_t row, ptrdiff_t at, ptrdiff_t n, A *const kept[3]) { \
+        FN(grad_abreast)(job, terms, row, at, n, kept, R, activation, added, stream);            \
+    }
+VARIANT(grad_plain, GRAD_ABREAST, 0, 0, 0)
+VARIANT(grad_added, GRAD_ABREAST, 0, 1, 0)
+VARIANT(grad_streamed, GRAD_ABREAST, 0, 0, 1)
+VARIANT(grad_plain_one, 1, 0, 0, 0)
+VARIANT(grad_added_one, 1, 0, 1, 0)
+VARIANT(grad_streamed_one, 1, 0, 0, 1)
+VARIANT(grad_slope, 1, 1, job->added, 0)
+VARIANT(grad_slopes, 1, 2, job->added, 0)
 #undef VARIANT
-    if (job->affine.stream) STREAM_END;
+
+/* Elements at .. at + n of the rows of a job: dx, and the block's sums for the parameters, which are
+ * added to dw, db and dslope, or (`fresh`) written there. First the rows' own sums, if they are to be
+ * taken: whole rows are at hand then. */
+static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sums, int fresh, double *dw,
+                          double *db, double *dslope) {
+    A sums[3][GRAD_ELEMENTS], *const kept[3] = {sums[0], sums[1], sums[2]};
+    double *const totals[3] = {dw, db, dslope};
+    const int kinds = job->activation ? 3 : 2;
+    FN(GradTerms) terms;
+    const int stream = job->affine.stream && FN(all_aligned)(job->dx, job->rows);
+    for (int kind = 0; kind < kinds; ++kind) memset(kept[kind], 0, n * sizeof(A));
+    const ptrdiff_t few = GRAD_BYTES / (2 * job->n * (ptrdiff_t)sizeof(S)) / GRAD_ABREAST * GRAD_ABREAST;
+    const ptrdiff_t together = !take_sums ? job->rows : few < GRAD_ABREAST ? GRAD_ABREAST : few;
+    for (ptrdiff_t first = 0; first < job->rows; first += together) {
+        const ptrdiff_t stop = first + together < job->rows ? first + together : job->rows;
+        ptrdiff_t row = first;
+        if (take_sums) FN(grad_row_sums)(job, first, stop);
+        FN(grad_terms)(job, first, stop, &terms);
+#define CALL(variant) FN(variant)(job, &terms, row, at, n, kept)
+        if (!job->activation)
+            for (; row + GRAD_ABREAST <= stop; row += GRAD_ABREAST) {
+                if (job->added) CALL(grad_added);
+                else if (stream) CALL(grad_streamed);
+                else CALL(grad_plain);
+            }
+        for (; row < stop; ++row) {
+            if (job->activation == 2) CALL(grad_slopes);
+            else if (job->activation) CALL(grad_slope);
+            else if (job->added) CALL(grad_added_one);
+            else if (stream) CALL(grad_streamed_one);
+            else CALL(grad_plain_one);
+        }
+#undef CALL
+    }
+    for (int kind = 0; kind < kinds; ++kind)
+        for (ptrdiff_t i = 0; i < n; ++i)
+            totals[kind][i] = fresh ? (double)kept[kind][i] : totals[kind][i] + (double)kept[kind][i];
+    if (stream) STREAM_END;
 }
 
 static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
@@ -566,37 +769,8 @@ static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
         if (j < columns) call(1, columns - j);                                                   \
     }
 
-/* One lane of a strip: whole, or `part` columns of it. */
-INLINE AL FN(strip_load)(const char *row, ptrdiff_t j, ptrdiff_t part, AL fill) {
-    const S *p = (const S *)row + j;
-    return part ? LOAD_PART(p, part, fill) : LOAD(p);
-}
-INLINE AL FN(strip_vector)(const void *v, ptrdiff_t j, ptrdiff_t part) {
-    const A *p = (const A *)v + j;
-    return part ? CAT(A, load_part)(p, part, SET(0)) : CAT(A, load)(p);
-}
-INLINE void FN(strip_store)(char *row, ptrdiff_t j, ptrdiff_t part, AL v, const int stream) {
-    S *p = (S *)row + j;
-    if (part) STORE_PART(p, v, part);
-    else if (stream) STREAM(p, v);
-    else STORE(p, v);
-}
 /* A strip of K lanes is streamed if that makes whole lines of memory. */
 #define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
-/* Whether every whole lane of every row may be streamed. */
-static int FN(all_aligned)(char *const *y, ptrdiff_t rows) {
-    uintptr_t low = 0;
-    for (ptrdiff_t row = 0; row < rows; ++row) low |= (uintptr_t)y[row];
-    return low % LANES_ALIGN == 0;
-}
-/* total[j...] += a, in double */
-INLINE void FN(strip_add)(double *total, ptrdiff_t j, ptrdiff_t part, AL a) {
-    A lane[LANES];
-    CAT(A, store)(lane, a);
-    if (part) for (ptrdiff_t l = 0; l < part; ++l) total[j + l] += (double)lane[l];
-    else for (ptrdiff_t l = 0; l < LANES; ++l) total[j + l] += (double)lane[l];
-}
-
 /* Mean of the first rows, rounded to A: a shift near each column's mean. */
 static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift) {
     const AL share = SET((A)1 / (A)rows);
@@ -786,106 +960,6 @@ static void FN(column_grad_apply)(const char *const *x, const char *const *dy, c
 #undef COLUMN_THROUGH
 #undef COLUMN_ACTIVATION
 
-INLINE void FN(parameter_sums_strip)(const char *const *x, const char *const *dy, ptrdiff_t rows,
-                                     ptrdiff_t at, ptrdiff_t j, ptrdiff_t part, const RowAffine *a,
-                                     double *dw, double *db, double *dslope, const int activation,
-                                     const int K) {
-    AL weight[K], shift[K], slope[K], w[K], b[K], on_slope[K];
-    for (int k = 0; k < K; ++k) {
-        w[k] = b[k] = on_slope[k] = SET(0);
-        if (!activation) continue;
-        weight[k] = a->weight ? FN(strip_vector)(a->weight, at + j + k * LANES, part) : SET(1);
-        shift[k] = a->shift ? FN(strip_vector)(a->shift, at + j + k * LANES, part) : SET(0);
-        slope[k] = a->slopes ? FN(strip_vector)(a->slopes, at + j + k * LANES, part) : SET(a->slope);
-    }
-    for (ptrdiff_t row = 0; row < rows; ++row) {
-        const AL hi = SET(a->hi[row]), lo = SET(a->lo[row]), scale = SET(a->scale[row]);
-        const AL row_slope = SET(activation && a->row_slope ? a->row_slope[row] : 0);
-        for (int k = 0; k < K; ++k) {
-            const AL d = SUB(SUB(FN(strip_load)(x[row], j + k * LANES, part, hi), hi), lo);
-            AL g = FN(strip_load)(dy[row], j + k * LANES, part, SET(0));
-            if (activation) {
-                AL z = MUL(d, MUL(scale, weight[k]));
-                if (a->shift) z = ADD(z, shift[k]);
-                on_slope[k] = ADD(on_slope[k], IF_POSITIVE(z, SET(0), MUL(g, z)));
-                g = IF_POSITIVE(z, g, MUL(g, a->row_slope ? row_slope : slope[k]));
-            }
-            b[k] = ADD(b[k], g);
-            w[k] = ADD(w[k], MUL(g, MUL(d, scale)));
-        }
-    }
-    for (int k = 0; k < K; ++k) {
-        FN(strip_add)(dw, j + k * LANES, part, w[k]);
-        FN(strip_add)(db, j + k * LANES, part, b[k]);
-        if (activation) FN(strip_add)(dslope, j + k * LANES, part, on_slope[k]);
-    }
-}
-
-/* Down the rows of the rows family: dw += sum of g * xhat, db += sum of g; at most 64 rows.
- * x, dy, dw, db and dslope start at element `at` of the row; the vectors of `a` start at 0. */
-static void FN(parameter_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows,
-                               ptrdiff_t at, ptrdiff_t columns, const RowAffine *a, int activation,
-                               double *dw, double *db, double *dslope) {
-#define CALL(K, part)                                                                            \
-    FN(parameter_sums_strip)(x, dy, rows, at, j, part, a, dw, db, dslope, activated, K)
-#define ALL_STRIPS                                                                               \
-    ptrdiff_t j = 0;                                                                             \
-    for (; j + STRIP * LANES <= columns; j += STRIP * LANES) CALL(STRIP, 0);                     \
-    for (; j + LANES <= columns; j += LANES) CALL(1, 0);                                         \
-    if (j < columns) CALL(1, columns - j);
-    if (activation) { enum { activated = 1 }; ALL_STRIPS }
-    else { enum { activated = 0 }; ALL_STRIPS }
-#undef ALL_STRIPS
-#undef CALL
-}
-
-/* ---- rows of a few lanes, backward: what parameter_sums and grad_apply_rows do, in one visit ---- */
-
-INLINE void FN(grad_short_rows_any)(const GradRows *job, double *dw, double *db, const int K) {
-    const ptrdiff_t part = job->n % LANES;
-    double q[GRAD_ROWS], r[GRAD_ROWS];
-    AL weight[K], w[K], b[K];
-    FN(grad_coefficients)(job, q, r);
-#define EACH(k) _Pragma("GCC unroll 4") for (int k = 0; k < K; ++k)
-#define PART(k) ((k) == K - 1 ? part : 0)
-    EACH(k) {
-        weight[k] = FN(strip_vector)(job->affine.weight, k * LANES, PART(k));
-        w[k] = b[k] = SET(0);
-    }
-    for (ptrdiff_t row = 0; row < job->rows; ++row) {
-        const char *x = job->x + row * job->x_stride, *dy = job->dy + row * job->dy_stride;
-        char *dx = job->dx + row * job->dx_stride;
-        const AL hi = SET(job->hi[row]), lo = SET(job->lo[row]), rstd = SET(job->rstd[row]);
-        const AL q_ = SET(q[row]), r_ = SET(r[row]);
-        EACH(k) {
-            const AL d = SUB(FN(strip_load)(x, k * LANES, PART(k), hi), hi);
-            const AL g = FN(strip_load)(dy, k * LANES, PART(k), SET(0));
-            b[k] = ADD(b[k], g);
-            w[k] = ADD(w[k], MUL(g, MUL(SUB(d, lo), rstd)));
-            FN(strip_store)(dx, k * LANES, PART(k), SUB(SUB(MUL(g, MUL(rstd, weight[k])), r_),
-                                                        MUL(MUL(d, rstd), q_)), 0);
-        }
-    }
-    EACH(k) {
-        FN(strip_add)(dw, k * LANES, PART(k), w[k]);
-        FN(strip_add)(db, k * LANES, PART(k), b[k]);
-    }
-#undef PART
-#undef EACH
-}
-
-/* Whether the rows are that short, and plain; if so dw, db += the gradients of the parameters, and dx. */
-static int FN(grad_short_rows)(const GradRows *job, double *dw, double *db) {
-    if (job->activation || job->plus || job->affine.stream) return 0;
-    switch ((job->n + LANES - 1) / LANES) {
-        case 1: FN(grad_short_rows_any)(job, dw, db, 1); return 1;
-        case 2: FN(grad_short_rows_any)(job, dw, db, 2); return 1;
-        case 3: FN(grad_short_rows_any)(job, dw, db, 3); return 1;
-        case 4: FN(grad_short_rows_any)(job, dw, db, 4); return 1;
-        default: return 0;
-    }
-}
-
 /* ---- windows: rows are channels (channels first) or one row shifted (channels last, `wide`: of the
  * accumulation type). A window's sum and what it is for share a loop: one waits on additions, the
  * other on square roots and divisions. ---- */
@@ -999,12 +1073,14 @@ static void FN(window_grad)(const char *const *shared, ptrdiff_t count, const ch
 static const Tile FN(tile) = {
     sizeof(S), sizeof(A), ACCUMULATOR, FN(rounded), FN(widen), FN(widen64), FN(head), FN(sums),
     FN(apply), FN(forward_rows), FN(apply_vector), FN(grad_sums), FN(grad_sums_vector), FN(grad_apply),
-    FN(grad_apply_vector), FN(grad_sums_rows), FN(grad_apply_rows), FN(grad_short_rows), FN(add), FN(parameter_sums), FN(column_head), FN(column_sums), FN(column_apply),
+    FN(grad_rows), FN(add), FN(column_head), FN(column_sums), FN(column_apply),
     FN(column_grad_sums), FN(column_grad_apply),
     FN(window_apply), FN(window_prepare), FN(window_grad),
 };
 
 #undef STRIPS
+#undef ROWS_ABREAST
+#undef HEAD
 #undef STREAMED
 #undef PREFETCH
 #undef BYTES

@@ -31,19 +31,15 @@ typedef struct {
     const void *hi, *scale, *bias, *p, *q, *r, *rstd, *slope;
 } ColumnAffine;
 
-/* Per row, for the gradients of a row's parameters. */
-typedef struct {
-    const double *hi, *lo, *scale;       /* one per row */
-    const double *row_slope;             /* one per row, or NULL: then `slopes`, or else `slope` */
-    double slope;
-    const void *weight, *shift, *slopes; /* one per column; only an activation needs them */
-} RowAffine;
-
 /* y = x * (k + alpha * sum of squares) ** -beta, then an activation. */
 typedef struct {
     double alpha, beta, k, slope;
     const void *slopes;
 } Response;
+
+/* Rows whose elements are taken side by side, forward and backward: more than the registers hold, or than
+ * a set of the first cache has lines for, cost more than they save. No result depends on it. */
+enum { ABREAST = LANES_NATIVE == 64 ? 4 : LANES_NATIVE == 32 ? 2 : 1, GRAD_ABREAST = LANES_NATIVE >= 32 ? 2 : 1 };
 
 /* Elements after which a sum's lanes are added to what came before; a multiple of two lanes. */
 enum { CASCADE = 256 };
@@ -62,16 +58,17 @@ typedef struct {
     unsigned char again[ROWS_TOGETHER];   /* rows that take the long way, and were not written */
 } RowJob;
 
-/* A block of rows, each one tile, backward. */
-enum { GRAD_ROWS = 64 };
+/* A block of rows, backward: where each begins, or its stretch of elements that a call is for. */
+enum { GRAD_ROWS = 64, GRAD_ELEMENTS = 2048, GRAD_BYTES = 1 << 14 /* of rows that are summed, then taken up again */ };
 typedef struct {
-    const char *x, *dy, *plus;
-    char *dx;
-    ptrdiff_t rows, x_stride, dy_stride, plus_stride, dx_stride, n;
-    int centred, activation;
+    const char *x[GRAD_ROWS], *dy[GRAD_ROWS], *plus[GRAD_ROWS];
+    char *dx[GRAD_ROWS];
+    ptrdiff_t rows, n, tile;          /* elements of a row, and of a tile of it */
+    int centred, activation, added;   /* added: plus is added to dx */
     Affine affine;                    /* the vectors and the slope */
-    const double *mean, *rstd;        /* one per row */
-    double hi[GRAD_ROWS], lo[GRAD_ROWS], sum_g[GRAD_ROWS], sum_gd[GRAD_ROWS];
+    const double *mean, *rstd;        /* one per row; no mean where not centred */
+    const double *row_slope;          /* one per row, or NULL: then those of `affine` */
+    double sums[4][GRAD_ROWS];        /* those of grad_sums_vector */
 } GradRows;
 
 typedef struct Tile {
@@ -96,15 +93,9 @@ typedef struct Tile {
     void (*grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                        ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
                        int activation);
-    void (*grad_apply_vector)(const char *x, const char *dy, const char *plus, char *dx, ptrdiff_t n,
-                              ptrdiff_t at, const Affine *a, int activation);
-    void (*grad_sums_rows)(GradRows *job);
-    void (*grad_apply_rows)(const GradRows *job);
-    int (*grad_short_rows)(const GradRows *job, double *dw, double *db);
+    void (*grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sums, int fresh, double *dw,
+                      double *db, double *dslope);
     void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);
-    void (*parameter_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows, ptrdiff_t at,
-                           ptrdiff_t columns, const RowAffine *a, int activation, double *dw,
-                           double *db, double *dslope);
     void (*column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift);
     void (*column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
                         const void *shift, double *first, double *second);
