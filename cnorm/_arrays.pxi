@@ -3,6 +3,9 @@
 cdef extern from "numpy/arrayobject.h":
     object PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
 
+cdef extern from "Python.h":
+    Py_ssize_t PyNumber_AsSsize_t(object, PyObject *) except? -1
+
 cdef extern from "_recycle.h":
     object recycle_like(cnp.ndarray, cnp.NPY_ORDER)
     void recycle_set_limit(size_t)
@@ -48,9 +51,9 @@ cdef object KNOWN_SUBCLASS = None   # of ndarray, and not masked: Parameter, mos
 cdef bint plain_memory(object a, str name) except -1:
     """Whether the memory of `a` is an ndarray's; a subclass may be, a masked array is not."""
     global KNOWN_SUBCLASS
-    if type(a) is np.ndarray or type(a) is KNOWN_SUBCLASS:
+    if cnp.PyArray_CheckExact(a) or type(a) is KNOWN_SUBCLASS:
         return True
-    if not isinstance(a, np.ndarray):
+    if not isinstance(a, cnp.ndarray):
         return False
     if hasattr(a, "mask"):
         raise TypeError(f"{name} must not be a masked array: fill it first, for example with .filled(0)")
@@ -76,7 +79,7 @@ cdef cnp.ndarray foreign(object a, str name):
 
 cdef cnp.ndarray floats(object a, str name):
     """A native float array from what the caller gave."""
-    cdef cnp.ndarray array = <cnp.ndarray> a if type(a) is np.ndarray else foreign(a, name)
+    cdef cnp.ndarray array = <cnp.ndarray> a if cnp.PyArray_CheckExact(a) else foreign(a, name)
     if storage_of(array) < 0:
         raise TypeError(f"{name} must be a float32, float64, float16 or bfloat16 array, but got dtype {array.dtype}")
     if not native(array):
@@ -115,9 +118,9 @@ cdef inline bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
 
 
 cdef cnp.ndarray checked_out(object out, cnp.ndarray like, str name="out"):
-    if not isinstance(out, np.ndarray):
+    if not isinstance(out, cnp.ndarray):
         raise TypeError(f"{name} must be a NumPy array, but got {type(out).__name__}")
-    if hasattr(out, "mask"):
+    if not cnp.PyArray_CheckExact(out) and hasattr(out, "mask"):
         raise TypeError(f"{name} must not be a masked array")
     if not same_shape(out, like):
         raise ValueError(f"{name} must have shape {shape_of(like)}, but got {shape_of(out)}")
@@ -182,22 +185,27 @@ cdef cnp.ndarray doubles(object values, str name):
     cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
     if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64 and cnp.PyArray_IS_C_CONTIGUOUS(a) and native(a):
         return a
-    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32 and cnp.PyArray_NDIM(a) == 1 and native(a):
-        return widened(a)
     if storage_of(a) < 0:
         raise TypeError(f"{name} must be a float array, but got dtype {a.dtype}")
     return np.ascontiguousarray(a, np.float64)
 
 
-cdef cnp.ndarray widened(cnp.ndarray a):
-    """A float32 vector as float64; for the usual short one NumPy's own conversion takes longer."""
-    cdef Py_ssize_t n = cnp.PyArray_DIM(a, 0), step = cnp.PyArray_STRIDE(a, 0), i
-    cdef cnp.ndarray wide = new64(n)
-    cdef double *w = data64(wide)
-    cdef const char *p = cnp.PyArray_BYTES(a)
+cdef int copy_doubles(double *to, Py_ssize_t n, object values, str name) except -1:
+    """The same as a copy; for the usual short float32 one NumPy's own conversion takes longer."""
+    cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
+    cdef const float *narrow
+    cdef Py_ssize_t i
+    if cnp.PyArray_TYPE(a) != cnp.NPY_FLOAT32 or not cnp.PyArray_IS_C_CONTIGUOUS(a) or not native(a):
+        a = doubles(a, name)
+    if cnp.PyArray_SIZE(a) != n:
+        raise RuntimeError(f"{name} should contain {n} elements not {cnp.PyArray_SIZE(a)}")
+    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64:
+        memcpy(to, cnp.PyArray_DATA(a), n * sizeof(double))
+        return 0
+    narrow = <const float *> cnp.PyArray_DATA(a)
     for i in range(n):
-        w[i] = <double> (<const float *> (p + i * step))[0]
-    return wide
+        to[i] = narrow[i]
+    return 0
 
 
 cdef inline double *data64(object a) noexcept:
@@ -208,31 +216,50 @@ cdef inline cnp.ndarray new64(cnp.npy_intp n):
     return <cnp.ndarray> cnp.PyArray_SimpleNew(1, &n, cnp.NPY_FLOAT64)
 
 
-cdef inline cnp.ndarray zeros64(cnp.npy_intp n):
-    return <cnp.ndarray> cnp.PyArray_ZEROS(1, &n, cnp.NPY_FLOAT64, 0)
+cdef cnp.ndarray array64(const double *values, Py_ssize_t n):
+    cdef cnp.ndarray a = new64(n)
+    memcpy(data64(a), values, n * sizeof(double))
+    return a
 
 
-cdef object parameter_dtype(object parameter, cnp.ndarray x):
-    """The dtype of a parameter's gradient: its own, or the accumulation type where there is none."""
+cdef object gradient(const double *sums, Py_ssize_t n, object parameter, int storage, int ndim,
+                     cnp.npy_intp *shape):
+    """The gradient of a parameter, which was summed in double, in its shape and dtype.
+
+    Without a parameter: in the accumulation type, of the shape that one would have.
+    """
+    cdef cnp.ndarray a
+    cdef int number = cnp.NPY_FLOAT64 if storage == FLOAT64 else cnp.NPY_FLOAT32
+    cdef float *narrow
+    cdef Py_ssize_t i
     if parameter is not None:
-        return np.asarray(parameter).dtype.newbyteorder("=")
-    return np.dtype(np.float64) if storage_of(x) == FLOAT64 else np.dtype(np.float32)
-
-
-cdef object as_parameter(cnp.ndarray total, object parameter, cnp.ndarray x, tuple shape):
-    """A gradient that was summed in double, in the parameter's shape and dtype."""
-    return total.reshape(shape).astype(parameter_dtype(parameter, x), copy=False)
+        if not isinstance(parameter, cnp.ndarray) or storage_of(parameter) not in (FLOAT32, FLOAT64):
+            return array64(sums, n).reshape(np.shape(parameter)).astype(
+                np.asarray(parameter).dtype.newbyteorder("="))
+        number = cnp.PyArray_TYPE(parameter)
+        ndim = cnp.PyArray_NDIM(parameter)
+        shape = cnp.PyArray_DIMS(parameter)
+    a = <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, number)
+    if number == cnp.NPY_FLOAT64:
+        memcpy(cnp.PyArray_DATA(a), sums, n * sizeof(double))
+        return a
+    narrow = <float *> cnp.PyArray_DATA(a)
+    for i in range(n):
+        narrow[i] = <float> sums[i]
+    return a
 
 
 # ---- a call ----
 
-cdef inline View view_of(cnp.ndarray a, const Plan *p, int which) noexcept:
-    cdef View v
+cdef inline void set_view(View *v, cnp.ndarray a, const Plan *p, int which) noexcept:
     cdef int i
     v.data = cnp.PyArray_BYTES(a)
     for i in range(4):
         v.stride[i] = p.stride[which][i]
-    return v
+
+
+cdef enum:
+    LENT = 1024   # doubles of its stack that a function lends to a call
 
 
 cdef class Call:
@@ -240,19 +267,37 @@ cdef class Call:
     cdef cnp.ndarray x, y, dy, plus, final
     cdef cnp.ndarray slopes   # of the epilogue, where there is one per channel
     cdef int storage, activation
-    cdef Py_ssize_t elements
+    cdef Py_ssize_t elements, bytes
     cdef double slope
+    cdef double *lent         # what is left of it
+    cdef Py_ssize_t left
+    cdef object borrowed
 
-    cdef void take(self, cnp.ndarray x):
+    cdef void take(self, cnp.ndarray x) noexcept:
         self.x = x
         self.storage = storage_of(x)
         self.elements = cnp.PyArray_SIZE(x)
+        self.bytes = self.elements * cnp.PyArray_ITEMSIZE(x)
 
-    cdef Plan plan(self, int arrays):
+    cdef void lend(self, double *memory) noexcept:
+        """LENT doubles that outlive the call: short vectors then need no allocation."""
+        self.lent = memory
+        self.left = LENT
+
+    cdef double *room(self, Py_ssize_t n) except NULL:
+        """Memory for n doubles while the call lasts."""
+        if n >= self.left:
+            self.borrowed = (new64(n), self.borrowed)
+            return data64((<tuple> self.borrowed)[0])
+        self.lent += n
+        self.left -= n
+        return self.lent - n
+
+    cdef int plan(self, int arrays, Plan *p) except -1:
         """The plan for x, for x and y, or for all three."""
         raise NotImplementedError
 
-    cdef void layouts(self, int arrays, const Py_ssize_t **shape, const Py_ssize_t **strides):
+    cdef void layouts(self, int arrays, const Py_ssize_t **shape, const Py_ssize_t **strides) noexcept:
         strides_of(self.x, shape, &strides[0])
         if arrays > 1:
             strides_of(self.y, shape, &strides[1])
@@ -261,13 +306,13 @@ cdef class Call:
         if arrays > 3:
             strides_of(self.plus, shape, &strides[3])
 
-    cdef Plan settle(self, object out, object grad_output, object plus=None):
+    cdef int settle(self, Plan *p, object out, object grad_output, object plus=None) except -1:
         """Choose where the result goes, and the plan; copy what no kernel takes as it is.
 
         A result that the kernel cannot write goes through memory of its own, and so does one that
         overlaps what is read without being the same elements.
         """
-        cdef Plan p
+        cdef int arrays = 2 if grad_output is None else 3 if plus is None else 4
         if out is None:
             self.final = empty_like(self.x)
             self.y = self.final
@@ -280,31 +325,33 @@ cdef class Call:
                 self.y = empty_like(self.x)
         self.dy = grad_output
         self.plus = plus
-        p = self.plan(1)
+        self.plan(arrays, p)
+        if p.family != COPY:  # then no kernel refuses fewer of them
+            return 0
+        self.plan(1, p)
         if p.family == COPY:
             self.x = np.ascontiguousarray(self.x)
-        p = self.plan(2)
+        self.plan(2, p)
         if p.family == COPY:
             self.y = empty_like(self.x)
-            p = self.plan(2)
+            self.plan(2, p)
         if p.family == COPY:
             self.x = np.ascontiguousarray(self.x)
             self.y = empty_like(self.x)
-            p = self.plan(2)
+            self.plan(2, p)
         if self.dy is not None:
-            arrays = 3 if plus is None else 4
-            p = self.plan(arrays)
+            self.plan(arrays, p)
             if p.family == COPY:
                 self.dy = copy_like(self.dy, self.x)
                 self.plus = copy_like(self.plus, self.x) if plus is not None else None
-                p = self.plan(arrays)
+                self.plan(arrays, p)
             if p.family == COPY:
                 self.x = np.ascontiguousarray(self.x)
                 self.y = empty_like(self.x)
                 self.dy = np.ascontiguousarray(self.dy)
                 self.plus = np.ascontiguousarray(self.plus) if plus is not None else None
-                p = self.plan(arrays)
-        return p
+                self.plan(arrays, p)
+        return 0
 
     cdef cnp.ndarray finish(self):
         if self.y is not self.final:
@@ -329,3 +376,28 @@ cdef class Call:
         else:
             raise ValueError(f"negative_slope must hold 1 or {channels} values, but got {values.size}")
         return 0
+
+
+cdef int run_units(units_kernel kernel, Units *job, Py_ssize_t size, str what) except -1:
+    """Run a kernel on so many bytes: while it would take other Python threads longer to start, alone."""
+    cdef int failed
+    if size < FREE_GIL:
+        failed = kernel(job)
+    else:
+        with nogil:
+            failed = kernel(job)
+    if failed:
+        raise MemoryError(f"cnorm could not allocate the {what} of this call")
+    return 0
+
+
+cdef int run_columns(columns_kernel kernel, Columns *job, Py_ssize_t size, str what) except -1:
+    cdef int failed
+    if size < FREE_GIL:
+        failed = kernel(job)
+    else:
+        with nogil:
+            failed = kernel(job)
+    if failed:
+        raise MemoryError(f"cnorm could not allocate the {what} of this call")
+    return 0

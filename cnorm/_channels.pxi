@@ -6,84 +6,112 @@ cdef class Channels(Call):
     """One call of a norm with a weight per channel."""
     cdef int batch_axis, channel_axis
     cdef Py_ssize_t groups, channels, samples
-    cdef cnp.ndarray weight, bias, mean, lo, m2, rstd
+    cdef const double *weight     # per channel, or NULL
+    cdef const double *bias
+    cdef double *mean             # per unit, or NULL where nobody asks for it
+    cdef double *lo
+    cdef double *m2
+    cdef double *rstd
+    cdef double *grads            # after backward: of weight, bias and slope, per channel
+    cdef cnp.ndarray mean_array, rstd_array   # that hold them where the caller gets or gave them
     cdef bint given
     cdef double eps
 
-    def __cinit__(self, cnp.ndarray x, int batch_axis, int channel_axis, Py_ssize_t groups):
+    cdef void set(self, cnp.ndarray x, int batch_axis, int channel_axis, Py_ssize_t groups) noexcept:
         self.take(x)
         self.batch_axis = batch_axis
         self.channel_axis = channel_axis
         self.groups = groups
         self.channels = cnp.PyArray_DIM(x, channel_axis)
         self.samples = cnp.PyArray_DIM(x, batch_axis) if batch_axis >= 0 else 1
-        self.eps = 0
 
-    cdef Py_ssize_t units(self):
+    cdef Py_ssize_t units(self) noexcept:
         return self.samples * self.groups if self.groups else self.channels
 
-    cdef Py_ssize_t unit_size(self):
+    cdef Py_ssize_t unit_size(self) noexcept:
         """Elements of a unit."""
         return self.elements // self.units() if self.units() else 0
 
+    cdef const double *parameter(self, object values, str name) except? NULL:
+        cdef double *room
+        if values is None:
+            return NULL
+        room = self.room(self.channels)
+        copy_doubles(room, self.channels, values, name)
+        return room
+
     cdef int parameters(self, object weight, object bias, object negative_slope) except -1:
-        if weight is not None:
-            self.weight = doubles(weight, "weight")
-        if bias is not None:
-            self.bias = doubles(bias, "bias")
+        self.weight = self.parameter(weight, "weight")
+        self.bias = self.parameter(bias, "bias")
         self.epilogue(negative_slope, self.channels)
         return 0
 
-    cdef int new_statistics(self) except -1:
-        cdef Py_ssize_t n = self.units()
-        self.mean = new64(n)
-        self.rstd = new64(n)
-        self.m2 = new64(n)
-        self.lo = new64(n)
+    cdef int return_statistics(self, int ndim) except -1:
+        """The caller gets mean and rstd: per channel, or (2) per sample and group."""
+        cdef cnp.npy_intp shape[2]
+        shape[0] = self.channels if ndim == 1 else self.samples
+        shape[1] = self.groups
+        self.mean_array = <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, cnp.NPY_FLOAT64)
+        self.rstd_array = <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, cnp.NPY_FLOAT64)
+        self.mean = data64(self.mean_array)
+        self.rstd = data64(self.rstd_array)
         return 0
 
-    cdef Plan plan(self, int arrays):
+    cdef int keep(self, double **statistic) except -1:
+        """Room for a statistic, where it has none."""
+        if statistic[0] == NULL:
+            statistic[0] = self.room(self.units())
+        return 0
+
+    cdef int keep_all(self) except -1:
+        self.keep(&self.mean)
+        self.keep(&self.rstd)
+        self.keep(&self.lo)
+        self.keep(&self.m2)
+        return 0
+
+    cdef int plan(self, int arrays, Plan *p) except -1:
         cdef const Py_ssize_t *shape
         cdef const Py_ssize_t *strides[ARRAYS]
         self.layouts(arrays, &shape, strides)
-        return plan_channels(cnp.PyArray_NDIM(self.x), shape, strides, arrays, self.batch_axis,
+        p[0] = plan_channels(cnp.PyArray_NDIM(self.x), shape, strides, arrays, self.batch_axis,
                              self.channel_axis, self.groups, cnp.PyArray_ITEMSIZE(self.x))
+        return 0
 
-    cdef Units units_job(self, const Plan *p):
-        cdef Units a
+    cdef int units_job(self, const Plan *p, Units *a) except -1:
         cdef int i
-        memset(&a, 0, sizeof(a))
+        memset(a, 0, sizeof(Units))
         for i in range(5):
             a.shape[i] = p.shape[i]
         a.storage = self.storage
-        a.threads = threads_for(self.elements * cnp.PyArray_ITEMSIZE(self.x))
-        a.x = view_of(self.x, p, 0)
+        a.threads = threads_for(self.bytes)
+        set_view(&a.x, self.x, p, 0)
         if self.y is not None:
-            a.y = view_of(self.y, p, 1)
+            set_view(&a.y, self.y, p, 1)
         if self.dy is not None:
-            a.dy = view_of(self.dy, p, 2)
+            set_view(&a.dy, self.dy, p, 2)
         a.centred = True
         a.given = self.given
         a.by_segment = self.groups != 0
         a.activation = self.activation
         a.slope = self.slope
         a.eps = self.eps
-        a.mean = data64(self.mean)
-        a.rstd = data64(self.rstd)
-        a.m2 = data64(self.m2)
-        a.lo = data64(self.lo)
-        a.weight = data64(self.weight)
-        a.bias = data64(self.bias)
+        a.mean = self.mean
+        a.rstd = self.rstd
+        a.m2 = self.m2
+        a.lo = self.lo
+        a.weight = self.weight
+        a.bias = self.bias
         a.slopes = data64(self.slopes)
-        return a
+        return 0
 
-    cdef Columns columns_job(self, const Plan *p):
-        cdef Columns a
-        cdef Units u = self.units_job(p)
+    cdef int columns_job(self, const Plan *p, Columns *a) except -1:
+        cdef Units u
         cdef int i
-        memset(&a, 0, sizeof(a))
+        self.units_job(p, &u)
+        memset(a, 0, sizeof(Columns))
         for i in range(5):
-            a.shape[i] = p.shape[i]
+            a.shape[i] = u.shape[i]
         a.storage = u.storage
         a.threads = u.threads
         a.x = u.x
@@ -101,127 +129,126 @@ cdef class Channels(Call):
         a.weight = u.weight
         a.bias = u.bias
         a.slopes = u.slopes
-        return a
+        return 0
 
     cdef cnp.ndarray forward(self, object out):
-        cdef Plan p = self.settle(out, None)
+        cdef Plan p
         cdef Units u
         cdef Columns c
-        cdef int failed = 0
+        self.settle(&p, out, None)
         if self.elements == 0:
             self.empty_statistics()
             return self.final
         if p.family == UNITS:
-            u = self.units_job(&p)
-            with nogil:
-                failed = kernels.units_forward(&u)
+            self.units_job(&p, &u)
+            run_units(kernels.units_forward, &u, self.bytes, "statistics")
         else:
-            c = self.columns_job(&p)
-            with nogil:
-                failed = kernels.columns_forward(&c)
-        if failed:
-            raise MemoryError("cnorm could not allocate the statistics of this call")
+            if not self.given:  # the kernel keeps them meanwhile
+                self.keep_all()
+            self.columns_job(&p, &c)
+            run_columns(kernels.columns_forward, &c, self.bytes, "statistics")
         return self.finish()
 
     cdef int moments(self) except -1:
         """mean, lo, m2 and rstd, nothing applied."""
-        cdef Plan p = self.plan(1)
-        cdef Units u
-        cdef Columns c
-        cdef int failed = 0
-        if self.elements == 0:
-            self.empty_statistics()
-            return 0
-        if p.family == COPY:
-            self.x = np.ascontiguousarray(self.x)
-            p = self.plan(1)
-        if p.family == UNITS:
-            u = self.units_job(&p)
-            with nogil:
-                failed = kernels.units_moments(&u)
-        else:
-            c = self.columns_job(&p)
-            with nogil:
-                failed = kernels.columns_moments(&c)
-        if failed:
-            raise MemoryError("cnorm could not allocate the statistics of this call")
-        return 0
-
-    cdef int empty_statistics(self) except -1:
-        if not self.given:
-            self.mean[...] = 0
-            self.m2[...] = 0
-            self.lo[...] = 0
-            self.rstd[...] = 1 / np.sqrt(self.eps) if self.eps > 0 else np.inf
-        return 0
-
-    cdef tuple backward(self, object grad_output, object out, object sums=None, int sums_mode=0,
-                        double count=0):
-        """grad_input, and the sums over the batch of grad_weight, grad_bias and grad_slope (float64)."""
         cdef Plan p
         cdef Units u
         cdef Columns c
-        cdef int failed = 0
-        cdef Py_ssize_t rows = self.samples if self.groups else 1
-        cdef cnp.ndarray grads = zeros64(3 * rows * self.channels)
-        cdef double *g = data64(grads)
+        self.keep_all()
+        if self.elements == 0:
+            self.empty_statistics()
+            return 0
+        self.plan(1, &p)
+        if p.family == COPY:
+            self.x = np.ascontiguousarray(self.x)
+            self.plan(1, &p)
+        if p.family == UNITS:
+            self.units_job(&p, &u)
+            run_units(kernels.units_moments, &u, self.bytes, "statistics")
+        else:
+            self.columns_job(&p, &c)
+            run_columns(kernels.columns_moments, &c, self.bytes, "statistics")
+        return 0
+
+    cdef void empty_statistics(self) noexcept:
+        cdef Py_ssize_t i
+        if self.given:
+            return
+        for i in range(self.units()):
+            if self.mean != NULL:
+                self.mean[i] = 0
+            if self.lo != NULL:
+                self.lo[i] = 0
+            if self.m2 != NULL:
+                self.m2[i] = 0
+            if self.rstd != NULL:
+                self.rstd[i] = 1 / sqrt(self.eps) if self.eps > 0 else INFINITY
+
+    cdef cnp.ndarray backward(self, object grad_output, object out, object sums=None, int sums_mode=0,
+                              double count=0):
+        """grad_input; `grads` then holds the sums over the batch."""
+        cdef Plan p
+        cdef Units u
+        cdef Columns c
+        cdef Py_ssize_t rows = max(self.samples, 1) if self.groups else 1, n = rows * self.channels
+        cdef double *g = self.room(3 * n)
+        memset(g, 0, 3 * n * sizeof(double))
+        self.grads = g
         if sums_mode == 1:  # nothing is written: the input stands for the result
             self.final = self.y = self.x
             self.dy = grad_output
-            p = self.plan(3)
+            self.plan(3, &p)
             if p.family == COPY:
                 self.y = self.x = np.ascontiguousarray(self.x)
                 self.dy = np.ascontiguousarray(self.dy)
-                p = self.plan(3)
+                self.plan(3, &p)
         else:
-            p = self.settle(out, grad_output)
-        if self.lo is None and self.storage == FLOAT64:
-            self.lo = zeros64(self.units())
-        if self.elements:
-            if p.family == UNITS:
-                u = self.units_job(&p)
-                u.m2 = NULL
-                if sums_mode == 0:
-                    u.lo = NULL
-                u.grad_weight = g
-                u.grad_bias = g + rows * self.channels
-                u.grad_slope = g + 2 * rows * self.channels
-                u.sums = data64(sums)
-                u.sums_mode = sums_mode
-                u.count = count
-                with nogil:
-                    failed = kernels.units_backward(&u)
-            else:
-                c = self.columns_job(&p)
-                c.grad_weight = g
-                c.grad_bias = g + rows * self.channels
-                c.grad_slope = g + 2 * rows * self.channels
-                c.sums = data64(sums)
-                c.sums_mode = sums_mode
-                c.count = count
-                with nogil:
-                    failed = kernels.columns_backward(&c)
-            if failed:
-                raise MemoryError("cnorm could not allocate the sums of this call")
-        elif sums is not None and sums_mode == 1:
-            sums[...] = 0
-        totals = over_samples(grads, rows, self.channels)
-        return (self.finish() if sums_mode != 1 else None), totals[0], totals[1], totals[2]
+            self.settle(&p, out, grad_output)
+        if not self.elements:
+            if sums_mode == 1:
+                sums[...] = 0
+        elif p.family == UNITS:
+            self.units_job(&p, &u)
+            if sums_mode == 0:
+                u.lo = NULL
+            u.grad_weight = g
+            u.grad_bias = g + n
+            u.grad_slope = g + 2 * n
+            u.sums = data64(sums)
+            u.sums_mode = sums_mode
+            u.count = count
+            run_units(kernels.units_backward, &u, self.bytes, "sums")
+        else:
+            if self.lo == NULL and self.storage == FLOAT64:
+                self.lo = self.room(self.units())
+                memset(self.lo, 0, self.units() * sizeof(double))
+            self.columns_job(&p, &c)
+            c.grad_weight = g
+            c.grad_bias = g + n
+            c.grad_slope = g + 2 * n
+            c.sums = data64(sums)
+            c.sums_mode = sums_mode
+            c.count = count
+            run_columns(kernels.columns_backward, &c, self.bytes, "sums")
+        if rows > 1:
+            over_samples(g, rows, self.channels)
+        return self.finish() if sums_mode != 1 else None
 
 
-cdef object over_samples(cnp.ndarray grads, Py_ssize_t rows, Py_ssize_t channels):
-    """Sum (3, rows, channels) over the rows, in their order."""
-    cdef cnp.ndarray total = zeros64(3 * channels)
-    cdef const double *g = data64(grads)
-    cdef double *t = data64(total)
-    cdef Py_ssize_t k, row, c
-    if rows == 1:
-        return grads.reshape(3, channels)
+cdef void over_samples(double *grads, Py_ssize_t rows, Py_ssize_t channels) noexcept:
+    """Sum (3, rows, channels) over the rows, in their order: what comes first is then (3, channels)."""
+    cdef double *total = grads
+    cdef const double *row
+    cdef Py_ssize_t k, i, c
     for k in range(3):
-        for row in range(rows):
+        for c in range(channels):
+            total[c] = 0 + grads[c]
+        for i in range(1, rows):
+            row = grads + i * channels
             for c in range(channels):
-                t[k * channels + c] += g[(k * rows + row) * channels + c]
-    return total.reshape(3, channels)
+                total[c] += row[c]
+        grads += rows * channels
+        total += channels
 
 
 cdef cnp.ndarray gradient_like(object grad_output, cnp.ndarray x):
@@ -238,26 +265,25 @@ cdef cnp.ndarray statistic(object values, str name, Py_ssize_t n, str shape):
     cdef cnp.ndarray a = doubles(values, name)
     if cnp.PyArray_SIZE(a) != n:
         raise ValueError(f"{name} must have shape {shape}, but got {shape_of(a)}")
-    return a if cnp.PyArray_NDIM(a) == 1 else a.reshape(-1)
+    return a
 
 
-cdef tuple parameter_grads(Channels call, tuple grads, object weight, object bias, object negative_slope):
+cdef tuple parameter_grads(Channels call, object grad_input, object weight, object bias, object negative_slope):
     """What backward returns: the sums in the parameters' shapes and dtypes."""
-    cdef cnp.ndarray x = call.final
-    cdef tuple shape = (call.channels,)
-    cdef object like = weight if bias is None else bias
+    cdef cnp.npy_intp shape = call.channels
+    cdef const double *g = call.grads
     result = (
-        grads[0],
-        as_parameter(grads[1], weight, x, np.shape(weight) if weight is not None else shape),
-        as_parameter(grads[2], like, x, np.shape(like) if like is not None else shape),
+        grad_input,
+        gradient(g, shape, weight, call.storage, 1, &shape),
+        gradient(g + shape, shape, weight if bias is None else bias, call.storage, 1, &shape),
     )
     if has_slope_gradient(negative_slope):
-        result += (slope_gradient(grads[3], negative_slope),)
+        result += (slope_gradient(array64(g + 2 * shape, shape), negative_slope),)
     return result
 
 
 cdef inline bint has_slope_gradient(object negative_slope):
-    return negative_slope is not None and (isinstance(negative_slope, np.ndarray) or np.ndim(negative_slope) > 0)
+    return negative_slope is not None and (isinstance(negative_slope, cnp.ndarray) or np.ndim(negative_slope) > 0)
 
 
 cdef object slope_gradient(cnp.ndarray per_channel, object negative_slope):
@@ -272,28 +298,48 @@ cdef object slope_gradient(cnp.ndarray per_channel, object negative_slope):
 # A batch changes all of them, and their count, or nothing: what may fail, or run Python code, where an
 # interrupt may be raised, comes before the first of them is written.
 
-cdef int track(object running_mean, object running_var, double factor, cnp.ndarray mean, cnp.ndarray var,
-               double divisor, object count) except -1:
+cdef int track(object running_mean, object running_var, double factor, const double *mean,
+               const double *var, double divisor, Py_ssize_t n, object count) except -1:
     """running = (1 - factor) * running + factor * batch, in double, the variance's batch over `divisor`;
     count += 1. Each of the three may be None."""
     cdef list targets, values
     if in_place(running_mean) and in_place(running_var) and is_counter(count):
-        mix_in_place(running_mean, factor, mean, 1)
-        mix_in_place(running_var, factor, var, divisor)
+        if running_mean is not None:
+            mix_in_place(running_mean, factor, mean, 1)
+        if running_var is not None:
+            mix_in_place(running_var, factor, var, divisor)
         if count is not None:
             (<cnp.int64_t *> cnp.PyArray_DATA(count))[0] += 1
         return 0
     targets, values = [], []
     if running_mean is not None:
         targets.append(running_mean)
-        values.append(mixed(running_mean, factor, mean))
+        values.append(mixed(running_mean, factor, array64(mean, n)))
     if running_var is not None:
         targets.append(running_var)
-        values.append(mixed(running_var, factor, var / divisor))
+        values.append(mixed(running_var, factor, array64(var, n) / divisor))
     if count is not None:
         targets.append(count)
         values.append(np.asarray(count + 1, count.dtype))
     return assign(targets, values)
+
+
+cdef const double *over_batch(Channels call, const double *values) except NULL:
+    """The mean over the samples of (samples, channels) statistics, as NumPy adds them."""
+    cdef Py_ssize_t n = call.channels, i, c
+    cdef double *mean
+    if call.samples == 1:
+        return values
+    mean = call.room(n)
+    memcpy(mean, values, n * sizeof(double))
+    for i in range(1, call.samples):
+        for c in range(n):
+            mean[c] += values[i * n + c]
+    if n == 1:  # the samples then lie side by side, which NumPy adds in pairs
+        mean[0] = np.add.reduce(array64(values, call.samples))
+    for c in range(n):
+        mean[c] /= call.samples
+    return mean
 
 
 cdef bint in_place(object running) except -1:
@@ -306,22 +352,24 @@ cdef bint in_place(object running) except -1:
 cdef bint is_counter(object count) except -1:
     """Whether it is None, or one int64."""
     return count is None or (
-        isinstance(count, np.ndarray) and cnp.PyArray_NDIM(count) == 0 and native(count)
+        isinstance(count, cnp.ndarray) and cnp.PyArray_NDIM(count) == 0 and native(count)
         and cnp.PyArray_TYPE(count) == cnp.NPY_INT64)
 
 
-cdef void mix_in_place(object running, double factor, cnp.ndarray batch, double divisor) noexcept:
-    cdef cnp.npy_intp i, step
-    cdef char *p
-    cdef const double *b
-    if running is None:
-        return
-    p = cnp.PyArray_BYTES(running)
-    step = cnp.PyArray_STRIDE(running, 0)
-    b = data64(batch)
-    for i in range(cnp.PyArray_DIM(running, 0)):
+cdef inline void mix_in_place(object running, double factor, const double *batch, double divisor) noexcept:
+    cdef cnp.npy_intp n = cnp.PyArray_DIM(running, 0), step = cnp.PyArray_STRIDE(running, 0)
+    if step == sizeof(float):  # a constant, which makes it a loop of vectors
+        mix_floats(cnp.PyArray_BYTES(running), n, sizeof(float), factor, batch, divisor)
+    else:
+        mix_floats(cnp.PyArray_BYTES(running), n, step, factor, batch, divisor)
+
+
+cdef inline void mix_floats(char *p, Py_ssize_t n, Py_ssize_t step, double factor, const double *batch,
+                            double divisor) noexcept:
+    cdef Py_ssize_t i
+    for i in range(n):
         (<float *> (p + i * step))[0] = <float> ((1 - factor) * <double> (<float *> (p + i * step))[0]
-                                                 + factor * (b[i] / divisor))
+                                                 + factor * (batch[i] / divisor))
 
 
 cdef cnp.ndarray mixed(object running, double factor, cnp.ndarray batch):
@@ -342,7 +390,7 @@ cdef int assign(list targets, list values) except -1:
 cdef int check_running(object running, str name, Py_ssize_t channels) except -1:
     if running is None:
         return 0
-    if not isinstance(running, np.ndarray):
+    if not isinstance(running, cnp.ndarray):
         raise TypeError(f"{name} must be a NumPy array, but got {type(running).__name__}")
     check_length(running, name, channels)
     if storage_of(running) < 0:
@@ -367,7 +415,7 @@ cdef int check_length(object parameter, str name, Py_ssize_t channels) except -1
 
 
 cdef int axis_of(object channel_axis, int ndim) except -1:
-    axis = operator.index(channel_axis)
+    cdef Py_ssize_t axis = PyNumber_AsSsize_t(channel_axis, NULL)  # clipped
     if not -ndim <= axis < ndim:
-        raise ValueError(f"channel_axis {axis} is out of bounds for an input with {ndim} dimensions")
-    return axis % ndim
+        raise ValueError(f"channel_axis {operator.index(channel_axis)} is out of bounds for an input with {ndim} dimensions")
+    return axis + ndim if axis < 0 else axis

@@ -35,6 +35,7 @@ cdef class RowsCall(Call):
     cdef cnp.ndarray unit_slopes, unit_slope_grads
     cdef int normalized
     cdef Py_ssize_t length
+    cdef double *grads
     cdef bint centred
     cdef double eps
 
@@ -56,27 +57,27 @@ cdef class RowsCall(Call):
             n *= cnp.PyArray_DIM(self.x, i)
         return n
 
-    cdef Plan plan(self, int arrays):
+    cdef int plan(self, int arrays, Plan *p) except -1:
         cdef const Py_ssize_t *shape
         cdef const Py_ssize_t *strides[ARRAYS]
         self.layouts(arrays, &shape, strides)
-        return plan_rows(cnp.PyArray_NDIM(self.x), shape, strides, arrays, self.normalized,
+        p[0] = plan_rows(cnp.PyArray_NDIM(self.x), shape, strides, arrays, self.normalized,
                          cnp.PyArray_ITEMSIZE(self.x))
+        return 0
 
-    cdef Units job(self, const Plan *p):
-        cdef Units a
+    cdef int job(self, const Plan *p, Units *a) except -1:
         cdef int i
-        memset(&a, 0, sizeof(a))
+        memset(a, 0, sizeof(Units))
         for i in range(5):
             a.shape[i] = p.shape[i]
         a.storage = self.storage
-        a.threads = threads_for(self.elements * cnp.PyArray_ITEMSIZE(self.x))
-        a.x = view_of(self.x, p, 0)
-        a.y = view_of(self.y, p, 1)
+        a.threads = threads_for(self.bytes)
+        set_view(&a.x, self.x, p, 0)
+        set_view(&a.y, self.y, p, 1)
         if self.dy is not None:
-            a.dy = view_of(self.dy, p, 2)
+            set_view(&a.dy, self.dy, p, 2)
         if self.plus is not None:
-            a.plus = view_of(self.plus, p, 3)
+            set_view(&a.plus, self.plus, p, 3)
         a.centred = self.centred
         a.by_element = self.weight is not None
         a.activation = self.activation
@@ -92,7 +93,7 @@ cdef class RowsCall(Call):
             a.row_slopes = cnp.PyArray_DATA(self.slopes)
         a.unit_slopes = data64(self.unit_slopes)
         a.unit_slope_grads = data64(self.unit_slope_grads)
-        return a
+        return 0
 
     cdef int parameters(self, object weight, object bias, cnp.ndarray out, bint always) except -1:
         """Weight, bias and slopes of an element each; a weight of ones where only others are given."""
@@ -104,21 +105,15 @@ cdef class RowsCall(Call):
 
     cdef cnp.ndarray forward(self, object out, object one=None, object other=None):
         """The norm of x; with `one` and `other`, of their sum, which is written to x."""
-        cdef Plan p = self.settle(out, one, other)
+        cdef Plan p
         cdef Units a
-        cdef int failed = 0
+        self.settle(&p, out, one, other)
         if self.elements == 0:
             self.empty_statistics()
             return self.final
-        a = self.job(&p)
+        self.job(&p, &a)
         a.add = one is not None
-        if self.elements * cnp.PyArray_ITEMSIZE(self.x) < FREE_GIL:
-            failed = kernels.units_forward(&a)
-        else:
-            with nogil:
-                failed = kernels.units_forward(&a)
-        if failed:
-            raise MemoryError("cnorm could not allocate the statistics of this call")
+        run_units(kernels.units_forward, &a, self.bytes, "statistics")
         return self.finish()
 
     cdef int empty_statistics(self) except -1:
@@ -128,24 +123,21 @@ cdef class RowsCall(Call):
             self.rstd[...] = 1 / np.sqrt(self.eps) if self.eps > 0 else np.inf
         return 0
 
-    cdef tuple backward(self, object grad_output, object out, object plus=None):
-        """grad_input (plus `plus`), and the sums of grad_weight, grad_bias and grad_slope (float64)."""
-        cdef Plan p = self.settle(out, grad_output, plus)
+    cdef cnp.ndarray backward(self, object grad_output, object out, object plus=None):
+        """grad_input, plus `plus`; `grads` then holds the sums of weight, bias and slope."""
+        cdef Plan p
         cdef Units a
-        cdef int failed = 0
-        cdef cnp.ndarray grads = zeros64(3 * self.length)
+        self.grads = self.room(3 * self.length)
+        memset(self.grads, 0, 3 * self.length * sizeof(double))
+        self.settle(&p, out, grad_output, plus)
         if self.elements:
-            a = self.job(&p)
+            self.job(&p, &a)
             a.add_grad = plus is not None
-            a.grad_weight = data64(grads)
+            a.grad_weight = self.grads
             a.grad_bias = a.grad_weight + self.length
             a.grad_slope = a.grad_bias + self.length
-            with nogil:
-                failed = kernels.units_backward(&a)
-            if failed:
-                raise MemoryError("cnorm could not allocate the sums of this call")
-        totals = grads.reshape(3, self.length)
-        return self.finish(), totals[0], totals[1], totals[2]
+            run_units(kernels.units_backward, &a, self.bytes, "sums")
+        return self.finish()
 
 
 cdef tuple row_shape(object normalized_shape):
@@ -167,7 +159,7 @@ cdef inline bint has_shape(object parameter, tuple shape) except -1:
 
 cdef inline bint plain_floats(object a, int number) noexcept:
     """A C-contiguous native array of a dtype, or a subclass that was seen to be one."""
-    return ((type(a) is np.ndarray or type(a) is KNOWN_SUBCLASS) and cnp.PyArray_TYPE(a) == number
+    return ((cnp.PyArray_CheckExact(a) or type(a) is KNOWN_SUBCLASS) and cnp.PyArray_TYPE(a) == number
             and cnp.PyArray_IS_C_CONTIGUOUS(a) and native(a))
 
 
@@ -180,11 +172,11 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
     """layer_norm or rms_norm of plain arrays over the last axis; None where the general call must look."""
     cdef cnp.ndarray x, y
     cdef cnp.ndarray mean = None, rstd = None
-    cdef int number, storage, ndim, i, failed
+    cdef int number, storage, ndim, i
     cdef Py_ssize_t n, rows
     cdef cnp.npy_intp shape[MAX_DIMS]
     cdef Units a
-    if type(input) is not np.ndarray:
+    if not cnp.PyArray_CheckExact(input):
         return None
     x = <cnp.ndarray> input
     storage = storage_of(x)
@@ -206,7 +198,7 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
     if out is None:
         y = empty_like(x)
     else:
-        if not plain_floats(out, cnp.PyArray_TYPE(x)) or type(out) is not np.ndarray or not same_shape(out, x):
+        if not plain_floats(out, cnp.PyArray_TYPE(x)) or not cnp.PyArray_CheckExact(out) or not same_shape(out, x):
             return None
         y = <cnp.ndarray> out
         if not cnp.PyArray_ISWRITEABLE(y) or not writable_in_place(y, x, True) or (
@@ -240,16 +232,17 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
         a.row_weight = cnp.PyArray_DATA(weight)
     if bias is not None:
         a.row_bias = cnp.PyArray_DATA(bias)
-    if rows * a.x.stride[1] < FREE_GIL:
-        failed = kernels.units_forward(&a)
-    else:
-        with nogil:
-            failed = kernels.units_forward(&a)
-    if failed:
-        raise MemoryError("cnorm could not allocate the statistics of this call")
+    run_units(kernels.units_forward, &a, rows * a.x.stride[1], "statistics")
     if not return_stats:
         return y
     return (y, mean, rstd) if centred else (y, rstd)
+
+
+cdef int check_row_parameter(object parameter, str name, tuple shape) except -1:
+    if parameter is not None and not has_shape(parameter, shape):
+        raise RuntimeError(f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
+                           f"{list(np.shape(parameter))} and normalized_shape = {list(shape)}")
+    return 0
 
 
 cdef int check_row(cnp.ndarray x, tuple shape, object weight, object bias) except -1:
@@ -257,10 +250,8 @@ cdef int check_row(cnp.ndarray x, tuple shape, object weight, object bias) excep
     if k == 0:
         raise RuntimeError("Expected normalized_shape to be at least 1-dimensional, i.e., containing at least "
                            f"one element, but got normalized_shape = {list(shape)}")
-    for parameter, name in ((weight, "weight"), (bias, "bias")):
-        if parameter is not None and not has_shape(parameter, shape):
-            raise RuntimeError(f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
-                               f"{list(np.shape(parameter))} and normalized_shape = {list(shape)}")
+    check_row_parameter(weight, "weight", shape)
+    check_row_parameter(bias, "bias", shape)
     if ndim < k or (<object> x).shape[ndim - k:] != shape:
         expected = "".join(f", {n}" for n in shape)
         raise RuntimeError(f"Given normalized_shape={list(shape)}, expected input with shape [*{expected}], "

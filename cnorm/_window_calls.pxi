@@ -20,23 +20,23 @@ cdef class WindowCall(Channels):
     cdef cnp.ndarray run(self, object out, object grad_output):
         cdef Plan p
         cdef int failed = 0, i
-        p = self.settle(out, grad_output)
+        self.settle(&p, out, grad_output)
         # channels first, a window reads what its neighbour writes
         if grad_output is None and p.family == UNITS and self.y is self.final and not writable_in_place(
                 self.y, self.x, False):
             self.y = empty_like(self.x)
-            p = self.plan(2)
+            self.plan(2, &p)
         if not self.elements:
             return self.final
         for i in range(5):
             self.job.shape[i] = p.shape[i]
         self.job.channels_last = p.family != UNITS
         self.job.storage = self.storage
-        self.job.threads = threads_for(4 * self.elements * cnp.PyArray_ITEMSIZE(self.x))
-        self.job.x = view_of(self.x, &p, 0)
-        self.job.y = view_of(self.y, &p, 1)
+        self.job.threads = threads_for(4 * self.bytes)
+        set_view(&self.job.x, self.x, &p, 0)
+        set_view(&self.job.y, self.y, &p, 1)
         if grad_output is not None:
-            self.job.dy = view_of(self.dy, &p, 2)
+            set_view(&self.job.dy, self.dy, &p, 2)
         self.job.activation = self.activation
         self.job.slope = self.slope
         self.job.slopes = data64(self.slopes)
@@ -49,12 +49,15 @@ cdef class WindowCall(Channels):
 
 cdef WindowCall window_call(cnp.ndarray x, object channel_axis):
     cdef int ndim = cnp.PyArray_NDIM(x), axis
+    cdef WindowCall call
     if ndim < 3:
         raise ValueError(f"Expected 3D or higher dimensionality input (got {ndim} dimensions)")
     axis = axis_of(channel_axis, ndim)
     if axis == 0:
         raise ValueError("channel_axis 0 is the batch")
-    return WindowCall(x, 0, axis, cnp.PyArray_DIM(x, axis))
+    call = <WindowCall> WindowCall.__new__(WindowCall)
+    call.set(x, 0, axis, cnp.PyArray_DIM(x, axis))
+    return call
 
 
 cdef object response_forward(object input, object size, double alpha, double beta, double k, bint legacy,

@@ -23,13 +23,15 @@ import operator
 import numpy as np
 
 cimport numpy as cnp
+from cpython.number cimport PyNumber_Index
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.math cimport sqrt
-from libc.string cimport memset
+from libc.math cimport INFINITY, sqrt
+from libc.string cimport memcpy, memset
 
 from cnorm._plan cimport ARRAYS, COPY, MAX_DIMS, UNITS, Plan, plan_channels, plan_rows
 from cnorm.kernels.jobs cimport (BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Columns, Kernels, Units, View,
-                                 Window)
+                                 Window, columns_kernel, units_kernel)
 
 __all__ = [
     "add_layer_norm",
@@ -204,12 +206,8 @@ cdef int check_dims(cnp.ndarray x, str name, int least) except -1:
     return 0
 
 
-cdef object with_stats(Channels call, object y, bint return_stats, tuple shape):
-    if not return_stats:
-        return y
-    if len(shape) == 1:
-        return y, call.mean, call.rstd
-    return y, call.mean.reshape(shape), call.rstd.reshape(shape)
+cdef object with_stats(Channels call, object y):
+    return y if call.mean_array is None else (y, call.mean_array, call.rstd_array)
 
 
 def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=None, training=False,
@@ -281,8 +279,10 @@ cdef object batch_forward(object input, object running_mean, object running_var,
                           object channel_axis, object return_stats, object negative_slope):
     cdef cnp.ndarray x = floats(input, "input")
     cdef bint with_statistics = return_stats  # before anything is written
+    cdef bint of_batch
     cdef int axis
-    cdef Channels call
+    cdef Channels call = <Channels> Channels.__new__(Channels)
+    cdef double memory[LENT]
     cdef Py_ssize_t size
     cdef double factor = 0
     check_dims(x, "batch_norm", 2)
@@ -290,47 +290,51 @@ cdef object batch_forward(object input, object running_mean, object running_var,
     if axis == 0:
         raise ValueError("channel_axis 0 is the batch")
     check_tracked(x, axis, running_mean, running_var, weight, bias)
-    if not training and running_mean is None:
+    of_batch = training
+    if not of_batch and running_mean is None:
         raise RuntimeError("running_mean must be defined in evaluation mode")
-    call = Channels(x, 0, axis, 0)
+    call.set(x, 0, axis, 0)
+    call.lend(memory)
     size = call.unit_size()
-    if training and size == 1:
+    if of_batch and size == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {sizes(x)}")
-    check_eps("batch_norm", eps, training)
     call.eps = eps
+    check_eps("batch_norm", call.eps, of_batch)
     call.parameters(weight, bias, negative_slope)
-    if training:
-        check_writable(running_mean, "running_mean")
-        check_writable(running_var, "running_var")
-        check_writable(count, "num_batches_tracked")
-        factor = 0 if running_mean is None else momentum
-        call.new_statistics()
-    else:
-        given_statistics(call, running_mean, running_var, eps)
-    result = with_stats(call, call.forward(out), with_statistics, (call.channels,))
-    if training:
-        if running_mean is None or call.elements == 0:  # nothing that statistics could take
-            track(None, None, 0, None, None, 1, count)
-        else:
-            track(running_mean, running_var, factor, call.mean, call.m2, size - 1, count)
+    if with_statistics:
+        call.return_statistics(1)
+    if not of_batch:
+        given_statistics(call, running_mean, running_var)
+        return with_stats(call, call.forward(out))
+    check_writable(running_mean, "running_mean")
+    check_writable(running_var, "running_var")
+    check_writable(count, "num_batches_tracked")
+    if running_mean is not None:
+        factor = momentum
+        call.keep(&call.mean)
+        call.keep(&call.m2)
+    result = with_stats(call, call.forward(out))
+    if call.elements == 0:  # nothing that statistics could take
+        running_mean = running_var = None
+    track(running_mean, running_var, factor, call.mean, call.m2, size - 1, call.channels, count)
     return result
 
 
-cdef int given_statistics(Channels call, object mean, object var, double eps) except -1:
+cdef int given_statistics(Channels call, object mean, object var) except -1:
     """Statistics that do not come from the input, one per channel, for every unit."""
-    cdef cnp.ndarray m = statistic(mean, "running_mean", call.channels, "(C,)")
-    cdef cnp.ndarray v = statistic(var, "running_var", call.channels, "(C,)")
-    cdef Py_ssize_t unit, units = call.units()
-    cdef double *to_mean
-    cdef double *to_rstd
+    cdef Py_ssize_t i, n = call.channels, units = call.units()
     call.given = True
-    call.mean = new64(units)
-    call.rstd = new64(units)
-    to_mean = data64(call.mean)
-    to_rstd = data64(call.rstd)
-    for unit in range(units):
-        to_mean[unit] = data64(m)[unit % call.channels]
-        to_rstd[unit] = 1 / sqrt(data64(v)[unit % call.channels] + eps)
+    call.keep(&call.mean)
+    call.keep(&call.rstd)
+    if units == 0:
+        return 0
+    copy_doubles(call.mean, n, mean, "running_mean")
+    copy_doubles(call.rstd, n, var, "running_var")
+    for i in range(n):
+        call.rstd[i] = 1 / sqrt(call.rstd[i] + call.eps)
+    for i from n <= i < units by n:
+        memcpy(call.mean + i, call.mean, n * sizeof(double))
+        memcpy(call.rstd + i, call.rstd, n * sizeof(double))
     return 0
 
 
@@ -342,8 +346,11 @@ cdef object channels_backward(object grad_output, object input, object mean, obj
     cdef cnp.ndarray dy = gradient_like(grad_output, x)
     cdef int axis, batch = 0
     cdef Py_ssize_t channels
-    cdef Channels call
-    check_dims(x, ("batch_norm_backward", "instance_norm_backward", "group_norm_backward")[kind], 2)
+    cdef Channels call = <Channels> Channels.__new__(Channels)
+    cdef double memory[LENT]
+    cdef str shape = "(C,)" if kind == 0 else "(N, C)" if kind == 1 else "(N, G)"
+    if cnp.PyArray_NDIM(x) < 2:
+        check_dims(x, ("batch_norm_backward", "instance_norm_backward", "group_norm_backward")[kind], 2)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     channels = cnp.PyArray_DIM(x, axis)
     if kind == 1:
@@ -351,11 +358,14 @@ cdef object channels_backward(object grad_output, object input, object mean, obj
         groups = channels
     elif axis == 0:
         raise ValueError("channel_axis 0 is the batch")
-    call = Channels(x, batch, axis, groups if kind else 0)
+    call.set(x, batch, axis, groups if kind else 0)
+    call.lend(memory)
     check_length(weight, "weight", channels)
     check_length(bias, "bias", channels)
-    call.mean = statistic(mean, "mean", call.units(), "(C,)" if kind == 0 else "(N, C)" if kind == 1 else "(N, G)")
-    call.rstd = statistic(rstd, "rstd", call.units(), "(C,)" if kind == 0 else "(N, C)" if kind == 1 else "(N, G)")
+    call.mean_array = statistic(mean, "mean", call.units(), shape)
+    call.mean = data64(call.mean_array)
+    call.rstd_array = statistic(rstd, "rstd", call.units(), shape)
+    call.rstd = data64(call.rstd_array)
     call.given = given
     call.parameters(weight, bias, negative_slope)
     return parameter_grads(call, call.backward(dy, out), weight, bias, negative_slope)
@@ -450,34 +460,40 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     """
     cdef cnp.ndarray x = floats(input, "input")
     cdef bint with_statistics = return_stats
-    cdef int axis, batch
-    cdef Channels call
+    cdef bint of_input
+    cdef int axis
+    cdef Channels call = <Channels> Channels.__new__(Channels)
+    cdef double memory[LENT]
     cdef Py_ssize_t count
     cdef double factor = 0
     check_dims(x, "instance_norm", 2)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
-    batch = -1 if axis == 0 else 0
     check_tracked(x, axis, running_mean, running_var, weight, bias)
-    if not use_input_stats and running_mean is None:
+    of_input = use_input_stats
+    if not of_input and running_mean is None:
         raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
-    call = Channels(x, batch, axis, cnp.PyArray_DIM(x, axis))
+    call.set(x, -1 if axis == 0 else 0, axis, cnp.PyArray_DIM(x, axis))
+    call.lend(memory)
     count = call.unit_size()
-    if use_input_stats and count == 1:
+    if of_input and count == 1:
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {sizes(x)}")
     call.eps = eps
     call.parameters(weight, bias, negative_slope)
-    if use_input_stats:
-        check_writable(running_mean, "running_mean")
-        check_writable(running_var, "running_var")
-        factor = 0 if running_mean is None else momentum
-        call.new_statistics()
-    else:
-        given_statistics(call, running_mean, running_var, eps)
-    share = (call.samples, call.channels)
-    result = with_stats(call, call.forward(out), with_statistics, share)
-    if use_input_stats and running_mean is not None and call.elements:
-        track(running_mean, running_var, factor, call.mean.reshape(share).mean(0),
-              call.m2.reshape(share).mean(0), count - 1, None)
+    if with_statistics:
+        call.return_statistics(2)
+    if not of_input:
+        given_statistics(call, running_mean, running_var)
+        return with_stats(call, call.forward(out))
+    check_writable(running_mean, "running_mean")
+    check_writable(running_var, "running_var")
+    if running_mean is not None:
+        factor = momentum
+        call.keep(&call.mean)
+        call.keep(&call.m2)
+    result = with_stats(call, call.forward(out))
+    if running_mean is not None and call.elements:
+        track(running_mean, running_var, factor, over_batch(call, call.mean), over_batch(call, call.m2),
+              count - 1, call.channels, None)
     return result
 
 
@@ -514,22 +530,31 @@ def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_i
 # ---- group norm ----
 
 cdef Py_ssize_t group_count(object num_groups) except -1:
-    if isinstance(num_groups, np.ndarray):
+    if isinstance(num_groups, cnp.ndarray):
         raise TypeError("num_groups must be an integer, but got an array")
-    return max(operator.index(num_groups), 0)
+    return max(PyNumber_Index(num_groups), 0)
 
 
-cdef int check_groups(cnp.ndarray x, int axis, object num_groups, object weight, object bias) except -1:
-    cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis)
-    if num_groups <= 0:
+cdef int check_groups(cnp.ndarray x, int axis, object num_groups, Py_ssize_t groups, object weight,
+                      object bias) except -1:
+    if groups == 0:
         raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
-    if channels % num_groups:
+    if cnp.PyArray_DIM(x, axis) % groups:
         raise RuntimeError("Expected number of channels in input to be divisible by num_groups, but got input of "
                            f"shape {sizes(x)} and num_groups={num_groups}")
-    for parameter, name in ((weight, "weight"), (bias, "bias")):
-        if parameter is not None and np.shape(parameter) != (channels,):
-            raise RuntimeError(f"Expected {name} to be a vector of size equal to the number of channels in input, but "
-                               f"got {name} of shape {list(np.shape(parameter))} and input of shape {sizes(x)}")
+    check_channel_vector(weight, "weight", x, axis)
+    check_channel_vector(bias, "bias", x, axis)
+    return 0
+
+
+cdef int check_channel_vector(object parameter, str name, cnp.ndarray x, int axis) except -1:
+    cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis)
+    if parameter is None or isinstance(parameter, cnp.ndarray) and (
+            cnp.PyArray_NDIM(parameter) == 1 and cnp.PyArray_DIM(parameter, 0) == channels):
+        return 0
+    if np.shape(parameter) != (channels,):
+        raise RuntimeError(f"Expected {name} to be a vector of size equal to the number of channels in input, but "
+                           f"got {name} of shape {list(np.shape(parameter))} and input of shape {sizes(x)}")
     return 0
 
 
@@ -577,7 +602,8 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
     cdef cnp.ndarray x = floats(input, "input")
     cdef bint with_statistics = return_stats
     cdef int axis
-    cdef Channels call
+    cdef Channels call = <Channels> Channels.__new__(Channels)
+    cdef double memory[LENT]
     cdef Py_ssize_t groups
     if cnp.PyArray_NDIM(x) < 2:
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {cnp.PyArray_NDIM(x)}")
@@ -585,17 +611,18 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
     if axis == 0:
         raise ValueError("channel_axis 0 is the batch")
     groups = group_count(num_groups)
-    check_groups(x, axis, num_groups, weight, bias)
-    call = Channels(x, 0, axis, groups)
+    check_groups(x, axis, num_groups, groups, weight, bias)
+    call.set(x, 0, axis, groups)
+    call.lend(memory)
     if call.elements == groups:  # torch counts all samples of a group together
         spatial = [n for i, n in enumerate(sizes(x)) if i not in (0, axis)]
         raise ValueError("Expected more than 1 value per channel when training, got input size "
                          f"{[call.samples * call.channels // groups, groups, *spatial]}")
     call.eps = eps
     call.parameters(weight, bias, negative_slope)
-    call.new_statistics()
-    y = call.forward(out)
-    return with_stats(call, y, with_statistics, (call.samples, groups))
+    if with_statistics:
+        call.return_statistics(2)
+    return with_stats(call, call.forward(out))
 
 
 def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None, *, out=None,
@@ -630,7 +657,7 @@ def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None,
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {cnp.PyArray_NDIM(x)}")
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     groups = group_count(num_groups)
-    check_groups(x, axis, num_groups, None, None)
+    check_groups(x, axis, num_groups, groups, None, None)
     return channels_backward(grad_output, x, mean, rstd, weight, bias, False, 2, groups, out,
                              channel_axis, negative_slope)
 
@@ -653,11 +680,11 @@ cdef object rows_forward(object input, object normalized_shape, object weight, o
             return y
     x = floats(input, "input")
     shape = row_shape(normalized_shape)
-    call = RowsCall()
+    call = <RowsCall> RowsCall.__new__(RowsCall)
     check_row(x, shape, weight, bias)
     call.set(x, len(shape), centred, eps)
     row_epilogue(call, negative_slope, channel_axis, len(shape))
-    call.parameters(weight, bias, out if isinstance(out, np.ndarray) else None, False)
+    call.parameters(weight, bias, out if isinstance(out, cnp.ndarray) else None, False)
     if return_stats:
         call.rstd = new64(call.rows())
         if centred:
@@ -671,6 +698,13 @@ cdef object rows_forward(object input, object normalized_shape, object weight, o
     return y, call.rstd.reshape(stats)
 
 
+cdef cnp.ndarray row_statistic(RowsCall call, object values, str name):
+    cdef cnp.ndarray a = doubles(values, name)
+    if cnp.PyArray_SIZE(a) != call.rows():
+        raise ValueError(f"{name} must have shape {stats_shape(call.x, call.normalized)}, but got {shape_of(a)}")
+    return a
+
+
 cdef object rows_backward(object grad_output, object input, object normalized_shape, object mean,
                           object rstd, object weight, object bias, bint centred, object out,
                           object channel_axis, object negative_slope, object grad_sum=None):
@@ -679,25 +713,29 @@ cdef object rows_backward(object grad_output, object input, object normalized_sh
     cdef cnp.ndarray dy = gradient_like(grad_output, x)
     cdef cnp.ndarray plus = gradient_like(grad_sum, x) if grad_sum is not None else None
     cdef tuple shape = row_shape(normalized_shape)
-    cdef RowsCall call = RowsCall()
-    cdef str stats
+    cdef RowsCall call = <RowsCall> RowsCall.__new__(RowsCall)
+    cdef double memory[LENT]
+    cdef int normalized = len(shape)
+    cdef cnp.npy_intp *sizes_of_row
     check_row(x, shape, weight, bias)
-    call.set(x, len(shape), centred, 0)
-    stats = str(stats_shape(x, len(shape)))
+    call.set(x, normalized, centred, 0)
+    call.lend(memory)
     if centred:
-        call.mean = statistic(mean, "mean", call.rows(), stats)
-    call.rstd = statistic(rstd, "rstd", call.rows(), stats)
-    row_epilogue(call, negative_slope, channel_axis, len(shape))
+        call.mean = row_statistic(call, mean, "mean")
+    call.rstd = row_statistic(call, rstd, "rstd")
+    row_epilogue(call, negative_slope, channel_axis, normalized)
     if call.unit_slopes is not None:
-        call.unit_slope_grads = zeros64(call.rows())
-    call.parameters(weight, bias, out if isinstance(out, np.ndarray) else None, True)
-    grads = call.backward(dy, out, plus)
-    result = (grads[0], as_parameter(grads[1], weight, x, shape))
+        call.unit_slope_grads = np.zeros(call.rows())
+    call.parameters(weight, bias, out if isinstance(out, cnp.ndarray) else None, True)
+    grad_input = call.backward(dy, out, plus)
+    sizes_of_row = cnp.PyArray_DIMS(x) + (cnp.PyArray_NDIM(x) - normalized)
+    result = (grad_input, gradient(call.grads, call.length, weight, call.storage, normalized, sizes_of_row))
     if centred:
-        like = weight if bias is None else bias
-        result += (as_parameter(grads[2], like, x, shape),)
+        result += (gradient(call.grads + call.length, call.length, weight if bias is None else bias,
+                            call.storage, normalized, sizes_of_row),)
     if has_slope_gradient(negative_slope):
-        result += (row_slope_gradient(call, grads[3], negative_slope, channel_axis, shape),)
+        result += (row_slope_gradient(call, array64(call.grads + 2 * call.length, call.length),
+                                      negative_slope, channel_axis, shape),)
     return result
 
 
@@ -883,7 +921,7 @@ cdef object add_forward(object input, object residual, object normalized_shape, 
     cdef cnp.ndarray other = floats(residual, "residual")
     cdef cnp.ndarray total, room
     cdef tuple shape = row_shape(normalized_shape)
-    cdef RowsCall call = RowsCall()
+    cdef RowsCall call = <RowsCall> RowsCall.__new__(RowsCall)
     if not same_shape(one, other):
         raise ValueError(f"residual must have the input's shape {shape_of(one)}, but got {shape_of(other)}")
     if storage_of(one) != storage_of(other):
@@ -897,7 +935,7 @@ cdef object add_forward(object input, object residual, object normalized_shape, 
         room = empty_like(one)
     call.set(room, len(shape), centred, eps)
     row_epilogue(call, negative_slope, channel_axis, len(shape))
-    call.parameters(weight, bias, out if isinstance(out, np.ndarray) else None, False)
+    call.parameters(weight, bias, out if isinstance(out, cnp.ndarray) else None, False)
     if may_overlap(total, call.weight) if call.weight is not None else False:
         call.weight = call.weight.copy()
     if return_stats:
@@ -1166,21 +1204,27 @@ cdef Channels steps_call(object input, object channel_axis, Py_ssize_t groups, o
                          object rstd):
     cdef cnp.ndarray x = floats(input, "input")
     cdef int axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
-    cdef Channels call = Channels(x, -1 if axis == 0 else 0, axis, groups)
+    cdef Channels call = <Channels> Channels.__new__(Channels)
+    call.set(x, -1 if axis == 0 else 0, axis, groups)
     if mean is not None:
-        call.mean = doubles(mean, "mean").reshape(-1)
-        call.lo = doubles(lo, "lo").reshape(-1).copy()
-        call.rstd = doubles(rstd, "rstd").reshape(-1)
+        call.mean_array = doubles(mean, "mean")
+        call.rstd_array = doubles(rstd, "rstd")
+        call.mean = data64(call.mean_array)
+        call.rstd = data64(call.rstd_array)
+        call.keep(&call.lo)
+        copy_doubles(call.lo, call.units(), lo, "lo")
     return call
 
 
 def _moments(input, channel_axis=1, groups=0):
     """(elements of a unit, mean, lo, m2), float64: mean + lo is the mean, m2 the squared deviations."""
     cdef Channels call = steps_call(input, channel_axis, groups, None, None, None)
+    cdef Py_ssize_t n = call.units()
+    mean, lo, m2 = new64(n), new64(n), new64(n)
+    call.mean, call.lo, call.m2 = data64(mean), data64(lo), data64(m2)
     call.eps = 1
-    call.new_statistics()
     call.moments()
-    return call.unit_size(), call.mean, call.lo, call.m2
+    return call.unit_size(), mean, lo, m2
 
 
 def _apply(input, mean, lo, rstd, weight=None, bias=None, *, channel_axis=1, groups=0, out=None,
@@ -1198,10 +1242,11 @@ def _grad_sums(grad_output, input, mean, lo, rstd, weight=None, bias=None, *, ch
     bias and slope per channel, all float64."""
     cdef Channels call = steps_call(input, channel_axis, groups, mean, lo, rstd)
     cdef cnp.ndarray dy = gradient_like(grad_output, call.x)
+    cdef Py_ssize_t n = call.channels
     call.parameters(weight, bias, negative_slope)
     sums = np.zeros((call.units(), 2))
-    grads = call.backward(dy, None, sums, 1)
-    return sums, grads[1], grads[2], grads[3]
+    call.backward(dy, None, sums, 1)
+    return sums, array64(call.grads, n), array64(call.grads + n, n), array64(call.grads + 2 * n, n)
 
 
 def _grad_apply(grad_output, input, mean, lo, rstd, weight, bias, sums, count, *, channel_axis=1,
@@ -1210,15 +1255,16 @@ def _grad_apply(grad_output, input, mean, lo, rstd, weight, bias, sums, count, *
     cdef Channels call = steps_call(input, channel_axis, groups, mean, lo, rstd)
     cdef cnp.ndarray dy = gradient_like(grad_output, call.x)
     call.parameters(weight, bias, negative_slope)
-    return call.backward(dy, out, np.ascontiguousarray(sums), 2, count)[0]
+    return call.backward(dy, out, np.ascontiguousarray(sums), 2, count)
 
 
 def _track(running_mean, running_var, factor, mean, var, count=None):
     """running = (1 - factor) * running + factor * batch, in place, and count += 1: all of it or nothing."""
+    cdef cnp.ndarray means, variances
     for running in (running_mean, running_var, count):
         check_writable(running, "a running statistic")
-    track(running_mean, running_var, factor, doubles(mean, "mean").reshape(-1),
-          doubles(var, "var").reshape(-1), 1, count)
+    means, variances = doubles(mean, "mean"), doubles(var, "var")
+    track(running_mean, running_var, factor, data64(means), data64(variances), 1, cnp.PyArray_SIZE(means), count)
 
 
 def _assign(targets, values):
