@@ -180,31 +180,46 @@ cdef inline void strides_of(cnp.ndarray a, const Py_ssize_t **shape, const Py_ss
     strides[0] = <const Py_ssize_t *> cnp.PyArray_STRIDES(a)
 
 
+cdef inline bint plain(cnp.ndarray a, int number) noexcept:
+    """Whether it is C-contiguous, native and of that dtype."""
+    return cnp.PyArray_TYPE(a) == number and cnp.PyArray_IS_C_CONTIGUOUS(a) and native(a)
+
+
+cdef void widen(double *to, cnp.ndarray a) noexcept:
+    """A plain float32 array as doubles: for the usual short one NumPy's own conversion takes longer."""
+    cdef const float *narrow = <const float *> cnp.PyArray_DATA(a)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(a)):
+        to[i] = narrow[i]
+
+
 cdef cnp.ndarray doubles(object values, str name):
     """A C-contiguous float64 array from parameters or statistics of any float type."""
     cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
-    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64 and cnp.PyArray_IS_C_CONTIGUOUS(a) and native(a):
+    cdef cnp.ndarray wide
+    if plain(a, cnp.NPY_FLOAT64):
         return a
+    if plain(a, cnp.NPY_FLOAT32):
+        wide = <cnp.ndarray> cnp.PyArray_SimpleNew(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), cnp.NPY_FLOAT64)
+        widen(data64(wide), a)
+        return wide
     if storage_of(a) < 0:
         raise TypeError(f"{name} must be a float array, but got dtype {a.dtype}")
     return np.ascontiguousarray(a, np.float64)
 
 
 cdef int copy_doubles(double *to, Py_ssize_t n, object values, str name) except -1:
-    """The same as a copy; for the usual short float32 one NumPy's own conversion takes longer."""
+    """The same, n of them, as a copy."""
     cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
-    cdef const float *narrow
-    cdef Py_ssize_t i
-    if cnp.PyArray_TYPE(a) != cnp.NPY_FLOAT32 or not cnp.PyArray_IS_C_CONTIGUOUS(a) or not native(a):
+    cdef bint narrow = plain(a, cnp.NPY_FLOAT32)
+    if not narrow:
         a = doubles(a, name)
     if cnp.PyArray_SIZE(a) != n:
         raise RuntimeError(f"{name} should contain {n} elements not {cnp.PyArray_SIZE(a)}")
-    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64:
+    if narrow:
+        widen(to, a)
+    else:
         memcpy(to, cnp.PyArray_DATA(a), n * sizeof(double))
-        return 0
-    narrow = <const float *> cnp.PyArray_DATA(a)
-    for i in range(n):
-        to[i] = narrow[i]
     return 0
 
 
@@ -367,9 +382,9 @@ cdef class Call:
         if isinstance(negative_slope, (float, int)) and not isinstance(negative_slope, bool):
             self.slope = negative_slope
             return 0
-        values = doubles(negative_slope, "negative_slope").reshape(-1)
+        values = doubles(negative_slope, "negative_slope")
         if cnp.PyArray_SIZE(values) == 1:
-            self.slope = values[0]
+            self.slope = data64(values)[0]
         elif cnp.PyArray_SIZE(values) == channels:
             self.activation = 2
             self.slopes = values

@@ -242,7 +242,7 @@ cdef void over_samples(double *grads, Py_ssize_t rows, Py_ssize_t channels) noex
     cdef Py_ssize_t k, i, c
     for k in range(3):
         for c in range(channels):
-            total[c] = 0 + grads[c]
+            total[c] = 0 + grads[c]  # -0 becomes 0, as in any sum
         for i in range(1, rows):
             row = grads + i * channels
             for c in range(channels):
@@ -268,7 +268,8 @@ cdef cnp.ndarray statistic(object values, str name, Py_ssize_t n, str shape):
     return a
 
 
-cdef tuple parameter_grads(Channels call, object grad_input, object weight, object bias, object negative_slope):
+cdef tuple parameter_grads(Channels call, object grad_input, object weight, object bias,
+                           object negative_slope):
     """What backward returns: the sums in the parameters' shapes and dtypes."""
     cdef cnp.npy_intp shape = call.channels
     cdef const double *g = call.grads
@@ -417,5 +418,6 @@ cdef int check_length(object parameter, str name, Py_ssize_t channels) except -1
 cdef int axis_of(object channel_axis, int ndim) except -1:
     cdef Py_ssize_t axis = PyNumber_AsSsize_t(channel_axis, NULL)  # clipped
     if not -ndim <= axis < ndim:
-        raise ValueError(f"channel_axis {operator.index(channel_axis)} is out of bounds for an input with {ndim} dimensions")
+        raise ValueError(f"channel_axis {operator.index(channel_axis)} is out of bounds for an input with "
+                         f"{ndim} dimensions")
     return axis + ndim if axis < 0 else axis

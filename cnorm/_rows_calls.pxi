@@ -20,7 +20,7 @@ cdef cnp.ndarray row_parameter(object values, str name, int storage, cnp.ndarray
         return None
     cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
     cdef int number = cnp.NPY_FLOAT64 if storage == FLOAT64 else cnp.NPY_FLOAT32
-    if cnp.PyArray_TYPE(a) == number and cnp.PyArray_IS_C_CONTIGUOUS(a) and native(a):
+    if plain(a, number):
         if out is not None and may_overlap(a, out):
             return a.copy()
         return a
@@ -142,7 +142,7 @@ cdef class RowsCall(Call):
 
 cdef tuple row_shape(object normalized_shape):
     if type(normalized_shape) is tuple and len(normalized_shape) == 1:
-        return (operator.index(normalized_shape[0]),)
+        return (PyNumber_Index(normalized_shape[0]),)
     if isinstance(normalized_shape, int):
         return (normalized_shape,)
     return tuple(operator.index(n) for n in normalized_shape)
@@ -159,8 +159,7 @@ cdef inline bint has_shape(object parameter, tuple shape) except -1:
 
 cdef inline bint plain_floats(object a, int number) noexcept:
     """A C-contiguous native array of a dtype, or a subclass that was seen to be one."""
-    return ((cnp.PyArray_CheckExact(a) or type(a) is KNOWN_SUBCLASS) and cnp.PyArray_TYPE(a) == number
-            and cnp.PyArray_IS_C_CONTIGUOUS(a) and native(a))
+    return (cnp.PyArray_CheckExact(a) or type(a) is KNOWN_SUBCLASS) and plain(a, number)
 
 
 cdef inline bint plain_vector(object a, int number, Py_ssize_t n) noexcept:

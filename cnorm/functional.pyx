@@ -323,18 +323,21 @@ cdef object batch_forward(object input, object running_mean, object running_var,
 cdef int given_statistics(Channels call, object mean, object var) except -1:
     """Statistics that do not come from the input, one per channel, for every unit."""
     cdef Py_ssize_t i, n = call.channels, units = call.units()
+    cdef double *rstd
+    cdef double eps = call.eps
     call.given = True
     call.keep(&call.mean)
     call.keep(&call.rstd)
     if units == 0:
         return 0
+    rstd = call.rstd
     copy_doubles(call.mean, n, mean, "running_mean")
-    copy_doubles(call.rstd, n, var, "running_var")
+    copy_doubles(rstd, n, var, "running_var")
     for i in range(n):
-        call.rstd[i] = 1 / sqrt(call.rstd[i] + call.eps)
+        rstd[i] = 1 / sqrt(rstd[i] + eps)
     for i from n <= i < units by n:
         memcpy(call.mean + i, call.mean, n * sizeof(double))
-        memcpy(call.rstd + i, call.rstd, n * sizeof(double))
+        memcpy(rstd + i, rstd, n * sizeof(double))
     return 0
 
 
@@ -836,6 +839,8 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
 cdef double rms_eps(object eps, object input):
     if eps is not None:
         return eps
+    if cnp.PyArray_CheckExact(input) and storage_of(input) == FLOAT32:
+        return 1.1920928955078125e-07
     return 2.220446049250313e-16 if getattr(input, "dtype", np.float64) == np.float64 else 1.1920928955078125e-07
 
 
@@ -1264,7 +1269,8 @@ def _track(running_mean, running_var, factor, mean, var, count=None):
     for running in (running_mean, running_var, count):
         check_writable(running, "a running statistic")
     means, variances = doubles(mean, "mean"), doubles(var, "var")
-    track(running_mean, running_var, factor, data64(means), data64(variances), 1, cnp.PyArray_SIZE(means), count)
+    track(running_mean, running_var, factor, data64(means), data64(variances), 1, cnp.PyArray_SIZE(means),
+          count)
 
 
 def _assign(targets, values):
