@@ -77,6 +77,8 @@ def as_gradient(grad_output, output):
             f"the output of the last forward has a shape of {size_text(output.shape)}: "
             "pass the gradient of that output"
         )
+    if grad_output.dtype == output.dtype:
+        return grad_output
     expected = output.dtype.newbyteorder("=")
     if grad_output.dtype.newbyteorder("=") != expected:
         raise TypeError(

@@ -82,6 +82,8 @@ class Parameter(np.ndarray):
     def _plus_grad(self, grad):
         """What `grad` becomes when `grad` is added to it; changes nothing."""
         total = grad if self._grad is None else self._grad + grad
+        if type(total) is np.ndarray and total.dtype == self.dtype and total.shape == self.shape:
+            return total
         return self._fitting(np.asarray(total).astype(self.dtype, copy=False))
 
     def requires_grad_(self, requires_grad=True):

@@ -57,18 +57,19 @@ class RunningNorm(Norm):
         return input
 
     def forward(self, input):
-        input = as_array(input)
+        if type(input) is not np.ndarray:
+            input = as_array(input)
         self._check_input_dim(input)
-        return super().forward(input)
+        return Norm.forward(self, input)  # which super() takes longer to find than to run
 
     def _forward(self, input, keep, slope):
         mean, var = self.running_mean, self.running_var
-        if self.training and self.track_running_stats:
-            with self._lock:  # threads that share the module take turns to update it
-                return self._normalize(input, keep, slope, True, mean, var)
-        if self.training:
+        if not self.training:
+            return self._normalize(input, keep, slope, mean is None and var is None, mean, var)
+        if not self.track_running_stats:
             return self._normalize(input, keep, slope, True, None, None)
-        return self._normalize(input, keep, slope, mean is None and var is None, mean, var)
+        with self._lock:  # threads that share the module take turns to update it
+            return self._normalize(input, keep, slope, True, mean, var)
 
     def _normalize(self, input, keep, slope, use_input_stats, running_mean, running_var):
         """What `_forward` returns, `use_input_stats` first; updates the running statistics."""

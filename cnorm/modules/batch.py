@@ -25,7 +25,10 @@ class _BatchNorm(RunningNorm):
             momentum, self.eps, channel_axis=self.channel_axis, return_stats=keep,
             negative_slope=slope,
         )  # fmt: skip
-        return (result[0], (use_input_stats, *result[1:])) if keep else (result, None)
+        if not keep:
+            return result, None
+        output, mean, rstd = result
+        return output, (use_input_stats, mean, rstd)
 
     def _backward(self, grad_output, slope, input, use_input_stats, mean, rstd):
         return F.batch_norm_backward(

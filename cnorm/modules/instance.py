@@ -22,19 +22,21 @@ class _InstanceNorm(RunningNorm):
 
     def _normalize(self, input, keep, slope, use_input_stats, running_mean, running_var):
         batched = self._batched(input)
-        self._check_channels(batched, batched.ndim - input.ndim)
+        if batched.shape[self.channel_axis] != self.num_features:
+            self._other_channels(batched, batched.ndim - input.ndim)
         result = F.instance_norm(
             batched, running_mean, running_var, self.weight, self.bias, use_input_stats,
             0.0 if self.momentum is None else self.momentum, self.eps,
             channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope,
         )  # fmt: skip
-        output, *stats = result if keep else (result,)
-        return output if batched is input else output[0], (use_input_stats, *stats)
+        if not keep:
+            return result if batched is input else result[0], None
+        output, mean, rstd = result
+        return output if batched is input else output[0], (use_input_stats, mean, rstd)
 
-    def _check_channels(self, batched, axes_added):
+    def _other_channels(self, batched, axes_added):
+        """Input of other channels than `num_features`: an error, or a warning."""
         channels = batched.shape[self.channel_axis]
-        if channels == self.num_features:
-            return
         axis = self.channel_axis % batched.ndim - axes_added
         if self.affine:
             raise ValueError(
