@@ -61,6 +61,28 @@ def test_ranks(build, rng):
         check(operation.run(F, x, dy, p), oracle(operation, x, dy, p), x.dtype, dy, shape)
 
 
+@pytest.mark.parametrize("norm", [ResponseNorm, CrossMapLRN])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_in_place(build, norm, axis, rng):
+    """Several stretches, more channels than are under way at a time: nothing is read too late."""
+    shape = (2, 23, 1, 1501) if axis == 1 else (2, 1, 1501, 23)
+    operation = norm(size=5, beta=0.75)
+    p = operation.draw(rng, shape, axis)
+    for dtype in (np.float32, np.float64, np.float16):
+        x, dy = rng.normal(size=(2, *shape)).astype(dtype)
+        (y,) = operation.forward(F, x, p, channel_axis=axis)
+        dx = operation.backward(F, dy, x, (), p, channel_axis=axis)
+        same = x.copy()
+        operation.backward(F, dy, same, (), p, channel_axis=axis, out=same)
+        np.testing.assert_array_equal(same, dx)
+        same = dy.copy()
+        operation.backward(F, same, x, (), p, channel_axis=axis, out=same)
+        np.testing.assert_array_equal(same, dx)
+        same = x.copy()
+        operation.forward(F, same, p, channel_axis=axis, out=same)
+        np.testing.assert_array_equal(same, y)
+
+
 def test_one_bad_value_spoils_its_window_and_no_more(build, rng):
     clean = rng.normal(size=(2, 9, 5)).astype(np.float32)
     x = clean.copy()

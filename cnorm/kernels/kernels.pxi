@@ -59,9 +59,20 @@ cdef extern from "tiles.h" nogil:
         const double *row_slope
         double sums[4][64]
 
-    ctypedef struct Response:
+    ctypedef struct WindowTile:
+        const char *x
+        const char *dy
+        char *y
+        Py_ssize_t runs, n, x_stride, dy_stride, y_stride, kept_stride, x_ahead, dy_ahead, y_ahead
+        const char **rows
+        Py_ssize_t count
+        const char *fresh
+        char *squares
+        char *power
+        char *shared
         double alpha, beta, k, slope
         const void *slopes
+        int activation
 
     ctypedef struct Tile:
         int size, wide, accumulator
@@ -94,12 +105,10 @@ cdef extern from "tiles.h" nogil:
                                  double *) noexcept nogil
         void (*column_grad_apply)(const char **, const char **, char **, Py_ssize_t, Py_ssize_t,
                                   Py_ssize_t, const ColumnAffine *, int) noexcept nogil
-        void (*window_apply)(const char **, Py_ssize_t, int, const char *, char *, Py_ssize_t,
-                             const Response *, int) noexcept nogil
-        void (*window_prepare)(const char **, Py_ssize_t, int, const char *, const char *, Py_ssize_t,
-                               const Response *, int, void *, void *) noexcept nogil
-        void (*window_grad)(const char **, Py_ssize_t, const char *, const char *, const void *, char *,
-                            Py_ssize_t, const Response *, int) noexcept nogil
+        void (*window_squares)(const WindowTile *) noexcept nogil
+        void (*window_apply)(const WindowTile *) noexcept nogil
+        void (*window_prepare)(const WindowTile *) noexcept nogil
+        void (*window_grad)(const WindowTile *) noexcept nogil
 
     const Tile *TILES[4]
 

@@ -960,32 +960,79 @@ static void FN(column_grad_apply)(const char *const *x, const char *const *dy, c
 #undef COLUMN_THROUGH
 #undef COLUMN_ACTIVATION
 
-/* ---- windows: rows are channels (channels first) or one row shifted (channels last, `wide`: of the
- * accumulation type). A window's sum and what it is for share a loop: one waits on additions, the
- * other on square roots and divisions. ---- */
+/* ---- windows: rows are channels (channels first) or positions, shifted (channels last) ---- */
 
-/* Sum over the rows of x[i]**2, or of x[i], in their order; `part` elements of it, or 0: whole lanes. */
-INLINE AL FN(window_sum)(const char *const *rows, ptrdiff_t count, ptrdiff_t i, ptrdiff_t part,
-                         const int wide, const int squares) {
-    AL sum = SET(0);
-    for (ptrdiff_t row = 0; row < count; ++row) {
-        const AL v = wide ? FN(strip_vector)(rows[row], i, part) : FN(strip_load)(rows[row], i, part, SET(0));
-        sum = ADD(sum, squares ? MUL(v, v) : v);
+/* Runs LANE(K, part) over two lanes of every run, then over one, then over the rest of it. */
+#define FOR_LANES(LANE)                                                                          \
+    for (ptrdiff_t run = 0; run < w->runs; ++run) {                                              \
+        const ptrdiff_t kept = run * w->kept_stride;                                             \
+        const char *x = w->x + run * w->x_stride, *dy = w->dy + run * w->dy_stride;              \
+        char *y = w->y + run * w->y_stride;                                                      \
+        ptrdiff_t i = 0;                                                                         \
+        (void)dy, (void)y;                                                                       \
+        for (; i + 2 * LANES <= w->n; i += 2 * LANES) LANE(2, 0)                                 \
+        if (i + LANES <= w->n) {                                                                 \
+            LANE(1, 0)                                                                           \
+            i += LANES;                                                                          \
+        }                                                                                        \
+        if (i < w->n) LANE(1, w->n - i)                                                          \
     }
-    return sum;
+#define EACH(K) for (int k = 0; k < K; ++k)
+#define AT (i + k * LANES)
+#define SLOPE(part) (activation == 2 ? FN(strip_vector)(w->slopes, AT, part) : slope)
+/* In what is kept, and in the result. */
+#define KEEP(p, v, part)                                                                         \
+    {                                                                                            \
+        if (part) CAT(A, store_part)((A *)((p) + kept) + AT, v, part);                           \
+        else CAT(A, store)((A *)((p) + kept) + AT, v);                                           \
+    }
+#define WRITE(K, part, result)                                                                   \
+    {                                                                                            \
+        if (K == 2) STORE_PAIR((S *)y + i, result[0], result[K - 1]);                            \
+        else FN(strip_store)(y, i, part, result[0], 0);                                          \
+    }
+/* Memory is idle while roots are taken: ask for what comes next, a line of memory each time. */
+#define AHEAD(K, p, ahead)                                                                       \
+    for (int k = 0; k < K; k += 64 / (LANES * sizeof(S)))                                        \
+        __builtin_prefetch((const char *)((const S *)(p) + AT) + (ahead), 0, 3);
+
+/* sum = the sum of a window's rows, in their order; `part` elements of it, or 0: whole lanes. */
+INLINE void FN(window_sum)(const WindowTile *w, ptrdiff_t kept, ptrdiff_t i, ptrdiff_t part, AL *sum,
+                           const int K) {
+    EACH(K) sum[k] = SET(0);
+    for (ptrdiff_t row = 0; row < w->count; ++row)
+        EACH(K) sum[k] = ADD(sum[k], FN(strip_vector)(w->rows[row] + kept, AT, part));
 }
 
-/* (k + alpha * sum) ** -beta, and 1 / (k + alpha * sum) where `inverse` is asked for. */
-INLINE AL FN(response)(AL sum, const Response *r, AL *inverse) {
-    const AL scale = ADD(SET(r->k), MUL(SET(r->alpha), sum));
-    if (inverse) *inverse = CAT(A, div)(SET(1), scale);
-    if (r->beta == 0.75) {
+/* scale = k + alpha * the sum of squares. A window's last row may be `fresh`: it is squared here, and
+ * its squares are kept for other windows. */
+INLINE void FN(window_scale)(const WindowTile *w, ptrdiff_t kept, ptrdiff_t i, ptrdiff_t part, AL *scale,
+                             const int K) {
+    const AL alpha = SET(w->alpha), constant = SET(w->k);
+    FN(window_sum)(w, kept, i, part, scale, K);
+    if (w->fresh)
+        EACH(K) {
+            const AL v = FN(strip_load)(w->fresh, AT, part, SET(0)), square = MUL(v, v);
+            KEEP(w->squares, square, part)
+            scale[k] = ADD(scale[k], square);
+        }
+    EACH(K) scale[k] = ADD(constant, MUL(alpha, scale[k]));
+}
+
+/* Any power; out of line, as two of them side by side want more registers than there are. */
+static __attribute__((noinline)) AL FN(any_response)(AL scale, double beta) {
+    return CAT(A, power)(scale, beta);
+}
+
+/* scale ** -beta */
+INLINE AL FN(response)(AL scale, double beta) {
+    if (beta == 0.75) {
         const AL root = CAT(A, sqrt)(scale);
         return CAT(A, div)(SET(1), MUL(root, CAT(A, sqrt)(root)));
     }
-    if (r->beta == 0.5) return CAT(A, div)(SET(1), CAT(A, sqrt)(scale));
-    if (r->beta == 1) return CAT(A, div)(SET(1), scale);
-    return CAT(A, power)(scale, r->beta);
+    if (beta == 0.5) return CAT(A, div)(SET(1), CAT(A, sqrt)(scale));
+    if (beta == 1) return CAT(A, div)(SET(1), scale);
+    return FN(any_response)(scale, beta);
 }
 
 /* The gradient through the activation; z = x * power has the sign of its forward twin. */
@@ -993,89 +1040,99 @@ INLINE AL FN(through)(AL dy, AL x, AL power, AL slope, const int activation) {
     return activation ? IF_POSITIVE(MUL(x, power), dy, MUL(dy, slope)) : dy;
 }
 
-/* Runs LANE(part) over whole lanes, then over the rest. */
-#define FOR_LANES(LANE)                                                                          \
-    for (ptrdiff_t i = 0; i < n; i += LANES) {                                                   \
-        if (i + LANES <= n) LANE(0)                                                              \
-        else LANE((n - i))                                                                       \
-    }
-#define SLOPE(part) (activation == 2 ? FN(strip_vector)(r->slopes, i, part) : slope)
-
-INLINE void FN(window_apply_any)(const char *const *rows, ptrdiff_t count, const char *x, char *y,
-                                 ptrdiff_t n, const Response *r, const int wide, const int activation) {
-    const AL slope = SET(r->slope);
-#define LANE(part)                                                                               \
-    {                                                                                            \
-        const AL p = FN(response)(FN(window_sum)(rows, count, i, part, wide, 1), r, 0);          \
-        const AL z = MUL(FN(strip_load)(x, i, part, SET(0)), p);                                 \
-        FN(strip_store)(y, i, part, activation ? IF_POSITIVE(z, z, MUL(z, SLOPE(part))) : z, 0); \
+/* squares[i] = x[i]**2 */
+static void FN(window_squares)(const WindowTile *w) {
+#define LANE(K, part)                                                                            \
+    EACH(K) {                                                                                    \
+        const AL v = FN(strip_load)(x, AT, part, SET(0));                                        \
+        KEEP(w->squares, MUL(v, v), part)                                                        \
     }
     FOR_LANES(LANE)
 #undef LANE
 }
 
 /* y = x * (k + alpha * sum of squares) ** -beta, then the activation. */
-static void FN(window_apply)(const char *const *rows, ptrdiff_t count, int wide, const char *x, char *y,
-                             ptrdiff_t n, const Response *r, int activation) {
-    if (wide) FN(window_apply_any)(rows, count, x, y, n, r, 1, activation);
-    else FN(window_apply_any)(rows, count, x, y, n, r, 0, activation);
+INLINE void FN(window_apply_any)(const WindowTile *w, double beta, const int activation) {
+    const AL slope = SET(w->slope);
+#define LANE(K, part)                                                                            \
+    {                                                                                            \
+        AL scale[K], z[K];                                                                       \
+        AHEAD(K, x, w->x_ahead)                                                                  \
+        AHEAD(K, y, w->y_ahead)                                                                  \
+        FN(window_scale)(w, kept, i, part, scale, K);                                            \
+        EACH(K) {                                                                                \
+            z[k] = MUL(FN(strip_load)(x, AT, part, SET(0)), FN(response)(scale[k], beta));       \
+            if (activation) z[k] = IF_POSITIVE(z[k], z[k], MUL(z[k], SLOPE(part)));              \
+        }                                                                                        \
+        WRITE(K, part, z)                                                                        \
+    }
+    FOR_LANES(LANE)
+#undef LANE
+}
+static void FN(window_apply)(const WindowTile *w) {
+    if (w->beta == 0.75 && !w->activation) FN(window_apply_any)(w, 0.75, 0);
+    else FN(window_apply_any)(w, w->beta, w->activation);
 }
 
-INLINE void FN(window_prepare_any)(const char *const *rows, ptrdiff_t count, const char *x,
-                                   const char *dy, ptrdiff_t n, const Response *r, A *power, A *shared,
-                                   const int wide, const int activation) {
-    const AL slope = SET(r->slope);
-#define LANE(part)                                                                               \
+/* power = scale ** -beta, shared = g * x * scale ** (-beta - 1): what a channel did to its window. */
+INLINE void FN(window_prepare_any)(const WindowTile *w, double beta, const int activation) {
+    const AL slope = SET(w->slope);
+#define LANE(K, part)                                                                            \
     {                                                                                            \
-        AL inverse;                                                                              \
-        const AL p = FN(response)(FN(window_sum)(rows, count, i, part, wide, 1), r, &inverse);   \
-        const AL v = FN(strip_load)(x, i, part, SET(0));                                         \
-        const AL g = FN(through)(FN(strip_load)(dy, i, part, SET(0)), v, p, SLOPE(part), activation); \
-        const AL s = MUL(MUL(g, v), MUL(p, inverse));                                            \
-        if (part) {                                                                              \
-            CAT(A, store_part)(power + i, p, part);                                              \
-            CAT(A, store_part)(shared + i, s, part);                                             \
-        } else {                                                                                 \
-            CAT(A, store)(power + i, p);                                                         \
-            CAT(A, store)(shared + i, s);                                                        \
+        AL scale[K];                                                                             \
+        AHEAD(K, x, w->x_ahead)                                                                  \
+        AHEAD(K, dy, w->dy_ahead)                                                                \
+        AHEAD(K, y, w->y_ahead)                                                                  \
+        FN(window_scale)(w, kept, i, part, scale, K);                                            \
+        EACH(K) {                                                                                \
+            const AL inverse = CAT(A, div)(SET(1), scale[k]), p = FN(response)(scale[k], beta);  \
+            const AL v = FN(strip_load)(x, AT, part, SET(0));                                    \
+            const AL g = FN(through)(FN(strip_load)(dy, AT, part, SET(0)), v, p, SLOPE(part), activation); \
+            KEEP(w->power, p, part)                                                              \
+            KEEP(w->shared, MUL(MUL(g, v), MUL(p, inverse)), part)                               \
         }                                                                                        \
     }
     FOR_LANES(LANE)
 #undef LANE
 }
-
-/* power = scale ** -beta, shared = g * x * scale ** (-beta - 1): what a channel did to its window. */
-static void FN(window_prepare)(const char *const *rows, ptrdiff_t count, int wide, const char *x,
-                               const char *dy, ptrdiff_t n, const Response *r, int activation,
-                               void *power, void *shared) {
-    if (wide) FN(window_prepare_any)(rows, count, x, dy, n, r, (A *)power, (A *)shared, 1, activation);
-    else FN(window_prepare_any)(rows, count, x, dy, n, r, (A *)power, (A *)shared, 0, activation);
+static void FN(window_prepare)(const WindowTile *w) {
+    if (w->beta == 0.75 && !w->activation) FN(window_prepare_any)(w, 0.75, 0);
+    else FN(window_prepare_any)(w, w->beta, w->activation);
 }
 
 /* dx = g * power - 2 * alpha * beta * x * (sum of `shared` over the windows that x is in) */
-static void FN(window_grad)(const char *const *shared, ptrdiff_t count, const char *x, const char *dy,
-                            const void *power, char *dx, ptrdiff_t n, const Response *r,
-                            int activation) {
-    const AL c = SET(2 * r->alpha * r->beta), slope = SET(r->slope);
-#define LANE(part)                                                                               \
+static void FN(window_grad)(const WindowTile *w) {
+    const AL c = SET(2 * w->alpha * w->beta), slope = SET(w->slope);
+    const int activation = w->activation;
+#define LANE(K, part)                                                                            \
     {                                                                                            \
-        const AL sum = FN(window_sum)(shared, count, i, part, 1, 0);                             \
-        const AL v = FN(strip_load)(x, i, part, SET(0)), p = FN(strip_vector)(power, i, part);   \
-        const AL g = FN(through)(FN(strip_load)(dy, i, part, SET(0)), v, p, SLOPE(part), activation); \
-        FN(strip_store)(dx, i, part, SUB(MUL(g, p), MUL(MUL(c, v), sum)), 0);                    \
+        AL sum[K];                                                                               \
+        FN(window_sum)(w, kept, i, part, sum, K);                                                \
+        EACH(K) {                                                                                \
+            const AL v = FN(strip_load)(x, AT, part, SET(0));                                    \
+            const AL p = FN(strip_vector)(w->power + kept, AT, part);                            \
+            const AL g = FN(through)(FN(strip_load)(dy, AT, part, SET(0)), v, p, SLOPE(part), activation); \
+            sum[k] = SUB(MUL(g, p), MUL(MUL(c, v), sum[k]));                                     \
+        }                                                                                        \
+        WRITE(K, part, sum)                                                                      \
     }
     FOR_LANES(LANE)
 #undef LANE
 }
 #undef FOR_LANES
+#undef EACH
+#undef AT
 #undef SLOPE
+#undef KEEP
+#undef WRITE
+#undef AHEAD
 
 static const Tile FN(tile) = {
     sizeof(S), sizeof(A), ACCUMULATOR, FN(rounded), FN(widen), FN(widen64), FN(head), FN(sums),
     FN(apply), FN(forward_rows), FN(apply_vector), FN(grad_sums), FN(grad_sums_vector), FN(grad_apply),
     FN(grad_rows), FN(add), FN(column_head), FN(column_sums), FN(column_apply),
     FN(column_grad_sums), FN(column_grad_apply),
-    FN(window_apply), FN(window_prepare), FN(window_grad),
+    FN(window_squares), FN(window_apply), FN(window_prepare), FN(window_grad),
 };
 
 #undef STRIPS

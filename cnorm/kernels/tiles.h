@@ -31,11 +31,22 @@ typedef struct {
     const void *hi, *scale, *bias, *p, *q, *r, *rstd, *slope;
 } ColumnAffine;
 
-/* y = x * (k + alpha * sum of squares) ** -beta, then an activation. */
+/* A stretch of one channel, or `runs` positions, each all its channels, and the rows summed for it:
+ * squares, or (window_grad) what each channel did to its window. `kept_stride` bytes lead from one run
+ * to the next in all that is kept, which is of the accumulation type. */
 typedef struct {
+    const char *x, *dy;
+    char *y;                             /* backward: the gradient of x */
+    ptrdiff_t runs, n, x_stride, dy_stride, y_stride, kept_stride;
+    ptrdiff_t x_ahead, dy_ahead, y_ahead; /* bytes on to what is wanted in cache next, or 0 */
+    const char **rows;
+    ptrdiff_t count;
+    const char *fresh; /* or NULL: one row more, of x, whose squares are yet to be taken */
+    char *squares, *power, *shared;
     double alpha, beta, k, slope;
     const void *slopes;
-} Response;
+    int activation;
+} WindowTile;
 
 /* Rows whose elements are taken side by side, forward and backward: more than the registers hold, or than
  * a set of the first cache has lines for, cost more than they save. No result depends on it. */
@@ -107,13 +118,10 @@ typedef struct Tile {
     void (*column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx,
                               ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
                               const ColumnAffine *a, int activation);
-    void (*window_apply)(const char *const *rows, ptrdiff_t count, int wide, const char *x, char *y,
-                         ptrdiff_t n, const Response *r, int activation);
-    void (*window_prepare)(const char *const *rows, ptrdiff_t count, int wide, const char *x,
-                           const char *dy, ptrdiff_t n, const Response *r, int activation, void *power,
-                           void *shared);
-    void (*window_grad)(const char *const *shared, ptrdiff_t count, const char *x, const char *dy,
-                        const void *power, char *dx, ptrdiff_t n, const Response *r, int activation);
+    void (*window_squares)(const WindowTile *w);
+    void (*window_apply)(const WindowTile *w);
+    void (*window_prepare)(const WindowTile *w);
+    void (*window_grad)(const WindowTile *w);
 } Tile;
 
 #define CAT_(a, b) a##_##b
