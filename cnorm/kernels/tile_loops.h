@@ -753,7 +753,8 @@ static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
 
 /* ---- columns: K lanes of columns side by side, down the rows ----
  * The widest strip that the registers hold differs from build to build; a column's own arithmetic
- * does not depend on it. STRIPS runs the body with K = STRIP, then 1, then for the columns left. */
+ * does not depend on it. STRIPS runs the body with K = STRIP, then for the lanes left; the last of
+ * those may have but `part` columns. */
 
 #ifndef STRIP
 #define STRIP (LANES_NATIVE == 64 ? 4 : LANES_NATIVE == 32 ? 2 : 1)
@@ -765,16 +766,22 @@ static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
         const ptrdiff_t end = begin + group < rows ? begin + group : rows;                       \
         ptrdiff_t j = 0;                                                                         \
         for (; j + STRIP * LANES <= columns; j += STRIP * LANES) call(STRIP, 0);                 \
-        for (; j + LANES <= columns; j += LANES) call(1, 0);                                     \
-        if (j < columns) call(1, columns - j);                                                   \
+        const ptrdiff_t left = columns - j, part = left % LANES;                                 \
+        if (left > 3 * LANES) call(STRIP >= 4 ? 4 : 1, part);                                    \
+        else if (left > 2 * LANES) call(STRIP >= 4 ? 3 : 1, part);                               \
+        else if (left > LANES) call(STRIP >= 2 ? 2 : 1, part);                                   \
+        else if (left) call(1, part);                                                            \
     }
+#define EACH_LANE _Pragma("GCC unroll 4") for (int k = 0; k < K; ++k)
+#define AT (j + k * LANES)
+#define PART (k == K - 1 ? part : 0)
 
 /* A strip of K lanes is streamed if that makes whole lines of memory. */
 #define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
 /* Mean of the first rows, rounded to A: a shift near each column's mean. */
 static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift) {
     const AL share = SET((A)1 / (A)rows);
-#define CALL(K, part)                                                                            \
+#define CALL(part)                                                                               \
     {                                                                                            \
         AL sum = SET(0);                                                                         \
         for (ptrdiff_t row = 0; row < rows; ++row)                                               \
@@ -784,35 +791,41 @@ static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
         else CAT(A, store)((A *)shift + j, sum);                                                 \
     }
     ptrdiff_t j = 0;
-    for (; j + LANES <= columns; j += LANES) CALL(1, 0)
-    if (j < columns) CALL(1, columns - j)
+    for (; j + LANES <= columns; j += LANES) CALL(0)
+    if (j < columns) CALL(columns - j)
 #undef CALL
 }
 
 /* The accumulators of a call, for COLUMNS_AT_ONCE columns, between the groups of rows. */
 #define COLUMNS_AT_ONCE 256
+INLINE void FN(kept_clear)(A *kept, ptrdiff_t columns) {
+    for (ptrdiff_t j = 0; j < columns; j += LANES) CAT(A, store)(kept + j, SET(0));
+}
 INLINE AL FN(kept_load)(const A *kept, ptrdiff_t j) { return CAT(A, load)(kept + j); }
-INLINE void FN(kept_add)(const A *kept, ptrdiff_t columns, double *total) {
+INLINE void FN(kept_store)(A *kept, ptrdiff_t j, AL a) { CAT(A, store)(kept + j, a); }
+INLINE void FN(kept_add)(const A *restrict kept, ptrdiff_t columns, double *restrict total) {
     for (ptrdiff_t j = 0; j < columns; ++j) total[j] += (double)kept[j];
 }
 
 INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
                                   ptrdiff_t part, const void *shift, A *first, A *second, const int K) {
-    AL s[K], a[K], b[K];
-    for (int k = 0; k < K; ++k) {
-        s[k] = FN(strip_vector)(shift, j + k * LANES, part);
-        a[k] = FN(kept_load)(first, j + k * LANES);
-        b[k] = FN(kept_load)(second, j + k * LANES);
+    AL s[STRIP], a[STRIP], b[STRIP];
+    EACH_LANE {
+        s[k] = FN(strip_vector)(shift, AT, PART);
+        a[k] = FN(kept_load)(first, AT);
+        b[k] = FN(kept_load)(second, AT);
     }
-    for (ptrdiff_t row = begin; row < end; ++row)
-        for (int k = 0; k < K; ++k) {
-            const AL d = SUB(FN(strip_load)(x[row], j + k * LANES, part, s[k]), s[k]);
+    for (ptrdiff_t row = begin; row < end; ++row) {
+        const char *const from = x[row];
+        EACH_LANE {
+            const AL d = SUB(FN(strip_load)(from, AT, PART, s[k]), s[k]);
             a[k] = ADD(a[k], d);
             b[k] = ADD(b[k], MUL(d, d));
         }
-    for (int k = 0; k < K; ++k) {
-        CAT(A, store)(first + j + k * LANES, a[k]);
-        CAT(A, store)(second + j + k * LANES, b[k]);
+    }
+    EACH_LANE {
+        FN(kept_store)(first, AT, a[k]);
+        FN(kept_store)(second, AT, b[k]);
     }
 }
 
@@ -820,7 +833,9 @@ INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff
  * COLUMNS_AT_ONCE columns. */
 static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
                             const void *shift, double *first, double *second) {
-    A a[COLUMNS_AT_ONCE] = {0}, b[COLUMNS_AT_ONCE] = {0};
+    A a[COLUMNS_AT_ONCE], b[COLUMNS_AT_ONCE];
+    FN(kept_clear)(a, columns);
+    FN(kept_clear)(b, columns);
 #define CALL(K, part) FN(column_sums_strip)(x, begin, end, j, part, shift, a, b, K)
     STRIPS(CALL)
 #undef CALL
@@ -829,22 +844,25 @@ static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
 }
 
 INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff_t begin,
-                                   ptrdiff_t end, ptrdiff_t j, ptrdiff_t part, const ColumnAffine *a, const int activation,
-                                   const int stream, const int K) {
-    AL hi[K], scale[K], bias[K], slope[K];
-    for (int k = 0; k < K; ++k) {
-        hi[k] = FN(strip_vector)(a->hi, j + k * LANES, part);
-        scale[k] = FN(strip_vector)(a->scale, j + k * LANES, part);
-        bias[k] = FN(strip_vector)(a->bias, j + k * LANES, part);
-        if (activation) slope[k] = FN(strip_vector)(a->slope, j + k * LANES, part);
+                                   ptrdiff_t end, ptrdiff_t j, ptrdiff_t part, const ColumnAffine *a,
+                                   const int activation, const int stream, const int K) {
+    AL hi[STRIP], scale[STRIP], bias[STRIP], slope[STRIP], z[STRIP];
+    EACH_LANE {
+        hi[k] = FN(strip_vector)(a->hi, AT, PART);
+        scale[k] = FN(strip_vector)(a->scale, AT, PART);
+        bias[k] = FN(strip_vector)(a->bias, AT, PART);
+        if (activation) slope[k] = FN(strip_vector)(a->slope, AT, PART);
     }
-    for (ptrdiff_t row = begin; row < end; ++row)
-        for (int k = 0; k < K; ++k) {
-            AL z = SUB(FN(strip_load)(x[row], j + k * LANES, part, hi[k]), hi[k]);
-            z = ADD(MUL(z, scale[k]), bias[k]);
-            if (activation) z = IF_POSITIVE(z, z, MUL(z, slope[k]));
-            FN(strip_store)(y[row], j + k * LANES, part, z, stream && WHOLE_LINES(K));
+    for (ptrdiff_t row = begin; row < end; ++row) {
+        const char *const from = x[row];
+        char *const to = y[row];
+        EACH_LANE {
+            z[k] = SUB(FN(strip_load)(from, AT, PART, hi[k]), hi[k]);
+            z[k] = ADD(MUL(z[k], scale[k]), bias[k]);
+            if (activation) z[k] = IF_POSITIVE(z[k], z[k], MUL(z[k], slope[k]));
         }
+        EACH_LANE FN(strip_store)(to, AT, PART, z[k], stream && WHOLE_LINES(K));
+    }
 }
 
 /* y = (x - hi) * scale + bias, then the activation. */
@@ -868,41 +886,43 @@ static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t row
         if (on_slope) on_slope[k] = ADD(on_slope[k], IF_POSITIVE(z, SET(0), MUL(g, z)));         \
         g = IF_POSITIVE(z, g, MUL(g, slope[k]));                                                 \
     }
-#define COLUMN_ACTIVATION(K)                                                                     \
-    AL scale[K], bias[K], slope[K];                                                              \
-    for (int k = 0; activation && k < K; ++k) {                                                  \
-        scale[k] = FN(strip_vector)(a->scale, j + k * LANES, part);                              \
-        bias[k] = FN(strip_vector)(a->bias, j + k * LANES, part);                                \
-        slope[k] = FN(strip_vector)(a->slope, j + k * LANES, part);                              \
+#define COLUMN_ACTIVATION                                                                        \
+    AL scale[STRIP], bias[STRIP], slope[STRIP];                                                  \
+    EACH_LANE if (activation) {                                                                  \
+        scale[k] = FN(strip_vector)(a->scale, AT, PART);                                         \
+        bias[k] = FN(strip_vector)(a->bias, AT, PART);                                           \
+        slope[k] = FN(strip_vector)(a->slope, AT, PART);                                         \
     }
 
 INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *dy, ptrdiff_t begin,
                                        ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
                                        const ColumnAffine *a, A *const kept[4], const int activation,
                                        const int K) {
-    AL hi[K], g_[K], gd[K], d_[K], slopes[K], *const on_slope = slopes;
-    COLUMN_ACTIVATION(K)
-    for (int k = 0; k < K; ++k) {
-        hi[k] = FN(strip_vector)(a->hi, j + k * LANES, part);
-        g_[k] = FN(kept_load)(kept[0], j + k * LANES);
-        gd[k] = FN(kept_load)(kept[1], j + k * LANES);
-        d_[k] = EXACT ? FN(kept_load)(kept[2], j + k * LANES) : SET(0);
-        slopes[k] = activation ? FN(kept_load)(kept[3], j + k * LANES) : SET(0);
+    AL hi[STRIP], g_[STRIP], gd[STRIP], d_[STRIP], slopes[STRIP], *const on_slope = slopes;
+    COLUMN_ACTIVATION
+    EACH_LANE {
+        hi[k] = FN(strip_vector)(a->hi, AT, PART);
+        g_[k] = FN(kept_load)(kept[0], AT);
+        gd[k] = FN(kept_load)(kept[1], AT);
+        d_[k] = EXACT ? FN(kept_load)(kept[2], AT) : SET(0);
+        slopes[k] = activation ? FN(kept_load)(kept[3], AT) : SET(0);
     }
-    for (ptrdiff_t row = begin; row < end; ++row)
-        for (int k = 0; k < K; ++k) {
-            const AL d = SUB(FN(strip_load)(x[row], j + k * LANES, part, hi[k]), hi[k]);
-            AL g = FN(strip_load)(dy[row], j + k * LANES, part, SET(0));
+    for (ptrdiff_t row = begin; row < end; ++row) {
+        const char *const x_row = x[row], *const dy_row = dy[row];
+        EACH_LANE {
+            const AL d = SUB(FN(strip_load)(x_row, AT, PART, hi[k]), hi[k]);
+            AL g = FN(strip_load)(dy_row, AT, PART, SET(0));
             COLUMN_THROUGH(g, d)
             g_[k] = ADD(g_[k], g);
             gd[k] = ADD(gd[k], MUL(g, d));
             if (EXACT) d_[k] = ADD(d_[k], d);
         }
-    for (int k = 0; k < K; ++k) {
-        CAT(A, store)(kept[0] + j + k * LANES, g_[k]);
-        CAT(A, store)(kept[1] + j + k * LANES, gd[k]);
-        if (EXACT) CAT(A, store)(kept[2] + j + k * LANES, d_[k]);
-        if (activation) CAT(A, store)(kept[3] + j + k * LANES, slopes[k]);
+    }
+    EACH_LANE {
+        FN(kept_store)(kept[0], AT, g_[k]);
+        FN(kept_store)(kept[1], AT, gd[k]);
+        if (EXACT) FN(kept_store)(kept[2], AT, d_[k]);
+        if (activation) FN(kept_store)(kept[3], AT, slopes[k]);
     }
 }
 
@@ -910,38 +930,45 @@ INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *
 static void FN(column_grad_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows,
                                  ptrdiff_t columns, ptrdiff_t group, const ColumnAffine *a, int activation,
                                  double *sum_g, double *sum_gd, double *sum_d, double *sum_slope) {
-    A sums[4][COLUMNS_AT_ONCE] = {{0}}, *const kept[4] = {sums[0], sums[1], sums[2], sums[3]};
+    A sums[4][COLUMNS_AT_ONCE], *const kept[4] = {sums[0], sums[1], sums[2], sums[3]};
+    FN(kept_clear)(kept[0], columns);
+    FN(kept_clear)(kept[1], columns);
+    if (EXACT) FN(kept_clear)(kept[2], columns);
+    if (activation) FN(kept_clear)(kept[3], columns);
 #define CALL(K, part) FN(column_grad_sums_strip)(x, dy, begin, end, j, part, a, kept, activated, K)
     if (activation) { enum { activated = 1 }; STRIPS(CALL) }
     else { enum { activated = 0 }; STRIPS(CALL) }
 #undef CALL
-    FN(kept_add)(sums[0], columns, sum_g);
-    FN(kept_add)(sums[1], columns, sum_gd);
-    if (EXACT) FN(kept_add)(sums[2], columns, sum_d);
-    if (activation) FN(kept_add)(sums[3], columns, sum_slope);
+    FN(kept_add)(kept[0], columns, sum_g);
+    FN(kept_add)(kept[1], columns, sum_gd);
+    if (EXACT) FN(kept_add)(kept[2], columns, sum_d);
+    if (activation) FN(kept_add)(kept[3], columns, sum_slope);
 }
 
 INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const *dy, char *const *dx,
                                         ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
                                         const ColumnAffine *a, const int activation, const int stream,
                                         const int K) {
-    AL hi[K], p[K], q[K], r[K], rstd[K], *const on_slope = 0;
-    COLUMN_ACTIVATION(K)
-    for (int k = 0; k < K; ++k) {
-        hi[k] = FN(strip_vector)(a->hi, j + k * LANES, part);
-        p[k] = FN(strip_vector)(a->p, j + k * LANES, part);
-        q[k] = FN(strip_vector)(a->q, j + k * LANES, part);
-        r[k] = FN(strip_vector)(a->r, j + k * LANES, part);
-        rstd[k] = FN(strip_vector)(a->rstd, j + k * LANES, part);
+    AL hi[STRIP], p[STRIP], q[STRIP], r[STRIP], rstd[STRIP], out[STRIP], *const on_slope = NULL;
+    COLUMN_ACTIVATION
+    EACH_LANE {
+        hi[k] = FN(strip_vector)(a->hi, AT, PART);
+        p[k] = FN(strip_vector)(a->p, AT, PART);
+        q[k] = FN(strip_vector)(a->q, AT, PART);
+        r[k] = FN(strip_vector)(a->r, AT, PART);
+        rstd[k] = FN(strip_vector)(a->rstd, AT, PART);
     }
-    for (ptrdiff_t row = begin; row < end; ++row)
-        for (int k = 0; k < K; ++k) {
-            const AL d = SUB(FN(strip_load)(x[row], j + k * LANES, part, hi[k]), hi[k]);
-            AL g = FN(strip_load)(dy[row], j + k * LANES, part, SET(0));
+    for (ptrdiff_t row = begin; row < end; ++row) {
+        const char *const x_row = x[row], *const dy_row = dy[row];
+        char *const to = dx[row];
+        EACH_LANE {
+            const AL d = SUB(FN(strip_load)(x_row, AT, PART, hi[k]), hi[k]);
+            AL g = FN(strip_load)(dy_row, AT, PART, SET(0));
             COLUMN_THROUGH(g, d)
-            g = SUB(SUB(MUL(g, p[k]), r[k]), MUL(MUL(d, rstd[k]), q[k]));
-            FN(strip_store)(dx[row], j + k * LANES, part, g, stream && WHOLE_LINES(K));
+            out[k] = SUB(SUB(MUL(g, p[k]), r[k]), MUL(MUL(d, rstd[k]), q[k]));
         }
+        EACH_LANE FN(strip_store)(to, AT, PART, out[k], stream && WHOLE_LINES(K));
+    }
 }
 
 static void FN(column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx,
@@ -959,6 +986,9 @@ static void FN(column_grad_apply)(const char *const *x, const char *const *dy, c
 }
 #undef COLUMN_THROUGH
 #undef COLUMN_ACTIVATION
+#undef EACH_LANE
+#undef AT
+#undef PART
 
 /* ---- windows: rows are channels (channels first) or positions, shifted (channels last) ---- */
 
