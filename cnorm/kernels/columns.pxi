@@ -9,6 +9,9 @@
 #    a sum overflowed. A column's choice depends on that column's data alone.
 # d) Parts merge in a tree, a vector of columns at a time; columns of a group merge about the mean of
 #    their means (their counts are equal).
+# e) What is done element by element may fold other rows, to whole lanes of memory (`spread`); it goes
+#    from the last stretch of rows to the first, for the sums have left the last in cache. With given
+#    statistics the gradient waits for no sum: it is made in the visit that takes them.
 
 cdef enum:
     WIDE = 32
@@ -18,7 +21,9 @@ cdef enum:
     WIDE_BLOCK = 16        # rows and columns at a time where sums are taken again in double
     ROW_GROUP = 8
     FAR_BYTES = 1 << 23
+    PAGE = 4096
     FOLDED = 64            # columns that folded rows make, at most
+    EVEN = 16              # elements of any type that are whole lanes
 
 
 cdef struct Layout:
@@ -29,14 +34,32 @@ cdef struct Layout:
     Py_ssize_t wide          # fold * C
     Py_ssize_t folded        # rows of `wide` columns, the last of them perhaps shorter
     Py_ssize_t rest          # columns of that last one, or 0 where it is whole
+    Py_ssize_t spread        # rows that elementwise work may fold: they make whole lanes
+    Py_ssize_t repeat        # the larger of the two: how often coefficients are repeated
     Py_ssize_t part          # folded rows in a part
     Py_ssize_t parts
     Py_ssize_t strips
     Py_ssize_t group         # rows that the loops take together
+    Py_ssize_t spread_group  # the same of `spread` rows
+
+
+cdef inline Py_ssize_t group_of(Py_ssize_t row, bint far) noexcept nogil:
+    """Rows of so many bytes to take together: far memory is read fastest in its order, within a page."""
+    return ROW_GROUP if not far else 1 if row < PAGE else ROW_GROUP // 2
+
+
+cdef inline Py_ssize_t spread_of(Py_ssize_t columns) noexcept nogil:
+    cdef Py_ssize_t spread = 1
+    if columns >= FOLDED:
+        return 1
+    while spread * columns % EVEN or 2 * spread * columns <= FOLDED:
+        spread *= 2
+    return spread
 
 
 cdef Layout layout_of(const Columns *a) noexcept nogil:
     cdef Layout l
+    cdef bint far
     l.loops = TILES[a.storage]
     l.rows = a.shape[1] * a.shape[2] * a.shape[3]
     l.columns = a.shape[4]
@@ -50,9 +73,11 @@ cdef Layout layout_of(const Columns *a) noexcept nogil:
     l.part = (l.part + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
     l.parts = (l.folded + l.part - 1) // l.part
     l.strips = (l.wide + STRIP - 1) // STRIP
-    # far memory is read fastest strictly in its order
-    l.group = 1 if (l.columns * l.loops.size >= 512
-                    and a.shape[0] * l.rows * l.columns * l.loops.size > FAR_BYTES) else ROW_GROUP
+    l.spread = spread_of(l.columns)
+    l.repeat = max(l.spread, l.fold)
+    far = a.shape[0] * l.rows * l.columns * l.loops.size > FAR_BYTES
+    l.group = group_of(l.wide * l.loops.size, far)
+    l.spread_group = group_of(l.spread * l.columns * l.loops.size, far)
     return l
 
 
@@ -119,101 +144,198 @@ include "columns_moments.pxi"
 # ---- apply ----
 
 cdef enum:
-    COEFFICIENTS = 8   # hi, scale, bias, slope, p, q, r, rstd
+    COEFFICIENTS = 7   # hi, scale, bias, slope, q, r, rstd
+
+cdef enum Visit:
+    SUMS
+    FORWARD
+    BACKWARD
 
 
 cdef inline Py_ssize_t apply_fold(const Columns *a, const Layout *l, bint backward) noexcept nogil:
     """Elementwise work may fold rows only where they lie end to end in every array."""
-    if l.fold > 1 and end_to_end(a, &a.x) and end_to_end(a, &a.y) and (
+    if l.spread > 1 and end_to_end(a, &a.x) and end_to_end(a, &a.y) and (
             not backward or end_to_end(a, &a.dy)):
-        return l.fold
+        return l.spread
     return 1
 
 
+cdef void by_column(const double *of_group, Py_ssize_t step, Py_ssize_t group, Py_ssize_t first,
+                    Py_ssize_t count, double *out) noexcept nogil:
+    """What each of the columns from `first` on finds in an array over the groups, every `step` doubles."""
+    cdef Py_ssize_t j, at = first // group * step, left = group - first % group
+    if group == 1 and step == 1:
+        memcpy(out, of_group + first, count * sizeof(double))
+    elif group == 1:
+        for j in range(count):
+            out[j] = of_group[at + j * step]
+    else:
+        for j in range(count):
+            out[j] = of_group[at]
+            left -= 1
+            if left == 0:
+                at += step
+                left = group
+
+
+cdef void low_parts(const Columns *a, const Layout *l, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t n,
+                    void *hi, double *lo) noexcept nogil:
+    """The mean of n columns: as the accumulator's type holds it, and the rest."""
+    cdef double value[STRIP]
+    cdef Py_ssize_t j, at = sample * (l.columns // a.group)
+    by_column(a.mean + at, 1, a.group, first, n, value)
+    l.loops.split(value, n, hi, lo)
+    if a.lo != NULL:
+        by_column(a.lo + at, 1, a.group, first, n, value)
+        for j in range(n):
+            lo[j] += value[j]
+
+
+cdef void strip_affine(const Columns *a, const Layout *l, Py_ssize_t sample, const double *sums,
+                       double count, Visit visit, Py_ssize_t first, Py_ssize_t n,
+                       const ColumnAffine *f) noexcept nogil:
+    """Coefficients of n columns; what the visit does not use stays as it is."""
+    cdef double lo[STRIP]
+    cdef double rstd[STRIP]
+    cdef double scale[STRIP]
+    cdef double value[STRIP]
+    cdef double part[STRIP]
+    cdef Py_ssize_t j, groups = l.columns // a.group, bytes = first * l.loops.wide
+    cdef const double *of_column
+    low_parts(a, l, sample, first, n, <char *> f.hi + bytes, lo)
+    if visit == SUMS and not a.activation:
+        return
+    by_column(a.rstd + sample * groups, 1, a.group, first, n, rstd)
+    if a.weight != NULL:
+        of_column = a.weight + first
+        for j in range(n):
+            scale[j] = rstd[j] * of_column[j]
+        l.loops.narrow(scale, n, <char *> f.scale + bytes)
+    else:
+        memcpy(scale, rstd, n * sizeof(double))
+        l.loops.narrow(rstd, n, <char *> f.scale + bytes)
+    if visit == FORWARD or a.activation:
+        if a.bias != NULL:
+            of_column = a.bias + first
+            for j in range(n):
+                value[j] = of_column[j] - lo[j] * scale[j]
+        else:
+            for j in range(n):
+                value[j] = 0 - lo[j] * scale[j]
+        l.loops.narrow(value, n, <char *> f.bias + bytes)
+    if a.activation == 2:
+        l.loops.narrow(a.slopes + first, n, <char *> f.slope + bytes)
+    elif a.activation:
+        for j in range(n):
+            value[j] = a.slope
+        l.loops.narrow(value, n, <char *> f.slope + bytes)
+    if visit != BACKWARD:
+        return
+    l.loops.narrow(rstd, n, <char *> f.rstd + bytes)
+    if a.given:
+        memset(<char *> f.q + bytes, 0, n * l.loops.wide)
+        memset(<char *> f.r + bytes, 0, n * l.loops.wide)
+        return
+    by_column(sums + 1, 2, a.group, first, n, value)
+    for j in range(n):
+        value[j] = rstd[j] * rstd[j] * value[j] / count
+    l.loops.narrow(value, n, <char *> f.q + bytes)
+    by_column(sums, 2, a.group, first, n, part)
+    for j in range(n):
+        part[j] = rstd[j] * part[j] / count - lo[j] * rstd[j] * value[j]
+    l.loops.narrow(part, n, <char *> f.r + bytes)
+
+
 cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, const double *sums,
-                        double count, char *room, ColumnAffine *f) noexcept nogil:
-    """Coefficients of each column, repeated for folded rows; sums: of g and g * (x - hi), or NULL."""
-    cdef Py_ssize_t c, k, at, groups = l.columns // a.group, bytes = l.wide * l.loops.wide
-    cdef double hi, lo, rstd, scale, bias, q, r
-    cdef char *v = room
-    for c in range(l.columns):
-        at = sample * groups + c // a.group
-        rstd = a.rstd[at]
-        hi = l.loops.rounded(a.mean[at])
-        lo = (a.mean[at] - hi) + (a.lo[at] if a.lo != NULL else 0)
-        scale = rstd * a.weight[c] if a.weight != NULL else rstd
-        bias = (a.bias[c] if a.bias != NULL else 0) - lo * scale
-        q = 0
-        r = 0
-        if sums != NULL and not a.given:
-            q = rstd * rstd * sums[2 * (c // a.group) + 1] / count
-            r = rstd * sums[2 * (c // a.group)] / count - lo * rstd * q
-        for k in range(l.fold):
-            set_value(l.loops, v, k * l.columns + c, hi)
-            set_value(l.loops, v + bytes, k * l.columns + c, scale)
-            set_value(l.loops, v + 2 * bytes, k * l.columns + c, bias)
-            set_value(l.loops, v + 3 * bytes, k * l.columns + c, a.slopes[c] if a.activation == 2 else a.slope)
-            set_value(l.loops, v + 4 * bytes, k * l.columns + c, scale)
-            set_value(l.loops, v + 5 * bytes, k * l.columns + c, q)
-            set_value(l.loops, v + 6 * bytes, k * l.columns + c, r)
-            set_value(l.loops, v + 7 * bytes, k * l.columns + c, rstd)
-    f.stream = streamed(&a.y, &a.x, &a.dy, a.shape[0] * l.rows * l.columns * l.loops.size,
-                        a.dy.data != NULL or not a.given)
-    f.hi = v
-    f.scale = v + bytes
-    f.bias = v + 2 * bytes
-    f.slope = v + 3 * bytes
-    f.p = v + 4 * bytes
-    f.q = v + 5 * bytes
-    f.r = v + 6 * bytes
-    f.rstd = v + 7 * bytes
+                        double count, Visit visit, char *room, ColumnAffine *f) noexcept nogil:
+    """Coefficients of each column, repeated for folded rows; sums: of g and g * (x - hi), for BACKWARD
+    without given statistics."""
+    cdef Py_ssize_t k, done, step, row = l.columns * l.loops.wide, bytes = l.repeat * row
+    cdef Py_ssize_t times = min(l.repeat, l.rows)
+    f.hi = room
+    f.scale = room + bytes
+    f.p = f.scale
+    f.bias = room + 2 * bytes
+    f.slope = room + 3 * bytes
+    f.q = room + 4 * bytes
+    f.r = room + 5 * bytes
+    f.rstd = room + 6 * bytes
+    # also what is read once: plain stores of a result near the cache's size cost more than these
+    f.stream = streamed(&a.y, &a.x, &a.dy, a.shape[0] * l.rows * l.columns * l.loops.size, True)
+    for k from 0 <= k < l.columns by STRIP:
+        strip_affine(a, l, sample, sums, count, visit, k, min(STRIP, l.columns - k), f)
+    if times == 1:
+        return
+    for k in range(COEFFICIENTS):
+        done = 1
+        while done < times:
+            step = min(done, times - done)
+            memcpy(room + k * bytes + done * row, room + k * bytes, step * row)
+            done += step
+
+
+cdef inline ColumnAffine affine_at(const ColumnAffine *f, Py_ssize_t bytes) noexcept nogil:
+    """The same from a column on, `bytes` into each array."""
+    cdef ColumnAffine g
+    g.stream = f.stream
+    g.hi = <const char *> f.hi + bytes
+    g.scale = <const char *> f.scale + bytes
+    g.p = <const char *> f.p + bytes
+    g.bias = <const char *> f.bias + bytes
+    g.slope = <const char *> f.slope + bytes
+    g.q = <const char *> f.q + bytes
+    g.r = <const char *> f.r + bytes
+    g.rstd = <const char *> f.rstd + bytes
+    return g
 
 
 cdef void apply_rows(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward,
-                     Py_ssize_t fold, Py_ssize_t sample, Py_ssize_t block) noexcept nogil:
-    """A block of (folded) rows, all columns."""
+                     Py_ssize_t fold, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t last,
+                     Py_ssize_t column, Py_ssize_t columns) noexcept nogil:
+    """Rows first .. last, `fold` of them as one; where that is one, `columns` of them from a column on."""
     cdef const char *x[BLOCK_ROWS]
     cdef const char *dy[BLOCK_ROWS]
     cdef char *y[BLOCK_ROWS]
-    cdef Py_ssize_t first = block * BLOCK_ROWS, row
-    cdef Py_ssize_t whole = l.rows // fold
-    cdef Py_ssize_t rows = min(BLOCK_ROWS, whole - first)
-    rows_at(a, &a.x, sample, first * fold, fold, rows, 0, <char **> x)
-    rows_at(a, &a.y, sample, first * fold, fold, rows, 0, y)
-    if backward:
-        rows_at(a, &a.dy, sample, first * fold, fold, rows, 0, <char **> dy)
-    if rows > 0:
+    cdef Py_ssize_t rows, wide, group = l.spread_group, bytes = column * l.loops.size
+    while first < last:
+        rows = min(BLOCK_ROWS, (last - first) // fold)
+        wide = fold * columns
+        if rows == 0:
+            rows = 1
+            wide = (last - first) * columns
+        rows_at(a, &a.x, sample, first, fold, rows, bytes, <char **> x)
+        rows_at(a, &a.y, sample, first, fold, rows, bytes, y)
         if backward:
-            l.loops.column_grad_apply(x, dy, y, rows, fold * l.columns, l.group, f, a.activation)
+            rows_at(a, &a.dy, sample, first, fold, rows, bytes, <char **> dy)
+            l.loops.column_grad_apply(x, dy, y, rows, wide, group, f, a.activation)
         else:
-            l.loops.column_apply(x, y, rows, fold * l.columns, l.group, f, a.activation)
-    if first + rows == whole and whole * fold < l.rows and rows < BLOCK_ROWS:
-        row = whole * fold
-        x[0] = row_at(a, &a.x, sample, row)
-        y[0] = row_at(a, &a.y, sample, row)
-        if backward:
-            dy[0] = row_at(a, &a.dy, sample, row)
-            l.loops.column_grad_apply(x, dy, y, 1, (l.rows - row) * l.columns, 1, f, a.activation)
-        else:
-            l.loops.column_apply(x, y, 1, (l.rows - row) * l.columns, 1, f, a.activation)
+            l.loops.column_apply(x, y, rows, wide, group, f, a.activation)
+        first += rows * fold
+
+
+cdef inline void apply_stretch(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward,
+                               Py_ssize_t fold, Py_ssize_t sample, Py_ssize_t first,
+                               Py_ssize_t rows) noexcept nogil:
+    apply_rows(a, l, f, backward, fold, sample, first, min(first + rows, l.rows), 0, l.columns)
 
 
 cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, double count,
                       Py_ssize_t sample, int threads, bint backward) noexcept nogil:
-    cdef Py_ssize_t fold = apply_fold(a, l, backward), blocks, i
+    cdef Py_ssize_t fold = apply_fold(a, l, backward), rows, items, i
     cdef ColumnAffine f
-    cdef char *room = <char *> malloc(COEFFICIENTS * l.wide * l.loops.wide)
+    cdef char *room = <char *> malloc(COEFFICIENTS * l.repeat * l.columns * l.loops.wide)
     if room == NULL:
         return -1
-    column_affine(a, l, sample, sums, count, room, &f)
-    # one block more than whole rows need, where the rest of the rows would find none
-    blocks = (l.rows // fold) // BLOCK_ROWS + 1
+    column_affine(a, l, sample, sums, count, BACKWARD if backward else FORWARD, room, &f)
+    rows = fold * max(ROW_GROUP, chunk_of((l.rows + fold - 1) // fold, threads))
+    items = (l.rows + rows - 1) // rows
+    # the last rows first: the sums have just read them
     if threads == 1:
-        for i in range(blocks):
-            apply_rows(a, l, &f, backward, fold, sample, i)
+        for i in range(items):
+            apply_stretch(a, l, &f, backward, fold, sample, (items - 1 - i) * rows, rows)
     else:
-        for i in prange(blocks, num_threads=threads, schedule="dynamic", chunksize=chunk_of(blocks, threads)):
-            apply_rows(a, l, &f, backward, fold, sample, i)
+        for i in prange(items, num_threads=threads, schedule="dynamic"):
+            apply_stretch(a, l, &f, backward, fold, sample, (items - 1 - i) * rows, rows)
     free(room)
     return 0
 

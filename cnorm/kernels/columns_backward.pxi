@@ -2,23 +2,25 @@
 
 # Per part and (folded) column: sum of g, of g * (x - hi), of (x - hi), of the slope's gradient.
 
+cdef inline bint summed(const Columns *a, const Layout *l, Py_ssize_t k) noexcept nogil:
+    """Whether this call takes sum k of them."""
+    return k < 2 or (k == 2 and l.loops.wide == 8) or (k == 3 and a.activation)
+
+
 cdef void strip_grad_sums(const Columns *a, const Layout *l, const ColumnAffine *f, bint gathered,
-                          Py_ssize_t sample, Py_ssize_t part, Py_ssize_t strip,
+                          Py_ssize_t fold, Py_ssize_t sample, Py_ssize_t part, Py_ssize_t strip,
                           double *slots) noexcept nogil:
+    """Sums of a part's strip; and, with fold > 0, the gradient of its rows, which it does not wait for."""
     cdef double x_buffer[BLOCK_ROWS * FOLDED]
     cdef double dy_buffer[BLOCK_ROWS * FOLDED]
     cdef Rows x, dy
-    cdef ColumnAffine g = f[0]
     cdef Py_ssize_t column = strip * STRIP, count = min(STRIP, l.wide - column), n, k
     cdef Py_ssize_t row = part * l.part, stop = row + whole_rows(l, part), rows
     cdef double *sums = slots + SLOT * l.wide * part + column
-    cdef Py_ssize_t at = column * l.loops.wide
-    g.hi = <const char *> f.hi + at
-    g.scale = <const char *> f.scale + at
-    g.bias = <const char *> f.bias + at
-    g.slope = <const char *> f.slope + at
+    cdef ColumnAffine g = affine_at(f, column * l.loops.wide)
     for k in range(SLOT):
-        memset(sums + k * l.wide, 0, count * sizeof(double))
+        if summed(a, l, k):
+            memset(sums + k * l.wide, 0, count * sizeof(double))
     if l.rest and part == l.parts - 1:
         stop += 1
     while row < stop:
@@ -35,71 +37,116 @@ cdef void strip_grad_sums(const Columns *a, const Layout *l, const ColumnAffine 
         ready_rows(a, l, &a.dy, gathered, sample, row, rows, column, <char *> dy_buffer, &dy)
         x.loops.column_grad_sums(x.at, dy.at, rows, n, l.group, &g, a.activation, sums, sums + l.wide,
                                  sums + 2 * l.wide, sums + 3 * l.wide)
+        if fold:
+            apply_rows(a, l, &g, True, fold, sample, row * l.fold, min((row + rows) * l.fold, l.rows), column,
+                       min(count, l.columns))
         row += rows
+
+
+cdef inline bint takes_lo(const Columns *a, const Layout *l) noexcept nogil:
+    """Whether the low part of the mean comes out of the sums of (x - hi)."""
+    return l.loops.wide == 8 and not a.given and a.sums_mode == 0 and a.lo != NULL
+
+
+cdef void add_parts(const Columns *a, const Layout *l, double *slots) noexcept nogil:
+    """Add up the parts, then the folded columns; the first C of each sum then hold them."""
+    cdef Py_ssize_t part, c, k
+    cdef double *sums
+    cdef const double *other
+    for k in range(SLOT):
+        if not summed(a, l, k):
+            continue
+        sums = slots + k * l.wide
+        for part in range(1, l.parts):
+            other = sums + SLOT * l.wide * part
+            for c in range(l.wide):
+                sums[c] += other[c]
+        for part in range(1, l.fold):
+            other = sums + part * l.columns
+            for c in range(l.columns):
+                sums[c] += other[c]
+
+
+cdef void strip_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *slots, Py_ssize_t first,
+                       Py_ssize_t n, double *sums) noexcept nogil:
+    """The gradients of n columns' parameters; and their part in the sums of their groups."""
+    cdef double hi[STRIP]
+    cdef double lo[STRIP]
+    cdef double value[STRIP]
+    cdef Py_ssize_t j, at = first // a.group, left, groups = l.columns // a.group
+    cdef double *grad_weight = a.grad_weight + sample * l.columns + first
+    cdef const double *g = slots + first
+    cdef const double *gd = slots + l.wide + first
+    if takes_lo(a, l):
+        by_column(a.lo + sample * groups, 1, a.group, first, n, lo)
+    else:
+        low_parts(a, l, sample, first, n, hi, lo)
+    for j in range(n):
+        hi[j] = gd[j] - lo[j] * g[j]
+    by_column(a.rstd + sample * groups, 1, a.group, first, n, value)
+    for j in range(n):
+        grad_weight[j] = value[j] * hi[j]
+    memcpy(a.grad_bias + sample * l.columns + first, g, n * sizeof(double))
+    if a.activation:
+        memcpy(a.grad_slope + sample * l.columns + first, slots + 3 * l.wide + first, n * sizeof(double))
+    if a.weight != NULL:
+        memcpy(value, a.weight + first, n * sizeof(double))
+    else:
+        for j in range(n):
+            value[j] = 1
+    left = a.group - first % a.group
+    for j in range(n):
+        sums[2 * at] += value[j] * g[j]
+        sums[2 * at + 1] += value[j] * hi[j]
+        left -= 1
+        if left == 0:
+            at += 1
+            left = a.group
 
 
 cdef void column_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *slots,
                         double *sums) noexcept nogil:
     """From slots to each group's weighted sums; parameter gradients of the sample on the way."""
-    cdef Py_ssize_t part, c, k, group, groups = l.columns // a.group, at
-    cdef double lo, g, gd, weight
-    cdef double *other
-    for part in range(1, l.parts):
-        other = slots + SLOT * l.wide * part
-        for k in range(SLOT * l.wide):
-            slots[k] += other[k]
-    for k in range(SLOT):
-        for part in range(1, l.fold):
-            for c in range(l.columns):
-                slots[k * l.wide + c] += slots[k * l.wide + part * l.columns + c]
-    for group in range(groups):
-        at = sample * groups + group
-        lo = (a.mean[at] - l.loops.rounded(a.mean[at])) + (a.lo[at] if a.lo != NULL else 0)
-        if l.loops.wide == 8 and not a.given and a.sums_mode == 0:
+    cdef Py_ssize_t c, group, groups = l.columns // a.group
+    cdef double lo
+    add_parts(a, l, slots)
+    if takes_lo(a, l):
+        for group in range(groups):
             lo = 0
             for c in range(group * a.group, (group + 1) * a.group):
                 lo += slots[2 * l.wide + c]
-            lo /= <double> (l.rows * a.group)
-            if a.lo != NULL:
-                a.lo[at] = lo
-        sums[2 * group] = 0
-        sums[2 * group + 1] = 0
-        for c in range(group * a.group, (group + 1) * a.group):
-            g = slots[c]
-            gd = slots[l.wide + c] - lo * g
-            weight = a.weight[c] if a.weight != NULL else 1
-            a.grad_bias[sample * l.columns + c] = g
-            a.grad_weight[sample * l.columns + c] = a.rstd[at] * gd
-            if a.activation:
-                a.grad_slope[sample * l.columns + c] = slots[3 * l.wide + c]
-            sums[2 * group] += weight * g
-            sums[2 * group + 1] += weight * gd
+            a.lo[sample * groups + group] = lo / <double> (l.rows * a.group)
+    memset(sums, 0, 2 * groups * sizeof(double))
+    for c from 0 <= c < l.columns by STRIP:
+        strip_totals(a, l, sample, slots, c, min(STRIP, l.columns - c), sums)
 
 
 cdef inline void grad_strip_item(const Columns *a, const Layout *l, const ColumnAffine *f, bint gathered,
-                                 Py_ssize_t sample, Py_ssize_t item, double *slots) noexcept nogil:
+                                 Py_ssize_t fold, Py_ssize_t sample, Py_ssize_t item,
+                                 double *slots) noexcept nogil:
     cdef Py_ssize_t part = item // l.strips
-    strip_grad_sums(a, l, f, gathered, sample, part, item - part * l.strips, slots)
+    strip_grad_sums(a, l, f, gathered, fold, sample, part, item - part * l.strips, slots)
 
 
-cdef int sample_grad_sums(Columns *a, const Layout *l, double *sums, Py_ssize_t sample,
-                          int threads) noexcept nogil:
-    cdef Py_ssize_t i, items = l.parts * l.strips
+cdef int sample_grad_sums(Columns *a, const Layout *l, double *sums, Py_ssize_t sample, int threads,
+                          bint apply) noexcept nogil:
+    """Sums of a sample; with `apply` also its gradient, in the same visit."""
+    cdef Py_ssize_t i, items = l.parts * l.strips, fold = apply_fold(a, l, True) if apply else 0
     cdef bint gathered = not (end_to_end(a, &a.x) and end_to_end(a, &a.dy))
     cdef ColumnAffine f
     cdef double *slots = <double *> malloc(SLOT * l.parts * l.wide * sizeof(double))
-    cdef char *room = <char *> malloc(COEFFICIENTS * l.wide * l.loops.wide)
+    cdef char *room = <char *> malloc(COEFFICIENTS * l.repeat * l.columns * l.loops.wide)
     if slots == NULL or room == NULL:
         free(slots)
         free(room)
         return -1
-    column_affine(a, l, sample, NULL, 0, room, &f)
+    column_affine(a, l, sample, NULL, 0, BACKWARD if apply else SUMS, room, &f)
     if threads == 1:
         for i in range(items):
-            grad_strip_item(a, l, &f, gathered, sample, i, slots)
+            grad_strip_item(a, l, &f, gathered, fold, sample, i, slots)
     else:
         for i in prange(items, num_threads=threads, schedule="dynamic"):
-            grad_strip_item(a, l, &f, gathered, sample, i, slots)
+            grad_strip_item(a, l, &f, gathered, fold, sample, i, slots)
     column_totals(a, l, sample, slots, sums)
     free(slots)
     free(room)
@@ -110,16 +157,17 @@ cdef int backward_sample(Columns *a, const Layout *l, Py_ssize_t sample, int thr
     cdef Py_ssize_t groups = l.columns // a.group
     cdef double count = <double> (l.rows * a.group)
     cdef double *sums = a.sums + 2 * groups * sample
+    cdef bint at_once = a.given and a.sums_mode == 0
     cdef int failed = 0
     if a.sums_mode == 0:
         sums = <double *> malloc(2 * groups * sizeof(double))
         if sums == NULL:
             return -1
     if a.sums_mode != 2:
-        failed = sample_grad_sums(a, l, sums, sample, threads)
+        failed = sample_grad_sums(a, l, sums, sample, threads, at_once)
     else:
         count = a.count
-    if not failed and a.sums_mode != 1:
+    if not failed and a.sums_mode != 1 and not at_once:
         failed = sample_apply(a, l, sums, count, sample, threads, True)
     if a.sums_mode == 0:
         free(sums)

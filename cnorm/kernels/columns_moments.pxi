@@ -83,32 +83,47 @@ cdef inline void set_value(const Tile *loops, char *vector, Py_ssize_t column, d
         (<float *> vector)[column] = <float> value
 
 
-cdef void strip_moments(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
-                        Py_ssize_t part, Py_ssize_t strip, double *slots) noexcept nogil:
-    """Fill a part's slot over one strip of columns."""
-    cdef double shift[STRIP]
-    cdef double again[3 * WIDE_BLOCK]
-    cdef Py_ssize_t column = strip * STRIP, count = min(STRIP, l.wide - column), j, k, n
-    cdef double *first = slot_of(l, slots, part) + column
+cdef void slot_moments(const Layout *l, double *first, Py_ssize_t n, double count) noexcept nogil:
+    """Turn sums into mean, lo, m2 (as `about`) in n columns, which have one count."""
     cdef double *second = first + l.wide
-    cdef double *kept = second + l.wide
-    cdef bint redo = False, overflow = False
-    cdef double size
-    memset(shift, 0, sizeof(shift))
-    strip_sums(a, l, gathered, sample, part, column, count, True, <char *> shift, first, second)
-    for j in range(count):
-        size = column_count(l, part, column + j)
-        if far_from_mean(size, first[j], second[j]):
-            set_value(l.loops, <char *> shift, j, shift_at(l.loops, <char *> shift, j) + first[j] / size)
-            redo = True
-    if redo:
-        strip_sums(a, l, gathered, sample, part, column, count, False, <char *> shift, first, second)
-    for j in range(count):
-        kept[j] = shift_at(l.loops, <char *> shift, j)
-        if not (finite(first[j]) and finite(second[j])) or (a.eps < TINY and second[j] < TINY):
-            overflow = True
-    if not overflow or l.loops.wide == 8:
-        return
+    cdef double *shift = second + l.wide
+    cdef double step, mean, m2, share = 1 / count
+    cdef Py_ssize_t j
+    for j in range(n):
+        step = first[j] * share
+        m2 = second[j] - first[j] * step
+        mean = shift[j] + step
+        first[j] = mean
+        second[j] = (shift[j] - mean) + step
+        shift[j] = 0 if m2 < 0 else m2
+
+
+cdef bint any_far(Py_ssize_t n, double count, const double *first, const double *second) noexcept nogil:
+    """Whether a shift was a bad guess."""
+    cdef Py_ssize_t j, far = 0  # as wide as a double: the loop takes lanes of them
+    for j in range(n):
+        far |= <Py_ssize_t> far_from_mean(count, first[j], second[j])
+    return far != 0
+
+
+cdef inline bint lost(double first, double second, double tiny) noexcept nogil:
+    """Whether a float overflowed, or underflowed, on the way to these sums."""
+    return (first - first != 0) | (second - second != 0) | (second < tiny)
+
+
+cdef bint any_lost(Py_ssize_t n, double tiny, const double *first, const double *second) noexcept nogil:
+    cdef Py_ssize_t j, found = 0
+    for j in range(n):
+        found |= <Py_ssize_t> lost(first[j], second[j], tiny)
+    return found != 0
+
+
+cdef void sum_lost_in_double(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
+                             Py_ssize_t part, Py_ssize_t column, Py_ssize_t count, double tiny,
+                             double *first, double *second, double *kept) noexcept nogil:
+    """Sums and shifts of the columns of a strip that floats have lost."""
+    cdef double again[3 * WIDE_BLOCK]
+    cdef Py_ssize_t j, k, n
     for j from 0 <= j < count by WIDE_BLOCK:
         n = min(WIDE_BLOCK, count - j)
         for k in range(n):
@@ -116,28 +131,36 @@ cdef void strip_moments(const Columns *a, const Layout *l, bint gathered, Py_ssi
         strip_sums_in_double(a, l, gathered, sample, part, column + j, n, again, again + WIDE_BLOCK,
                              again + 2 * WIDE_BLOCK)
         for k in range(n):
-            if (not (finite(first[j + k]) and finite(second[j + k]))
-                    or (a.eps < TINY and second[j + k] < TINY)):
+            if lost(first[j + k], second[j + k], tiny):
                 kept[j + k] = again[k]
                 first[j + k] = again[WIDE_BLOCK + k]
                 second[j + k] = again[2 * WIDE_BLOCK + k]
 
 
-cdef void slot_moments(const Layout *l, double *slot, Py_ssize_t begin, Py_ssize_t end,
-                       double count) noexcept nogil:
-    """Turn sums into mean, lo, m2 (as `about`) in columns begin..end, which have one count."""
-    cdef double *first = slot
-    cdef double *second = slot + l.wide
-    cdef double *shift = slot + 2 * l.wide
-    cdef double step, mean, m2, share = 1 / count
-    cdef Py_ssize_t j
-    for j in range(begin, end):
-        step = first[j] * share
-        m2 = second[j] - first[j] * step
-        mean = shift[j] + step
-        first[j] = mean
-        second[j] = (shift[j] - mean) + step
-        shift[j] = 0 if m2 < 0 else m2
+cdef void strip_moments(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
+                        Py_ssize_t part, Py_ssize_t strip, double *slots) noexcept nogil:
+    """Fill a part's slot over one strip of columns: mean, lo and m2 of each."""
+    cdef double shift[STRIP]
+    cdef Py_ssize_t column = strip * STRIP, count = min(STRIP, l.wide - column), j
+    cdef Py_ssize_t rest = min(count, max(0, l.rest - column)) if part == l.parts - 1 else 0
+    cdef double *first = slot_of(l, slots, part) + column
+    cdef double *second = first + l.wide
+    cdef double *kept = second + l.wide
+    cdef double whole = <double> whole_rows(l, part), size, tiny = TINY if a.eps < TINY else -1
+    memset(shift, 0, sizeof(shift))
+    strip_sums(a, l, gathered, sample, part, column, count, True, <char *> shift, first, second)
+    if any_far(rest, whole + 1, first, second) or any_far(count - rest, whole, first + rest, second + rest):
+        for j in range(count):
+            size = whole + 1 if j < rest else whole
+            if far_from_mean(size, first[j], second[j]):
+                set_value(l.loops, <char *> shift, j, shift_at(l.loops, <char *> shift, j) + first[j] / size)
+        strip_sums(a, l, gathered, sample, part, column, count, False, <char *> shift, first, second)
+    TILES[l.loops.accumulator].widen64(<char *> shift, count, kept)
+    if l.loops.wide != 8 and any_lost(count, tiny, first, second):
+        sum_lost_in_double(a, l, gathered, sample, part, column, count, tiny, first, second, kept)
+    slot_moments(l, first, rest, whole + 1)
+    if whole > 0:
+        slot_moments(l, first + rest, count - rest, whole)
 
 
 cdef void unfold(const Layout *l, double *slot, Py_ssize_t part) noexcept nogil:
@@ -160,24 +183,15 @@ cdef void unfold(const Layout *l, double *slot, Py_ssize_t part) noexcept nogil:
         slot[2 * l.wide + c] = m.m2
 
 
-cdef double part_of_slots(const Layout *l, double *slots, Py_ssize_t part) noexcept nogil:
-    """Turn a slot of sums into mean, lo, m2 of the C columns; returns how many rows they are of."""
-    cdef double *slot = slot_of(l, slots, part)
-    cdef double whole = <double> whole_rows(l, part)
-    cdef Py_ssize_t rest = l.rest if part == l.parts - 1 else 0
-    slot_moments(l, slot, 0, rest, whole + 1)
-    if whole > 0:
-        slot_moments(l, slot, rest, l.wide, whole)
-    if l.fold > 1:
-        unfold(l, slot, part)
-    return <double> (min((part + 1) * l.part * l.fold, l.rows) - part * l.part * l.fold)
-
-
 cdef void merge_slots(const Layout *l, double *slots, double *counts) noexcept nogil:
     """Merge the parts' moments in a tree; part 0 then holds the sample's. As `merged`, over columns."""
     cdef Py_ssize_t step = 1, part, c
     cdef double *mean
-    cdef double *other
+    cdef double *lo
+    cdef double *m2
+    cdef const double *other
+    cdef const double *other_lo
+    cdef const double *other_m2
     cdef double share, weight, delta, shift, sum_
     while step < l.parts:
         part = 0
@@ -185,14 +199,18 @@ cdef void merge_slots(const Layout *l, double *slots, double *counts) noexcept n
             share = counts[part + step] / (counts[part] + counts[part + step])
             weight = counts[part] * share
             mean = slot_of(l, slots, part)
+            lo = mean + l.wide
+            m2 = lo + l.wide
             other = slot_of(l, slots, part + step)
+            other_lo = other + l.wide
+            other_m2 = other_lo + l.wide
             for c in range(l.columns):
-                delta = (other[c] - mean[c]) + (other[l.wide + c] - mean[l.wide + c])
-                shift = mean[l.wide + c] + delta * share
+                delta = (other[c] - mean[c]) + (other_lo[c] - lo[c])
+                shift = lo[c] + delta * share
                 sum_ = mean[c] + shift
-                mean[l.wide + c] = (mean[c] - sum_) + shift
+                lo[c] = (mean[c] - sum_) + shift
                 mean[c] = sum_
-                mean[2 * l.wide + c] = mean[2 * l.wide + c] + other[2 * l.wide + c] + delta * delta * weight
+                m2[c] = m2[c] + other_m2[c] + delta * delta * weight
             counts[part] += counts[part + step]
             part += 2 * step
         step *= 2
@@ -210,6 +228,33 @@ cdef inline void total_add(Total *t, double value) noexcept nogil:
     t.sum = sum_
 
 
+cdef void column_statistics(Columns *a, const Layout *l, Py_ssize_t at, const double *slots,
+                            Py_ssize_t n) noexcept nogil:
+    """Statistics of n columns that are groups by themselves: what group_statistics comes to."""
+    cdef const double *mean = slots
+    cdef const double *lo = mean + l.wide
+    cdef const double *m2 = lo + l.wide
+    cdef double out[STRIP]
+    cdef double low[STRIP]
+    cdef double m2_out[STRIP]
+    cdef double step, shift, total, count = <double> l.rows
+    cdef Py_ssize_t c
+    for c in range(n):
+        step = (mean[c] - mean[c]) + (lo[c] - lo[c])  # 0, or NaN
+        shift = lo[c] + step
+        out[c] = mean[c] + shift
+        low[c] = (mean[c] - out[c]) + shift
+    for c in range(n):
+        total = m2[c] + (out[c] - out[c])
+        m2_out[c] = total + (total - total)  # infinity spoils its column
+    memcpy(a.mean + at, out, n * sizeof(double))
+    memcpy(a.lo + at, low, n * sizeof(double))
+    memcpy(a.m2 + at, m2_out, n * sizeof(double))
+    for c in range(n):
+        out[c] = rstd_of(m2_out[c], count, a.eps)
+    memcpy(a.rstd + at, out, n * sizeof(double))
+
+
 cdef void group_statistics(Columns *a, const Layout *l, Py_ssize_t sample, const double *slots) noexcept nogil:
     """Statistics of each group of columns of a sample, from part 0 of the slots."""
     cdef const double *mean = slots
@@ -218,6 +263,10 @@ cdef void group_statistics(Columns *a, const Layout *l, Py_ssize_t sample, const
     cdef Py_ssize_t group, groups = l.columns // a.group, c, first, at
     cdef double delta, step, shift, count = <double> l.rows
     cdef Total total
+    if a.group == 1:
+        for first from 0 <= first < groups by STRIP:
+            column_statistics(a, l, sample * groups + first, slots + first, min(STRIP, groups - first))
+        return
     for group in range(groups):
         first = group * a.group
         at = sample * groups + group
@@ -243,6 +292,8 @@ cdef inline void strip_item(const Columns *a, const Layout *l, bint gathered, Py
                             Py_ssize_t item, double *slots) noexcept nogil:
     cdef Py_ssize_t part = item // l.strips
     strip_moments(a, l, gathered, sample, part, item - part * l.strips, slots)
+    if l.fold > 1:  # which makes one strip
+        unfold(l, slot_of(l, slots, part), part)
 
 
 cdef int sample_moments(Columns *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
@@ -259,7 +310,7 @@ cdef int sample_moments(Columns *a, const Layout *l, Py_ssize_t sample, int thre
         for i in prange(items, num_threads=threads, schedule="dynamic"):
             strip_item(a, l, gathered, sample, i, slots)
     for i in range(l.parts):
-        counts[i] = part_of_slots(l, slots, i)
+        counts[i] = <double> (min((i + 1) * l.part * l.fold, l.rows) - i * l.part * l.fold)
     merge_slots(l, slots, counts)
     group_statistics(a, l, sample, slots)
     free(slots)

@@ -95,6 +95,8 @@ cdef extern from "tiles.h" nogil:
         void (*grad_rows)(GradRows *, Py_ssize_t, Py_ssize_t, int, int, double *, double *,
                           double *) noexcept nogil
         void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
+        void (*narrow)(const double *, Py_ssize_t, void *) noexcept nogil
+        void (*split)(const double *, Py_ssize_t, void *, double *) noexcept nogil
         void (*column_head)(const char **, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         void (*column_sums)(const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, double *,
                             double *) noexcept nogil

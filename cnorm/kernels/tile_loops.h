@@ -760,10 +760,11 @@ static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
 #define STRIP (LANES_NATIVE == 64 ? 4 : LANES_NATIVE == 32 ? 2 : 1)
 #endif
 /* `group` rows at a time, all their columns: the more, the fewer times the columns' own numbers are
- * loaded; one, and memory is read strictly in its order. */
+ * loaded; one, or where a strip takes all columns, and memory is read strictly in its order. */
 #define STRIPS(call)                                                                             \
-    for (ptrdiff_t begin = 0; begin < rows; begin += group) {                                    \
-        const ptrdiff_t end = begin + group < rows ? begin + group : rows;                       \
+    const ptrdiff_t together = columns <= STRIP * LANES ? rows : group;                          \
+    for (ptrdiff_t begin = 0; begin < rows; begin += together) {                                 \
+        const ptrdiff_t end = begin + together < rows ? begin + together : rows;                 \
         ptrdiff_t j = 0;                                                                         \
         for (; j + STRIP * LANES <= columns; j += STRIP * LANES) call(STRIP, 0);                 \
         const ptrdiff_t left = columns - j, part = left % LANES;                                 \
@@ -775,6 +776,17 @@ static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
 #define EACH_LANE _Pragma("GCC unroll 4") for (int k = 0; k < K; ++k)
 #define AT (j + k * LANES)
 #define PART (k == K - 1 ? part : 0)
+
+static void FN(narrow)(const double *restrict x, ptrdiff_t n, void *restrict out) {
+    for (ptrdiff_t i = 0; i < n; ++i) ((A *)out)[i] = (A)x[i];
+}
+static void FN(split)(const double *restrict x, ptrdiff_t n, void *restrict hi, double *restrict rest) {
+    for (ptrdiff_t i = 0; i < n; ++i) {
+        const A a = (A)x[i];
+        ((A *)hi)[i] = a;
+        rest[i] = x[i] - (double)a;
+    }
+}
 
 /* A strip of K lanes is streamed if that makes whole lines of memory. */
 #define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
@@ -846,7 +858,7 @@ static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
 INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff_t begin,
                                    ptrdiff_t end, ptrdiff_t j, ptrdiff_t part, const ColumnAffine *a,
                                    const int activation, const int stream, const int K) {
-    AL hi[STRIP], scale[STRIP], bias[STRIP], slope[STRIP], z[STRIP];
+    AL hi[STRIP], scale[STRIP], bias[STRIP], slope[STRIP];
     EACH_LANE {
         hi[k] = FN(strip_vector)(a->hi, AT, PART);
         scale[k] = FN(strip_vector)(a->scale, AT, PART);
@@ -857,11 +869,11 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
         const char *const from = x[row];
         char *const to = y[row];
         EACH_LANE {
-            z[k] = SUB(FN(strip_load)(from, AT, PART, hi[k]), hi[k]);
-            z[k] = ADD(MUL(z[k], scale[k]), bias[k]);
-            if (activation) z[k] = IF_POSITIVE(z[k], z[k], MUL(z[k], slope[k]));
+            AL z = SUB(FN(strip_load)(from, AT, PART, hi[k]), hi[k]);
+            z = ADD(MUL(z, scale[k]), bias[k]);
+            if (activation) z = IF_POSITIVE(z, z, MUL(z, slope[k]));
+            FN(strip_store)(to, AT, PART, z, stream && WHOLE_LINES(K));
         }
-        EACH_LANE FN(strip_store)(to, AT, PART, z[k], stream && WHOLE_LINES(K));
     }
 }
 
@@ -949,7 +961,7 @@ INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const 
                                         ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
                                         const ColumnAffine *a, const int activation, const int stream,
                                         const int K) {
-    AL hi[STRIP], p[STRIP], q[STRIP], r[STRIP], rstd[STRIP], out[STRIP], *const on_slope = NULL;
+    AL hi[STRIP], p[STRIP], q[STRIP], r[STRIP], rstd[STRIP], *const on_slope = NULL;
     COLUMN_ACTIVATION
     EACH_LANE {
         hi[k] = FN(strip_vector)(a->hi, AT, PART);
@@ -965,9 +977,9 @@ INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const 
             const AL d = SUB(FN(strip_load)(x_row, AT, PART, hi[k]), hi[k]);
             AL g = FN(strip_load)(dy_row, AT, PART, SET(0));
             COLUMN_THROUGH(g, d)
-            out[k] = SUB(SUB(MUL(g, p[k]), r[k]), MUL(MUL(d, rstd[k]), q[k]));
+            g = SUB(SUB(MUL(g, p[k]), r[k]), MUL(MUL(d, rstd[k]), q[k]));
+            FN(strip_store)(to, AT, PART, g, stream && WHOLE_LINES(K));
         }
-        EACH_LANE FN(strip_store)(to, AT, PART, out[k], stream && WHOLE_LINES(K));
     }
 }
 
@@ -1086,7 +1098,7 @@ INLINE void FN(window_apply_any)(const WindowTile *w, double beta, const int act
     const AL slope = SET(w->slope);
 #define LANE(K, part)                                                                            \
     {                                                                                            \
-        AL scale[K], z[K];                                                                       \
+        AL scale[2], z[2];                                                                       \
         AHEAD(K, x, w->x_ahead)                                                                  \
         AHEAD(K, y, w->y_ahead)                                                                  \
         FN(window_scale)(w, kept, i, part, scale, K);                                            \
@@ -1109,7 +1121,7 @@ INLINE void FN(window_prepare_any)(const WindowTile *w, double beta, const int a
     const AL slope = SET(w->slope);
 #define LANE(K, part)                                                                            \
     {                                                                                            \
-        AL scale[K];                                                                             \
+        AL scale[2];                                                                             \
         AHEAD(K, x, w->x_ahead)                                                                  \
         AHEAD(K, dy, w->dy_ahead)                                                                \
         AHEAD(K, y, w->y_ahead)                                                                  \
@@ -1136,7 +1148,7 @@ static void FN(window_grad)(const WindowTile *w) {
     const int activation = w->activation;
 #define LANE(K, part)                                                                            \
     {                                                                                            \
-        AL sum[K];                                                                               \
+        AL sum[2];                                                                               \
         FN(window_sum)(w, kept, i, part, sum, K);                                                \
         EACH(K) {                                                                                \
             const AL v = FN(strip_load)(x, AT, part, SET(0));                                    \
@@ -1160,7 +1172,7 @@ static void FN(window_grad)(const WindowTile *w) {
 static const Tile FN(tile) = {
     sizeof(S), sizeof(A), ACCUMULATOR, FN(rounded), FN(widen), FN(widen64), FN(head), FN(sums),
     FN(apply), FN(forward_rows), FN(apply_vector), FN(grad_sums), FN(grad_sums_vector), FN(grad_apply),
-    FN(grad_rows), FN(add), FN(column_head), FN(column_sums), FN(column_apply),
+    FN(grad_rows), FN(add), FN(narrow), FN(split), FN(column_head), FN(column_sums), FN(column_apply),
     FN(column_grad_sums), FN(column_grad_apply),
     FN(window_squares), FN(window_apply), FN(window_prepare), FN(window_grad),
 };

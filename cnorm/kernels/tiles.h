@@ -107,6 +107,8 @@ typedef struct Tile {
     void (*grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sums, int fresh, double *dw,
                       double *db, double *dslope);
     void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);
+    void (*narrow)(const double *x, ptrdiff_t n, void *out);  /* to the accumulator */
+    void (*split)(const double *x, ptrdiff_t n, void *hi, double *rest); /* the same, and what that left */
     void (*column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift);
     void (*column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
                         const void *shift, double *first, double *second);
