@@ -2,15 +2,22 @@
  *
  * New memory of a few MB and more comes from the system page by page, and touching it for the first
  * time costs as much as a kernel. NumPy lets an array have an allocator of its own (NEP 49): a block
- * comes back here only when the last array that refers to it is gone. Blocks are aligned to 64 bytes.
+ * comes back here only when the last array that refers to it is gone.
+ *
+ * A block begins in the middle of a page. Large arrays of others begin near the start of one, and where a
+ * result is written just behind what is read, modulo a page, a processor takes one for the other and waits.
  */
 #ifndef CNORM_RECYCLE_H
 #define CNORM_RECYCLE_H
 
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <numpy/arrayobject.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 enum { RECYCLE_SLOTS = 32, RECYCLE_LEAST = 1 << 20 };
 
@@ -24,13 +31,23 @@ static void recycle_lock(void) {
 }
 static void recycle_unlock(void) { atomic_flag_clear_explicit(&recycle_busy, memory_order_release); }
 
+enum { PAGE = 4096, INTO_PAGE = PAGE / 2, LARGE = 1 << 22 };
+
+static void *recycle_block(void *memory) { return memory ? (char *)memory + INTO_PAGE : NULL; }
+static void *recycle_memory(void *block) { return block ? (char *)block - INTO_PAGE : NULL; }
+
 /* Only memory that free() and realloc() take. */
 static void *recycle_new(size_t size) {
+    if (size > SIZE_MAX - INTO_PAGE) return NULL;
 #if defined(_WIN32)
-    return malloc(size);
+    return recycle_block(malloc(size + INTO_PAGE));
 #else
-    void *block = NULL;
-    return posix_memalign(&block, 64, size) ? NULL : block;
+    void *memory = NULL;
+    if (posix_memalign(&memory, PAGE, size + INTO_PAGE)) return NULL;
+#if defined(__linux__) && defined(MADV_HUGEPAGE) /* as NumPy does for its own; only a hint */
+    if (size >= LARGE) madvise(memory, (size + INTO_PAGE) / PAGE * PAGE, MADV_HUGEPAGE);
+#endif
+    return recycle_block(memory);
 #endif
 }
 
@@ -55,13 +72,15 @@ static void *recycle_malloc(void *context, size_t size) {
 }
 
 static void *recycle_calloc(void *context, size_t count, size_t size) {
+    void *block = size && count > SIZE_MAX / size ? NULL : recycle_new(count * size);
     (void)context;
-    return calloc(count, size);
+    return block ? memset(block, 0, count * size) : NULL;
 }
 
 static void *recycle_realloc(void *context, void *block, size_t size) {
     (void)context;
-    return realloc(block, size);
+    if (size > SIZE_MAX - INTO_PAGE) return NULL;
+    return recycle_block(realloc(recycle_memory(block), size + INTO_PAGE));
 }
 
 /* Free the oldest blocks until what is kept, and `more`, fit the bound. */
@@ -73,7 +92,7 @@ static void recycle_shrink(size_t more) {
             block = recycle_remove(0);
         recycle_unlock();
         if (!block) return;
-        free(block);
+        free(recycle_memory(block));
     }
 }
 
@@ -90,7 +109,7 @@ static void recycle_free(void *context, void *block, size_t size) {
         }
         recycle_unlock();
     }
-    free(block);
+    free(recycle_memory(block));
 }
 
 static void recycle_set_limit(size_t limit) {

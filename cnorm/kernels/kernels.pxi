@@ -29,6 +29,7 @@ cdef extern from "tiles.h" nogil:
 
     enum:
         ROWS_TOGETHER
+        GRAD_ABREAST
 
     ctypedef struct RowJob:
         const char *x
@@ -51,8 +52,8 @@ cdef extern from "tiles.h" nogil:
         const char *dy[64]
         const char *plus[64]
         char *dx[64]
-        Py_ssize_t rows, n, tile
-        int centred, activation, added
+        Py_ssize_t rows, together, n, tile
+        int centred, activation, added, far
         Affine affine
         const double *mean
         const double *rstd

@@ -20,6 +20,8 @@ cdef void row_apply(const Units *a, const Tiling *t, const Affine *f, const char
 cdef enum:
     BLOCK_ROWS = 64
     BLOCK_BYTES = 1 << 17       # of x, about
+    GRAD_BYTES = 1 << 15        # of rows that are taken up again while they are in L1
+    EXPECTED = 1 << 10          # of a row whose memory is asked for before it is written
     SLOT_ELEMENTS = 1 << 17
     STRETCH = 1024              # elements of its rows that a thread takes where slots are few
 
@@ -66,8 +68,12 @@ cdef void tile_grad_sums(const Units *a, const Tiling *t, Py_ssize_t row, Py_ssi
 cdef void block_job(const Units *a, const Tiling *t, const Blocks *b, Py_ssize_t block,
                     GradRows *job) noexcept nogil:
     """What the loops must know of a block's rows, but for their addresses."""
-    cdef Py_ssize_t first = block * b.block
+    cdef Py_ssize_t first = block * b.block, row = t.elements * t.loops.size, near
     job.rows = min(b.block, b.rows - first)
+    near = max(<Py_ssize_t> GRAD_ABREAST, GRAD_BYTES // (2 * row) // GRAD_ABREAST * GRAD_ABREAST)
+    # what comes from memory is best read on and on
+    job.together = near if 3 * b.rows * row < NEAR_BYTES else job.rows
+    job.far = 3 * b.rows * row >= NEAR_BYTES and row <= EXPECTED
     job.n = t.elements
     job.tile = TILE
     job.centred = a.centred

@@ -552,13 +552,19 @@ INLINE Affine FN(row_affine)(const GradRows *job, ptrdiff_t row) {
     return f;
 }
 
+/* A short row that will be written and is not in cache: its lines are asked for while others come in. */
+INLINE void FN(expect)(const char *y, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n * (ptrdiff_t)sizeof(S); i += LANES_ALIGN) __builtin_prefetch(y + i, 1, 3);
+}
+
 /* The sums of rows first .. stop: of short ones together, of long ones a tile at a time. */
-static void FN(grad_row_sums)(GradRows *job, ptrdiff_t first, ptrdiff_t stop) {
+static void FN(grad_row_sums)(GradRows *job, ptrdiff_t first, ptrdiff_t stop, int expected) {
     AL lanes[4][GRAD_ROWS];
     if (job->n <= job->tile && !job->activation) {
         for (ptrdiff_t row = first; row < stop; ++row) {
             const Affine f = FN(row_affine)(job, row);
             AL *const to[4] = {&lanes[0][row], &lanes[1][row], &lanes[2][row], 0};
+            if (expected) FN(expect)(job->dx[row], job->n);
             FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, job->n, 0, &f, to, 1, 0);
         }
         for (int kind = 0; kind < (EXACT ? 3 : 2); ++kind)
@@ -673,11 +679,15 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
     (void)slope;
 }
 
-/* Each a function of its own: one function of all would be too much for the compiler. */
+/* Each a function of its own: one function of all would be too much for the compiler. Rows from `row`
+ * on, as many as make groups of R; returns the first that is left. */
 #define VARIANT(name, R, activation, added, stream)                                              \
-    static __attribute__((noinline)) void FN(name)(const GradRows *job, const FN(GradTerms) *terms, \
-                                                   ptrdiff_t row, ptrdiff_t at, ptrdiff_t n, A *const kept[3]) { \
-        FN(grad_abreast)(job, terms, row, at, n, kept, R, activation, added, stream);            \
+    static __attribute__((noinline)) ptrdiff_t FN(name)(                                         \
+        const GradRows *job, const FN(GradTerms) *terms, ptrdiff_t row, ptrdiff_t stop, ptrdiff_t at, \
+        ptrdiff_t n, A *const kept[3]) {                                                         \
+        for (; row + R <= stop; row += R)                                                        \
+            FN(grad_abreast)(job, terms, row, at, n, kept, R, activation, added, stream);        \
+        return row;                                                                              \
     }
 VARIANT(grad_plain, GRAD_ABREAST, 0, 0, 0)
 VARIANT(grad_added, GRAD_ABREAST, 0, 1, 0)
@@ -698,28 +708,26 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
     double *const totals[3] = {dw, db, dslope};
     const int kinds = job->activation ? 3 : 2;
     FN(GradTerms) terms;
-    const int stream = job->affine.stream && FN(all_aligned)(job->dx, job->rows);
+    const int stream = job->affine.stream && n >= 2 * LANES && FN(all_aligned)(job->dx, job->rows);
     for (int kind = 0; kind < kinds; ++kind) memset(kept[kind], 0, n * sizeof(A));
-    const ptrdiff_t few = GRAD_BYTES / (2 * job->n * (ptrdiff_t)sizeof(S)) / GRAD_ABREAST * GRAD_ABREAST;
-    const ptrdiff_t together = !take_sums ? job->rows : few < GRAD_ABREAST ? GRAD_ABREAST : few;
+    const ptrdiff_t together = take_sums ? job->together : job->rows;
     for (ptrdiff_t first = 0; first < job->rows; first += together) {
         const ptrdiff_t stop = first + together < job->rows ? first + together : job->rows;
         ptrdiff_t row = first;
-        if (take_sums) FN(grad_row_sums)(job, first, stop);
+        if (take_sums) FN(grad_row_sums)(job, first, stop, job->far && !stream);
         FN(grad_terms)(job, first, stop, &terms);
-#define CALL(variant) FN(variant)(job, &terms, row, at, n, kept)
-        if (!job->activation)
-            for (; row + GRAD_ABREAST <= stop; row += GRAD_ABREAST) {
-                if (job->added) CALL(grad_added);
-                else if (stream) CALL(grad_streamed);
-                else CALL(grad_plain);
-            }
-        for (; row < stop; ++row) {
-            if (job->activation == 2) CALL(grad_slopes);
-            else if (job->activation) CALL(grad_slope);
-            else if (job->added) CALL(grad_added_one);
-            else if (stream) CALL(grad_streamed_one);
-            else CALL(grad_plain_one);
+#define CALL(variant) row = FN(variant)(job, &terms, row, stop, at, n, kept)
+        if (job->activation == 2) CALL(grad_slopes);
+        else if (job->activation) CALL(grad_slope);
+        else if (job->added) {
+            CALL(grad_added);
+            CALL(grad_added_one);
+        } else if (stream) {
+            CALL(grad_streamed);
+            CALL(grad_streamed_one);
+        } else {
+            CALL(grad_plain);
+            CALL(grad_plain_one);
         }
 #undef CALL
     }

@@ -70,12 +70,15 @@ typedef struct {
 } RowJob;
 
 /* A block of rows, backward: where each begins, or its stretch of elements that a call is for. */
-enum { GRAD_ROWS = 64, GRAD_ELEMENTS = 2048, GRAD_BYTES = 1 << 14 /* of rows that are summed, then taken up again */ };
+enum { GRAD_ROWS = 64, GRAD_ELEMENTS = 2048 };
 typedef struct {
     const char *x[GRAD_ROWS], *dy[GRAD_ROWS], *plus[GRAD_ROWS];
     char *dx[GRAD_ROWS];
-    ptrdiff_t rows, n, tile;          /* elements of a row, and of a tile of it */
-    int centred, activation, added;   /* added: plus is added to dx */
+    ptrdiff_t rows, together;         /* together: rows that are summed, and then taken up again */
+    ptrdiff_t n, tile;                /* elements of a row, and of a tile of it */
+    int centred, activation;
+    int added;                        /* plus is added to dx */
+    int far;                          /* short rows, written to memory that is not in cache */
     Affine affine;                    /* the vectors and the slope */
     const double *mean, *rstd;        /* one per row; no mean where not centred */
     const double *row_slope;          /* one per row, or NULL: then those of `affine` */
