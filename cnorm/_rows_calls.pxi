@@ -128,7 +128,6 @@ cdef class RowsCall(Call):
         cdef Plan p
         cdef Units a
         self.grads = self.room(3 * self.length)
-        memset(self.grads, 0, 3 * self.length * sizeof(double))
         self.settle(&p, out, grad_output, plus)
         if self.elements:
             self.job(&p, &a)
@@ -137,6 +136,8 @@ cdef class RowsCall(Call):
             a.grad_bias = a.grad_weight + self.length
             a.grad_slope = a.grad_bias + self.length
             run_units(kernels.units_backward, &a, self.bytes, "sums")
+        else:
+            memset(self.grads, 0, 3 * self.length * sizeof(double))
         return self.finish()
 
 

@@ -135,13 +135,17 @@ cdef void add_unit(const Units *a, const Tiling *t, Py_ssize_t unit) noexcept no
                     t.length)
 
 
-cdef void forward_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+cdef inline void forward_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+    if a.add:
+        add_unit(a, t, unit)
+    normalise_unit(a, t, unit)
+
+
+cdef void normalise_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
     cdef Affine f
     cdef Moments m
     cdef double rstd
     cdef Py_ssize_t part
-    if a.add:
-        add_unit(a, t, unit)
     if a.given:
         f = given_affine(a, t.loops, unit)
     else:
@@ -228,8 +232,7 @@ cdef enum:
 
 
 cdef inline bint one_tile(const Units *a, const Tiling *t) noexcept nogil:
-    return (a.shape[2] == 1 and t.runs == 1 and t.tiles == 1 and not a.given and not a.add
-            and a.unit_slopes == NULL)
+    return a.shape[2] == 1 and t.runs == 1 and t.tiles == 1 and not a.given and a.unit_slopes == NULL
 
 
 cdef inline Py_ssize_t together_of(const Units *a, const Tiling *t) noexcept nogil:
@@ -266,10 +269,13 @@ cdef void forward_together(Units *a, const Tiling *t, Py_ssize_t outer, Py_ssize
         job.weight = a.weight + inner if a.weight != NULL else NULL
         job.bias = a.bias + inner if a.bias != NULL else NULL
         job.slopes = a.slopes + inner if a.activation == 2 and a.slopes != NULL else NULL
+        if a.add:
+            for i in range(job.rows):
+                add_unit(a, t, unit + i)
         t.loops.forward_rows(&job)
         for i in range(job.rows):
             if job.again[i]:
-                forward_unit(a, t, unit + i)
+                normalise_unit(a, t, unit + i)
             else:
                 m.mean = job.mean[i]
                 m.lo = job.lo[i]
