@@ -1,0 +1,251 @@
+/* Columns: K lanes of columns side by side, down the rows. A part of tile_loops.h.
+ *
+ * The widest strip that the registers hold differs from build to build; a column's own arithmetic
+ * does not depend on it. STRIPS runs the body with K = STRIP, then for the lanes left; the last of
+ * those may have but `part` columns. */
+
+#ifndef STRIP
+#define STRIP (LANES_NATIVE == 64 ? 4 : LANES_NATIVE == 32 ? 2 : 1)
+#endif
+/* `group` rows at a time, all their columns: the more, the fewer times the columns' own numbers are
+ * loaded; one, or where a strip takes all columns, and memory is read strictly in its order. */
+#define STRIPS(call)                                                                             \
+    const ptrdiff_t together = columns <= STRIP * LANES ? rows : group;                          \
+    for (ptrdiff_t begin = 0; begin < rows; begin += together) {                                 \
+        const ptrdiff_t end = begin + together < rows ? begin + together : rows;                 \
+        ptrdiff_t j = 0;                                                                         \
+        for (; j + STRIP * LANES <= columns; j += STRIP * LANES) call(STRIP, 0);                 \
+        const ptrdiff_t left = columns - j, part = left % LANES;                                 \
+        if (left > 3 * LANES) call(STRIP >= 4 ? 4 : 1, part);                                    \
+        else if (left > 2 * LANES) call(STRIP >= 4 ? 3 : 1, part);                               \
+        else if (left > LANES) call(STRIP >= 2 ? 2 : 1, part);                                   \
+        else if (left) call(1, part);                                                            \
+    }
+#define EACH_LANE _Pragma("GCC unroll 4") for (int k = 0; k < K; ++k)
+#define AT (j + k * LANES)
+#define PART (k == K - 1 ? part : 0)
+
+static void FN(narrow)(const double *restrict x, ptrdiff_t n, void *restrict out) {
+    for (ptrdiff_t i = 0; i < n; ++i) ((A *)out)[i] = (A)x[i];
+}
+static void FN(split)(const double *restrict x, ptrdiff_t n, void *restrict hi, double *restrict rest) {
+    for (ptrdiff_t i = 0; i < n; ++i) {
+        const A a = (A)x[i];
+        ((A *)hi)[i] = a;
+        rest[i] = x[i] - (double)a;
+    }
+}
+
+/* A strip of K lanes is streamed if that makes whole lines of memory. */
+#define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
+/* Mean of the first rows, rounded to A: a shift near each column's mean. */
+static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift) {
+    const AL share = SET((A)1 / (A)rows);
+#define CALL(part)                                                                               \
+    {                                                                                            \
+        AL sum = SET(0);                                                                         \
+        for (ptrdiff_t row = 0; row < rows; ++row)                                               \
+            sum = ADD(sum, FN(strip_load)(x[row], j, part, sum));                                \
+        sum = MUL(sum, share);                                                                   \
+        if (part) CAT(A, store_part)((A *)shift + j, sum, part);                                 \
+        else CAT(A, store)((A *)shift + j, sum);                                                 \
+    }
+    ptrdiff_t j = 0;
+    for (; j + LANES <= columns; j += LANES) CALL(0)
+    if (j < columns) CALL(columns - j)
+#undef CALL
+}
+
+/* The accumulators of a call, for COLUMNS_AT_ONCE columns, between the groups of rows. */
+#define COLUMNS_AT_ONCE 256
+INLINE void FN(kept_clear)(A *kept, ptrdiff_t columns) {
+    for (ptrdiff_t j = 0; j < columns; j += LANES) CAT(A, store)(kept + j, SET(0));
+}
+INLINE AL FN(kept_load)(const A *kept, ptrdiff_t j) { return CAT(A, load)(kept + j); }
+INLINE void FN(kept_store)(A *kept, ptrdiff_t j, AL a) { CAT(A, store)(kept + j, a); }
+INLINE void FN(kept_add)(const A *restrict kept, ptrdiff_t columns, double *restrict total) {
+    for (ptrdiff_t j = 0; j < columns; ++j) total[j] += (double)kept[j];
+}
+
+INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
+                                  ptrdiff_t part, const void *shift, A *first, A *second, const int K) {
+    AL s[STRIP], a[STRIP], b[STRIP];
+    EACH_LANE {
+        s[k] = FN(strip_vector)(shift, AT, PART);
+        a[k] = FN(kept_load)(first, AT);
+        b[k] = FN(kept_load)(second, AT);
+    }
+    for (ptrdiff_t row = begin; row < end; ++row) {
+        const char *const from = x[row];
+        EACH_LANE {
+            const AL d = SUB(FN(strip_load)(from, AT, PART, s[k]), s[k]);
+            a[k] = ADD(a[k], d);
+            b[k] = ADD(b[k], MUL(d, d));
+        }
+    }
+    EACH_LANE {
+        FN(kept_store)(first, AT, a[k]);
+        FN(kept_store)(second, AT, b[k]);
+    }
+}
+
+/* first += sum of d, second += sum of d*d, d = x - shift, a column at a time; at most 64 rows and
+ * COLUMNS_AT_ONCE columns. */
+static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
+                            const void *shift, double *first, double *second) {
+    A a[COLUMNS_AT_ONCE], b[COLUMNS_AT_ONCE];
+    FN(kept_clear)(a, columns);
+    FN(kept_clear)(b, columns);
+#define CALL(K, part) FN(column_sums_strip)(x, begin, end, j, part, shift, a, b, K)
+    STRIPS(CALL)
+#undef CALL
+    FN(kept_add)(a, columns, first);
+    FN(kept_add)(b, columns, second);
+}
+
+INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff_t begin,
+                                   ptrdiff_t end, ptrdiff_t j, ptrdiff_t part, const ColumnAffine *a,
+                                   const int activation, const int stream, const int K) {
+    AL hi[STRIP], scale[STRIP], bias[STRIP], slope[STRIP];
+    EACH_LANE {
+        hi[k] = FN(strip_vector)(a->hi, AT, PART);
+        scale[k] = FN(strip_vector)(a->scale, AT, PART);
+        bias[k] = FN(strip_vector)(a->bias, AT, PART);
+        if (activation) slope[k] = FN(strip_vector)(a->slope, AT, PART);
+    }
+    for (ptrdiff_t row = begin; row < end; ++row) {
+        const char *const from = x[row];
+        char *const to = y[row];
+        EACH_LANE {
+            AL z = SUB(FN(strip_load)(from, AT, PART, hi[k]), hi[k]);
+            z = ADD(MUL(z, scale[k]), bias[k]);
+            if (activation) z = IF_POSITIVE(z, z, MUL(z, slope[k]));
+            FN(strip_store)(to, AT, PART, z, stream && WHOLE_LINES(K));
+        }
+    }
+}
+
+/* y = (x - hi) * scale + bias, then the activation. */
+static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
+                             ptrdiff_t group, const ColumnAffine *a, int activation) {
+#define CALL(K, part) FN(column_apply_strip)(x, y, begin, end, j, part, a, activated, streamed, K)
+    if (activation) { enum { activated = 1, streamed = 0 }; STRIPS(CALL) }
+    else if (a->stream && FN(all_aligned)(y, rows)) {
+        enum { activated = 0, streamed = 1 };
+        STRIPS(CALL)
+        STREAM_END;
+    }
+    else { enum { activated = 0, streamed = 0 }; STRIPS(CALL) }
+#undef CALL
+}
+
+/* g, the gradient through the activation, for one lane of a strip. */
+#define COLUMN_THROUGH(g, d)                                                                     \
+    if (activation) {                                                                            \
+        const AL z = ADD(MUL(d, scale[k]), bias[k]);                                             \
+        if (on_slope) on_slope[k] = ADD(on_slope[k], IF_POSITIVE(z, SET(0), MUL(g, z)));         \
+        g = IF_POSITIVE(z, g, MUL(g, slope[k]));                                                 \
+    }
+#define COLUMN_ACTIVATION                                                                        \
+    AL scale[STRIP], bias[STRIP], slope[STRIP];                                                  \
+    EACH_LANE if (activation) {                                                                  \
+        scale[k] = FN(strip_vector)(a->scale, AT, PART);                                         \
+        bias[k] = FN(strip_vector)(a->bias, AT, PART);                                           \
+        slope[k] = FN(strip_vector)(a->slope, AT, PART);                                         \
+    }
+
+INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *dy, ptrdiff_t begin,
+                                       ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
+                                       const ColumnAffine *a, A *const kept[4], const int activation,
+                                       const int K) {
+    AL hi[STRIP], g_[STRIP], gd[STRIP], d_[STRIP], slopes[STRIP], *const on_slope = slopes;
+    COLUMN_ACTIVATION
+    EACH_LANE {
+        hi[k] = FN(strip_vector)(a->hi, AT, PART);
+        g_[k] = FN(kept_load)(kept[0], AT);
+        gd[k] = FN(kept_load)(kept[1], AT);
+        d_[k] = EXACT ? FN(kept_load)(kept[2], AT) : SET(0);
+        slopes[k] = activation ? FN(kept_load)(kept[3], AT) : SET(0);
+    }
+    for (ptrdiff_t row = begin; row < end; ++row) {
+        const char *const x_row = x[row], *const dy_row = dy[row];
+        EACH_LANE {
+            const AL d = SUB(FN(strip_load)(x_row, AT, PART, hi[k]), hi[k]);
+            AL g = FN(strip_load)(dy_row, AT, PART, SET(0));
+            COLUMN_THROUGH(g, d)
+            g_[k] = ADD(g_[k], g);
+            gd[k] = ADD(gd[k], MUL(g, d));
+            if (EXACT) d_[k] = ADD(d_[k], d);
+        }
+    }
+    EACH_LANE {
+        FN(kept_store)(kept[0], AT, g_[k]);
+        FN(kept_store)(kept[1], AT, gd[k]);
+        if (EXACT) FN(kept_store)(kept[2], AT, d_[k]);
+        if (activation) FN(kept_store)(kept[3], AT, slopes[k]);
+    }
+}
+
+/* As grad_sums, a column at a time; at most 64 rows and COLUMNS_AT_ONCE columns. */
+static void FN(column_grad_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows,
+                                 ptrdiff_t columns, ptrdiff_t group, const ColumnAffine *a, int activation,
+                                 double *sum_g, double *sum_gd, double *sum_d, double *sum_slope) {
+    A sums[4][COLUMNS_AT_ONCE], *const kept[4] = {sums[0], sums[1], sums[2], sums[3]};
+    FN(kept_clear)(kept[0], columns);
+    FN(kept_clear)(kept[1], columns);
+    if (EXACT) FN(kept_clear)(kept[2], columns);
+    if (activation) FN(kept_clear)(kept[3], columns);
+#define CALL(K, part) FN(column_grad_sums_strip)(x, dy, begin, end, j, part, a, kept, activated, K)
+    if (activation) { enum { activated = 1 }; STRIPS(CALL) }
+    else { enum { activated = 0 }; STRIPS(CALL) }
+#undef CALL
+    FN(kept_add)(kept[0], columns, sum_g);
+    FN(kept_add)(kept[1], columns, sum_gd);
+    if (EXACT) FN(kept_add)(kept[2], columns, sum_d);
+    if (activation) FN(kept_add)(kept[3], columns, sum_slope);
+}
+
+INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const *dy, char *const *dx,
+                                        ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
+                                        const ColumnAffine *a, const int activation, const int stream,
+                                        const int K) {
+    AL hi[STRIP], p[STRIP], q[STRIP], r[STRIP], rstd[STRIP], *const on_slope = NULL;
+    COLUMN_ACTIVATION
+    EACH_LANE {
+        hi[k] = FN(strip_vector)(a->hi, AT, PART);
+        p[k] = FN(strip_vector)(a->p, AT, PART);
+        q[k] = FN(strip_vector)(a->q, AT, PART);
+        r[k] = FN(strip_vector)(a->r, AT, PART);
+        rstd[k] = FN(strip_vector)(a->rstd, AT, PART);
+    }
+    for (ptrdiff_t row = begin; row < end; ++row) {
+        const char *const x_row = x[row], *const dy_row = dy[row];
+        char *const to = dx[row];
+        EACH_LANE {
+            const AL d = SUB(FN(strip_load)(x_row, AT, PART, hi[k]), hi[k]);
+            AL g = FN(strip_load)(dy_row, AT, PART, SET(0));
+            COLUMN_THROUGH(g, d)
+            g = SUB(SUB(MUL(g, p[k]), r[k]), MUL(MUL(d, rstd[k]), q[k]));
+            FN(strip_store)(to, AT, PART, g, stream && WHOLE_LINES(K));
+        }
+    }
+}
+
+static void FN(column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx,
+                                  ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group, const ColumnAffine *a,
+                                  int activation) {
+#define CALL(K, part) FN(column_grad_apply_strip)(x, dy, dx, begin, end, j, part, a, activated, streamed, K)
+    if (activation) { enum { activated = 1, streamed = 0 }; STRIPS(CALL) }
+    else if (a->stream && FN(all_aligned)(dx, rows)) {
+        enum { activated = 0, streamed = 1 };
+        STRIPS(CALL)
+        STREAM_END;
+    }
+    else { enum { activated = 0, streamed = 0 }; STRIPS(CALL) }
+#undef CALL
+}
+#undef COLUMN_THROUGH
+#undef COLUMN_ACTIVATION
+#undef EACH_LANE
+#undef AT
+#undef PART

@@ -1,0 +1,320 @@
+/* Rows: a few whole ones at a time, forward and backward. A part of tile_loops.h. */
+
+/* Few short rows at once: each step for all of them, so that no row waits for its own sums. The
+ * arithmetic of a row is that of part_moments and unit_affine (moments.pxi, units.pxi). */
+INLINE void FN(forward_rows_any)(RowJob *job, const int vector, const int centred, const int biased,
+                                 const int activation, const int stream) {
+    for (ptrdiff_t row = 0; row < job->rows; ++row) {
+        if (job->again[row]) continue;
+        Affine f = job->affine;
+        f.hi = (double)(A)job->mean[row];
+        f.lo = (job->mean[row] - f.hi) + job->lo[row];
+        f.scale = job->rstd[row];
+        if (!vector) {
+            if (job->weight) f.scale = job->rstd[row] * job->weight[row];
+            f.bias = (job->bias ? job->bias[row] : 0) - f.lo * f.scale;
+        }
+        if (activation && job->slopes) f.slope = job->slopes[row];
+        if (stream) {
+            const char *x = job->x + row * job->x_stride;
+            char *y = job->y + row * job->y_stride;
+#define RUN(from, count, stream)                                                                 \
+            FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, from, &f, vector, centred, \
+                          biased, activation, stream);
+            STREAMED(y, job->n, RUN)
+#undef RUN
+        } else FN(apply_any)(job->x + row * job->x_stride, job->y + row * job->y_stride, 1, 0, 0, job->n, 0, &f,
+                      vector, centred, biased, activation, 0);
+    }
+}
+
+/* `R` rows abreast: a weight that is loaded once serves them all. */
+INLINE void FN(apply_abreast)(const RowJob *job, ptrdiff_t row, const int R, const int centred,
+                              const int biased) {
+    const ptrdiff_t n = job->n;
+    const A *const weight = (const A *)job->affine.weight, *const shift = (const A *)job->affine.shift;
+    AL hi[ABREAST], lo[ABREAST], scale[ABREAST];
+    const char *x[ABREAST];
+    char *y[ABREAST];
+    ROWS_ABREAST(k) {
+        const double mean = (double)(A)job->mean[row + k];
+        hi[k] = SET(mean);
+        lo[k] = SET((job->mean[row + k] - mean) + job->lo[row + k]);
+        scale[k] = SET(job->rstd[row + k]);
+        x[k] = job->x + (row + k) * job->x_stride;
+        y[k] = job->y + (row + k) * job->y_stride;
+    }
+#define NORMALISED(v, w, b) FN(normalised)(v, hi[k], lo[k], scale[k], w, b, 1, centred, biased)
+    ptrdiff_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        const AL w0 = PARAMETER(weight, i), w1 = PARAMETER(weight, i + LANES);
+        const AL b0 = biased ? PARAMETER(shift, i) : w0, b1 = biased ? PARAMETER(shift, i + LANES) : w1;
+        ROWS_ABREAST(k) {
+            const S *at = (const S *)x[k] + i;
+            STORE_PAIR((S *)y[k] + i, NORMALISED(LOAD(at), w0, b0), NORMALISED(LOAD(at + LANES), w1, b1));
+        }
+    }
+    for (; i < n; i += LANES) {
+        const ptrdiff_t part = n - i < LANES ? n - i : 0;
+        const AL w = FN(strip_vector)(weight, i, part), b = biased ? FN(strip_vector)(shift, i, part) : w;
+        ROWS_ABREAST(k) {
+            const AL x_ = FN(strip_load)(x[k], i, part, hi[k]);
+            FN(strip_store)(y[k], i, part, NORMALISED(x_, w, b), 0);
+        }
+    }
+#undef NORMALISED
+}
+
+/* Every row of a job, with vectors, without an activation. */
+static void FN(apply_rows)(const RowJob *job) {
+    ptrdiff_t row = 0;
+#define VARIANT(R)                                                                               \
+    if (job->affine.shift) FN(apply_abreast)(job, row, R, 1, 1);                                 \
+    else if (job->centred) FN(apply_abreast)(job, row, R, 1, 0);                                 \
+    else FN(apply_abreast)(job, row, R, 0, 0);
+    if (ABREAST > 1 && (job->x_stride | job->y_stride) % 4096)  /* else all of them in one set of L1 */
+        for (; row + ABREAST <= job->rows; row += ABREAST) { VARIANT(ABREAST) }
+    for (; row < job->rows; ++row) { VARIANT(1) }
+#undef VARIANT
+}
+
+static void FN(forward_rows)(RowJob *job) {
+    const double count = (double)job->n;
+    double shift[ROWS_TOGETHER] = {0}, first[ROWS_TOGETHER] = {0}, second[ROWS_TOGETHER];
+    AL lanes[2][ROWS_TOGETHER];
+    const ptrdiff_t rows = job->rows;
+    if (job->centred) {
+        for (ptrdiff_t row = 0; row < rows; ++row) lanes[0][row] = FN(head_lanes)(job->x + row * job->x_stride, job->n);
+        CAT(A, fold_all)(lanes[0], rows, shift);
+        for (ptrdiff_t row = 0; row < rows; ++row) shift[row] = (double)(A)(shift[row] / HEAD(job->n));
+        for (ptrdiff_t row = 0; row < rows; ++row)
+            FN(sums_any)(job->x + row * job->x_stride, 1, 0, job->n, shift[row], &lanes[0][row], &lanes[1][row], 1);
+        CAT(A, fold_all)(lanes[0], rows, first);
+    } else
+        for (ptrdiff_t row = 0; row < rows; ++row)
+            FN(sums_any)(job->x + row * job->x_stride, 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], 0);
+    CAT(A, fold_all)(lanes[1], rows, second);
+    for (ptrdiff_t row = 0; row < rows; ++row) {
+        const double step = first[row] / count, mean = shift[row] + step;
+        const double m2 = second[row] - first[row] * step;
+        job->mean[row] = mean;
+        job->lo[row] = (shift[row] - mean) + step;
+        job->m2[row] = m2 < 0 ? 0 : m2;
+        job->rstd[row] = 1 / sqrt(job->m2[row] / count + job->eps);
+    }
+    int again = 0;
+    for (ptrdiff_t row = 0; row < rows; ++row)
+        again |= job->again[row] = !(2 * first[row] * first[row] <= count * second[row])
+                                || !(second[row] - second[row] == 0) || second[row] < job->tiny * count;
+    if (job->vector && !again && !job->activation && !job->affine.stream) {
+        FN(apply_rows)(job);
+        return;
+    }
+#define VARIANT(vector, centred, biased)                                                         \
+    if (job->activation == 2 && vector) FN(forward_rows_any)(job, vector, centred, biased, 2, 0); \
+    else if (job->activation) FN(forward_rows_any)(job, vector, centred, biased, 1, 0);          \
+    else if (job->affine.stream) FN(forward_rows_any)(job, vector, centred, biased, 0, 1);       \
+    else FN(forward_rows_any)(job, vector, centred, biased, 0, 0);
+    if (!job->vector) { VARIANT(0, 1, 1) }
+    else if (job->affine.shift) { VARIANT(1, 1, 1) }
+    else if (job->centred) { VARIANT(1, 1, 0) }
+    else { VARIANT(1, 0, 0) }
+#undef VARIANT
+    if (job->affine.stream) STREAM_END;
+}
+
+/* ---- backward: the sums of a few rows, and then, while these are in L1, all that depends on them.
+ * The parameters' gradients are sums down the rows of a block, in the accumulator. ---- */
+
+INLINE Affine FN(row_affine)(const GradRows *job, ptrdiff_t row) {
+    const double mean = job->mean ? job->mean[row] : 0;
+    Affine f = job->affine;
+    f.hi = (double)(A)mean, f.lo = mean - f.hi, f.scale = job->rstd[row];
+    if (job->row_slope) f.slope = job->row_slope[row];
+    return f;
+}
+
+/* A short row that will be written and is not in cache: its lines are asked for while others come in. */
+INLINE void FN(expect)(const char *y, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n * (ptrdiff_t)sizeof(S); i += LANES_ALIGN) __builtin_prefetch(y + i, 1, 3);
+}
+
+/* The sums of rows first .. stop: of short ones together, of long ones a tile at a time. */
+static void FN(grad_row_sums)(GradRows *job, ptrdiff_t first, ptrdiff_t stop, int expected) {
+    AL lanes[4][GRAD_ROWS];
+    if (job->n <= job->tile && !job->activation) {
+        for (ptrdiff_t row = first; row < stop; ++row) {
+            const Affine f = FN(row_affine)(job, row);
+            AL *const to[4] = {&lanes[0][row], &lanes[1][row], &lanes[2][row], 0};
+            if (expected) FN(expect)(job->dx[row], job->n);
+            FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, job->n, 0, &f, to, 1, 0);
+        }
+        for (int kind = 0; kind < (EXACT ? 3 : 2); ++kind)
+            CAT(A, fold_all)(lanes[kind] + first, stop - first, job->sums[kind] + first);
+        return;
+    }
+    for (ptrdiff_t row = first; row < stop; ++row) {
+        const Affine f = FN(row_affine)(job, row);
+        double sums[4] = {0};
+        for (ptrdiff_t i = 0; i < job->n; i += job->tile)
+            FN(grad_sums_vector)(job->x[row] + BYTES(i), job->dy[row] + BYTES(i),
+                                 job->n - i < job->tile ? job->n - i : job->tile, i, &f, job->activation, sums);
+        for (int kind = 0; kind < 4; ++kind) job->sums[kind][row] = sums[kind];
+    }
+}
+
+/* What dx of each row takes: dx = (g * rstd * weight - r) - d * rstd * q, d = x - hi. */
+typedef struct { A hi[GRAD_ROWS], lo[GRAD_ROWS], rstd[GRAD_ROWS], q[GRAD_ROWS], r[GRAD_ROWS]; } FN(GradTerms);
+
+static void FN(grad_terms)(const GradRows *job, ptrdiff_t first, ptrdiff_t stop, FN(GradTerms) *terms) {
+    const double count = (double)job->n;
+    for (ptrdiff_t row = first; row < stop; ++row) {
+        const double sum_g = job->sums[0][row], rstd = job->rstd[row];
+        const double mean = job->mean ? job->mean[row] : 0, hi = (double)(A)mean;
+        const double lo = EXACT && job->centred ? job->sums[2][row] / count : mean - hi;
+        const double q = rstd * rstd * (job->sums[1][row] - lo * sum_g) / count;
+        terms->hi[row] = (A)hi;
+        terms->lo[row] = (A)lo;
+        terms->rstd[row] = (A)rstd;
+        terms->q[row] = (A)q;
+        terms->r[row] = (A)((job->centred ? rstd * sum_g / count : 0) - lo * rstd * q);
+    }
+}
+
+/* dx of R rows, and what they add to the gradients of the parameters (kept: weight, bias, slope). */
+INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, ptrdiff_t row, ptrdiff_t at,
+                             ptrdiff_t n, A *const kept[3], const int R, const int activation,
+                             const int added, const int stream) {
+    const A *const weights = (const A *)job->affine.weight + at;
+    const A *const shifts = job->affine.shift ? (const A *)job->affine.shift + at : 0;
+    const A *const slopes = activation == 2 ? (const A *)job->affine.slopes + at : 0;
+    AL hi[GRAD_ABREAST], lo[GRAD_ABREAST], rstd[GRAD_ABREAST], q[GRAD_ABREAST], r[GRAD_ABREAST], slope[GRAD_ABREAST];
+    const char *x[GRAD_ABREAST], *dy[GRAD_ABREAST], *plus[GRAD_ABREAST];
+    char *dx[GRAD_ABREAST];
+    ROWS_ABREAST(k) {
+        hi[k] = SET(terms->hi[row + k]);
+        lo[k] = SET(terms->lo[row + k]);
+        rstd[k] = SET(terms->rstd[row + k]);
+        q[k] = SET(terms->q[row + k]);
+        r[k] = SET(terms->r[row + k]);
+        slope[k] = SET(job->row_slope ? job->row_slope[row + k] : job->affine.slope);
+        x[k] = job->x[row + k];
+        dy[k] = job->dy[row + k];
+        dx[k] = job->dx[row + k];
+        plus[k] = added ? job->plus[row + k] : 0;
+    }
+    /* one lane at i: LANE reads the parameters, STEP takes a row of it, KEEP writes the sums */
+#define LANE(weight, shift, slope_, dw, db, dslope, i, part)                                     \
+    const AL weight = FN(strip_vector)(weights, i, part);                                        \
+    const AL shift = activation && shifts ? FN(strip_vector)(shifts, i, part) : SET(0);          \
+    const AL slope_ = slopes ? FN(strip_vector)(slopes, i, part) : SET(0);                       \
+    AL dw = FN(strip_vector)(kept[0], i, part), db = FN(strip_vector)(kept[1], i, part);         \
+    AL dslope = activation ? FN(strip_vector)(kept[2], i, part) : SET(0);
+#define STEP(result, weight, shift, slope_, dw, db, dslope, i, part)                             \
+    AL result;                                                                                   \
+    {                                                                                            \
+        const AL d = SUB(FN(strip_load)(x[k], i, part, hi[k]), hi[k]), exact = SUB(d, lo[k]);    \
+        AL g = FN(strip_load)(dy[k], i, part, SET(0));                                           \
+        if (activation) {                                                                        \
+            AL z = MUL(exact, MUL(rstd[k], weight));                                             \
+            if (shifts) z = ADD(z, shift);                                                       \
+            dslope = ADD(dslope, IF_POSITIVE(z, SET(0), MUL(g, z)));                             \
+            g = IF_POSITIVE(z, g, MUL(g, activation == 2 ? slope_ : slope[k]));                  \
+        }                                                                                        \
+        db = ADD(db, g);                                                                         \
+        dw = ADD(dw, MUL(g, MUL(exact, rstd[k])));                                               \
+        result = SUB(SUB(MUL(g, MUL(rstd[k], weight)), r[k]), MUL(MUL(d, rstd[k]), q[k]));       \
+        if (added) result = ADD(result, FN(strip_load)(plus[k], i, part, SET(0)));               \
+    }
+#define KEEP(dw, db, dslope, i, part)                                                            \
+    FN(strip_keep)(kept[0], i, part, dw);                                                        \
+    FN(strip_keep)(kept[1], i, part, db);                                                        \
+    if (activation) FN(strip_keep)(kept[2], i, part, dslope);
+    ptrdiff_t i = 0;
+    for (; LANES_PARTS == 1 && i + 2 * LANES <= n; i += 2 * LANES) {
+        LANE(w0, b0, s0, dw0, db0, ds0, i, 0)
+        LANE(w1, b1, s1, dw1, db1, ds1, i + LANES, 0)
+        ROWS_ABREAST(k) {
+            STEP(z0, w0, b0, s0, dw0, db0, ds0, i, 0)
+            STEP(z1, w1, b1, s1, dw1, db1, ds1, i + LANES, 0)
+            if (stream) STREAM_PAIR((S *)dx[k] + i, z0, z1);
+            else STORE_PAIR((S *)dx[k] + i, z0, z1);
+        }
+        KEEP(dw0, db0, ds0, i, 0)
+        KEEP(dw1, db1, ds1, i + LANES, 0)
+    }
+#define LAST(part)                                                                               \
+    {                                                                                            \
+        LANE(w0, b0, s0, dw0, db0, ds0, i, part)                                                 \
+        ROWS_ABREAST(k) {                                                                        \
+            STEP(z, w0, b0, s0, dw0, db0, ds0, i, part)                                          \
+            FN(strip_store)(dx[k], i, part, z, 0);                                               \
+        }                                                                                        \
+        KEEP(dw0, db0, ds0, i, part)                                                             \
+    }
+    for (; i + LANES <= n; i += LANES) LAST(0)
+    if (i < n) LAST((n - i))
+#undef LAST
+#undef LANE
+#undef STEP
+#undef KEEP
+    (void)slope;
+}
+
+/* Each a function of its own: one function of all would be too much for the compiler. Rows from `row`
+ * on, as many as make groups of R; returns the first that is left. */
+#define VARIANT(name, R, activation, added, stream)                                              \
+    static __attribute__((noinline)) ptrdiff_t FN(name)(                                         \
+        const GradRows *job, const FN(GradTerms) *terms, ptrdiff_t row, ptrdiff_t stop, ptrdiff_t at, \
+        ptrdiff_t n, A *const kept[3]) {                                                         \
+        for (; row + R <= stop; row += R)                                                        \
+            FN(grad_abreast)(job, terms, row, at, n, kept, R, activation, added, stream);        \
+        return row;                                                                              \
+    }
+VARIANT(grad_plain, GRAD_ABREAST, 0, 0, 0)
+VARIANT(grad_added, GRAD_ABREAST, 0, 1, 0)
+VARIANT(grad_streamed, GRAD_ABREAST, 0, 0, 1)
+VARIANT(grad_plain_one, 1, 0, 0, 0)
+VARIANT(grad_added_one, 1, 0, 1, 0)
+VARIANT(grad_streamed_one, 1, 0, 0, 1)
+VARIANT(grad_slope, 1, 1, job->added, 0)
+VARIANT(grad_slopes, 1, 2, job->added, 0)
+#undef VARIANT
+
+/* Elements at .. at + n of the rows of a job: dx, and the block's sums for the parameters, which are
+ * added to dw, db and dslope, or (`fresh`) written there. First the rows' own sums, if they are to be
+ * taken: whole rows are at hand then. */
+static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sums, int fresh, double *dw,
+                          double *db, double *dslope) {
+    A sums[3][GRAD_ELEMENTS], *const kept[3] = {sums[0], sums[1], sums[2]};
+    double *const totals[3] = {dw, db, dslope};
+    const int kinds = job->activation ? 3 : 2;
+    FN(GradTerms) terms;
+    const int stream = job->affine.stream && n >= 2 * LANES && FN(all_aligned)(job->dx, job->rows);
+    for (int kind = 0; kind < kinds; ++kind) memset(kept[kind], 0, n * sizeof(A));
+    const ptrdiff_t together = take_sums ? job->together : job->rows;
+    for (ptrdiff_t first = 0; first < job->rows; first += together) {
+        const ptrdiff_t stop = first + together < job->rows ? first + together : job->rows;
+        ptrdiff_t row = first;
+        if (take_sums) FN(grad_row_sums)(job, first, stop, job->far && !stream);
+        FN(grad_terms)(job, first, stop, &terms);
+#define CALL(variant) row = FN(variant)(job, &terms, row, stop, at, n, kept)
+        if (job->activation == 2) CALL(grad_slopes);
+        else if (job->activation) CALL(grad_slope);
+        else if (job->added) {
+            CALL(grad_added);
+            CALL(grad_added_one);
+        } else if (stream) {
+            CALL(grad_streamed);
+            CALL(grad_streamed_one);
+        } else {
+            CALL(grad_plain);
+            CALL(grad_plain_one);
+        }
+#undef CALL
+    }
+    for (int kind = 0; kind < kinds; ++kind)
+        for (ptrdiff_t i = 0; i < n; ++i)
+            totals[kind][i] = fresh ? (double)kept[kind][i] : totals[kind][i] + (double)kept[kind][i];
+    if (stream) STREAM_END;
+}

@@ -1,0 +1,359 @@
+/* Units: the sums of a tile, and what is applied to it, forward and backward. A part of tile_loops.h. */
+
+static double FN(rounded)(double a) { return (double)(A)a; }
+
+static void FN(widen)(const char *source, ptrdiff_t n, void *out) {
+    const S *x = (const S *)source;
+    A *y = (A *)out;
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) CAT(A, store)(y + i, LOAD(x + i));
+    if (i < n) CAT(A, store_part)(y + i, LOAD_PART(x + i, n - i, SET(0)), n - i);
+}
+
+static void FN(widen64)(const char *source, ptrdiff_t n, double *out) {
+    A lane[LANES];
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        const ptrdiff_t m = n - i < LANES ? n - i : LANES;
+        FN(widen)(source + i * sizeof(S), m, lane);
+        for (ptrdiff_t j = 0; j < m; ++j) out[i + j] = lane[j];
+    }
+}
+
+/* Mean of the first elements, rounded to A: a shift that is near the mean. Their lanes, and how many. */
+INLINE AL FN(head_lanes)(const char *source, ptrdiff_t n) {
+    const S *x = (const S *)source;
+    const AL zero = SET(0);
+    if (n >= 4 * LANES)
+        return ADD(ADD(LOAD(x), LOAD(x + LANES)), ADD(LOAD(x + 2 * LANES), LOAD(x + 3 * LANES)));
+    AL sum = zero;
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) sum = ADD(sum, LOAD(x + i));
+    return i < n ? ADD(sum, LOAD_PART(x + i, n - i, zero)) : sum;
+}
+#define HEAD(n) ((n) < 4 * LANES ? (n) : 4 * LANES)
+
+static double FN(head)(const char *source, ptrdiff_t n) {
+    return (double)(A)(FOLD(FN(head_lanes)(source, n)) / HEAD(n));
+}
+
+/* Lanes of the sums of d and of d*d, d = x - shift. Not centred: shift is 0 and the first sum is not taken.
+ * Lanes are added up every CASCADE elements, so that an outlier meets few of the others. */
+INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n,
+                         double shift, AL *first_out, AL *second_out, const int centred) {
+    const AL fill = SET(shift), zero = SET(0);
+    AL first0 = zero, first1 = zero, second0 = zero, second1 = zero, first = zero, second = zero;
+    ptrdiff_t since = 0;
+#define STEP(k, value)                                                                           \
+    {                                                                                            \
+        AL d = value;                                                                            \
+        if (centred) {                                                                           \
+            d = SUB(d, fill);                                                                    \
+            first##k = ADD(first##k, d);                                                         \
+        }                                                                                        \
+        second##k = ADD(second##k, MUL(d, d));                                                   \
+    }
+#define ADD_UP                                                                                   \
+    {                                                                                            \
+        if (centred) first = ADD(first, ADD(first0, first1));                                    \
+        second = ADD(second, ADD(second0, second1));                                             \
+        first0 = first1 = second0 = second1 = zero;                                              \
+        since = 0;                                                                               \
+    }
+    for (ptrdiff_t run = 0; run < runs; ++run) {
+        const S *x = (const S *)(source + run * stride);
+        ptrdiff_t i = 0;
+        while (i + CASCADE < n) {
+            for (const ptrdiff_t stop = i + CASCADE; i < stop; i += 2 * LANES) {
+                STEP(0, LOAD(x + i))
+                STEP(1, LOAD(x + i + LANES))
+            }
+            ADD_UP
+        }
+        since += n - i;
+        for (; i + 2 * LANES <= n; i += 2 * LANES) {
+            STEP(0, LOAD(x + i))
+            STEP(1, LOAD(x + i + LANES))
+        }
+        if (i + LANES <= n) {
+            STEP(0, LOAD(x + i))
+            i += LANES;
+        }
+        if (i < n) STEP(1, LOAD_PART(x + i, n - i, fill))
+        if (since >= CASCADE) ADD_UP
+    }
+    ADD_UP
+#undef ADD_UP
+#undef STEP
+    *first_out = first;
+    *second_out = second;
+}
+
+/* out = {sum of d, sum of d*d} */
+static void FN(sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift,
+                     int centred, double *out) {
+    AL first, second;
+    if (centred) FN(sums_any)(x, runs, stride, n, shift, &first, &second, 1);
+    else FN(sums_any)(x, runs, stride, n, 0, &first, &second, 0);
+    out[0] = FOLD(first);
+    out[1] = FOLD(second);
+}
+
+/* Memory is idle while a unit that is in cache is applied: ask for the next one meanwhile. */
+#define PREFETCH(p) __builtin_prefetch((const char *)(p + i) + ahead, 0, 2)
+
+INLINE AL FN(normalised)(AL x, AL hi, AL lo, AL scale, AL weight, AL bias, const int vector,
+                         const int centred, const int biased) {
+    if (centred) x = SUB(x, hi);
+    if (centred && vector) x = SUB(x, lo);
+    x = MUL(x, vector ? MUL(scale, weight) : scale);
+    return biased ? ADD(x, bias) : x;
+}
+
+/* y = ((x - hi) - lo) * scale + bias, then z if z > 0 else slope * z. */
+INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrdiff_t x_stride,
+                          ptrdiff_t y_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
+                          const int vector, const int centred, const int biased,
+                          const int activation, const int stream) {
+    const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
+             slope = SET(a->slope), fill = hi;
+    const ptrdiff_t ahead = a->ahead;
+    for (ptrdiff_t run = 0; run < runs; ++run) {
+        const S *x = (const S *)(source + run * x_stride);
+        S *y = (S *)(target + run * y_stride);
+#define STEP(result, value, PIECE)                                                               \
+    {                                                                                            \
+        AL z = FN(normalised)(value, hi, lo, scale, vector ? PIECE##_PARAMETER(a->weight) : scale, \
+                              vector && biased ? PIECE##_PARAMETER(a->shift) : bias, vector,     \
+                              centred, biased);                                                  \
+        if (stream) PREFETCH(x);                                                                 \
+        if (activation)                                                                          \
+            z = IF_POSITIVE(z, z, MUL(z, vector && activation == 2 ? PIECE##_PARAMETER(a->slopes) : slope)); \
+        result = z;                                                                              \
+    }
+#define WHOLE_PARAMETER(p) PARAMETER(p, at + i)
+#define PART_PARAMETER(p) PARAMETER_PART(p, at + i, n - i)
+        FOR_RUN(y, n)
+#undef STEP
+    }
+}
+
+/* Elements of a run before the first that a streamed store may take; all of a short run. */
+static ptrdiff_t FN(unaligned)(const char *y, ptrdiff_t n) {
+    const ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)y % LANES_ALIGN / sizeof(S));
+    return n * (ptrdiff_t)sizeof(S) < 16 * LANES_ALIGN || (uintptr_t)y % sizeof(S) ? n : head;
+}
+
+/* RUN(from, count, stream) over a run at y whose result goes past the cache. Whole lines do: a line
+ * of which a part is streamed costs a visit to memory of its own. */
+#define STREAMED(y, n, RUN)                                                                      \
+    {                                                                                            \
+        const ptrdiff_t line = LANES_ALIGN / sizeof(S), first = FN(unaligned)(y, n);             \
+        const ptrdiff_t lines = ((n) - first) / line * line, rest = (n) - first - lines;         \
+        if (first) { RUN(0, first, 0) }                                                          \
+        if (lines) { RUN(first, lines, 1) }                                                      \
+        if (rest) { RUN((n) - rest, rest, 0) }                                                   \
+    }
+#define BYTES(from) ((from) * (ptrdiff_t)sizeof(S))
+
+static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
+                      ptrdiff_t n, const Affine *a, int activation) {
+    if (activation) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, 1, 1, 1, 0);
+    else if (a->stream) {
+#define RUN(from, count, stream)                                                                 \
+        FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, 0, a, 0, 1, 1, 0, stream);
+        for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, y += y_stride) STREAMED(y, n, RUN)
+#undef RUN
+        STREAM_END;
+    }
+    else FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, 1, 1, 0, 0);
+}
+
+INLINE void FN(apply_vector_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
+                                 int activation, const int centred, const int biased) {
+    if (activation == 2) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 2, 0);
+    else if (activation) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 1, 0);
+    else if (a->stream) {
+#define RUN(from, count, stream)                                                                 \
+        FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, at + (from), a, 1, centred, \
+                      biased, 0, stream);
+        STREAMED(y, n, RUN)
+#undef RUN
+        STREAM_END;
+    }
+    else FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, 0);
+}
+
+/* Elements at .. at + n of a row with a weight (and a bias, if any) per element. */
+static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
+                             int activation) {
+    if (a->shift) FN(apply_vector_any)(x, y, n, at, a, activation, 1, 1);
+    else if (a->hi != 0 || a->lo != 0) FN(apply_vector_any)(x, y, n, at, a, activation, 1, 0);
+    else FN(apply_vector_any)(x, y, n, at, a, activation, 0, 0);
+}
+
+/* ---- backward ---- */
+
+/* The gradient through the activation: its sign is that of the forward z, recomputed. */
+#define THROUGH(g, d, PIECE)                                                                     \
+    if (activation) {                                                                            \
+        AL z = vector ? MUL(SUB(d, lo), MUL(scale, PIECE##_PARAMETER(a->weight))) : MUL(d, scale); \
+        if (!vector) z = ADD(z, bias);                                                           \
+        else if (a->shift) z = ADD(z, PIECE##_PARAMETER(a->shift));                              \
+        const AL s = vector && activation == 2 ? PIECE##_PARAMETER(a->slopes) : slope;           \
+        if (on_slope) *on_slope = ADD(*on_slope, IF_POSITIVE(z, SET(0), MUL(g, z)));             \
+        g = IF_POSITIVE(z, g, MUL(g, s));                                                        \
+    }
+
+#define WHOLE_DY LOAD(dy + i)
+#define PART_DY LOAD_PART(dy + i, n - i, SET(0))
+
+/* Lanes of the sums of g, of g*d, of d (float64 only), of dy*z where z <= 0; d = x - hi. */
+INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdiff_t runs,
+                              ptrdiff_t x_stride, ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at,
+                              const Affine *a, AL *const out[4], const int vector, const int activation) {
+    const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
+             slope = SET(a->slope), fill = hi;
+    const AL zero = SET(0);
+    AL g0 = zero, g1 = zero, gd0 = zero, gd1 = zero, d0 = zero, s0 = zero, *on_slope = &s0;
+    AL sum_g = zero, sum_gd = zero;
+    ptrdiff_t since = 0;
+#define STEP(k, value, PIECE)                                                                    \
+    {                                                                                            \
+        const AL d = SUB(value, hi);                                                             \
+        AL g = PIECE##_DY;                                                                       \
+        THROUGH(g, d, PIECE)                                                                     \
+        if (vector) g = MUL(g, PIECE##_PARAMETER(a->weight));                                    \
+        g##k = ADD(g##k, g);                                                                     \
+        gd##k = ADD(gd##k, MUL(g, d));                                                           \
+        if (EXACT) d0 = ADD(d0, d);                                                              \
+    }
+#define TWO_STEPS                                                                                \
+    {                                                                                            \
+        STEP(0, LOAD(x + i), WHOLE)                                                              \
+        i += LANES;                                                                              \
+        STEP(1, LOAD(x + i), WHOLE)                                                              \
+        i += LANES;                                                                              \
+    }
+#define ADD_UP                                                                                   \
+    {                                                                                            \
+        sum_g = ADD(sum_g, ADD(g0, g1));                                                         \
+        sum_gd = ADD(sum_gd, ADD(gd0, gd1));                                                     \
+        g0 = g1 = gd0 = gd1 = zero;                                                              \
+        since = 0;                                                                               \
+    }
+    for (ptrdiff_t run = 0; run < runs; ++run) {
+        const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
+        ptrdiff_t i = 0;
+        while (i + CASCADE < n) {
+            for (const ptrdiff_t stop = i + CASCADE; i < stop; ) TWO_STEPS
+            ADD_UP
+        }
+        since += n - i;
+        while (i + 2 * LANES <= n) TWO_STEPS
+        if (i + LANES <= n) {
+            STEP(0, LOAD(x + i), WHOLE)
+            i += LANES;
+        }
+        if (i < n) STEP(1, LOAD_PART(x + i, n - i, fill), PART)
+        if (since >= CASCADE) ADD_UP
+    }
+    ADD_UP
+#undef ADD_UP
+#undef TWO_STEPS
+#undef STEP
+    (void)lo, (void)scale, (void)bias, (void)slope, (void)on_slope;
+    *out[0] = sum_g;
+    *out[1] = sum_gd;
+    if (EXACT) *out[2] = d0;
+    if (activation) *out[3] = s0;
+}
+
+INLINE void FN(grad_sums_folded)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
+                                 ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
+                                 double *out, const int vector, const int activation) {
+    AL lanes[4], *const to[4] = {lanes, lanes + 1, lanes + 2, lanes + 3};
+    FN(grad_sums_any)(x, dy, runs, x_stride, dy_stride, n, at, a, to, vector, activation);
+    out[0] += FOLD(lanes[0]);
+    out[1] += FOLD(lanes[1]);
+    if (EXACT) out[2] += FOLD(lanes[2]);
+    if (activation) out[3] += FOLD(lanes[3]);
+}
+
+/* out += the sums */
+static void FN(grad_sums)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
+                          ptrdiff_t dy_stride, ptrdiff_t n, const Affine *a, int activation, double *out) {
+    if (activation) FN(grad_sums_folded)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, 1);
+    else FN(grad_sums_folded)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, 0);
+}
+
+static void FN(grad_sums_vector)(const char *x, const char *dy, ptrdiff_t n, ptrdiff_t at,
+                                 const Affine *a, int activation, double *out) {
+    if (activation == 2) FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, 2);
+    else if (activation) FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, 1);
+    else FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, 0);
+}
+
+/* dx = (g * p - r) - (x - hi) * rstd * q: rstd * q may be too small for a float. */
+INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char *dx_source,
+                               ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
+                               ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a, const int activation,
+                               const int stream) {
+    enum { vector = 0, at = 0 };
+    const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
+             slope = SET(a->slope), p = SET(a->p), q = SET(a->q), r = SET(a->r),
+             rstd = SET(a->rstd), fill = hi;
+    AL *const on_slope = 0;
+    const ptrdiff_t ahead = a->ahead;
+    for (ptrdiff_t run = 0; run < runs; ++run) {
+        const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
+        S *dx = (S *)(dx_source + run * dx_stride);
+#define STEP(result, value, PIECE)                                                               \
+    {                                                                                            \
+        const AL d = SUB(value, hi);                                                             \
+        AL g = PIECE##_DY;                                                                       \
+        if (stream) PREFETCH(dy), PREFETCH(x);                                                   \
+        THROUGH(g, d, PIECE)                                                                     \
+        result = SUB(SUB(MUL(g, p), r), MUL(MUL(d, rstd), q));                                   \
+    }
+        FOR_RUN(dx, n)
+#undef STEP
+    }
+    (void)lo, (void)scale, (void)bias, (void)slope, (void)on_slope;
+}
+
+static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
+                           ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
+                           int activation) {
+    if (activation)
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, 1, 0);
+    else if (a->stream) {
+#define RUN(from, count, stream)                                                                 \
+        FN(grad_apply_any)(x + BYTES(from), dy + BYTES(from), dx + BYTES(from), 1, 0, 0, 0, count, a, 0, stream);
+        for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, dy += dy_stride, dx += dx_stride)
+            STREAMED(dx, n, RUN)
+#undef RUN
+        STREAM_END;
+    }
+    else
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, 0, 0);
+}
+
+static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
+    const S *x = (const S *)a, *other = (const S *)b;
+    const AL fill = SET(0);
+    const int stream = 0;  /* the sum is read again at once */
+#define STEP(result, value, PIECE) result = ADD(value, PIECE##_OTHER);
+#define WHOLE_OTHER LOAD(other + i)
+#define PART_OTHER LOAD_PART(other + i, n - i, fill)
+    FOR_RUN((S *)y, n)
+#undef STEP
+#undef WHOLE_OTHER
+#undef PART_OTHER
+}
+
+#undef WHOLE_PARAMETER
+#undef PART_PARAMETER
+#undef WHOLE_DY
+#undef PART_DY
+#undef THROUGH
+#undef FOR_RUN
