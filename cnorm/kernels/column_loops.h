@@ -36,8 +36,6 @@ static void FN(split)(const double *restrict x, ptrdiff_t n, void *restrict hi, 
     }
 }
 
-/* A strip of K lanes is streamed if that makes whole lines of memory. */
-#define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
 /* Mean of the first rows, rounded to A: a shift near each column's mean. */
 static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift) {
     const AL share = SET((A)1 / (A)rows);

@@ -69,7 +69,10 @@ INLINE void FN(strip_keep)(A *v, ptrdiff_t j, ptrdiff_t part, AL a) {
     if (part) CAT(A, store_part)(v + j, a, part);
     else CAT(A, store)(v + j, a);
 }
-/* Whether every whole lane of every row may be streamed. */
+
+/* K lanes are streamed if they make whole lines of memory, */
+#define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
+/* and if those of every row begin where a line does. */
 static int FN(all_aligned)(char *const *y, ptrdiff_t rows) {
     uintptr_t low = 0;
     for (ptrdiff_t row = 0; row < rows; ++row) low |= (uintptr_t)y[row];
