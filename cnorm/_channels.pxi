@@ -326,10 +326,10 @@ cdef int track(object running_mean, object running_var, double factor, const dou
 
 
 cdef const double *over_batch(Channels call, const double *values) except NULL:
-    """The mean over the samples of (samples, channels) statistics, as NumPy adds them."""
+    """The mean over the samples of (samples, channels) statistics, as NumPy adds them; of a batch, itself."""
     cdef Py_ssize_t n = call.channels, i, c
     cdef double *mean
-    if call.samples == 1:
+    if call.samples == 1 or call.groups == 0:
         return values
     mean = call.room(n)
     memcpy(mean, values, n * sizeof(double))

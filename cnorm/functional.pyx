@@ -283,8 +283,6 @@ cdef object batch_forward(object input, object running_mean, object running_var,
     cdef int axis
     cdef Channels call = <Channels> Channels.__new__(Channels)
     cdef double memory[LENT]
-    cdef Py_ssize_t size
-    cdef double factor = 0
     check_dims(x, "batch_norm", 2)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     if axis == 0:
@@ -295,15 +293,23 @@ cdef object batch_forward(object input, object running_mean, object running_var,
         raise RuntimeError("running_mean must be defined in evaluation mode")
     call.set(x, 0, axis, 0)
     call.lend(memory)
-    size = call.unit_size()
-    if of_batch and size == 1:
+    if of_batch and call.unit_size() == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {sizes(x)}")
     call.eps = eps
     check_eps("batch_norm", call.eps, of_batch)
     call.parameters(weight, bias, negative_slope)
-    if with_statistics:
-        call.return_statistics(1)
-    if not of_batch:
+    return tracked_forward(call, of_batch, running_mean, running_var, count, momentum, out,
+                           1 if with_statistics else 0)
+
+
+cdef object tracked_forward(Channels call, bint of_input, object running_mean, object running_var,
+                            object count, object momentum, object out, int stats_ndim):
+    """Forward with the input's statistics, which the running ones and their count then learn of, or with
+    the running ones; with mean and rstd of `stats_ndim` dimensions, or 0: without."""
+    cdef double factor = 0
+    if stats_ndim:
+        call.return_statistics(stats_ndim)
+    if not of_input:
         given_statistics(call, running_mean, running_var)
         return with_stats(call, call.forward(out))
     check_writable(running_mean, "running_mean")
@@ -314,9 +320,11 @@ cdef object batch_forward(object input, object running_mean, object running_var,
         call.keep(&call.mean)
         call.keep(&call.m2)
     result = with_stats(call, call.forward(out))
-    if call.elements == 0:  # nothing that statistics could take
-        running_mean = running_var = None
-    track(running_mean, running_var, factor, call.mean, call.m2, size - 1, call.channels, count)
+    if running_mean is None or call.elements == 0:  # nothing that statistics could take
+        track(None, None, 0, NULL, NULL, 1, 0, count)
+    else:
+        track(running_mean, running_var, factor, over_batch(call, call.mean), over_batch(call, call.m2),
+              call.unit_size() - 1, call.channels, count)
     return result
 
 
@@ -467,8 +475,6 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     cdef int axis
     cdef Channels call = <Channels> Channels.__new__(Channels)
     cdef double memory[LENT]
-    cdef Py_ssize_t count
-    cdef double factor = 0
     check_dims(x, "instance_norm", 2)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     check_tracked(x, axis, running_mean, running_var, weight, bias)
@@ -477,27 +483,12 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
         raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
     call.set(x, -1 if axis == 0 else 0, axis, cnp.PyArray_DIM(x, axis))
     call.lend(memory)
-    count = call.unit_size()
-    if of_input and count == 1:
+    if of_input and call.unit_size() == 1:
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {sizes(x)}")
     call.eps = eps
     call.parameters(weight, bias, negative_slope)
-    if with_statistics:
-        call.return_statistics(2)
-    if not of_input:
-        given_statistics(call, running_mean, running_var)
-        return with_stats(call, call.forward(out))
-    check_writable(running_mean, "running_mean")
-    check_writable(running_var, "running_var")
-    if running_mean is not None:
-        factor = momentum
-        call.keep(&call.mean)
-        call.keep(&call.m2)
-    result = with_stats(call, call.forward(out))
-    if running_mean is not None and call.elements:
-        track(running_mean, running_var, factor, over_batch(call, call.mean), over_batch(call, call.m2),
-              count - 1, call.channels, None)
-    return result
+    return tracked_forward(call, of_input, running_mean, running_var, None, momentum, out,
+                           2 if with_statistics else 0)
 
 
 def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_input_stats=True,

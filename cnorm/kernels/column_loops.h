@@ -45,8 +45,7 @@ static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
         for (ptrdiff_t row = 0; row < rows; ++row)                                               \
             sum = ADD(sum, FN(strip_load)(x[row], j, part, sum));                                \
         sum = MUL(sum, share);                                                                   \
-        if (part) CAT(A, store_part)((A *)shift + j, sum, part);                                 \
-        else CAT(A, store)((A *)shift + j, sum);                                                 \
+        FN(strip_keep)((A *)shift, j, part, sum);                                                \
     }
     ptrdiff_t j = 0;
     for (; j + LANES <= columns; j += LANES) CALL(0)
@@ -56,22 +55,14 @@ static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
 
 /* The accumulators of a call, for COLUMNS_AT_ONCE columns, between the groups of rows. */
 #define COLUMNS_AT_ONCE 256
-INLINE void FN(kept_clear)(A *kept, ptrdiff_t columns) {
-    for (ptrdiff_t j = 0; j < columns; j += LANES) CAT(A, store)(kept + j, SET(0));
-}
-INLINE AL FN(kept_load)(const A *kept, ptrdiff_t j) { return CAT(A, load)(kept + j); }
-INLINE void FN(kept_store)(A *kept, ptrdiff_t j, AL a) { CAT(A, store)(kept + j, a); }
-INLINE void FN(kept_add)(const A *restrict kept, ptrdiff_t columns, double *restrict total) {
-    for (ptrdiff_t j = 0; j < columns; ++j) total[j] += (double)kept[j];
-}
 
 INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
                                   ptrdiff_t part, const void *shift, A *first, A *second, const int K) {
     AL s[STRIP], a[STRIP], b[STRIP];
     EACH_LANE {
         s[k] = FN(strip_vector)(shift, AT, PART);
-        a[k] = FN(kept_load)(first, AT);
-        b[k] = FN(kept_load)(second, AT);
+        a[k] = FN(strip_vector)(first, AT, 0);
+        b[k] = FN(strip_vector)(second, AT, 0);
     }
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const from = x[row];
@@ -82,8 +73,8 @@ INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff
         }
     }
     EACH_LANE {
-        FN(kept_store)(first, AT, a[k]);
-        FN(kept_store)(second, AT, b[k]);
+        FN(strip_keep)(first, AT, 0, a[k]);
+        FN(strip_keep)(second, AT, 0, b[k]);
     }
 }
 
@@ -141,8 +132,7 @@ static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t row
 #define COLUMN_THROUGH(g, d)                                                                     \
     if (activation) {                                                                            \
         const AL z = ADD(MUL(d, scale[k]), bias[k]);                                             \
-        if (on_slope) on_slope[k] = ADD(on_slope[k], IF_POSITIVE(z, SET(0), MUL(g, z)));         \
-        g = IF_POSITIVE(z, g, MUL(g, slope[k]));                                                 \
+        g = FN(through)(g, z, slope[k], on_slope ? &on_slope[k] : NULL);                         \
     }
 #define COLUMN_ACTIVATION                                                                        \
     AL scale[STRIP], bias[STRIP], slope[STRIP];                                                  \
@@ -160,10 +150,10 @@ INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *
     COLUMN_ACTIVATION
     EACH_LANE {
         hi[k] = FN(strip_vector)(a->hi, AT, PART);
-        g_[k] = FN(kept_load)(kept[0], AT);
-        gd[k] = FN(kept_load)(kept[1], AT);
-        d_[k] = EXACT ? FN(kept_load)(kept[2], AT) : SET(0);
-        slopes[k] = activation ? FN(kept_load)(kept[3], AT) : SET(0);
+        g_[k] = FN(strip_vector)(kept[0], AT, 0);
+        gd[k] = FN(strip_vector)(kept[1], AT, 0);
+        d_[k] = EXACT ? FN(strip_vector)(kept[2], AT, 0) : SET(0);
+        slopes[k] = activation ? FN(strip_vector)(kept[3], AT, 0) : SET(0);
     }
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const x_row = x[row], *const dy_row = dy[row];
@@ -177,10 +167,10 @@ INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *
         }
     }
     EACH_LANE {
-        FN(kept_store)(kept[0], AT, g_[k]);
-        FN(kept_store)(kept[1], AT, gd[k]);
-        if (EXACT) FN(kept_store)(kept[2], AT, d_[k]);
-        if (activation) FN(kept_store)(kept[3], AT, slopes[k]);
+        FN(strip_keep)(kept[0], AT, 0, g_[k]);
+        FN(strip_keep)(kept[1], AT, 0, gd[k]);
+        if (EXACT) FN(strip_keep)(kept[2], AT, 0, d_[k]);
+        if (activation) FN(strip_keep)(kept[3], AT, 0, slopes[k]);
     }
 }
 

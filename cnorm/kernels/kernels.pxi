@@ -28,6 +28,7 @@ cdef extern from "tiles.h" nogil:
         const void *slope
 
     enum:
+        TILE
         ROWS_TOGETHER
         GRAD_ABREAST
 
@@ -52,7 +53,7 @@ cdef extern from "tiles.h" nogil:
         const char *dy[64]
         const char *plus[64]
         char *dx[64]
-        Py_ssize_t rows, together, n, tile
+        Py_ssize_t rows, together, n
         int centred, activation, added, far
         Affine affine
         const double *mean

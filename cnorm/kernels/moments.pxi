@@ -10,7 +10,6 @@
 # d) Parts, units and ranks merge by `merged` (Chan et al. 1979), in a fixed tree.
 
 cdef enum:
-    TILE = 2048        # elements in a tile: it stays in L1
     PART = 32          # tiles in a part
     SHORT = 32         # segments shorter than this are laid end to end before they are summed
 

@@ -142,7 +142,7 @@ INLINE void FN(expect)(const char *y, ptrdiff_t n) {
 /* The sums of rows first .. stop: of short ones together, of long ones a tile at a time. */
 static void FN(grad_row_sums)(GradRows *job, ptrdiff_t first, ptrdiff_t stop, int expected) {
     AL lanes[4][GRAD_ROWS];
-    if (job->n <= job->tile && !job->activation) {
+    if (job->n <= TILE && !job->activation) {
         for (ptrdiff_t row = first; row < stop; ++row) {
             const Affine f = FN(row_affine)(job, row);
             AL *const to[4] = {&lanes[0][row], &lanes[1][row], &lanes[2][row], 0};
@@ -156,9 +156,9 @@ static void FN(grad_row_sums)(GradRows *job, ptrdiff_t first, ptrdiff_t stop, in
     for (ptrdiff_t row = first; row < stop; ++row) {
         const Affine f = FN(row_affine)(job, row);
         double sums[4] = {0};
-        for (ptrdiff_t i = 0; i < job->n; i += job->tile)
+        for (ptrdiff_t i = 0; i < job->n; i += TILE)
             FN(grad_sums_vector)(job->x[row] + BYTES(i), job->dy[row] + BYTES(i),
-                                 job->n - i < job->tile ? job->n - i : job->tile, i, &f, job->activation, sums);
+                                 job->n - i < TILE ? job->n - i : TILE, i, &f, job->activation, sums);
         for (int kind = 0; kind < 4; ++kind) job->sums[kind][row] = sums[kind];
     }
 }
@@ -218,8 +218,7 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
         if (activation) {                                                                        \
             AL z = MUL(exact, MUL(rstd[k], weight));                                             \
             if (shifts) z = ADD(z, shift);                                                       \
-            dslope = ADD(dslope, IF_POSITIVE(z, SET(0), MUL(g, z)));                             \
-            g = IF_POSITIVE(z, g, MUL(g, activation == 2 ? slope_ : slope[k]));                  \
+            g = FN(through)(g, z, activation == 2 ? slope_ : slope[k], &dslope);                 \
         }                                                                                        \
         db = ADD(db, g);                                                                         \
         dw = ADD(dw, MUL(g, MUL(exact, rstd[k])));                                               \
@@ -286,12 +285,12 @@ VARIANT(grad_slopes, 1, 2, job->added, 0)
  * taken: whole rows are at hand then. */
 static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sums, int fresh, double *dw,
                           double *db, double *dslope) {
-    A sums[3][GRAD_ELEMENTS], *const kept[3] = {sums[0], sums[1], sums[2]};
+    A sums[3][TILE], *const kept[3] = {sums[0], sums[1], sums[2]};
     double *const totals[3] = {dw, db, dslope};
     const int kinds = job->activation ? 3 : 2;
     FN(GradTerms) terms;
     const int stream = job->affine.stream && n >= 2 * LANES && FN(all_aligned)(job->dx, job->rows);
-    for (int kind = 0; kind < kinds; ++kind) memset(kept[kind], 0, n * sizeof(A));
+    for (int kind = 0; kind < kinds; ++kind) FN(kept_clear)(kept[kind], n);
     const ptrdiff_t together = take_sums ? job->together : job->rows;
     for (ptrdiff_t first = 0; first < job->rows; first += together) {
         const ptrdiff_t stop = first + together < job->rows ? first + together : job->rows;
@@ -313,8 +312,9 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
         }
 #undef CALL
     }
-    for (int kind = 0; kind < kinds; ++kind)
-        for (ptrdiff_t i = 0; i < n; ++i)
-            totals[kind][i] = fresh ? (double)kept[kind][i] : totals[kind][i] + (double)kept[kind][i];
+    for (int kind = 0; kind < kinds; ++kind) {
+        if (fresh) memset(totals[kind], 0, n * sizeof(double));
+        FN(kept_add)(kept[kind], n, totals[kind]);
+    }
     if (stream) STREAM_END;
 }

@@ -68,14 +68,15 @@ cdef void tile_grad_sums(const Units *a, const Tiling *t, Py_ssize_t row, Py_ssi
 cdef void block_job(const Units *a, const Tiling *t, const Blocks *b, Py_ssize_t block,
                     GradRows *job) noexcept nogil:
     """What the loops must know of a block's rows, but for their addresses."""
-    cdef Py_ssize_t first = block * b.block, row = t.elements * t.loops.size, near
+    cdef Py_ssize_t first = block * b.block, row = t.elements * t.loops.size
+    cdef bint far = 3 * b.rows * row >= NEAR_BYTES
     job.rows = min(b.block, b.rows - first)
-    near = max(<Py_ssize_t> GRAD_ABREAST, GRAD_BYTES // (2 * row) // GRAD_ABREAST * GRAD_ABREAST)
-    # what comes from memory is best read on and on
-    job.together = near if 3 * b.rows * row < NEAR_BYTES else job.rows
-    job.far = 3 * b.rows * row >= NEAR_BYTES and row <= EXPECTED
+    job.far = far and row <= EXPECTED
+    if far:  # what comes from memory is best read on and on
+        job.together = job.rows
+    else:
+        job.together = max(<Py_ssize_t> GRAD_ABREAST, GRAD_BYTES // (2 * row) // GRAD_ABREAST * GRAD_ABREAST)
     job.n = t.elements
-    job.tile = TILE
     job.centred = a.centred
     job.activation = a.activation
     job.added = a.add_grad

@@ -78,6 +78,20 @@ static int FN(all_aligned)(char *const *y, ptrdiff_t rows) {
     for (ptrdiff_t row = 0; row < rows; ++row) low |= (uintptr_t)y[row];
     return low % LANES_ALIGN == 0;
 }
+/* Sums of `n` columns down some rows, in the accumulator: whole lanes are cleared, and then added up. */
+INLINE void FN(kept_clear)(A *kept, ptrdiff_t n) {
+    for (ptrdiff_t j = 0; j < n; j += LANES) CAT(A, store)(kept + j, SET(0));
+}
+INLINE void FN(kept_add)(const A *restrict kept, ptrdiff_t n, double *restrict total) {
+    for (ptrdiff_t j = 0; j < n; ++j) total[j] += (double)kept[j];
+}
+
+/* g through an activation whose input was z; what the slope's gradient gains goes to on_slope, if any. */
+INLINE AL FN(through)(AL g, AL z, AL slope, AL *on_slope) {
+    if (on_slope) *on_slope = ADD(*on_slope, IF_POSITIVE(z, SET(0), MUL(g, z)));
+    return IF_POSITIVE(z, g, MUL(g, slope));
+}
+
 /* For each of R rows that are taken side by side. */
 #define ROWS_ABREAST(k) _Pragma("GCC unroll 4") for (int k = 0; k < R; ++k)
 

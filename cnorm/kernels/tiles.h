@@ -12,6 +12,9 @@
 
 #include "lanes.h"
 
+/* Elements of a unit in a tile, at most: it stays in L1. */
+enum { TILE = 2048 };
+
 /* What is applied to a unit or, through the vectors, to each element of its rows:
  *   forward    y  = ((x - hi) - lo) * scale + bias        (lo is folded into bias without vectors)
  *   backward   dx = (g * p - r) - (x - hi) * rstd * q     g = dy through the activation
@@ -70,12 +73,12 @@ typedef struct {
 } RowJob;
 
 /* A block of rows, backward: where each begins, or its stretch of elements that a call is for. */
-enum { GRAD_ROWS = 64, GRAD_ELEMENTS = 2048 };
+enum { GRAD_ROWS = 64 };
 typedef struct {
     const char *x[GRAD_ROWS], *dy[GRAD_ROWS], *plus[GRAD_ROWS];
     char *dx[GRAD_ROWS];
     ptrdiff_t rows, together;         /* together: rows that are summed, and then taken up again */
-    ptrdiff_t n, tile;                /* elements of a row, and of a tile of it */
+    ptrdiff_t n;                      /* elements of a row */
     int centred, activation;
     int added;                        /* plus is added to dx */
     int far;                          /* short rows, written to memory that is not in cache */
@@ -153,7 +156,7 @@ typedef struct Tile {
 #define ACCUMULATOR 0
 #include "tile_loops.h"
 
-/* In the order of the storage codes in views.pxi. */
+/* In the order of the storage codes in jobs.pxd. */
 static const Tile *const TILES[4] = {&tile_f32, &tile_f64, &tile_f16, &tile_bf16};
 
 #endif

@@ -200,8 +200,7 @@ static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, 
         if (!vector) z = ADD(z, bias);                                                           \
         else if (a->shift) z = ADD(z, PIECE##_PARAMETER(a->shift));                              \
         const AL s = vector && activation == 2 ? PIECE##_PARAMETER(a->slopes) : slope;           \
-        if (on_slope) *on_slope = ADD(*on_slope, IF_POSITIVE(z, SET(0), MUL(g, z)));             \
-        g = IF_POSITIVE(z, g, MUL(g, s));                                                        \
+        g = FN(through)(g, z, s, on_slope);                                                      \
     }
 
 #define WHOLE_DY LOAD(dy + i)

@@ -21,10 +21,7 @@
 #define SLOPE(part) (activation == 2 ? FN(strip_vector)(w->slopes, AT, part) : slope)
 /* In what is kept, and in the result. */
 #define KEEP(p, v, part)                                                                         \
-    {                                                                                            \
-        if (part) CAT(A, store_part)((A *)((p) + kept) + AT, v, part);                           \
-        else CAT(A, store)((A *)((p) + kept) + AT, v);                                           \
-    }
+    FN(strip_keep)((A *)((p) + kept), AT, part, v);
 #define WRITE(K, part, result)                                                                   \
     {                                                                                            \
         if (K == 2) STORE_PAIR((S *)y + i, result[0], result[K - 1]);                            \
@@ -74,10 +71,8 @@ INLINE AL FN(response)(AL scale, double beta) {
     return FN(any_response)(scale, beta);
 }
 
-/* The gradient through the activation; z = x * power has the sign of its forward twin. */
-INLINE AL FN(through)(AL dy, AL x, AL power, AL slope, const int activation) {
-    return activation ? IF_POSITIVE(MUL(x, power), dy, MUL(dy, slope)) : dy;
-}
+/* The gradient through the activation; x * power is its input, to a factor that is positive. */
+#define THROUGH(g, v, p, part) (activation ? FN(through)(g, MUL(v, p), SLOPE(part), NULL) : (g))
 
 /* squares[i] = x[i]**2 */
 static void FN(window_squares)(const WindowTile *w) {
@@ -126,7 +121,7 @@ INLINE void FN(window_prepare_any)(const WindowTile *w, double beta, const int a
         EACH(K) {                                                                                \
             const AL inverse = CAT(A, div)(SET(1), scale[k]), p = FN(response)(scale[k], beta);  \
             const AL v = FN(strip_load)(x, AT, part, SET(0));                                    \
-            const AL g = FN(through)(FN(strip_load)(dy, AT, part, SET(0)), v, p, SLOPE(part), activation); \
+            const AL g = THROUGH(FN(strip_load)(dy, AT, part, SET(0)), v, p, part);              \
             KEEP(w->power, p, part)                                                              \
             KEEP(w->shared, MUL(MUL(g, v), MUL(p, inverse)), part)                               \
         }                                                                                        \
@@ -150,7 +145,7 @@ static void FN(window_grad)(const WindowTile *w) {
         EACH(K) {                                                                                \
             const AL v = FN(strip_load)(x, AT, part, SET(0));                                    \
             const AL p = FN(strip_vector)(w->power + kept, AT, part);                            \
-            const AL g = FN(through)(FN(strip_load)(dy, AT, part, SET(0)), v, p, SLOPE(part), activation); \
+            const AL g = THROUGH(FN(strip_load)(dy, AT, part, SET(0)), v, p, part);              \
             sum[k] = SUB(MUL(g, p), MUL(MUL(c, v), sum[k]));                                     \
         }                                                                                        \
         WRITE(K, part, sum)                                                                      \
@@ -162,6 +157,7 @@ static void FN(window_grad)(const WindowTile *w) {
 #undef EACH
 #undef AT
 #undef SLOPE
+#undef THROUGH
 #undef KEEP
 #undef WRITE
 #undef AHEAD
