@@ -245,8 +245,6 @@ cdef object gradient(const double *sums, Py_ssize_t n, object parameter, int sto
     """
     cdef cnp.ndarray a
     cdef int number = cnp.NPY_FLOAT64 if storage == FLOAT64 else cnp.NPY_FLOAT32
-    cdef float *narrow
-    cdef Py_ssize_t i
     if parameter is not None:
         if not isinstance(parameter, cnp.ndarray) or storage_of(parameter) not in (FLOAT32, FLOAT64):
             return array64(sums, n).reshape(np.shape(parameter)).astype(
@@ -258,9 +256,7 @@ cdef object gradient(const double *sums, Py_ssize_t n, object parameter, int sto
     if number == cnp.NPY_FLOAT64:
         memcpy(cnp.PyArray_DATA(a), sums, n * sizeof(double))
         return a
-    narrow = <float *> cnp.PyArray_DATA(a)
-    for i in range(n):
-        narrow[i] = <float> sums[i]
+    kernels.narrow(sums, n, <float *> cnp.PyArray_DATA(a))
     return a
 
 

@@ -313,11 +313,11 @@ def oracle(operation, x, dy, p, **options):
     return results | {"input": x.astype(wide)}
 
 
-def check(actual, expected, dtype, dy, context=""):
+def check(actual, expected, dtype, dy, context="", without=()):
     """Both runs agree: within 4 epsilon forward, 16 backward, and a rounding to half types."""
     scales = _scales(expected, dy)
     for name, reference in expected.items():
-        if name in ("stats", "input"):
+        if name in ("stats", "input", *without):
             continue
         value = np.asarray(actual[name])
         what = f"{name} of {context}"

@@ -10,6 +10,7 @@ from operations import (
     LayerNorm,
     RMSNorm,
     SwitchNorm,
+    accumulation,
     assert_close,
     check,
     epsilon,
@@ -26,6 +27,23 @@ MEAN_BASED = [
     LayerNorm(axes="last"),
     LayerNorm(axes="all"),
 ]
+
+
+@pytest.mark.parametrize("ratio", [0, 0.3, 0.49, 0.51, 0.9, 1.1, 1.6, 1.85, 3])
+def test_means_beside_the_deviation(build, dtype, ratio, rng):
+    """By its size in deviations a mean is taken about 0 or a shift, and lost in one part or two."""
+    statistics = ("mean", "rstd", "running_mean", "running_var")  # a few columns pass 4 epsilon
+    for norm in MEAN_BASED:
+        for shape in [(7, 6, 70), (130, 6, 4), (40, 6), (3, 6, 700)]:
+            for axis in (1, -1) if norm.by_channel else (1,):
+                if not norm.accepts(shape, axis):
+                    continue
+                x = (rng.normal(ratio, 1, shape) * rng.choice([-3, 0.1, 40])).astype(dtype)
+                dy = rng.normal(size=shape).astype(dtype)
+                p = norm.draw(rng, shape, axis, accumulation(dtype))
+                actual = norm.run(F, x, dy, p, axis=axis)
+                expected = oracle(norm, x, dy, p, axis=axis)
+                check(actual, expected, dtype, dy, f"{norm} {shape} axis {axis}", statistics)
 
 
 def test_gradients_are_those_of_finite_differences_of_the_reference(build, operation, rng):

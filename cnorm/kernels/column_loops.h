@@ -28,28 +28,45 @@
 static void FN(narrow)(const double *restrict x, ptrdiff_t n, void *restrict out) {
     for (ptrdiff_t i = 0; i < n; ++i) ((A *)out)[i] = (A)x[i];
 }
-static void FN(split)(const double *restrict x, ptrdiff_t n, void *restrict hi, double *restrict rest) {
+/* Whether any of n numbers is not 0. */
+static int FN(any_nonzero)(const void *source, ptrdiff_t n) {
+    int any = 0;
+    for (ptrdiff_t i = 0; i < n; ++i) any |= ((const A *)source)[i] != 0;
+    return any;
+}
+/* Means in two parts; whether any has the first. */
+static int FN(split)(const double *restrict mean, const double *restrict rstd, double most, ptrdiff_t n,
+                     void *restrict hi, double *restrict rest) {
     for (ptrdiff_t i = 0; i < n; ++i) {
-        const A a = (A)x[i];
+        const A a = (A)first_part(mean[i], (double)(A)mean[i], rstd[i], most);
         ((A *)hi)[i] = a;
-        rest[i] = x[i] - (double)a;
+        rest[i] = mean[i] - (double)a;
+    }
+    return FN(any_nonzero)(hi, n);
+}
+
+INLINE void FN(column_head_strip)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
+                                  ptrdiff_t part, A *shift, const int K) {
+    const A rows = (A)(end - begin);
+    const AL share = SET(1 / rows), count = SET(rows), three = SET(3), zero = SET(0);
+    AL sum[STRIP], squares[STRIP];
+    EACH_LANE sum[k] = squares[k] = zero;
+    for (ptrdiff_t row = begin; row < end; ++row) EACH_LANE {
+        const AL d = FN(strip_load)(x[row], AT, PART, zero);
+        sum[k] = ADD(sum[k], d);
+        squares[k] = ADD(squares[k], MUL(d, d));
+    }
+    EACH_LANE {
+        const AL excess = SUB(MUL(MUL(three, sum[k]), sum[k]), MUL(count, squares[k]));
+        FN(strip_keep)(shift, AT, PART, IF_POSITIVE(excess, MUL(sum[k], share), zero));
     }
 }
 
-/* Mean of the first rows, rounded to A: a shift near each column's mean. */
+/* Of the first rows: a shift near each column's mean, as head_shift. */
 static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift) {
-    const AL share = SET((A)1 / (A)rows);
-#define CALL(part)                                                                               \
-    {                                                                                            \
-        AL sum = SET(0);                                                                         \
-        for (ptrdiff_t row = 0; row < rows; ++row)                                               \
-            sum = ADD(sum, FN(strip_load)(x[row], j, part, sum));                                \
-        sum = MUL(sum, share);                                                                   \
-        FN(strip_keep)((A *)shift, j, part, sum);                                                \
-    }
-    ptrdiff_t j = 0;
-    for (; j + LANES <= columns; j += LANES) CALL(0)
-    if (j < columns) CALL(columns - j)
+    const ptrdiff_t group = rows;
+#define CALL(K, part) FN(column_head_strip)(x, begin, end, j, part, shift, K)
+    STRIPS(CALL)
 #undef CALL
 }
 
@@ -57,7 +74,8 @@ static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
 #define COLUMNS_AT_ONCE 256
 
 INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
-                                  ptrdiff_t part, const void *shift, A *first, A *second, const int K) {
+                                  ptrdiff_t part, const void *shift, A *first, A *second,
+                                  const int centred, const int K) {
     AL s[STRIP], a[STRIP], b[STRIP];
     EACH_LANE {
         s[k] = FN(strip_vector)(shift, AT, PART);
@@ -67,7 +85,8 @@ INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const from = x[row];
         EACH_LANE {
-            const AL d = SUB(FN(strip_load)(from, AT, PART, s[k]), s[k]);
+            AL d = FN(strip_load)(from, AT, PART, s[k]);
+            if (centred == SHIFTED) d = SUB(d, s[k]);
             a[k] = ADD(a[k], d);
             b[k] = ADD(b[k], MUL(d, d));
         }
@@ -85,8 +104,9 @@ static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
     A a[COLUMNS_AT_ONCE], b[COLUMNS_AT_ONCE];
     FN(kept_clear)(a, columns);
     FN(kept_clear)(b, columns);
-#define CALL(K, part) FN(column_sums_strip)(x, begin, end, j, part, shift, a, b, K)
-    STRIPS(CALL)
+#define CALL(K, part) FN(column_sums_strip)(x, begin, end, j, part, shift, a, b, centred, K)
+    if (FN(any_nonzero)(shift, columns)) { enum { centred = SHIFTED }; STRIPS(CALL) }
+    else { enum { centred = CENTRED }; STRIPS(CALL) }
 #undef CALL
     FN(kept_add)(a, columns, first);
     FN(kept_add)(b, columns, second);
@@ -94,7 +114,8 @@ static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
 
 INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff_t begin,
                                    ptrdiff_t end, ptrdiff_t j, ptrdiff_t part, const ColumnAffine *a,
-                                   const int activation, const int stream, const int K) {
+                                   const int centred, const int activation, const int stream,
+                                   const int K) {
     AL hi[STRIP], scale[STRIP], bias[STRIP], slope[STRIP];
     EACH_LANE {
         hi[k] = FN(strip_vector)(a->hi, AT, PART);
@@ -106,7 +127,8 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
         const char *const from = x[row];
         char *const to = y[row];
         EACH_LANE {
-            AL z = SUB(FN(strip_load)(from, AT, PART, hi[k]), hi[k]);
+            AL z = FN(strip_load)(from, AT, PART, hi[k]);
+            if (centred == SHIFTED) z = SUB(z, hi[k]);
             z = ADD(MUL(z, scale[k]), bias[k]);
             if (activation) z = IF_POSITIVE(z, z, MUL(z, slope[k]));
             FN(strip_store)(to, AT, PART, z, stream && WHOLE_LINES(K));
@@ -117,14 +139,15 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
 /* y = (x - hi) * scale + bias, then the activation. */
 static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
                              ptrdiff_t group, const ColumnAffine *a, int activation) {
-#define CALL(K, part) FN(column_apply_strip)(x, y, begin, end, j, part, a, activated, streamed, K)
-    if (activation) { enum { activated = 1, streamed = 0 }; STRIPS(CALL) }
+#define CALL(K, part) FN(column_apply_strip)(x, y, begin, end, j, part, a, centred, activated, streamed, K)
+    if (activation) { enum { centred = SHIFTED, activated = 1, streamed = 0 }; STRIPS(CALL) }
     else if (a->stream && FN(all_aligned)(y, rows)) {
-        enum { activated = 0, streamed = 1 };
+        enum { centred = SHIFTED, activated = 0, streamed = 1 };
         STRIPS(CALL)
         STREAM_END;
     }
-    else { enum { activated = 0, streamed = 0 }; STRIPS(CALL) }
+    else if (a->shifted) { enum { centred = SHIFTED, activated = 0, streamed = 0 }; STRIPS(CALL) }
+    else { enum { centred = CENTRED, activated = 0, streamed = 0 }; STRIPS(CALL) }
 #undef CALL
 }
 
@@ -144,8 +167,8 @@ static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t row
 
 INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *dy, ptrdiff_t begin,
                                        ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
-                                       const ColumnAffine *a, A *const kept[4], const int activation,
-                                       const int K) {
+                                       const ColumnAffine *a, A *const kept[4], const int centred,
+                                       const int activation, const int K) {
     AL hi[STRIP], g_[STRIP], gd[STRIP], d_[STRIP], slopes[STRIP], *const on_slope = slopes;
     COLUMN_ACTIVATION
     EACH_LANE {
@@ -158,7 +181,8 @@ INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const x_row = x[row], *const dy_row = dy[row];
         EACH_LANE {
-            const AL d = SUB(FN(strip_load)(x_row, AT, PART, hi[k]), hi[k]);
+            AL d = FN(strip_load)(x_row, AT, PART, hi[k]);
+            if (centred == SHIFTED) d = SUB(d, hi[k]);
             AL g = FN(strip_load)(dy_row, AT, PART, SET(0));
             COLUMN_THROUGH(g, d)
             g_[k] = ADD(g_[k], g);
@@ -183,9 +207,10 @@ static void FN(column_grad_sums)(const char *const *x, const char *const *dy, pt
     FN(kept_clear)(kept[1], columns);
     if (EXACT) FN(kept_clear)(kept[2], columns);
     if (activation) FN(kept_clear)(kept[3], columns);
-#define CALL(K, part) FN(column_grad_sums_strip)(x, dy, begin, end, j, part, a, kept, activated, K)
-    if (activation) { enum { activated = 1 }; STRIPS(CALL) }
-    else { enum { activated = 0 }; STRIPS(CALL) }
+#define CALL(K, part) FN(column_grad_sums_strip)(x, dy, begin, end, j, part, a, kept, centred, activated, K)
+    if (activation) { enum { centred = SHIFTED, activated = 1 }; STRIPS(CALL) }
+    else if (a->shifted) { enum { centred = SHIFTED, activated = 0 }; STRIPS(CALL) }
+    else { enum { centred = CENTRED, activated = 0 }; STRIPS(CALL) }
 #undef CALL
     FN(kept_add)(kept[0], columns, sum_g);
     FN(kept_add)(kept[1], columns, sum_gd);
@@ -195,8 +220,8 @@ static void FN(column_grad_sums)(const char *const *x, const char *const *dy, pt
 
 INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const *dy, char *const *dx,
                                         ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
-                                        const ColumnAffine *a, const int activation, const int stream,
-                                        const int K) {
+                                        const ColumnAffine *a, const int centred, const int activation,
+                                        const int stream, const int K) {
     AL hi[STRIP], p[STRIP], q[STRIP], r[STRIP], rstd[STRIP], *const on_slope = NULL;
     COLUMN_ACTIVATION
     EACH_LANE {
@@ -210,7 +235,8 @@ INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const 
         const char *const x_row = x[row], *const dy_row = dy[row];
         char *const to = dx[row];
         EACH_LANE {
-            const AL d = SUB(FN(strip_load)(x_row, AT, PART, hi[k]), hi[k]);
+            AL d = FN(strip_load)(x_row, AT, PART, hi[k]);
+            if (centred == SHIFTED) d = SUB(d, hi[k]);
             AL g = FN(strip_load)(dy_row, AT, PART, SET(0));
             COLUMN_THROUGH(g, d)
             g = SUB(SUB(MUL(g, p[k]), r[k]), MUL(MUL(d, rstd[k]), q[k]));
@@ -222,14 +248,15 @@ INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const 
 static void FN(column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx,
                                   ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group, const ColumnAffine *a,
                                   int activation) {
-#define CALL(K, part) FN(column_grad_apply_strip)(x, dy, dx, begin, end, j, part, a, activated, streamed, K)
-    if (activation) { enum { activated = 1, streamed = 0 }; STRIPS(CALL) }
+#define CALL(K, part) FN(column_grad_apply_strip)(x, dy, dx, begin, end, j, part, a, centred, activated, streamed, K)
+    if (activation) { enum { centred = SHIFTED, activated = 1, streamed = 0 }; STRIPS(CALL) }
     else if (a->stream && FN(all_aligned)(dx, rows)) {
-        enum { activated = 0, streamed = 1 };
+        enum { centred = SHIFTED, activated = 0, streamed = 1 };
         STRIPS(CALL)
         STREAM_END;
     }
-    else { enum { activated = 0, streamed = 0 }; STRIPS(CALL) }
+    else if (a->shifted) { enum { centred = SHIFTED, activated = 0, streamed = 0 }; STRIPS(CALL) }
+    else { enum { centred = CENTRED, activated = 0, streamed = 0 }; STRIPS(CALL) }
 #undef CALL
 }
 #undef COLUMN_THROUGH

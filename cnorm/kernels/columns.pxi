@@ -43,9 +43,12 @@ cdef struct Layout:
     Py_ssize_t spread_group  # the same of `spread` rows
 
 
-cdef inline Py_ssize_t group_of(Py_ssize_t row, bint far) noexcept nogil:
-    """Rows of so many bytes to take together: far memory is read fastest in its order, within a page."""
-    return ROW_GROUP if not far else 1 if row < PAGE else ROW_GROUP // 2
+cdef inline Py_ssize_t group_of(Py_ssize_t row, bint far, bint written) noexcept nogil:
+    """Rows of so many bytes to take together: far memory is read fastest in its order, within a page; rows
+    that lie whole pages apart meet in one set of the first cache, with what is written."""
+    if far:
+        return 1 if row < PAGE else ROW_GROUP // 2
+    return ROW_GROUP // 4 if written and row % PAGE == 0 else ROW_GROUP
 
 
 cdef inline Py_ssize_t spread_of(Py_ssize_t columns) noexcept nogil:
@@ -76,8 +79,8 @@ cdef Layout layout_of(const Columns *a) noexcept nogil:
     l.spread = spread_of(l.columns)
     l.repeat = max(l.spread, l.fold)
     far = a.shape[0] * l.rows * l.columns * l.loops.size > FAR_BYTES
-    l.group = group_of(l.wide * l.loops.size, far)
-    l.spread_group = group_of(l.spread * l.columns * l.loops.size, far)
+    l.group = group_of(l.wide * l.loops.size, far, False)
+    l.spread_group = group_of(l.spread * l.columns * l.loops.size, far, True)
     return l
 
 
@@ -178,22 +181,24 @@ cdef void by_column(const double *of_group, Py_ssize_t step, Py_ssize_t group, P
                 left = group
 
 
-cdef void low_parts(const Columns *a, const Layout *l, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t n,
-                    void *hi, double *lo) noexcept nogil:
-    """The mean of n columns: as the accumulator's type holds it, and the rest."""
+cdef bint low_parts(const Columns *a, const Layout *l, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t n,
+                    const double *rstd, void *hi, double *lo) noexcept nogil:
+    """The mean of n columns: as the accumulator's type holds it, and the rest; whether it holds any."""
     cdef double value[STRIP]
     cdef Py_ssize_t j, at = sample * (l.columns // a.group)
+    cdef bint shifted
     by_column(a.mean + at, 1, a.group, first, n, value)
-    l.loops.split(value, n, hi, lo)
+    shifted = l.loops.split(value, rstd, most_of(a.eps), n, hi, lo)
     if a.lo != NULL:
         by_column(a.lo + at, 1, a.group, first, n, value)
         for j in range(n):
             lo[j] += value[j]
+    return shifted
 
 
 cdef void strip_affine(const Columns *a, const Layout *l, Py_ssize_t sample, const double *sums,
                        double count, Visit visit, Py_ssize_t first, Py_ssize_t n,
-                       const ColumnAffine *f) noexcept nogil:
+                       ColumnAffine *f) noexcept nogil:
     """Coefficients of n columns; what the visit does not use stays as it is."""
     cdef double lo[STRIP]
     cdef double rstd[STRIP]
@@ -202,10 +207,10 @@ cdef void strip_affine(const Columns *a, const Layout *l, Py_ssize_t sample, con
     cdef double part[STRIP]
     cdef Py_ssize_t j, groups = l.columns // a.group, bytes = first * l.loops.wide
     cdef const double *of_column
-    low_parts(a, l, sample, first, n, <char *> f.hi + bytes, lo)
+    by_column(a.rstd + sample * groups, 1, a.group, first, n, rstd)
+    f.shifted |= low_parts(a, l, sample, first, n, rstd, <char *> f.hi + bytes, lo)
     if visit == SUMS and not a.activation:
         return
-    by_column(a.rstd + sample * groups, 1, a.group, first, n, rstd)
     if a.weight != NULL:
         of_column = a.weight + first
         for j in range(n):
@@ -262,6 +267,7 @@ cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, co
     f.rstd = room + 6 * bytes
     # also what is read once: plain stores of a result near the cache's size cost more than these
     f.stream = streamed(&a.y, &a.x, &a.dy, a.shape[0] * l.rows * l.columns * l.loops.size, True)
+    f.shifted = False
     for k from 0 <= k < l.columns by STRIP:
         strip_affine(a, l, sample, sums, count, visit, k, min(STRIP, l.columns - k), f)
     if times == 1:
@@ -278,6 +284,7 @@ cdef inline ColumnAffine affine_at(const ColumnAffine *f, Py_ssize_t bytes) noex
     """The same from a column on, `bytes` into each array."""
     cdef ColumnAffine g
     g.stream = f.stream
+    g.shifted = f.shifted
     g.hi = <const char *> f.hi + bytes
     g.scale = <const char *> f.scale + bytes
     g.p = <const char *> f.p + bytes

@@ -77,13 +77,10 @@ cdef void strip_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *s
     cdef double *grad_weight = a.grad_weight + sample * l.columns + first
     cdef const double *g = slots + first
     cdef const double *gd = slots + l.wide + first
-    if takes_lo(a, l):
-        by_column(a.lo + sample * groups, 1, a.group, first, n, lo)
-    else:
-        low_parts(a, l, sample, first, n, hi, lo)
+    by_column(a.rstd + sample * groups, 1, a.group, first, n, value)
+    low_parts(a, l, sample, first, n, value, hi, lo)
     for j in range(n):
         hi[j] = gd[j] - lo[j] * g[j]
-    by_column(a.rstd + sample * groups, 1, a.group, first, n, value)
     for j in range(n):
         grad_weight[j] = value[j] * hi[j]
     memcpy(a.grad_bias + sample * l.columns + first, g, n * sizeof(double))
@@ -107,15 +104,17 @@ cdef void strip_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *s
 cdef void column_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *slots,
                         double *sums) noexcept nogil:
     """From slots to each group's weighted sums; parameter gradients of the sample on the way."""
-    cdef Py_ssize_t c, group, groups = l.columns // a.group
-    cdef double lo
+    cdef Py_ssize_t c, group, at, groups = l.columns // a.group
+    cdef double lo, mean
     add_parts(a, l, slots)
     if takes_lo(a, l):
         for group in range(groups):
             lo = 0
             for c in range(group * a.group, (group + 1) * a.group):
                 lo += slots[2 * l.wide + c]
-            a.lo[sample * groups + group] = lo / <double> (l.rows * a.group)
+            at = sample * groups + group
+            mean = a.mean[at]
+            a.lo[at] = lo / <double> (l.rows * a.group) - (mean - first_part(mean, mean, a.rstd[at], most_of(a.eps)))
     memset(sums, 0, 2 * groups * sizeof(double))
     for c from 0 <= c < l.columns by STRIP:
         strip_totals(a, l, sample, slots, c, min(STRIP, l.columns - c), sums)

@@ -112,6 +112,7 @@ cdef struct Window:
 ctypedef int (*units_kernel)(Units *) noexcept nogil
 ctypedef int (*columns_kernel)(Columns *) noexcept nogil
 ctypedef int (*window_kernel)(Window *) noexcept nogil
+ctypedef void (*narrow_kernel)(const double *values, Py_ssize_t n, float *out) noexcept nogil
 
 cdef struct Kernels:
     # What one build offers. Each kernel returns 0, or -1 where memory ran out (nothing was written).
@@ -123,3 +124,4 @@ cdef struct Kernels:
     columns_kernel columns_backward
     window_kernel window_forward
     window_kernel window_backward
+    narrow_kernel narrow   # doubles rounded to floats

@@ -17,7 +17,7 @@ cdef extern from "tiles.h" nogil:
         const void *slopes
 
     ctypedef struct ColumnAffine:
-        int stream
+        int stream, shifted
         const void *hi
         const void *scale
         const void *bias
@@ -31,6 +31,9 @@ cdef extern from "tiles.h" nogil:
         TILE
         ROWS_TOGETHER
         GRAD_ABREAST
+
+    double first_part(double mean, double rounded, double rstd, double most)
+    bint far_from_mean(double count, double first, double second)
 
     ctypedef struct RowJob:
         const char *x
@@ -53,7 +56,7 @@ cdef extern from "tiles.h" nogil:
         const char *dy[64]
         const char *plus[64]
         char *dx[64]
-        Py_ssize_t rows, together, n
+        Py_ssize_t rows, together, n, ahead
         int centred, activation, added, far
         Affine affine
         const double *mean
@@ -98,7 +101,7 @@ cdef extern from "tiles.h" nogil:
                           double *) noexcept nogil
         void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
         void (*narrow)(const double *, Py_ssize_t, void *) noexcept nogil
-        void (*split)(const double *, Py_ssize_t, void *, double *) noexcept nogil
+        int (*split)(const double *, const double *, double, Py_ssize_t, void *, double *) noexcept nogil
         void (*column_head)(const char **, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         void (*column_sums)(const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, double *,
                             double *) noexcept nogil
@@ -183,6 +186,12 @@ cdef int enter_window_backward(Window *job) noexcept nogil:
     return failed
 
 
+cdef void enter_narrow(const double *values, Py_ssize_t n, float *out) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    TILES[0].narrow(values, n, out)
+    lanes_leave(before)
+
+
 cdef Kernels _kernels
 _kernels.units_moments = enter_units_moments
 _kernels.units_forward = enter_units_forward
@@ -192,5 +201,6 @@ _kernels.columns_forward = enter_columns_forward
 _kernels.columns_backward = enter_columns_backward
 _kernels.window_forward = enter_window_forward
 _kernels.window_backward = enter_window_backward
+_kernels.narrow = enter_narrow
 
 table = PyCapsule_New(&_kernels, b"cnorm.kernels", NULL)

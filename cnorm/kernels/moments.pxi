@@ -1,8 +1,9 @@
 # Moments: (count, mean, M2) of a unit, as every mean-based norm takes them.
 #
 # a) A unit is cut in tiles, tiles are gathered in parts; both follow from its shape alone.
-# b) Within a part every tile is summed about one shift, a guess of the mean: the sums of d = x - shift
-#    and of d*d simply add up, in double, and the corrected two-pass formula
+# b) Within a part every tile is summed about one shift, a guess of the mean, or 0 where the part's first
+#    elements say that the mean is less than the deviation: the sums of d = x - shift and of d*d simply
+#    add up, in double, and the corrected two-pass formula
 #        mean = shift + sum(d) / n,   M2 = sum(d*d) - sum(d)**2 / n
 #    is exact about any shift. Where the guess was bad (the correction is more than half of sum(d*d))
 #    the part is summed once more about its true mean. That choice depends on the data alone.
@@ -49,10 +50,6 @@ cdef inline Moments about(double count, double shift, double first, double secon
     if m.m2 < 0:  # rounding; NaN stays
         m.m2 = 0
     return m
-
-
-cdef inline bint far_from_mean(double count, double first, double second) noexcept nogil:
-    return 2 * first * first > count * second
 
 
 cdef struct Tree:

@@ -7,7 +7,7 @@ INLINE void FN(forward_rows_any)(RowJob *job, const int vector, const int centre
     for (ptrdiff_t row = 0; row < job->rows; ++row) {
         if (job->again[row]) continue;
         Affine f = job->affine;
-        f.hi = (double)(A)job->mean[row];
+        f.hi = job->hi[row];
         f.lo = (job->mean[row] - f.hi) + job->lo[row];
         f.scale = job->rstd[row];
         if (!vector) {
@@ -15,16 +15,18 @@ INLINE void FN(forward_rows_any)(RowJob *job, const int vector, const int centre
             f.bias = (job->bias ? job->bias[row] : 0) - f.lo * f.scale;
         }
         if (activation && job->slopes) f.slope = job->slopes[row];
-        if (stream) {
-            const char *x = job->x + row * job->x_stride;
-            char *y = job->y + row * job->y_stride;
+        const char *x = job->x + row * job->x_stride;
+        char *y = job->y + row * job->y_stride;
 #define RUN(from, count, stream)                                                                 \
+        if (centred == SHIFTED && f.hi == 0 && !activation)                                      \
+            FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, from, &f, vector, CENTRED, \
+                          biased, 0, stream);                                                    \
+        else                                                                                     \
             FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, from, &f, vector, centred, \
                           biased, activation, stream);
-            STREAMED(y, job->n, RUN)
+        if (stream) STREAMED(y, job->n, RUN)
+        else { RUN(0, job->n, 0) }
 #undef RUN
-        } else FN(apply_any)(job->x + row * job->x_stride, job->y + row * job->y_stride, 1, 0, 0, job->n, 0, &f,
-                      vector, centred, biased, activation, 0);
     }
 }
 
@@ -37,9 +39,8 @@ INLINE void FN(apply_abreast)(const RowJob *job, ptrdiff_t row, const int R, con
     const char *x[ABREAST];
     char *y[ABREAST];
     ROWS_ABREAST(k) {
-        const double mean = (double)(A)job->mean[row + k];
-        hi[k] = SET(mean);
-        lo[k] = SET((job->mean[row + k] - mean) + job->lo[row + k]);
+        hi[k] = SET(job->hi[row + k]);
+        lo[k] = SET((job->mean[row + k] - job->hi[row + k]) + job->lo[row + k]);
         scale[k] = SET(job->rstd[row + k]);
         x[k] = job->x + (row + k) * job->x_stride;
         y[k] = job->y + (row + k) * job->y_stride;
@@ -65,13 +66,21 @@ INLINE void FN(apply_abreast)(const RowJob *job, ptrdiff_t row, const int R, con
 #undef NORMALISED
 }
 
+INLINE int FN(any_shifted)(const double *hi, const int R) {
+    int any = 0;
+    ROWS_ABREAST(k) any |= hi[k] != 0;
+    return any;
+}
+
 /* Every row of a job, with vectors, without an activation. */
 static void FN(apply_rows)(const RowJob *job) {
     ptrdiff_t row = 0;
 #define VARIANT(R)                                                                               \
-    if (job->affine.shift) FN(apply_abreast)(job, row, R, 1, 1);                                 \
-    else if (job->centred) FN(apply_abreast)(job, row, R, 1, 0);                                 \
-    else FN(apply_abreast)(job, row, R, 0, 0);
+    if (!job->centred) FN(apply_abreast)(job, row, R, UNCENTRED, 0);                             \
+    else if (job->affine.shift) {                                                                \
+        if (FN(any_shifted)(job->hi + row, R)) FN(apply_abreast)(job, row, R, SHIFTED, 1);       \
+        else FN(apply_abreast)(job, row, R, CENTRED, 1);                                         \
+    } else FN(apply_abreast)(job, row, R, SHIFTED, 0);
     if (ABREAST > 1 && (job->x_stride | job->y_stride) % 4096)  /* else all of them in one set of L1 */
         for (; row + ABREAST <= job->rows; row += ABREAST) { VARIANT(ABREAST) }
     for (; row < job->rows; ++row) { VARIANT(1) }
@@ -79,21 +88,35 @@ static void FN(apply_rows)(const RowJob *job) {
 }
 
 static void FN(forward_rows)(RowJob *job) {
-    const double count = (double)job->n;
+    const double count = (double)job->n, most = 1 / sqrt(job->eps);
     double shift[ROWS_TOGETHER] = {0}, first[ROWS_TOGETHER] = {0}, second[ROWS_TOGETHER];
     AL lanes[2][ROWS_TOGETHER];
     const ptrdiff_t rows = job->rows;
+#define ROW(row) (job->x + (row) * job->x_stride)
     if (job->centred) {
-        for (ptrdiff_t row = 0; row < rows; ++row) lanes[0][row] = FN(head_lanes)(job->x + row * job->x_stride, job->n);
-        CAT(A, fold_all)(lanes[0], rows, shift);
-        for (ptrdiff_t row = 0; row < rows; ++row) shift[row] = (double)(A)(shift[row] / HEAD(job->n));
-        for (ptrdiff_t row = 0; row < rows; ++row)
-            FN(sums_any)(job->x + row * job->x_stride, 1, 0, job->n, shift[row], &lanes[0][row], &lanes[1][row], 1);
+        for (ptrdiff_t row = 0; row < rows; ++row) FN(head_lanes)(ROW(row), job->n, &lanes[0][row], &lanes[1][row]);
         CAT(A, fold_all)(lanes[0], rows, first);
-    } else
+        CAT(A, fold_all)(lanes[1], rows, second);
+        int shifted = 0;
+        for (ptrdiff_t row = 0; row < rows; ++row) {
+            shift[row] = FN(head_shift)((double)HEAD(job->n), first[row], second[row]);
+            shifted |= shift[row] != 0;
+        }
+        if (shifted || job->n > 4 * LANES) {
+            for (ptrdiff_t row = 0; row < rows; ++row)
+                if (shift[row] == 0)
+                    FN(sums_any)(ROW(row), 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], CENTRED);
+                else
+                    FN(sums_any)(ROW(row), 1, 0, job->n, shift[row], &lanes[0][row], &lanes[1][row], SHIFTED);
+            CAT(A, fold_all)(lanes[0], rows, first);
+            CAT(A, fold_all)(lanes[1], rows, second);
+        }
+    } else {
         for (ptrdiff_t row = 0; row < rows; ++row)
-            FN(sums_any)(job->x + row * job->x_stride, 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], 0);
-    CAT(A, fold_all)(lanes[1], rows, second);
+            FN(sums_any)(ROW(row), 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], UNCENTRED);
+        CAT(A, fold_all)(lanes[1], rows, second);
+    }
+#undef ROW
     for (ptrdiff_t row = 0; row < rows; ++row) {
         const double step = first[row] / count, mean = shift[row] + step;
         const double m2 = second[row] - first[row] * step;
@@ -101,10 +124,11 @@ static void FN(forward_rows)(RowJob *job) {
         job->lo[row] = (shift[row] - mean) + step;
         job->m2[row] = m2 < 0 ? 0 : m2;
         job->rstd[row] = 1 / sqrt(job->m2[row] / count + job->eps);
+        job->hi[row] = first_part(mean, (double)(A)mean, job->rstd[row], most);
     }
     int again = 0;
     for (ptrdiff_t row = 0; row < rows; ++row)
-        again |= job->again[row] = !(2 * first[row] * first[row] <= count * second[row])
+        again |= job->again[row] = far_from_mean(count, first[row], second[row])
                                 || !(second[row] - second[row] == 0) || second[row] < job->tiny * count;
     if (job->vector && !again && !job->activation && !job->affine.stream) {
         FN(apply_rows)(job);
@@ -115,10 +139,10 @@ static void FN(forward_rows)(RowJob *job) {
     else if (job->activation) FN(forward_rows_any)(job, vector, centred, biased, 1, 0);          \
     else if (job->affine.stream) FN(forward_rows_any)(job, vector, centred, biased, 0, 1);       \
     else FN(forward_rows_any)(job, vector, centred, biased, 0, 0);
-    if (!job->vector) { VARIANT(0, 1, 1) }
-    else if (job->affine.shift) { VARIANT(1, 1, 1) }
-    else if (job->centred) { VARIANT(1, 1, 0) }
-    else { VARIANT(1, 0, 0) }
+    if (!job->vector) { VARIANT(0, SHIFTED, 1) }
+    else if (job->affine.shift) { VARIANT(1, SHIFTED, 1) }
+    else if (job->centred) { VARIANT(1, SHIFTED, 0) }
+    else { VARIANT(1, UNCENTRED, 0) }
 #undef VARIANT
     if (job->affine.stream) STREAM_END;
 }
@@ -129,7 +153,7 @@ static void FN(forward_rows)(RowJob *job) {
 INLINE Affine FN(row_affine)(const GradRows *job, ptrdiff_t row) {
     const double mean = job->mean ? job->mean[row] : 0;
     Affine f = job->affine;
-    f.hi = (double)(A)mean, f.lo = mean - f.hi, f.scale = job->rstd[row];
+    f.hi = first_part(mean, (double)(A)mean, job->rstd[row], INFINITY), f.lo = mean - f.hi, f.scale = job->rstd[row];
     if (job->row_slope) f.slope = job->row_slope[row];
     return f;
 }
@@ -147,7 +171,11 @@ static void FN(grad_row_sums)(GradRows *job, ptrdiff_t first, ptrdiff_t stop, in
             const Affine f = FN(row_affine)(job, row);
             AL *const to[4] = {&lanes[0][row], &lanes[1][row], &lanes[2][row], 0};
             if (expected) FN(expect)(job->dx[row], job->n);
-            FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, job->n, 0, &f, to, 1, 0);
+#define SUMS(n, centred) FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, n, 0, &f, to, 1, centred, 0)
+            if (f.hi != 0) SUMS(job->n, SHIFTED);
+            else if (job->n == 4 * LANES) SUMS(4 * LANES, CENTRED);
+            else SUMS(job->n, CENTRED);
+#undef SUMS
         }
         for (int kind = 0; kind < (EXACT ? 3 : 2); ++kind)
             CAT(A, fold_all)(lanes[kind] + first, stop - first, job->sums[kind] + first);
@@ -163,14 +191,19 @@ static void FN(grad_row_sums)(GradRows *job, ptrdiff_t first, ptrdiff_t stop, in
     }
 }
 
-/* What dx of each row takes: dx = (g * rstd * weight - r) - d * rstd * q, d = x - hi. */
-typedef struct { A hi[GRAD_ROWS], lo[GRAD_ROWS], rstd[GRAD_ROWS], q[GRAD_ROWS], r[GRAD_ROWS]; } FN(GradTerms);
+/* What dx of each row takes: dx = (g * rstd * weight - r) - d * rstd * q, d = x - hi; and whether hi is but 0. */
+typedef struct {
+    A hi[GRAD_ROWS], lo[GRAD_ROWS], rstd[GRAD_ROWS], q[GRAD_ROWS], r[GRAD_ROWS];
+    int shifted;
+} FN(GradTerms);
 
 static void FN(grad_terms)(const GradRows *job, ptrdiff_t first, ptrdiff_t stop, FN(GradTerms) *terms) {
     const double count = (double)job->n;
+    terms->shifted = 0;
     for (ptrdiff_t row = first; row < stop; ++row) {
         const double sum_g = job->sums[0][row], rstd = job->rstd[row];
-        const double mean = job->mean ? job->mean[row] : 0, hi = (double)(A)mean;
+        const double mean = job->mean ? job->mean[row] : 0, hi = first_part(mean, (double)(A)mean, rstd, INFINITY);
+        terms->shifted |= hi != 0;
         const double lo = EXACT && job->centred ? job->sums[2][row] / count : mean - hi;
         const double q = rstd * rstd * (job->sums[1][row] - lo * sum_g) / count;
         terms->hi[row] = (A)hi;
@@ -181,10 +214,15 @@ static void FN(grad_terms)(const GradRows *job, ptrdiff_t first, ptrdiff_t stop,
     }
 }
 
+/* Ask for the lines of two lanes. */
+INLINE void FN(fetch_pair)(const char *x) {
+    for (size_t i = 0; i < 2 * LANES * sizeof(S); i += LANES_ALIGN) __builtin_prefetch(x + i, 0, 2);
+}
+
 /* dx of R rows, and what they add to the gradients of the parameters (kept: weight, bias, slope). */
 INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, ptrdiff_t row, ptrdiff_t at,
-                             ptrdiff_t n, A *const kept[3], const int R, const int activation,
-                             const int added, const int stream) {
+                             ptrdiff_t n, A *const kept[3], const int R, const int centred,
+                             const int activation, const int added, const int stream) {
     const A *const weights = (const A *)job->affine.weight + at;
     const A *const shifts = job->affine.shift ? (const A *)job->affine.shift + at : 0;
     const A *const slopes = activation == 2 ? (const A *)job->affine.slopes + at : 0;
@@ -213,7 +251,9 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
 #define STEP(result, weight, shift, slope_, dw, db, dslope, i, part)                             \
     AL result;                                                                                   \
     {                                                                                            \
-        const AL d = SUB(FN(strip_load)(x[k], i, part, hi[k]), hi[k]), exact = SUB(d, lo[k]);    \
+        AL d = FN(strip_load)(x[k], i, part, hi[k]);                                             \
+        if (centred == SHIFTED) d = SUB(d, hi[k]);                                               \
+        const AL exact = SUB(d, lo[k]);                                                          \
         AL g = FN(strip_load)(dy[k], i, part, SET(0));                                           \
         if (activation) {                                                                        \
             AL z = MUL(exact, MUL(rstd[k], weight));                                             \
@@ -234,6 +274,10 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
         LANE(w0, b0, s0, dw0, db0, ds0, i, 0)
         LANE(w1, b1, s1, dw1, db1, ds1, i + LANES, 0)
         ROWS_ABREAST(k) {
+            if (job->ahead) {
+                FN(fetch_pair)(x[k] + BYTES(i) + job->ahead);
+                FN(fetch_pair)(dy[k] + BYTES(i) + job->ahead);
+            }
             STEP(z0, w0, b0, s0, dw0, db0, ds0, i, 0)
             STEP(z1, w1, b1, s1, dw1, db1, ds1, i + LANES, 0)
             if (stream) STREAM_PAIR((S *)dx[k] + i, z0, z1);
@@ -262,22 +306,24 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
 
 /* Each a function of its own: one function of all would be too much for the compiler. Rows from `row`
  * on, as many as make groups of R; returns the first that is left. */
-#define VARIANT(name, R, activation, added, stream)                                              \
+#define VARIANT(name, R, centred, activation, added, stream)                                     \
     static __attribute__((noinline)) ptrdiff_t FN(name)(                                         \
         const GradRows *job, const FN(GradTerms) *terms, ptrdiff_t row, ptrdiff_t stop, ptrdiff_t at, \
         ptrdiff_t n, A *const kept[3]) {                                                         \
         for (; row + R <= stop; row += R)                                                        \
-            FN(grad_abreast)(job, terms, row, at, n, kept, R, activation, added, stream);        \
+            FN(grad_abreast)(job, terms, row, at, n, kept, R, centred, activation, added, stream); \
         return row;                                                                              \
     }
-VARIANT(grad_plain, GRAD_ABREAST, 0, 0, 0)
-VARIANT(grad_added, GRAD_ABREAST, 0, 1, 0)
-VARIANT(grad_streamed, GRAD_ABREAST, 0, 0, 1)
-VARIANT(grad_plain_one, 1, 0, 0, 0)
-VARIANT(grad_added_one, 1, 0, 1, 0)
-VARIANT(grad_streamed_one, 1, 0, 0, 1)
-VARIANT(grad_slope, 1, 1, job->added, 0)
-VARIANT(grad_slopes, 1, 2, job->added, 0)
+VARIANT(grad_plain, GRAD_ABREAST, SHIFTED, 0, 0, 0)
+VARIANT(grad_plain_near, GRAD_ABREAST, CENTRED, 0, 0, 0)
+VARIANT(grad_added, GRAD_ABREAST, SHIFTED, 0, 1, 0)
+VARIANT(grad_added_near, GRAD_ABREAST, CENTRED, 0, 1, 0)
+VARIANT(grad_streamed, GRAD_ABREAST, SHIFTED, 0, 0, 1)
+VARIANT(grad_plain_one, 1, SHIFTED, 0, 0, 0)
+VARIANT(grad_added_one, 1, SHIFTED, 0, 1, 0)
+VARIANT(grad_streamed_one, 1, SHIFTED, 0, 0, 1)
+VARIANT(grad_slope, 1, SHIFTED, 1, job->added, 0)
+VARIANT(grad_slopes, 1, SHIFTED, 2, job->added, 0)
 #undef VARIANT
 
 /* Elements at .. at + n of the rows of a job: dx, and the block's sums for the parameters, which are
@@ -301,20 +347,21 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
         if (job->activation == 2) CALL(grad_slopes);
         else if (job->activation) CALL(grad_slope);
         else if (job->added) {
-            CALL(grad_added);
+            if (terms.shifted) CALL(grad_added);
+            else CALL(grad_added_near);
             CALL(grad_added_one);
         } else if (stream) {
             CALL(grad_streamed);
             CALL(grad_streamed_one);
         } else {
-            CALL(grad_plain);
+            if (terms.shifted) CALL(grad_plain);
+            else CALL(grad_plain_near);
             CALL(grad_plain_one);
         }
 #undef CALL
     }
-    for (int kind = 0; kind < kinds; ++kind) {
-        if (fresh) memset(totals[kind], 0, n * sizeof(double));
-        FN(kept_add)(kept[kind], n, totals[kind]);
-    }
+    for (int kind = 0; kind < kinds; ++kind)
+        if (fresh) FN(kept_set)(kept[kind], n, totals[kind]);
+        else FN(kept_add)(kept[kind], n, totals[kind]);
     if (stream) STREAM_END;
 }

@@ -19,9 +19,11 @@ cdef void row_apply(const Units *a, const Tiling *t, const Affine *f, const char
 
 cdef enum:
     BLOCK_ROWS = 64
+    LEAST_ROWS = 16             # each block's sums are added to those in double
     BLOCK_BYTES = 1 << 17       # of x, about
     GRAD_BYTES = 1 << 15        # of rows that are taken up again while they are in L1
     EXPECTED = 1 << 10          # of a row whose memory is asked for before it is written
+    FETCHED = 1 << 9            # and of one that is asked for while the block before it is written
     SLOT_ELEMENTS = 1 << 17
     STRETCH = 1024              # elements of its rows that a thread takes where slots are few
 
@@ -76,6 +78,7 @@ cdef void block_job(const Units *a, const Tiling *t, const Blocks *b, Py_ssize_t
         job.together = job.rows
     else:
         job.together = max(<Py_ssize_t> GRAD_ABREAST, GRAD_BYTES // (2 * row) // GRAD_ABREAST * GRAD_ABREAST)
+    job.ahead = job.rows * a.x.stride[1] if far and row <= FETCHED else 0
     job.n = t.elements
     job.centred = a.centred
     job.activation = a.activation
@@ -217,7 +220,7 @@ cdef int rows_backward(Units *a) noexcept nogil:
     cdef int failed = 0
     b.rows = units_of(a)
     b.elements = t.elements
-    b.block = min(BLOCK_ROWS, max(4, BLOCK_BYTES // (t.elements * t.loops.size)))
+    b.block = min(BLOCK_ROWS, max(LEAST_ROWS, BLOCK_BYTES // (t.elements * t.loops.size)))
     b.blocks = (b.rows + b.block - 1) // b.block
     b.slots = max(1, min(b.blocks, min(16, SLOT_ELEMENTS // t.elements)))
     set_stream(a, &t)

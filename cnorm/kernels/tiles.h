@@ -15,6 +15,23 @@
 /* Elements of a unit in a tile, at most: it stays in L1. */
 enum { TILE = 2048 };
 
+/* What is subtracted of the elements: nothing; one number at the most; two.
+ * Sums are taken about 0 (CENTRED) where the mean is less than the deviation, which costs them a bit at most,
+ * else about a shift. Elements lose the mean in two parts, as a float's bits do not hold it: the mean
+ * rounded, hi, and the rest, lo. Where it is small beside the deviation one does (hi is 0): what rounding it
+ * takes is less than 2**-25 deviations, for a double 2**-54. Not so where the elements are all alike, and rstd
+ * is the most that it can be: they shall give exactly the bias. */
+enum { UNCENTRED, CENTRED, SHIFTED };
+
+INLINE double first_part(double mean, double rounded, double rstd, double most) {
+    return fabs(mean) * rstd <= 0.5 && rstd < most ? 0 : rounded;
+}
+
+/* Whether sums about a shift, of d and of d * d, lost too many bits: the mean is more than a deviation away. */
+INLINE int far_from_mean(double count, double first, double second) {
+    return 2 * first * first > count * second;
+}
+
 /* What is applied to a unit or, through the vectors, to each element of its rows:
  *   forward    y  = ((x - hi) - lo) * scale + bias        (lo is folded into bias without vectors)
  *   backward   dx = (g * p - r) - (x - hi) * rstd * q     g = dy through the activation
@@ -31,6 +48,7 @@ typedef struct {
 /* The same for columns: each an array over the columns, of the accumulation type. */
 typedef struct {
     int stream;
+    int shifted; /* some of hi are not 0 */
     const void *hi, *scale, *bias, *p, *q, *r, *rstd, *slope;
 } ColumnAffine;
 
@@ -69,6 +87,7 @@ typedef struct {
     const double *weight, *bias, *slopes; /* one per row, or NULL; without `vector` */
     Affine affine;                        /* the slope, and the vectors of `vector` */
     double mean[ROWS_TOGETHER], lo[ROWS_TOGETHER], m2[ROWS_TOGETHER], rstd[ROWS_TOGETHER];
+    double hi[ROWS_TOGETHER];             /* of the mean, what is subtracted first */
     unsigned char again[ROWS_TOGETHER];   /* rows that take the long way, and were not written */
 } RowJob;
 
@@ -79,6 +98,7 @@ typedef struct {
     char *dx[GRAD_ROWS];
     ptrdiff_t rows, together;         /* together: rows that are summed, and then taken up again */
     ptrdiff_t n;                      /* elements of a row */
+    ptrdiff_t ahead;                  /* bytes on to the next block of x and dy, where it is in memory */
     int centred, activation;
     int added;                        /* plus is added to dx */
     int far;                          /* short rows, written to memory that is not in cache */
@@ -114,7 +134,8 @@ typedef struct Tile {
                       double *db, double *dslope);
     void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);
     void (*narrow)(const double *x, ptrdiff_t n, void *out);  /* to the accumulator */
-    void (*split)(const double *x, ptrdiff_t n, void *hi, double *rest); /* the same, and what that left */
+    /* means as the elements lose them: see first_part */
+    int (*split)(const double *mean, const double *rstd, double most, ptrdiff_t n, void *hi, double *rest);
     void (*column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift);
     void (*column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
                         const void *shift, double *first, double *second);

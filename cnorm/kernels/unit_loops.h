@@ -19,44 +19,26 @@ static void FN(widen64)(const char *source, ptrdiff_t n, double *out) {
     }
 }
 
-/* Mean of the first elements, rounded to A: a shift that is near the mean. Their lanes, and how many. */
-INLINE AL FN(head_lanes)(const char *source, ptrdiff_t n) {
-    const S *x = (const S *)source;
-    const AL zero = SET(0);
-    if (n >= 4 * LANES)
-        return ADD(ADD(LOAD(x), LOAD(x + LANES)), ADD(LOAD(x + 2 * LANES), LOAD(x + 3 * LANES)));
-    AL sum = zero;
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES) sum = ADD(sum, LOAD(x + i));
-    return i < n ? ADD(sum, LOAD_PART(x + i, n - i, zero)) : sum;
-}
-#define HEAD(n) ((n) < 4 * LANES ? (n) : 4 * LANES)
-
-static double FN(head)(const char *source, ptrdiff_t n) {
-    return (double)(A)(FOLD(FN(head_lanes)(source, n)) / HEAD(n));
-}
-
-/* Lanes of the sums of d and of d*d, d = x - shift. Not centred: shift is 0 and the first sum is not taken.
- * Lanes are added up every CASCADE elements, so that an outlier meets few of the others. */
+/* Lanes of the sums of d and of d*d, d = x - shift. `centred`: the second sum alone, both about 0, or both
+ * about the shift. Lanes are added up every CASCADE elements, so that an outlier meets few of the others.
+ * Sums begin at -0, which leaves what is added to it as it is. */
 INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n,
                          double shift, AL *first_out, AL *second_out, const int centred) {
-    const AL fill = SET(shift), zero = SET(0);
-    AL first0 = zero, first1 = zero, second0 = zero, second1 = zero, first = zero, second = zero;
+    const AL fill = SET(centred == SHIFTED ? shift : 0), none = SET(-0.0);
+    AL first0 = none, first1 = none, second0 = none, second1 = none, first = none, second = none;
     ptrdiff_t since = 0;
 #define STEP(k, value)                                                                           \
     {                                                                                            \
         AL d = value;                                                                            \
-        if (centred) {                                                                           \
-            d = SUB(d, fill);                                                                    \
-            first##k = ADD(first##k, d);                                                         \
-        }                                                                                        \
+        if (centred == SHIFTED) d = SUB(d, fill);                                                \
+        if (centred) first##k = ADD(first##k, d);                                                \
         second##k = ADD(second##k, MUL(d, d));                                                   \
     }
 #define ADD_UP                                                                                   \
     {                                                                                            \
         if (centred) first = ADD(first, ADD(first0, first1));                                    \
         second = ADD(second, ADD(second0, second1));                                             \
-        first0 = first1 = second0 = second1 = zero;                                              \
+        first0 = first1 = second0 = second1 = none;                                              \
         since = 0;                                                                               \
     }
     for (ptrdiff_t run = 0; run < runs; ++run) {
@@ -92,10 +74,29 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
 static void FN(sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift,
                      int centred, double *out) {
     AL first, second;
-    if (centred) FN(sums_any)(x, runs, stride, n, shift, &first, &second, 1);
-    else FN(sums_any)(x, runs, stride, n, 0, &first, &second, 0);
+    if (!centred) FN(sums_any)(x, runs, stride, n, 0, &first, &second, UNCENTRED);
+    else if (shift == 0) FN(sums_any)(x, runs, stride, n, 0, &first, &second, CENTRED);
+    else FN(sums_any)(x, runs, stride, n, shift, &first, &second, SHIFTED);
     out[0] = FOLD(first);
     out[1] = FOLD(second);
+}
+
+/* The sums of the first elements, about 0: they tell whether the rest wants a shift. */
+#define HEAD(n) ((n) < 4 * LANES ? (n) : 4 * LANES)
+INLINE void FN(head_lanes)(const char *x, ptrdiff_t n, AL *first, AL *second) {
+    if (n >= 4 * LANES) FN(sums_any)(x, 1, 0, 4 * LANES, 0, first, second, CENTRED);
+    else FN(sums_any)(x, 1, 0, n, 0, first, second, CENTRED);
+}
+
+/* A shift near the mean: 0 where the mean is less than 0.7 deviations, which leaves the rest room to differ. */
+INLINE double FN(head_shift)(double count, double first, double second) {
+    return 3 * first * first > count * second ? (double)(A)(first / count) : 0;
+}
+
+static double FN(head)(const char *x, ptrdiff_t n) {
+    AL first, second;
+    FN(head_lanes)(x, n, &first, &second);
+    return FN(head_shift)((double)HEAD(n), FOLD(first), FOLD(second));
 }
 
 /* Memory is idle while a unit that is in cache is applied: ask for the next one meanwhile. */
@@ -103,7 +104,7 @@ static void FN(sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t 
 
 INLINE AL FN(normalised)(AL x, AL hi, AL lo, AL scale, AL weight, AL bias, const int vector,
                          const int centred, const int biased) {
-    if (centred) x = SUB(x, hi);
+    if (centred == SHIFTED) x = SUB(x, hi);
     if (centred && vector) x = SUB(x, lo);
     x = MUL(x, vector ? MUL(scale, weight) : scale);
     return biased ? ADD(x, bias) : x;
@@ -155,17 +156,23 @@ static ptrdiff_t FN(unaligned)(const char *y, ptrdiff_t n) {
     }
 #define BYTES(from) ((from) * (ptrdiff_t)sizeof(S))
 
-static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
-                      ptrdiff_t n, const Affine *a, int activation) {
-    if (activation) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, 1, 1, 1, 0);
-    else if (a->stream) {
+INLINE void FN(apply_centred)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
+                              ptrdiff_t n, const Affine *a, const int centred) {
+    if (a->stream) {
 #define RUN(from, count, stream)                                                                 \
-        FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, 0, a, 0, 1, 1, 0, stream);
+        FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, 0, a, 0, centred, 1, 0, stream);
         for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, y += y_stride) STREAMED(y, n, RUN)
 #undef RUN
         STREAM_END;
-    }
-    else FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, 1, 1, 0, 0);
+    } else
+        FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, 0);
+}
+
+static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
+                      ptrdiff_t n, const Affine *a, int activation) {
+    if (activation) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, SHIFTED, 1, 1, 0);
+    else if (a->hi == 0) FN(apply_centred)(x, y, runs, x_stride, y_stride, n, a, CENTRED);
+    else FN(apply_centred)(x, y, runs, x_stride, y_stride, n, a, SHIFTED);
 }
 
 INLINE void FN(apply_vector_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
@@ -186,9 +193,11 @@ INLINE void FN(apply_vector_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t 
 /* Elements at .. at + n of a row with a weight (and a bias, if any) per element. */
 static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
                              int activation) {
-    if (a->shift) FN(apply_vector_any)(x, y, n, at, a, activation, 1, 1);
-    else if (a->hi != 0 || a->lo != 0) FN(apply_vector_any)(x, y, n, at, a, activation, 1, 0);
-    else FN(apply_vector_any)(x, y, n, at, a, activation, 0, 0);
+    if (a->shift && a->hi == 0) FN(apply_vector_any)(x, y, n, at, a, activation, CENTRED, 1);
+    else if (a->shift) FN(apply_vector_any)(x, y, n, at, a, activation, SHIFTED, 1);
+    else if (a->hi != 0) FN(apply_vector_any)(x, y, n, at, a, activation, SHIFTED, 0);
+    else if (a->lo != 0) FN(apply_vector_any)(x, y, n, at, a, activation, CENTRED, 0);
+    else FN(apply_vector_any)(x, y, n, at, a, activation, UNCENTRED, 0);
 }
 
 /* ---- backward ---- */
@@ -206,19 +215,20 @@ static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, 
 #define WHOLE_DY LOAD(dy + i)
 #define PART_DY LOAD_PART(dy + i, n - i, SET(0))
 
-/* Lanes of the sums of g, of g*d, of d (float64 only), of dy*z where z <= 0; d = x - hi. */
+/* Lanes of the sums of g, of g*d, of d (float64 only), of dy*z where z <= 0; d = x - hi, or x. */
 INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdiff_t runs,
                               ptrdiff_t x_stride, ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at,
-                              const Affine *a, AL *const out[4], const int vector, const int activation) {
+                              const Affine *a, AL *const out[4], const int vector, const int centred,
+                              const int activation) {
     const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), fill = hi;
-    const AL zero = SET(0);
+    const AL zero = SET(-0.0);
     AL g0 = zero, g1 = zero, gd0 = zero, gd1 = zero, d0 = zero, s0 = zero, *on_slope = &s0;
     AL sum_g = zero, sum_gd = zero;
     ptrdiff_t since = 0;
 #define STEP(k, value, PIECE)                                                                    \
     {                                                                                            \
-        const AL d = SUB(value, hi);                                                             \
+        const AL d = centred == SHIFTED ? SUB(value, hi) : value;                                \
         AL g = PIECE##_DY;                                                                       \
         THROUGH(g, d, PIECE)                                                                     \
         if (vector) g = MUL(g, PIECE##_PARAMETER(a->weight));                                    \
@@ -269,9 +279,9 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
 
 INLINE void FN(grad_sums_folded)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
                                  ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
-                                 double *out, const int vector, const int activation) {
+                                 double *out, const int vector, const int centred, const int activation) {
     AL lanes[4], *const to[4] = {lanes, lanes + 1, lanes + 2, lanes + 3};
-    FN(grad_sums_any)(x, dy, runs, x_stride, dy_stride, n, at, a, to, vector, activation);
+    FN(grad_sums_any)(x, dy, runs, x_stride, dy_stride, n, at, a, to, vector, centred, activation);
     out[0] += FOLD(lanes[0]);
     out[1] += FOLD(lanes[1]);
     if (EXACT) out[2] += FOLD(lanes[2]);
@@ -281,22 +291,29 @@ INLINE void FN(grad_sums_folded)(const char *x, const char *dy, ptrdiff_t runs, 
 /* out += the sums */
 static void FN(grad_sums)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
                           ptrdiff_t dy_stride, ptrdiff_t n, const Affine *a, int activation, double *out) {
-    if (activation) FN(grad_sums_folded)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, 1);
-    else FN(grad_sums_folded)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, 0);
+#define CALL(centred, activation)                                                                \
+    FN(grad_sums_folded)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, centred, activation)
+    if (activation) CALL(SHIFTED, 1);
+    else if (a->hi == 0) CALL(CENTRED, 0);
+    else CALL(SHIFTED, 0);
+#undef CALL
 }
 
 static void FN(grad_sums_vector)(const char *x, const char *dy, ptrdiff_t n, ptrdiff_t at,
                                  const Affine *a, int activation, double *out) {
-    if (activation == 2) FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, 2);
-    else if (activation) FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, 1);
-    else FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, 0);
+#define CALL(centred, activation) FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, centred, activation)
+    if (activation == 2) CALL(SHIFTED, 2);
+    else if (activation) CALL(SHIFTED, 1);
+    else if (a->hi == 0) CALL(CENTRED, 0);
+    else CALL(SHIFTED, 0);
+#undef CALL
 }
 
 /* dx = (g * p - r) - (x - hi) * rstd * q: rstd * q may be too small for a float. */
 INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char *dx_source,
                                ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
-                               ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a, const int activation,
-                               const int stream) {
+                               ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a, const int centred,
+                               const int activation, const int stream) {
     enum { vector = 0, at = 0 };
     const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), p = SET(a->p), q = SET(a->q), r = SET(a->r),
@@ -308,7 +325,7 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
         S *dx = (S *)(dx_source + run * dx_stride);
 #define STEP(result, value, PIECE)                                                               \
     {                                                                                            \
-        const AL d = SUB(value, hi);                                                             \
+        const AL d = centred == SHIFTED ? SUB(value, hi) : value;                                \
         AL g = PIECE##_DY;                                                                       \
         if (stream) PREFETCH(dy), PREFETCH(x);                                                   \
         THROUGH(g, d, PIECE)                                                                     \
@@ -320,21 +337,28 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
     (void)lo, (void)scale, (void)bias, (void)slope, (void)on_slope;
 }
 
-static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
-                           ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
-                           int activation) {
-    if (activation)
-        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, 1, 0);
-    else if (a->stream) {
+INLINE void FN(grad_apply_centred)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
+                                   ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
+                                   const int centred) {
+    if (a->stream) {
 #define RUN(from, count, stream)                                                                 \
-        FN(grad_apply_any)(x + BYTES(from), dy + BYTES(from), dx + BYTES(from), 1, 0, 0, 0, count, a, 0, stream);
+        FN(grad_apply_any)(x + BYTES(from), dy + BYTES(from), dx + BYTES(from), 1, 0, 0, 0, count, a, centred, 0, \
+                           stream);
         for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, dy += dy_stride, dx += dx_stride)
             STREAMED(dx, n, RUN)
 #undef RUN
         STREAM_END;
-    }
-    else
-        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, 0, 0);
+    } else
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, 0);
+}
+
+static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
+                           ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
+                           int activation) {
+    if (activation)
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, SHIFTED, 1, 0);
+    else if (a->hi == 0) FN(grad_apply_centred)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, CENTRED);
+    else FN(grad_apply_centred)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, SHIFTED);
 }
 
 static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {

@@ -29,6 +29,7 @@ cdef enum:
     # Bytes that a call reads and writes from which on it stores its result past the cache, which
     # is slower but leaves the cache to the input.
     STREAM_ONCE = 64 << 20    # the input is read once, or twice within a stretch that stays in cache
+    STREAM_GRAD = 40 << 20    # the same backward, where two parts of three are input
     STREAM_AGAIN = 32 << 20   # it is read twice from end to end, or its units' segments lie apart
 
 
@@ -36,7 +37,8 @@ cdef inline bint streamed(const View *y, const View *x, const View *dy, Py_ssize
                           bint again) noexcept nogil:
     """Whether to store past the cache: not in place, where the line is in cache anyhow."""
     cdef Py_ssize_t total = bytes * (2 if dy.data == NULL else 3)
-    return total >= (STREAM_AGAIN if again else STREAM_ONCE) and y.data != x.data and y.data != dy.data
+    cdef Py_ssize_t least = STREAM_AGAIN if again else STREAM_ONCE if dy.data == NULL else STREAM_GRAD
+    return total >= least and y.data != x.data and y.data != dy.data
 
 
 cdef inline void set_stream(Units *a, const Tiling *t) noexcept nogil:
@@ -53,17 +55,22 @@ include "segments.pxi"
 include "rows.pxi"
 
 
-cdef inline void split_mean(const Units *a, const Tile *loops, double mean, double lo,
+cdef inline double most_of(double eps) noexcept nogil:
+    """The largest rstd, of elements that are all alike."""
+    return 1 / sqrt(eps)
+
+
+cdef inline void split_mean(const Units *a, const Tile *loops, double mean, double lo, double rstd,
                             Affine *f) noexcept nogil:
     """The mean as the accumulator's hi and the rest."""
-    f.hi = loops.rounded(mean)
+    f.hi = first_part(mean, loops.rounded(mean), rstd, most_of(a.eps))
     f.lo = (mean - f.hi) + lo
 
 
 cdef inline Affine unit_affine(const Units *a, const Tile *loops, Py_ssize_t unit, double mean,
                                double lo, double rstd) noexcept nogil:
     cdef Affine f
-    split_mean(a, loops, mean, lo, &f)
+    split_mean(a, loops, mean, lo, rstd, &f)
     f.rstd = rstd
     f.scale = rstd
     f.bias = 0
@@ -228,6 +235,7 @@ cdef int forward_by_parts(Units *a, const Tiling *t) noexcept nogil:
 cdef enum:
     TOGETHER_BYTES = 1 << 14   # of rows that one visit takes: they stay in L1
     TOGETHER_FAR = 1 << 11     # the same where they come from memory: reads and writes alternate soon
+    FAR_ROWS = 4               # but rather twice that than fewer rows than these
     NEAR_BYTES = 1 << 24       # that a call reads and writes, and still finds in cache
 
 
@@ -238,7 +246,10 @@ cdef inline bint one_tile(const Units *a, const Tiling *t) noexcept nogil:
 cdef inline Py_ssize_t together_of(const Units *a, const Tiling *t) noexcept nogil:
     cdef Py_ssize_t row = t.elements * t.loops.size
     cdef bint far = 2 * units_of(a) * row >= NEAR_BYTES
-    return max(1, min(<Py_ssize_t> ROWS_TOGETHER, (TOGETHER_FAR if far else TOGETHER_BYTES) // row))
+    cdef Py_ssize_t rows = TOGETHER_BYTES // row
+    if far:
+        rows = max(TOGETHER_FAR // row, min(<Py_ssize_t> FAR_ROWS, 2 * TOGETHER_FAR // row))
+    return max(1, min(<Py_ssize_t> ROWS_TOGETHER, rows))
 
 
 cdef void forward_together(Units *a, const Tiling *t, Py_ssize_t outer, Py_ssize_t inner,

@@ -73,7 +73,7 @@ def total(comm, array):
     return sum(comm.allgather(np.asarray(array, np.float64)))
 
 
-def assert_close(found, expected, at_least=1.0):
+def assert_close(found, expected, at_least=1.0, epsilons=2):
     """Within 2 epsilon of the largest value, or of `at_least`; integers are equal."""
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape and found.dtype == expected.dtype
@@ -82,7 +82,7 @@ def assert_close(found, expected, at_least=1.0):
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
     largest = np.nanmax(abs(expected), initial=at_least)
     error = np.nanmax(abs(found - expected), initial=0) / largest
-    assert error <= 2 * eps, f"error {error}, epsilon {eps}"
+    assert error <= epsilons * eps, f"error {error}, epsilon {eps}"
 
 
 def largest_terms(batch, x, dy):
@@ -108,7 +108,7 @@ def compare(comm, sync, batch, x, dy, sizes):
     of_a_sum = 2 * np.sqrt(x.size)  # what a running sum of so many numbers near one reaches
     for ours, theirs in zip(sync.parameters(), batch.parameters(), strict=True):
         grad = total(comm, ours.grad).astype(ours.dtype)
-        assert_close(grad, theirs.grad, of_a_sum)
+        assert_close(grad, theirs.grad, of_a_sum, epsilons=3)  # each rank's sum is rounded
 
 
 def twins(comm, batch):
