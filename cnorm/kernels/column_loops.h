@@ -48,7 +48,7 @@ static int FN(split)(const double *restrict mean, const double *restrict rstd, d
 INLINE void FN(column_head_strip)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
                                   ptrdiff_t part, A *shift, const int K) {
     const A rows = (A)(end - begin);
-    const AL share = SET(1 / rows), count = SET(rows), three = SET(3), zero = SET(0);
+    const AL share = SET(1 / rows), count = SET(rows), two = SET(2), zero = SET(0);
     AL sum[STRIP], squares[STRIP];
     EACH_LANE sum[k] = squares[k] = zero;
     for (ptrdiff_t row = begin; row < end; ++row) EACH_LANE {
@@ -57,7 +57,7 @@ INLINE void FN(column_head_strip)(const char *const *x, ptrdiff_t begin, ptrdiff
         squares[k] = ADD(squares[k], MUL(d, d));
     }
     EACH_LANE {
-        const AL excess = SUB(MUL(MUL(three, sum[k]), sum[k]), MUL(count, squares[k]));
+        const AL excess = SUB(MUL(MUL(two, sum[k]), sum[k]), MUL(count, squares[k]));
         FN(strip_keep)(shift, AT, PART, IF_POSITIVE(excess, MUL(sum[k], share), zero));
     }
 }

@@ -5,7 +5,7 @@
 #    elements say that the mean is less than the deviation: the sums of d = x - shift and of d*d simply
 #    add up, in double, and the corrected two-pass formula
 #        mean = shift + sum(d) / n,   M2 = sum(d*d) - sum(d)**2 / n
-#    is exact about any shift. Where the guess was bad (the correction is more than half of sum(d*d))
+#    is exact about any shift. Where the guess was bad (the correction is over two thirds of sum(d*d))
 #    the part is summed once more about its true mean. That choice depends on the data alone.
 # c) Sums that overflow a float (inputs near 1e30), or underflow one, are taken again in double.
 # d) Parts, units and ranks merge by `merged` (Chan et al. 1979), in a fixed tree.

@@ -102,12 +102,13 @@ static void FN(forward_rows)(RowJob *job) {
             shift[row] = FN(head_shift)((double)HEAD(job->n), first[row], second[row]);
             shifted |= shift[row] != 0;
         }
-        if (shifted || job->n > 4 * LANES) {
+        const int all = job->n > HEAD(job->n); /* else those about 0 are there */
+        if (shifted || all) {
             for (ptrdiff_t row = 0; row < rows; ++row)
-                if (shift[row] == 0)
-                    FN(sums_any)(ROW(row), 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], CENTRED);
-                else
+                if (shift[row] != 0)
                     FN(sums_any)(ROW(row), 1, 0, job->n, shift[row], &lanes[0][row], &lanes[1][row], SHIFTED);
+                else if (all)
+                    FN(sums_any)(ROW(row), 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], CENTRED);
             CAT(A, fold_all)(lanes[0], rows, first);
             CAT(A, fold_all)(lanes[1], rows, second);
         }

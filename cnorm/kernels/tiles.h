@@ -16,20 +16,20 @@
 enum { TILE = 2048 };
 
 /* What is subtracted of the elements: nothing; one number at the most; two.
- * Sums are taken about 0 (CENTRED) where the mean is less than the deviation, which costs them a bit at most,
+ * Sums are taken about 0 (CENTRED) where the mean is less than the deviation, which costs them a bit or so,
  * else about a shift. Elements lose the mean in two parts, as a float's bits do not hold it: the mean
- * rounded, hi, and the rest, lo. Where it is small beside the deviation one does (hi is 0): what rounding it
- * takes is less than 2**-25 deviations, for a double 2**-54. Not so where the elements are all alike, and rstd
+ * rounded, hi, and the rest, lo. Where it is less than the deviation one does (hi is 0): what rounding it takes
+ * is less than 2**-24 deviations, for a double 2**-53. Not so where the elements are all alike, and rstd
  * is the most that it can be: they shall give exactly the bias. */
 enum { UNCENTRED, CENTRED, SHIFTED };
 
 INLINE double first_part(double mean, double rounded, double rstd, double most) {
-    return fabs(mean) * rstd <= 0.5 && rstd < most ? 0 : rounded;
+    return fabs(mean) * rstd <= 1 && rstd < most ? 0 : rounded;
 }
 
-/* Whether sums about a shift, of d and of d * d, lost too many bits: the mean is more than a deviation away. */
+/* Whether sums about a shift, of d and of d * d, lost too many bits: the mean is 1.4 deviations away. */
 INLINE int far_from_mean(double count, double first, double second) {
-    return 2 * first * first > count * second;
+    return 3 * first * first > 2 * count * second;
 }
 
 /* What is applied to a unit or, through the vectors, to each element of its rows:

@@ -88,9 +88,9 @@ INLINE void FN(head_lanes)(const char *x, ptrdiff_t n, AL *first, AL *second) {
     else FN(sums_any)(x, 1, 0, n, 0, first, second, CENTRED);
 }
 
-/* A shift near the mean: 0 where the mean is less than 0.7 deviations, which leaves the rest room to differ. */
+/* A shift near the mean: 0 where the mean is less than the deviation. */
 INLINE double FN(head_shift)(double count, double first, double second) {
-    return 3 * first * first > count * second ? (double)(A)(first / count) : 0;
+    return 2 * first * first > count * second ? (double)(A)(first / count) : 0;
 }
 
 static double FN(head)(const char *x, ptrdiff_t n) {

@@ -234,8 +234,8 @@ cdef int forward_by_parts(Units *a, const Tiling *t) noexcept nogil:
 
 cdef enum:
     TOGETHER_BYTES = 1 << 14   # of rows that one visit takes: they stay in L1
-    TOGETHER_FAR = 1 << 11     # the same where they come from memory: reads and writes alternate soon
-    FAR_ROWS = 4               # but rather twice that than fewer rows than these
+    TOGETHER_FAR = 1 << 11     # the same where they come from memory: half a page, so that the other half is
+                               # prefetched while this one is written (a whole one took up to thrice the time)
     NEAR_BYTES = 1 << 24       # that a call reads and writes, and still finds in cache
 
 
@@ -246,10 +246,7 @@ cdef inline bint one_tile(const Units *a, const Tiling *t) noexcept nogil:
 cdef inline Py_ssize_t together_of(const Units *a, const Tiling *t) noexcept nogil:
     cdef Py_ssize_t row = t.elements * t.loops.size
     cdef bint far = 2 * units_of(a) * row >= NEAR_BYTES
-    cdef Py_ssize_t rows = TOGETHER_BYTES // row
-    if far:
-        rows = max(TOGETHER_FAR // row, min(<Py_ssize_t> FAR_ROWS, 2 * TOGETHER_FAR // row))
-    return max(1, min(<Py_ssize_t> ROWS_TOGETHER, rows))
+    return max(1, min(<Py_ssize_t> ROWS_TOGETHER, (TOGETHER_FAR if far else TOGETHER_BYTES) // row))
 
 
 cdef void forward_together(Units *a, const Tiling *t, Py_ssize_t outer, Py_ssize_t inner,
