@@ -336,7 +336,8 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
     double *const totals[3] = {dw, db, dslope};
     const int kinds = job->activation ? 3 : 2;
     FN(GradTerms) terms;
-    const int stream = job->affine.stream && n >= 2 * LANES && FN(all_aligned)(job->dx, job->rows);
+    const ptrdiff_t least = WHOLE_LINES(1) ? LANES : 2 * LANES;
+    const int stream = job->affine.stream && n >= least && FN(all_aligned)(job->dx, job->rows);
     for (int kind = 0; kind < kinds; ++kind) FN(kept_clear)(kept[kind], n);
     const ptrdiff_t together = take_sums ? job->together : job->rows;
     for (ptrdiff_t first = 0; first < job->rows; first += together) {
