@@ -136,18 +136,22 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
     }
 }
 
+/* The strips of an `a` that is applied to rows at `to`, by what it takes of `centred`, `activated`, `streamed`. */
+#define APPLIED(call, to)                                                                        \
+    if (activation) { enum { centred = SHIFTED, activated = 1, streamed = 0 }; STRIPS(call) }    \
+    else if (a->stream && FN(all_aligned)(to, rows)) {                                           \
+        enum { centred = SHIFTED, activated = 0, streamed = 1 };                                 \
+        STRIPS(call)                                                                             \
+        STREAM_END;                                                                              \
+    }                                                                                            \
+    else if (a->shifted) { enum { centred = SHIFTED, activated = 0, streamed = 0 }; STRIPS(call) } \
+    else { enum { centred = CENTRED, activated = 0, streamed = 0 }; STRIPS(call) }
+
 /* y = (x - hi) * scale + bias, then the activation. */
 static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
                              ptrdiff_t group, const ColumnAffine *a, int activation) {
 #define CALL(K, part) FN(column_apply_strip)(x, y, begin, end, j, part, a, centred, activated, streamed, K)
-    if (activation) { enum { centred = SHIFTED, activated = 1, streamed = 0 }; STRIPS(CALL) }
-    else if (a->stream && FN(all_aligned)(y, rows)) {
-        enum { centred = SHIFTED, activated = 0, streamed = 1 };
-        STRIPS(CALL)
-        STREAM_END;
-    }
-    else if (a->shifted) { enum { centred = SHIFTED, activated = 0, streamed = 0 }; STRIPS(CALL) }
-    else { enum { centred = CENTRED, activated = 0, streamed = 0 }; STRIPS(CALL) }
+    APPLIED(CALL, y)
 #undef CALL
 }
 
@@ -249,18 +253,12 @@ static void FN(column_grad_apply)(const char *const *x, const char *const *dy, c
                                   ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group, const ColumnAffine *a,
                                   int activation) {
 #define CALL(K, part) FN(column_grad_apply_strip)(x, dy, dx, begin, end, j, part, a, centred, activated, streamed, K)
-    if (activation) { enum { centred = SHIFTED, activated = 1, streamed = 0 }; STRIPS(CALL) }
-    else if (a->stream && FN(all_aligned)(dx, rows)) {
-        enum { centred = SHIFTED, activated = 0, streamed = 1 };
-        STRIPS(CALL)
-        STREAM_END;
-    }
-    else if (a->shifted) { enum { centred = SHIFTED, activated = 0, streamed = 0 }; STRIPS(CALL) }
-    else { enum { centred = CENTRED, activated = 0, streamed = 0 }; STRIPS(CALL) }
+    APPLIED(CALL, dx)
 #undef CALL
 }
 #undef COLUMN_THROUGH
 #undef COLUMN_ACTIVATION
+#undef APPLIED
 #undef EACH_LANE
 #undef AT
 #undef PART
