@@ -4,8 +4,9 @@
  * time costs as much as a kernel. NumPy lets an array have an allocator of its own (NEP 49): a block
  * comes back here only when the last array that refers to it is gone.
  *
- * A block begins in the middle of a page. Large arrays of others begin near the start of one, and where a
+ * A block begins three quarters into a page. Large arrays of others begin near the start of one, and where a
  * result is written just behind what is read, modulo a page, a processor takes one for the other and waits.
+ * Half a page apart, segments that lie at odd multiples of half a page would share the sets of the first cache.
  */
 #ifndef CNORM_RECYCLE_H
 #define CNORM_RECYCLE_H
@@ -31,7 +32,7 @@ static void recycle_lock(void) {
 }
 static void recycle_unlock(void) { atomic_flag_clear_explicit(&recycle_busy, memory_order_release); }
 
-enum { PAGE = 4096, INTO_PAGE = PAGE / 2, LARGE = 1 << 22 };
+enum { PAGE = 4096, INTO_PAGE = 3 * PAGE / 4, LARGE = 1 << 22 };
 
 static void *recycle_block(void *memory) { return memory ? (char *)memory + INTO_PAGE : NULL; }
 static void *recycle_memory(void *block) { return block ? (char *)block - INTO_PAGE : NULL; }

@@ -11,7 +11,7 @@ cdef extern from "tiles.h" nogil:
     ctypedef struct Affine:
         double hi, lo, scale, bias, p, q, r, rstd, slope
         int stream
-        Py_ssize_t ahead
+        Py_ssize_t ahead, reach
         const void *weight
         const void *shift
         const void *slopes
@@ -85,7 +85,8 @@ cdef extern from "tiles.h" nogil:
         void (*widen)(const char *, Py_ssize_t, void *) noexcept nogil
         void (*widen64)(const char *, Py_ssize_t, double *) noexcept nogil
         double (*head)(const char *, Py_ssize_t) noexcept nogil
-        void (*sums)(const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int, double *) noexcept nogil
+        void (*sums)(const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int, Py_ssize_t,
+                     double *) noexcept nogil
         void (*apply)(const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                       const Affine *, int) noexcept nogil
         void (*forward_rows)(RowJob *) noexcept nogil

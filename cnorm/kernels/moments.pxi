@@ -89,6 +89,7 @@ cdef struct Tiling:
     Py_ssize_t chunks        # tiles in a segment
     Py_ssize_t tiles         # in a unit
     Py_ssize_t parts         # in a unit
+    Py_ssize_t reach         # segments on to the one to prefetch, where they lie apart, or 0
 
 
 cdef struct Piece:
@@ -114,6 +115,7 @@ cdef inline Tiling tiling_of(const Units *a, bint segment_alone) noexcept nogil:
     t.chunks = (t.elements + TILE - 1) // TILE
     t.tiles = t.segments * t.chunks if t.together == 1 else (t.segments + t.together - 1) // t.together
     t.parts = (t.tiles + PART - 1) // PART
+    t.reach = 0
     return t
 
 
@@ -200,7 +202,7 @@ cdef void part_sums(const Tiling *t, const View *v, const char *base, Py_ssize_t
         if guess:
             shift = r.loops.head(r.data, r.length)
             guess = False
-        r.loops.sums(r.data, r.runs, r.stride, r.length, shift, centred, sums)
+        r.loops.sums(r.data, r.runs, r.stride, r.length, shift, centred, t.reach, sums)
         out[0] += <double> (r.runs * r.length)
         out[2] += sums[0]
         out[3] += sums[1]

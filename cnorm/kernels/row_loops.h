@@ -106,15 +106,15 @@ static void FN(forward_rows)(RowJob *job) {
         if (shifted || all) {
             for (ptrdiff_t row = 0; row < rows; ++row)
                 if (shift[row] != 0)
-                    FN(sums_any)(ROW(row), 1, 0, job->n, shift[row], &lanes[0][row], &lanes[1][row], SHIFTED);
+                    FN(sums_any)(ROW(row), 1, 0, job->n, shift[row], &lanes[0][row], &lanes[1][row], SHIFTED, 0);
                 else if (all)
-                    FN(sums_any)(ROW(row), 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], CENTRED);
+                    FN(sums_any)(ROW(row), 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], CENTRED, 0);
             CAT(A, fold_all)(lanes[0], rows, first);
             CAT(A, fold_all)(lanes[1], rows, second);
         }
     } else {
         for (ptrdiff_t row = 0; row < rows; ++row)
-            FN(sums_any)(ROW(row), 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], UNCENTRED);
+            FN(sums_any)(ROW(row), 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], UNCENTRED, 0);
         CAT(A, fold_all)(lanes[1], rows, second);
     }
 #undef ROW
@@ -172,7 +172,7 @@ static void FN(grad_row_sums)(GradRows *job, ptrdiff_t first, ptrdiff_t stop, in
             const Affine f = FN(row_affine)(job, row);
             AL *const to[4] = {&lanes[0][row], &lanes[1][row], &lanes[2][row], 0};
             if (expected) FN(expect)(job->dx[row], job->n);
-#define SUMS(n, centred) FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, n, 0, &f, to, 1, centred, 0)
+#define SUMS(n, centred) FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, n, 0, &f, to, 1, centred, 0, 0)
             if (f.hi != 0) SUMS(job->n, SHIFTED);
             else if (job->n == 4 * LANES) SUMS(4 * LANES, CENTRED);
             else SUMS(job->n, CENTRED);

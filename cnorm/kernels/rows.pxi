@@ -41,7 +41,7 @@ cdef inline Py_ssize_t slot_begin(const Blocks *b, Py_ssize_t slot) noexcept nog
 
 
 cdef inline Affine row_affine(const Units *a, const Tiling *t, Py_ssize_t row) noexcept nogil:
-    return unit_affine(a, t.loops, row, a.mean[row] if a.mean != NULL else 0, 0, a.rstd[row])
+    return unit_affine(a, t, row, a.mean[row] if a.mean != NULL else 0, 0, a.rstd[row])
 
 
 cdef void tile_grad_sums(const Units *a, const Tiling *t, Py_ssize_t row, Py_ssize_t tile,

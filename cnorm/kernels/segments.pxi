@@ -175,7 +175,7 @@ cdef void segments_backward_unit(const Units *a, const Tiling *t, Py_ssize_t uni
                                  double *slots) noexcept nogil:
     """One unit, while it is in cache. `slots` is room for it, or NULL where few are needed."""
     cdef double own[SLOT * FEW_SLOTS]
-    cdef Affine f = given_affine(a, t.loops, unit)
+    cdef Affine f = given_affine(a, t, unit)
     cdef Py_ssize_t slot
     if slots == NULL:
         slots = own
@@ -205,7 +205,7 @@ cdef inline void finish_unit(const Units *a, const Tiling *t, Affine *f, Py_ssiz
 cdef inline void sums_item(const Units *a, const Tiling *t, double *slots, Py_ssize_t item,
                            Py_ssize_t count) noexcept nogil:
     cdef Py_ssize_t unit = item // count
-    cdef Affine f = given_affine(a, t.loops, unit)
+    cdef Affine f = given_affine(a, t, unit)
     segment_sums(a, t, &f, unit, item - unit * count, slots + SLOT * item)
 
 
@@ -249,7 +249,7 @@ cdef int segments_backward(Units *a) noexcept nogil:
                             schedule="dynamic", chunksize=chunk_of(items, a.threads)):
                 sums_item(a, &t, slots, i, count)
         for i in range(units):
-            affine[i] = given_affine(a, t.loops, i)
+            affine[i] = given_affine(a, &t, i)
             finish_unit(a, &t, affine + i, i, slots + SLOT * count * i)
         if a.sums_mode != 1:
             for i in prange(items, num_threads=a.threads, use_threads_if=not serial,

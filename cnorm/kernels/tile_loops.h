@@ -116,6 +116,7 @@ static const Tile FN(tile) = {
 #undef HEAD
 #undef STREAMED
 #undef PREFETCH
+#undef PREPARE
 #undef BYTES
 #undef WHOLE_LINES
 #undef FN

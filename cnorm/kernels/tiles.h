@@ -32,6 +32,9 @@ INLINE int far_from_mean(double count, double first, double second) {
     return 3 * first * first > 2 * count * second;
 }
 
+/* How a result is stored: as it comes; past the cache; as it comes, and the run that is `reach` on prefetched. */
+enum { AS_IT_COMES, PAST_CACHE, APART };
+
 /* What is applied to a unit or, through the vectors, to each element of its rows:
  *   forward    y  = ((x - hi) - lo) * scale + bias        (lo is folded into bias without vectors)
  *   backward   dx = (g * p - r) - (x - hi) * rstd * q     g = dy through the activation
@@ -43,6 +46,7 @@ typedef struct {
     const void *weight, *shift, *slopes; /* of the accumulation type, or NULL */
     int stream;                          /* the result is too large for the cache: store past it */
     ptrdiff_t ahead;                     /* with it: bytes on to what is wanted in cache next */
+    ptrdiff_t reach;                     /* where runs lie apart: to the one to prefetch, else 0 */
 } Affine;
 
 /* The same for columns: each an array over the columns, of the accumulation type. */
@@ -117,7 +121,7 @@ typedef struct Tile {
     void (*widen64)(const char *x, ptrdiff_t n, double *out); /* to double */
     double (*head)(const char *x, ptrdiff_t n);
     void (*sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift,
-                 int centred, double *out);
+                 int centred, ptrdiff_t reach, double *out);
     void (*apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                   ptrdiff_t n, const Affine *a, int activation);
     void (*forward_rows)(RowJob *job);

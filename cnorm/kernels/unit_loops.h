@@ -19,11 +19,19 @@ static void FN(widen64)(const char *source, ptrdiff_t n, double *out) {
     }
 }
 
+/* Ask for what is wanted in cache next: the next segment of a unit whose segments lie apart, as no prefetcher
+ * of the processor follows from one to the other, or the next unit while memory is idle. */
+#define PREFETCH(p, ahead) __builtin_prefetch((const char *)((p) + i) + (ahead), 0, 2)
+/* The same, to be written. */
+#define PREPARE(p, ahead) __builtin_prefetch((const char *)((p) + i) + (ahead), 1, 2)
+
 /* Lanes of the sums of d and of d*d, d = x - shift. `centred`: the second sum alone, both about 0, or both
  * about the shift. Lanes are added up every CASCADE elements, so that an outlier meets few of the others.
  * Sums begin at -0, which leaves what is added to it as it is. */
 INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n,
-                         double shift, AL *first_out, AL *second_out, const int centred) {
+                         double shift, AL *first_out, AL *second_out, const int centred,
+                         const ptrdiff_t reach) {
+    const ptrdiff_t ahead = reach * stride;
     const AL fill = SET(centred == SHIFTED ? shift : 0), none = SET(-0.0);
     AL first0 = none, first1 = none, second0 = none, second1 = none, first = none, second = none;
     ptrdiff_t since = 0;
@@ -33,6 +41,15 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
         if (centred == SHIFTED) d = SUB(d, fill);                                                \
         if (centred) first##k = ADD(first##k, d);                                                \
         second##k = ADD(second##k, MUL(d, d));                                                   \
+    }
+#define TWO_STEPS                                                                                \
+    {                                                                                            \
+        if (reach) PREFETCH(x, ahead);                                                           \
+        STEP(0, LOAD(x + i))                                                                     \
+        i += LANES;                                                                              \
+        if (reach && LANES * sizeof(S) >= LANES_ALIGN) PREFETCH(x, ahead);                       \
+        STEP(1, LOAD(x + i))                                                                     \
+        i += LANES;                                                                              \
     }
 #define ADD_UP                                                                                   \
     {                                                                                            \
@@ -45,17 +62,12 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
         const S *x = (const S *)(source + run * stride);
         ptrdiff_t i = 0;
         while (i + CASCADE < n) {
-            for (const ptrdiff_t stop = i + CASCADE; i < stop; i += 2 * LANES) {
-                STEP(0, LOAD(x + i))
-                STEP(1, LOAD(x + i + LANES))
-            }
+            for (const ptrdiff_t stop = i + CASCADE; i < stop; ) TWO_STEPS
             ADD_UP
         }
         since += n - i;
-        for (; i + 2 * LANES <= n; i += 2 * LANES) {
-            STEP(0, LOAD(x + i))
-            STEP(1, LOAD(x + i + LANES))
-        }
+        while (i + 2 * LANES <= n) TWO_STEPS
+        if (reach && i < n) PREFETCH(x, ahead);
         if (i + LANES <= n) {
             STEP(0, LOAD(x + i))
             i += LANES;
@@ -65,6 +77,7 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
     }
     ADD_UP
 #undef ADD_UP
+#undef TWO_STEPS
 #undef STEP
     *first_out = first;
     *second_out = second;
@@ -72,11 +85,15 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
 
 /* out = {sum of d, sum of d*d} */
 static void FN(sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift,
-                     int centred, double *out) {
+                     int centred, ptrdiff_t reach, double *out) {
     AL first, second;
-    if (!centred) FN(sums_any)(x, runs, stride, n, 0, &first, &second, UNCENTRED);
-    else if (shift == 0) FN(sums_any)(x, runs, stride, n, 0, &first, &second, CENTRED);
-    else FN(sums_any)(x, runs, stride, n, shift, &first, &second, SHIFTED);
+#define CALL(centred, reach) FN(sums_any)(x, runs, stride, n, shift, &first, &second, centred, reach)
+    if (!centred) CALL(UNCENTRED, 0);
+    else if (shift == 0 && reach) CALL(CENTRED, reach);
+    else if (shift == 0) CALL(CENTRED, 0);
+    else if (reach) CALL(SHIFTED, reach);
+    else CALL(SHIFTED, 0);
+#undef CALL
     out[0] = FOLD(first);
     out[1] = FOLD(second);
 }
@@ -84,8 +101,8 @@ static void FN(sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t 
 /* The sums of the first elements, about 0: they tell whether the rest wants a shift. */
 #define HEAD(n) ((n) < 4 * LANES ? (n) : 4 * LANES)
 INLINE void FN(head_lanes)(const char *x, ptrdiff_t n, AL *first, AL *second) {
-    if (n >= 4 * LANES) FN(sums_any)(x, 1, 0, 4 * LANES, 0, first, second, CENTRED);
-    else FN(sums_any)(x, 1, 0, n, 0, first, second, CENTRED);
+    if (n >= 4 * LANES) FN(sums_any)(x, 1, 0, 4 * LANES, 0, first, second, CENTRED, 0);
+    else FN(sums_any)(x, 1, 0, n, 0, first, second, CENTRED, 0);
 }
 
 /* A shift near the mean: 0 where the mean is less than the deviation. */
@@ -99,9 +116,6 @@ static double FN(head)(const char *x, ptrdiff_t n) {
     return FN(head_shift)((double)HEAD(n), FOLD(first), FOLD(second));
 }
 
-/* Memory is idle while a unit that is in cache is applied: ask for the next one meanwhile. */
-#define PREFETCH(p) __builtin_prefetch((const char *)(p + i) + ahead, 0, 2)
-
 INLINE AL FN(normalised)(AL x, AL hi, AL lo, AL scale, AL weight, AL bias, const int vector,
                          const int centred, const int biased) {
     if (centred == SHIFTED) x = SUB(x, hi);
@@ -114,10 +128,11 @@ INLINE AL FN(normalised)(AL x, AL hi, AL lo, AL scale, AL weight, AL bias, const
 INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrdiff_t x_stride,
                           ptrdiff_t y_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
                           const int vector, const int centred, const int biased,
-                          const int activation, const int stream) {
+                          const int activation, const int store) {
+    const int stream = store == PAST_CACHE;
     const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), fill = hi;
-    const ptrdiff_t ahead = a->ahead;
+    const ptrdiff_t ahead = a->reach * y_stride;
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(source + run * x_stride);
         S *y = (S *)(target + run * y_stride);
@@ -126,7 +141,8 @@ INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrd
         AL z = FN(normalised)(value, hi, lo, scale, vector ? PIECE##_PARAMETER(a->weight) : scale, \
                               vector && biased ? PIECE##_PARAMETER(a->shift) : bias, vector,     \
                               centred, biased);                                                  \
-        if (stream) PREFETCH(x);                                                                 \
+        if (stream) PREFETCH(x, a->ahead);                                                       \
+        if (store == APART) PREPARE(y, ahead);                                                   \
         if (activation)                                                                          \
             z = IF_POSITIVE(z, z, MUL(z, vector && activation == 2 ? PIECE##_PARAMETER(a->slopes) : slope)); \
         result = z;                                                                              \
@@ -164,7 +180,9 @@ INLINE void FN(apply_centred)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t 
         for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, y += y_stride) STREAMED(y, n, RUN)
 #undef RUN
         STREAM_END;
-    } else
+    } else if (a->reach)
+        FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, APART);
+    else
         FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, 0);
 }
 
@@ -219,7 +237,8 @@ static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, 
 INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdiff_t runs,
                               ptrdiff_t x_stride, ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at,
                               const Affine *a, AL *const out[4], const int vector, const int centred,
-                              const int activation) {
+                              const int activation, const ptrdiff_t reach) {
+    const ptrdiff_t ahead = reach * x_stride, dy_ahead = reach * dy_stride;
     const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), fill = hi;
     const AL zero = SET(-0.0);
@@ -236,10 +255,13 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
         gd##k = ADD(gd##k, MUL(g, d));                                                           \
         if (EXACT) d0 = ADD(d0, d);                                                              \
     }
+#define FETCH if (reach) PREFETCH(x, ahead), PREFETCH(dy, dy_ahead);
 #define TWO_STEPS                                                                                \
     {                                                                                            \
+        FETCH                                                                                    \
         STEP(0, LOAD(x + i), WHOLE)                                                              \
         i += LANES;                                                                              \
+        if (LANES * sizeof(S) >= LANES_ALIGN) FETCH                                              \
         STEP(1, LOAD(x + i), WHOLE)                                                              \
         i += LANES;                                                                              \
     }
@@ -259,6 +281,7 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
         }
         since += n - i;
         while (i + 2 * LANES <= n) TWO_STEPS
+        if (i < n) FETCH
         if (i + LANES <= n) {
             STEP(0, LOAD(x + i), WHOLE)
             i += LANES;
@@ -269,6 +292,7 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
     ADD_UP
 #undef ADD_UP
 #undef TWO_STEPS
+#undef FETCH
 #undef STEP
     (void)lo, (void)scale, (void)bias, (void)slope, (void)on_slope;
     *out[0] = sum_g;
@@ -279,9 +303,10 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
 
 INLINE void FN(grad_sums_folded)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
                                  ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
-                                 double *out, const int vector, const int centred, const int activation) {
+                                 double *out, const int vector, const int centred, const int activation,
+                                 const ptrdiff_t reach) {
     AL lanes[4], *const to[4] = {lanes, lanes + 1, lanes + 2, lanes + 3};
-    FN(grad_sums_any)(x, dy, runs, x_stride, dy_stride, n, at, a, to, vector, centred, activation);
+    FN(grad_sums_any)(x, dy, runs, x_stride, dy_stride, n, at, a, to, vector, centred, activation, reach);
     out[0] += FOLD(lanes[0]);
     out[1] += FOLD(lanes[1]);
     if (EXACT) out[2] += FOLD(lanes[2]);
@@ -291,17 +316,21 @@ INLINE void FN(grad_sums_folded)(const char *x, const char *dy, ptrdiff_t runs, 
 /* out += the sums */
 static void FN(grad_sums)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
                           ptrdiff_t dy_stride, ptrdiff_t n, const Affine *a, int activation, double *out) {
-#define CALL(centred, activation)                                                                \
-    FN(grad_sums_folded)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, centred, activation)
-    if (activation) CALL(SHIFTED, 1);
-    else if (a->hi == 0) CALL(CENTRED, 0);
-    else CALL(SHIFTED, 0);
+    const ptrdiff_t reach = a->reach;
+#define CALL(centred, activation, reach)                                                         \
+    FN(grad_sums_folded)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, centred, activation, reach)
+    if (activation) CALL(SHIFTED, 1, 0);
+    else if (a->hi == 0 && reach) CALL(CENTRED, 0, reach);
+    else if (a->hi == 0) CALL(CENTRED, 0, 0);
+    else if (reach) CALL(SHIFTED, 0, reach);
+    else CALL(SHIFTED, 0, 0);
 #undef CALL
 }
 
 static void FN(grad_sums_vector)(const char *x, const char *dy, ptrdiff_t n, ptrdiff_t at,
                                  const Affine *a, int activation, double *out) {
-#define CALL(centred, activation) FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, centred, activation)
+#define CALL(centred, activation)                                                                \
+    FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, centred, activation, 0)
     if (activation == 2) CALL(SHIFTED, 2);
     else if (activation) CALL(SHIFTED, 1);
     else if (a->hi == 0) CALL(CENTRED, 0);
@@ -313,13 +342,14 @@ static void FN(grad_sums_vector)(const char *x, const char *dy, ptrdiff_t n, ptr
 INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char *dx_source,
                                ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
                                ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a, const int centred,
-                               const int activation, const int stream) {
+                               const int activation, const int store) {
+    const int stream = store == PAST_CACHE;
     enum { vector = 0, at = 0 };
     const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), p = SET(a->p), q = SET(a->q), r = SET(a->r),
              rstd = SET(a->rstd), fill = hi;
     AL *const on_slope = 0;
-    const ptrdiff_t ahead = a->ahead;
+    const ptrdiff_t ahead = a->reach * dx_stride;
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
         S *dx = (S *)(dx_source + run * dx_stride);
@@ -327,7 +357,8 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
     {                                                                                            \
         const AL d = centred == SHIFTED ? SUB(value, hi) : value;                                \
         AL g = PIECE##_DY;                                                                       \
-        if (stream) PREFETCH(dy), PREFETCH(x);                                                   \
+        if (stream) PREFETCH(dy, a->ahead), PREFETCH(x, a->ahead);                               \
+        if (store == APART) PREPARE(dx, ahead);                                                  \
         THROUGH(g, d, PIECE)                                                                     \
         result = SUB(SUB(MUL(g, p), r), MUL(MUL(d, rstd), q));                                   \
     }
@@ -348,7 +379,9 @@ INLINE void FN(grad_apply_centred)(const char *x, const char *dy, char *dx, ptrd
             STREAMED(dx, n, RUN)
 #undef RUN
         STREAM_END;
-    } else
+    } else if (a->reach)
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, APART);
+    else
         FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, 0);
 }
 

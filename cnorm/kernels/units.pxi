@@ -41,10 +41,24 @@ cdef inline bint streamed(const View *y, const View *x, const View *dy, Py_ssize
     return total >= least and y.data != x.data and y.data != dy.data
 
 
-cdef inline void set_stream(Units *a, const Tiling *t) noexcept nogil:
-    cdef bint apart = t.segments > 1 and not a.given and a.x.stride[2] != t.elements * t.loops.size
-    a.stream = streamed(&a.y, &a.x, &a.dy, units_of(a) * t.segments * t.elements * t.loops.size, apart)
+cdef enum:
+    NEAR_BYTES = 1 << 24       # that a call reads and writes, and still finds in cache
+    # Segments that lie apart, and whose bytes are between these: no prefetcher of the processor goes from one to
+    # the next, and that is most of the way. The one that lies this many bytes on is prefetched.
+    APART_LEAST = 1 << 9
+    APART_MOST = 1 << 15
+    APART_AHEAD = 1 << 12
+
+
+cdef inline void set_stream(Units *a, Tiling *t) noexcept nogil:
+    cdef Py_ssize_t segment = t.elements * t.loops.size, bytes = units_of(a) * t.segments * segment
+    cdef bint backward = a.dy.data != NULL, in_order = a.given and not backward
+    cdef bint apart = t.segments > 1 and a.x.stride[2] != segment and not in_order
+    a.stream = streamed(&a.y, &a.x, &a.dy, bytes, apart)
     a.ahead = a.x.stride[1] if apart else 0
+    if apart and t.runs == 1 and bytes * (3 if backward else 2) >= NEAR_BYTES:
+        if APART_LEAST <= segment <= APART_MOST:
+            t.reach = max(1, APART_AHEAD // segment)
 
 
 cdef inline double rstd_of(double m2, double count, double eps) noexcept nogil:
@@ -60,17 +74,17 @@ cdef inline double most_of(double eps) noexcept nogil:
     return 1 / sqrt(eps)
 
 
-cdef inline void split_mean(const Units *a, const Tile *loops, double mean, double lo, double rstd,
+cdef inline void split_mean(const Units *a, const Tiling *t, double mean, double lo, double rstd,
                             Affine *f) noexcept nogil:
     """The mean as the accumulator's hi and the rest."""
-    f.hi = first_part(mean, loops.rounded(mean), rstd, most_of(a.eps))
+    f.hi = first_part(mean, t.loops.rounded(mean), rstd, most_of(a.eps))
     f.lo = (mean - f.hi) + lo
 
 
-cdef inline Affine unit_affine(const Units *a, const Tile *loops, Py_ssize_t unit, double mean,
+cdef inline Affine unit_affine(const Units *a, const Tiling *t, Py_ssize_t unit, double mean,
                                double lo, double rstd) noexcept nogil:
     cdef Affine f
-    split_mean(a, loops, mean, lo, rstd, &f)
+    split_mean(a, t, mean, lo, rstd, &f)
     f.rstd = rstd
     f.scale = rstd
     f.bias = 0
@@ -79,6 +93,7 @@ cdef inline Affine unit_affine(const Units *a, const Tile *loops, Py_ssize_t uni
     f.r = 0
     f.stream = a.stream
     f.ahead = a.ahead
+    f.reach = t.reach
     f.slope = a.unit_slopes[unit] if a.unit_slopes != NULL else a.slope
     f.weight = a.row_weight
     f.shift = a.row_bias
@@ -97,8 +112,8 @@ cdef void keep_statistics(Units *a, Py_ssize_t unit, Moments m, double rstd) noe
         a.rstd[unit] = rstd
 
 
-cdef inline Affine given_affine(const Units *a, const Tile *loops, Py_ssize_t unit) noexcept nogil:
-    return unit_affine(a, loops, unit, a.mean[unit] if a.mean != NULL else 0,
+cdef inline Affine given_affine(const Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+    return unit_affine(a, t, unit, a.mean[unit] if a.mean != NULL else 0,
                        a.lo[unit] if a.lo != NULL else 0, a.rstd[unit])
 
 
@@ -154,12 +169,12 @@ cdef void normalise_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept no
     cdef double rstd
     cdef Py_ssize_t part
     if a.given:
-        f = given_affine(a, t.loops, unit)
+        f = given_affine(a, t, unit)
     else:
         m = unit_moments(t, &a.x, unit_at(a, &a.x, unit), a.centred, a.eps)
         rstd = rstd_of(m.m2, m.count, a.eps)
         keep_statistics(a, unit, m, rstd)
-        f = unit_affine(a, t.loops, unit, m.mean, m.lo, rstd)
+        f = unit_affine(a, t, unit, m.mean, m.lo, rstd)
     for part in range(t.parts):
         apply_part(a, t, &f, unit, part)
 
@@ -198,7 +213,7 @@ cdef int moments_by_parts(Units *a, const Tiling *t) noexcept nogil:
 
 cdef inline void apply_item(const Units *a, const Tiling *t, Py_ssize_t item) noexcept nogil:
     cdef Py_ssize_t unit = item // t.parts
-    cdef Affine f = given_affine(a, t.loops, unit)
+    cdef Affine f = given_affine(a, t, unit)
     apply_part(a, t, &f, unit, item - unit * t.parts)
 
 
@@ -236,7 +251,6 @@ cdef enum:
     TOGETHER_BYTES = 1 << 14   # of rows that one visit takes: they stay in L1
     TOGETHER_FAR = 1 << 11     # the same where they come from memory: half a page, so that the other half is
                                # prefetched while this one is written (a whole one took up to thrice the time)
-    NEAR_BYTES = 1 << 24       # that a call reads and writes, and still finds in cache
 
 
 cdef inline bint one_tile(const Units *a, const Tiling *t) noexcept nogil:
@@ -317,7 +331,7 @@ cdef int units_forward_together(Units *a, const Tiling *t) noexcept nogil:
 cdef void given_segment(const Units *a, const Tiling *t, Py_ssize_t item) noexcept nogil:
     """One segment of one unit; items run over units first, as batch norm's channels lie."""
     cdef Py_ssize_t units = units_of(a), segment = item // units, unit = item - segment * units
-    cdef Affine f = given_affine(a, t.loops, unit)
+    cdef Affine f = given_affine(a, t, unit)
     cdef Piece p
     p.segment = segment
     p.count = 1
