@@ -237,6 +237,17 @@ cdef cnp.ndarray array64(const double *values, Py_ssize_t n):
     return a
 
 
+cdef cnp.ndarray gradient_room(object parameter, int storage, int ndim, cnp.npy_intp *shape):
+    """A new array for the gradient of a parameter of the accumulation type, as kernels leave it; else None."""
+    cdef int number = cnp.NPY_FLOAT64 if storage == FLOAT64 else cnp.NPY_FLOAT32
+    if parameter is not None:
+        if not isinstance(parameter, cnp.ndarray) or cnp.PyArray_TYPE(parameter) != number:
+            return None
+        ndim = cnp.PyArray_NDIM(parameter)
+        shape = cnp.PyArray_DIMS(parameter)
+    return <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, number)
+
+
 cdef object gradient(const double *sums, Py_ssize_t n, object parameter, int storage, int ndim,
                      cnp.npy_intp *shape):
     """The gradient of a parameter, which was summed in double, in its shape and dtype.

@@ -31,7 +31,7 @@ cdef cnp.ndarray row_parameter(object values, str name, int storage, cnp.ndarray
 
 cdef class RowsCall(Call):
     """One call of layer or rms norm."""
-    cdef cnp.ndarray weight, bias, mean, rstd
+    cdef cnp.ndarray weight, bias, mean, rstd, grad_weight, grad_bias
     cdef cnp.ndarray unit_slopes, unit_slope_grads
     cdef int normalized
     cdef Py_ssize_t length
@@ -124,7 +124,8 @@ cdef class RowsCall(Call):
         return 0
 
     cdef cnp.ndarray backward(self, object grad_output, object out, object plus=None):
-        """grad_input, plus `plus`; `grads` then holds the sums of weight, bias and slope."""
+        """grad_input, plus `plus`. The sums of weight, bias and slope go to `grads`; those of grad_weight
+        and grad_bias there, where these are given."""
         cdef Plan p
         cdef Units a
         self.grads = self.room(3 * self.length)
@@ -135,9 +136,16 @@ cdef class RowsCall(Call):
             a.grad_weight = self.grads
             a.grad_bias = a.grad_weight + self.length
             a.grad_slope = a.grad_bias + self.length
+            if self.grad_weight is not None:
+                a.final_weight = cnp.PyArray_DATA(self.grad_weight)
+            if self.grad_bias is not None:
+                a.final_bias = cnp.PyArray_DATA(self.grad_bias)
             run_units(kernels.units_backward, &a, self.bytes, "sums")
         else:
             memset(self.grads, 0, 3 * self.length * sizeof(double))
+            for a_gradient in (self.grad_weight, self.grad_bias):
+                if a_gradient is not None:
+                    a_gradient[...] = 0
         return self.finish()
 
 

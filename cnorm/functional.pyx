@@ -721,12 +721,18 @@ cdef object rows_backward(object grad_output, object input, object normalized_sh
     if call.unit_slopes is not None:
         call.unit_slope_grads = np.zeros(call.rows())
     call.parameters(weight, bias, out if isinstance(out, cnp.ndarray) else None, True)
-    grad_input = call.backward(dy, out, plus)
     sizes_of_row = cnp.PyArray_DIMS(x) + (cnp.PyArray_NDIM(x) - normalized)
-    result = (grad_input, gradient(call.grads, call.length, weight, call.storage, normalized, sizes_of_row))
+    call.grad_weight = gradient_room(weight, call.storage, normalized, sizes_of_row)
+    if bias is None:
+        bias = weight
     if centred:
-        result += (gradient(call.grads + call.length, call.length, weight if bias is None else bias,
-                            call.storage, normalized, sizes_of_row),)
+        call.grad_bias = gradient_room(bias, call.storage, normalized, sizes_of_row)
+    result = (call.backward(dy, out, plus),)
+    result += (call.grad_weight if call.grad_weight is not None else
+               gradient(call.grads, call.length, weight, call.storage, normalized, sizes_of_row),)
+    if centred:
+        result += (call.grad_bias if call.grad_bias is not None else
+                   gradient(call.grads + call.length, call.length, bias, call.storage, normalized, sizes_of_row),)
     if has_slope_gradient(negative_slope):
         result += (row_slope_gradient(call, array64(call.grads + 2 * call.length, call.length),
                                       negative_slope, channel_axis, shape),)

@@ -61,6 +61,8 @@ cdef struct Units:
     double *grad_weight    # OUT, per channel or element
     double *grad_bias
     double *grad_slope
+    void *final_weight     # OUT, rows: the same in the accumulation type; then those in double may be left
+    void *final_bias       # as they are; may be NULL
 
 cdef struct Columns:
     # The columns family. Axes: samples, then three axes of rows, then columns (contiguous).

@@ -58,6 +58,7 @@ cdef extern from "tiles.h" nogil:
         char *dx[64]
         Py_ssize_t rows, together, n, ahead
         int centred, activation, added, far
+        void *final[3]
         Affine affine
         const double *mean
         const double *rstd

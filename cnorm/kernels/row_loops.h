@@ -363,7 +363,8 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
 #undef CALL
     }
     for (int kind = 0; kind < kinds; ++kind)
-        if (fresh) FN(kept_set)(kept[kind], n, totals[kind]);
+        if (job->final[kind]) FN(kept_final)(kept[kind], n, (A *)job->final[kind] + at);
+        else if (fresh) FN(kept_set)(kept[kind], n, totals[kind]);
         else FN(kept_add)(kept[kind], n, totals[kind]);
     if (stream) STREAM_END;
 }

@@ -87,6 +87,9 @@ cdef void block_job(const Units *a, const Tiling *t, const Blocks *b, Py_ssize_t
     job.mean = a.mean + first if a.mean != NULL else NULL
     job.rstd = a.rstd + first
     job.row_slope = a.unit_slopes + first if a.unit_slopes != NULL else NULL
+    job.final[0] = a.final_weight if b.blocks == 1 else NULL
+    job.final[1] = a.final_bias if b.blocks == 1 else NULL
+    job.final[2] = NULL
 
 
 cdef inline void rows_from(const Units *a, const Tiling *t, const View *v, Py_ssize_t first, Py_ssize_t element,
@@ -211,9 +214,16 @@ cdef void add_slots(const Units *a, const Blocks *b) noexcept nogil:
                 totals[kind][i] += sums[i]
 
 
+cdef void round_totals(const Units *a, const Tiling *t, const Blocks *b) noexcept nogil:
+    if a.final_weight != NULL:
+        t.loops.narrow(a.grad_weight, b.elements, a.final_weight)
+    if a.final_bias != NULL:
+        t.loops.narrow(a.grad_bias, b.elements, a.final_bias)
+
+
 cdef int rows_backward(Units *a) noexcept nogil:
     """Gradients of rows; grad_weight, grad_bias and grad_slope, one after the other, are written, the last
-    where there is an activation."""
+    where there is an activation. The sums of one block go to final_weight and final_bias at once."""
     cdef Tiling t = tiling_of(a, True)
     cdef Blocks b
     cdef Py_ssize_t i
@@ -240,4 +250,6 @@ cdef int rows_backward(Units *a) noexcept nogil:
         if not failed:
             add_slots(a, &b)
         free(b.sums)
+    if b.blocks > 1 and not failed:
+        round_totals(a, &t, &b)
     return failed

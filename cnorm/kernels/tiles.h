@@ -109,6 +109,7 @@ typedef struct {
     Affine affine;                    /* the vectors and the slope */
     const double *mean, *rstd;        /* one per row; no mean where not centred */
     const double *row_slope;          /* one per row, or NULL: then those of `affine` */
+    void *final[3];                   /* one block is all: its sums, of the accumulation type; NULL: those in double */
     double sums[4][GRAD_ROWS];        /* those of grad_sums_vector */
 } GradRows;
 
