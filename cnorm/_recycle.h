@@ -4,14 +4,16 @@
  * time costs as much as a kernel. NumPy lets an array have an allocator of its own (NEP 49): a block
  * comes back here only when the last array that refers to it is gone.
  *
- * A block begins three quarters into a page. Large arrays of others begin near the start of one, and where a
- * result is written just behind what is read, modulo a page, a processor takes one for the other and waits.
- * Half a page apart, segments that lie at odd multiples of half a page would share the sets of the first cache.
+ * A block begins three quarters of a page on from the array that it is for, modulo a page: where a result is
+ * written just behind what is read, a processor takes one for the other and waits; half a page apart, segments
+ * that lie at odd multiples of half a page would share the sets of the first cache. The address of the memory
+ * that a block is part of lies just before it.
  */
 #ifndef CNORM_RECYCLE_H
 #define CNORM_RECYCLE_H
 
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,21 +34,29 @@ static void recycle_lock(void) {
 }
 static void recycle_unlock(void) { atomic_flag_clear_explicit(&recycle_busy, memory_order_release); }
 
-enum { PAGE = 4096, INTO_PAGE = 3 * PAGE / 4, LARGE = 1 << 22 };
+enum { PAGE = 4096, LINE = 64, MORE = PAGE + LINE, LARGE = 1 << 22 };
 
-static void *recycle_block(void *memory) { return memory ? (char *)memory + INTO_PAGE : NULL; }
-static void *recycle_memory(void *block) { return block ? (char *)block - INTO_PAGE : NULL; }
+static _Thread_local uintptr_t recycle_read; /* the array that the next block is for */
+
+static void *recycle_block(void *memory) {
+    if (!memory) return NULL;
+    const uintptr_t start = (uintptr_t)memory + LINE, place = (recycle_read + 3 * PAGE / 4) / LINE * LINE;
+    void *block = (void *)(start + (place - start) % PAGE);
+    ((void **)block)[-1] = memory;
+    return block;
+}
+static void *recycle_memory(void *block) { return block ? ((void **)block)[-1] : NULL; }
 
 /* Only memory that free() and realloc() take. */
 static void *recycle_new(size_t size) {
-    if (size > SIZE_MAX - INTO_PAGE) return NULL;
+    if (size > SIZE_MAX - MORE) return NULL;
 #if defined(_WIN32)
-    return recycle_block(malloc(size + INTO_PAGE));
+    return recycle_block(malloc(size + MORE));
 #else
     void *memory = NULL;
-    if (posix_memalign(&memory, PAGE, size + INTO_PAGE)) return NULL;
+    if (posix_memalign(&memory, PAGE, size + MORE)) return NULL;
 #if defined(__linux__) && defined(MADV_HUGEPAGE) /* as NumPy does for its own; only a hint */
-    if (size >= LARGE) madvise(memory, (size + INTO_PAGE) / PAGE * PAGE, MADV_HUGEPAGE);
+    if (size >= LARGE) madvise(memory, (size + MORE) / PAGE * PAGE, MADV_HUGEPAGE);
 #endif
     return recycle_block(memory);
 #endif
@@ -69,7 +79,7 @@ static void *recycle_malloc(void *context, size_t size) {
             if (recycle_kept[i].size == size) block = recycle_remove(i);
         recycle_unlock();
     }
-    return block ? block : recycle_new(size);
+    return block ? recycle_block(recycle_memory(block)) : recycle_new(size);
 }
 
 static void *recycle_calloc(void *context, size_t count, size_t size) {
@@ -80,8 +90,13 @@ static void *recycle_calloc(void *context, size_t count, size_t size) {
 
 static void *recycle_realloc(void *context, void *block, size_t size) {
     (void)context;
-    if (size > SIZE_MAX - INTO_PAGE) return NULL;
-    return recycle_block(realloc(recycle_memory(block), size + INTO_PAGE));
+    if (!block) return recycle_new(size);
+    char *memory = recycle_memory(block);
+    const ptrdiff_t into = (char *)block - memory; /* what is there stays as far in */
+    if (size > SIZE_MAX - MORE || !(memory = realloc(memory, size + MORE))) return NULL;
+    block = memory + into;
+    ((void **)block)[-1] = memory;
+    return block;
 }
 
 /* Free the oldest blocks until what is kept, and `more`, fit the bound. */
@@ -140,6 +155,7 @@ static PyObject *recycle_like(PyArrayObject *like, NPY_ORDER order) {
     PyObject *before, *array, *used;
     if (!capsule && !(capsule = PyCapsule_New(&recycle_handler, "mem_handler", NULL))) return NULL;
     if (!(before = PyDataMem_SetHandler(capsule))) return NULL;
+    recycle_read = (uintptr_t)PyArray_DATA(like);
     array = PyArray_NewLikeArray(like, order, NULL, 0);
     used = PyDataMem_SetHandler(before);
     Py_DECREF(before);

@@ -40,6 +40,20 @@ def test_a_freed_result_is_the_next_result(x):
     assert again.ctypes.data == address and kept() == 0
 
 
+@pytest.mark.parametrize("offset", [0, 16, 1024, 3072, 4092])
+def test_a_result_lies_three_quarters_of_a_page_on_from_its_input(x, offset):
+    memory = np.empty(x.nbytes + 4096, np.uint8)
+    begin = (offset - memory.ctypes.data) % 4096
+    there = memory[begin : begin + x.nbytes].view(np.float32).reshape(SHAPE)
+    there[...] = x
+    for _ in range(2):  # new memory, then that of the result before, which was for another place
+        y = F.layer_norm(there, 1024)
+        assert y.ctypes.data % 64 == 0
+        assert (y.ctypes.data - there.ctypes.data) % 4096 in range(3072 - 63, 3072 + 1)
+        del y
+        F.layer_norm(x, 1024)
+
+
 def test_memory_that_is_referenced_is_not_handed_out(x):
     y = F.layer_norm(x, 1024)
     expected, view = y.copy(), y[3:5, ::2]
@@ -67,7 +81,9 @@ def test_the_bound_holds(x):
 def test_an_array_may_be_resized_and_outlive_the_cache(x):
     y = F.layer_norm(x, 1024)
     y.resize((2048, 1024), refcheck=False)
-    assert np.array_equal(y[:1024], F.layer_norm(x, 1024))
+    assert np.array_equal(y[:1024], F.layer_norm(x, 1024)) and not y[1024:].any()
+    y.resize((3, 1024), refcheck=False)
+    assert np.array_equal(y, F.layer_norm(x, 1024)[:3])
     cnorm.empty_cache()
     y[...] = 1
     del y

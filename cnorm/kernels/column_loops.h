@@ -35,10 +35,10 @@ static int FN(any_nonzero)(const void *source, ptrdiff_t n) {
     return any;
 }
 /* Means in two parts; whether any has the first. */
-static int FN(split)(const double *restrict mean, const double *restrict rstd, double most, ptrdiff_t n,
+static int FN(split)(const double *restrict mean, const double *restrict rstd, double eps, ptrdiff_t n,
                      void *restrict hi, double *restrict rest) {
     for (ptrdiff_t i = 0; i < n; ++i) {
-        const A a = (A)first_part(mean[i], (double)(A)mean[i], rstd[i], most);
+        const A a = (A)first_part(mean[i], (double)(A)mean[i], rstd[i], eps);
         ((A *)hi)[i] = a;
         rest[i] = mean[i] - (double)a;
     }

@@ -188,7 +188,7 @@ cdef bint low_parts(const Columns *a, const Layout *l, Py_ssize_t sample, Py_ssi
     cdef Py_ssize_t j, at = sample * (l.columns // a.group)
     cdef bint shifted
     by_column(a.mean + at, 1, a.group, first, n, value)
-    shifted = l.loops.split(value, rstd, most_of(a.eps), n, hi, lo)
+    shifted = l.loops.split(value, rstd, a.eps, n, hi, lo)
     if a.lo != NULL:
         by_column(a.lo + at, 1, a.group, first, n, value)
         for j in range(n):

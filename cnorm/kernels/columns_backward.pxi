@@ -114,7 +114,7 @@ cdef void column_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *
                 lo += slots[2 * l.wide + c]
             at = sample * groups + group
             mean = a.mean[at]
-            a.lo[at] = lo / <double> (l.rows * a.group) - (mean - first_part(mean, mean, a.rstd[at], most_of(a.eps)))
+            a.lo[at] = lo / <double> (l.rows * a.group) - (mean - first_part(mean, mean, a.rstd[at], a.eps))
     memset(sums, 0, 2 * groups * sizeof(double))
     for c from 0 <= c < l.columns by STRIP:
         strip_totals(a, l, sample, slots, c, min(STRIP, l.columns - c), sums)

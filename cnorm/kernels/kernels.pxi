@@ -1,7 +1,7 @@
 # One source for every build: the shims _baseline.pyx, _avx2.pyx and _avx512.pyx include it.
 from cython.parallel cimport prange
 from cpython.pycapsule cimport PyCapsule_New
-from libc.math cimport INFINITY, sqrt
+from libc.math cimport sqrt
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -32,7 +32,7 @@ cdef extern from "tiles.h" nogil:
         ROWS_TOGETHER
         GRAD_ABREAST
 
-    double first_part(double mean, double rounded, double rstd, double most)
+    double first_part(double mean, double rounded, double rstd, double eps)
     bint far_from_mean(double count, double first, double second)
 
     ctypedef struct RowJob:

@@ -88,7 +88,7 @@ static void FN(apply_rows)(const RowJob *job) {
 }
 
 static void FN(forward_rows)(RowJob *job) {
-    const double count = (double)job->n, most = 1 / sqrt(job->eps);
+    const double count = (double)job->n;
     double shift[ROWS_TOGETHER] = {0}, first[ROWS_TOGETHER] = {0}, second[ROWS_TOGETHER];
     AL lanes[2][ROWS_TOGETHER];
     const ptrdiff_t rows = job->rows;
@@ -125,7 +125,7 @@ static void FN(forward_rows)(RowJob *job) {
         job->lo[row] = (shift[row] - mean) + step;
         job->m2[row] = m2 < 0 ? 0 : m2;
         job->rstd[row] = 1 / sqrt(job->m2[row] / count + job->eps);
-        job->hi[row] = first_part(mean, (double)(A)mean, job->rstd[row], most);
+        job->hi[row] = first_part(mean, (double)(A)mean, job->rstd[row], job->eps);
     }
     int again = 0;
     for (ptrdiff_t row = 0; row < rows; ++row)
@@ -154,7 +154,7 @@ static void FN(forward_rows)(RowJob *job) {
 INLINE Affine FN(row_affine)(const GradRows *job, ptrdiff_t row) {
     const double mean = job->mean ? job->mean[row] : 0;
     Affine f = job->affine;
-    f.hi = first_part(mean, (double)(A)mean, job->rstd[row], INFINITY), f.lo = mean - f.hi, f.scale = job->rstd[row];
+    f.hi = first_part(mean, (double)(A)mean, job->rstd[row], 0), f.lo = mean - f.hi, f.scale = job->rstd[row];
     if (job->row_slope) f.slope = job->row_slope[row];
     return f;
 }
@@ -172,10 +172,9 @@ static void FN(grad_row_sums)(GradRows *job, ptrdiff_t first, ptrdiff_t stop, in
             const Affine f = FN(row_affine)(job, row);
             AL *const to[4] = {&lanes[0][row], &lanes[1][row], &lanes[2][row], 0};
             if (expected) FN(expect)(job->dx[row], job->n);
-#define SUMS(n, centred) FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, n, 0, &f, to, 1, centred, 0, 0)
-            if (f.hi != 0) SUMS(job->n, SHIFTED);
-            else if (job->n == 4 * LANES) SUMS(4 * LANES, CENTRED);
-            else SUMS(job->n, CENTRED);
+#define SUMS(centred) FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, job->n, 0, &f, to, 1, centred, 0, 0)
+            if (f.hi != 0) SUMS(SHIFTED);
+            else SUMS(CENTRED);
 #undef SUMS
         }
         for (int kind = 0; kind < (EXACT ? 3 : 2); ++kind)
@@ -203,7 +202,7 @@ static void FN(grad_terms)(const GradRows *job, ptrdiff_t first, ptrdiff_t stop,
     terms->shifted = 0;
     for (ptrdiff_t row = first; row < stop; ++row) {
         const double sum_g = job->sums[0][row], rstd = job->rstd[row];
-        const double mean = job->mean ? job->mean[row] : 0, hi = first_part(mean, (double)(A)mean, rstd, INFINITY);
+        const double mean = job->mean ? job->mean[row] : 0, hi = first_part(mean, (double)(A)mean, rstd, 0);
         terms->shifted |= hi != 0;
         const double lo = EXACT && job->centred ? job->sums[2][row] / count : mean - hi;
         const double q = rstd * rstd * (job->sums[1][row] - lo * sum_g) / count;

@@ -19,12 +19,12 @@ enum { TILE = 2048 };
  * Sums are taken about 0 (CENTRED) where the mean is less than the deviation, which costs them a bit or so,
  * else about a shift. Elements lose the mean in two parts, as a float's bits do not hold it: the mean
  * rounded, hi, and the rest, lo. Where it is less than the deviation one does (hi is 0): what rounding it takes
- * is less than 2**-24 deviations, for a double 2**-53. Not so where the elements are all alike, and rstd
- * is the most that it can be: they shall give exactly the bias. */
+ * is less than 2**-24 deviations, for a double 2**-53. Not so where the elements are all alike, or nearly, and
+ * rstd is about 1 / sqrt(eps), the most that it can be: they shall give exactly the bias. */
 enum { UNCENTRED, CENTRED, SHIFTED };
 
-INLINE double first_part(double mean, double rounded, double rstd, double most) {
-    return fabs(mean) * rstd <= 1 && rstd < most ? 0 : rounded;
+INLINE double first_part(double mean, double rounded, double rstd, double eps) {
+    return fabs(mean) * rstd <= 1 && rstd * rstd * eps < 0.99 ? 0 : rounded;
 }
 
 /* Whether sums about a shift, of d and of d * d, lost too many bits: the mean is 1.4 deviations away. */
@@ -140,7 +140,7 @@ typedef struct Tile {
     void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);
     void (*narrow)(const double *x, ptrdiff_t n, void *out);  /* to the accumulator */
     /* means as the elements lose them: see first_part */
-    int (*split)(const double *mean, const double *rstd, double most, ptrdiff_t n, void *hi, double *rest);
+    int (*split)(const double *mean, const double *rstd, double eps, ptrdiff_t n, void *hi, double *rest);
     void (*column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift);
     void (*column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
                         const void *shift, double *first, double *second);

@@ -42,7 +42,7 @@ cdef inline bint streamed(const View *y, const View *x, const View *dy, Py_ssize
 
 
 cdef enum:
-    NEAR_BYTES = 1 << 24       # that a call reads and writes, and still finds in cache
+    NEAR_BYTES = 20 << 20      # that a call reads and writes, and still finds in cache
     # Segments that lie apart, and whose bytes are between these: no prefetcher of the processor goes from one to
     # the next, and that is most of the way. The one that lies this many bytes on is prefetched.
     APART_LEAST = 1 << 9
@@ -69,15 +69,10 @@ include "segments.pxi"
 include "rows.pxi"
 
 
-cdef inline double most_of(double eps) noexcept nogil:
-    """The largest rstd, of elements that are all alike."""
-    return 1 / sqrt(eps)
-
-
 cdef inline void split_mean(const Units *a, const Tiling *t, double mean, double lo, double rstd,
                             Affine *f) noexcept nogil:
     """The mean as the accumulator's hi and the rest."""
-    f.hi = first_part(mean, t.loops.rounded(mean), rstd, most_of(a.eps))
+    f.hi = first_part(mean, t.loops.rounded(mean), rstd, a.eps)
     f.lo = (mean - f.hi) + lo
 
 
