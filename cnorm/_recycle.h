@@ -4,10 +4,10 @@
  * time costs as much as a kernel. NumPy lets an array have an allocator of its own (NEP 49): a block
  * comes back here only when the last array that refers to it is gone.
  *
- * A block begins three quarters of a page on from the array that it is for, modulo a page: where a result is
- * written just behind what is read, a processor takes one for the other and waits; half a page apart, segments
- * that lie at odd multiples of half a page would share the sets of the first cache. The address of the memory
- * that a block is part of lies just before it.
+ * A block begins 41 lines, more than half a page, on from the array that it is for, modulo a page: where a result
+ * is written just behind what is read, a processor takes one for the other and waits; at half a page, or as
+ * far as a row is long, both would share the sets of the first cache; and few rows are a multiple of 41 lines.
+ * The address of the memory that a block is part of lies just before it.
  */
 #ifndef CNORM_RECYCLE_H
 #define CNORM_RECYCLE_H
@@ -34,13 +34,13 @@ static void recycle_lock(void) {
 }
 static void recycle_unlock(void) { atomic_flag_clear_explicit(&recycle_busy, memory_order_release); }
 
-enum { PAGE = 4096, LINE = 64, MORE = PAGE + LINE, LARGE = 1 << 22 };
+enum { PAGE = 4096, LINE = 64, APART = 41 * LINE, MORE = PAGE + LINE, LARGE = 1 << 22 };
 
 static _Thread_local uintptr_t recycle_read; /* the array that the next block is for */
 
 static void *recycle_block(void *memory) {
     if (!memory) return NULL;
-    const uintptr_t start = (uintptr_t)memory + LINE, place = (recycle_read + 3 * PAGE / 4) / LINE * LINE;
+    const uintptr_t start = (uintptr_t)memory + LINE, place = (recycle_read + APART) / LINE * LINE;
     void *block = (void *)(start + (place - start) % PAGE);
     ((void **)block)[-1] = memory;
     return block;

@@ -46,10 +46,8 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
     {                                                                                            \
         if (reach) PREFETCH(x, ahead);                                                           \
         STEP(0, LOAD(x + i))                                                                     \
-        i += LANES;                                                                              \
-        if (reach && LANES * sizeof(S) >= LANES_ALIGN) PREFETCH(x, ahead);                       \
-        STEP(1, LOAD(x + i))                                                                     \
-        i += LANES;                                                                              \
+        if (reach && LANES * sizeof(S) >= LANES_ALIGN) PREFETCH(x + LANES, ahead);               \
+        STEP(1, LOAD(x + i + LANES))                                                             \
     }
 #define ADD_UP                                                                                   \
     {                                                                                            \
@@ -62,11 +60,11 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
         const S *x = (const S *)(source + run * stride);
         ptrdiff_t i = 0;
         while (i + CASCADE < n) {
-            for (const ptrdiff_t stop = i + CASCADE; i < stop; ) TWO_STEPS
+            for (const ptrdiff_t stop = i + CASCADE; i < stop; i += 2 * LANES) TWO_STEPS
             ADD_UP
         }
         since += n - i;
-        while (i + 2 * LANES <= n) TWO_STEPS
+        for (; i + 2 * LANES <= n; i += 2 * LANES) TWO_STEPS
         if (reach && i < n) PREFETCH(x, ahead);
         if (i + LANES <= n) {
             STEP(0, LOAD(x + i))
