@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 
 from implementations import PEERS
@@ -11,37 +12,44 @@ COLOURS = dict(zip(PEERS, ("#d55e00", "#e69f00", "#0072b2", "#009e73", "#999999"
 
 
 def read(paths):
-    """Merge saved results; where a case was measured twice the later file counts."""
+    """Put the saved results of several runs together, a case of all of them to a record."""
     files = [json.loads(Path(path).read_text()) for path in paths]
-    records = {record["name"]: record for file in files for record in file["records"]}
-    machine = files[0]["machine"]
-    for file in files[1:]:
+    machine, records = files[0]["machine"], {}
+    for file in files:
         machine["versions"].update(file["machine"]["versions"])
+        for run in file["records"]:
+            record = records.setdefault(run["name"], {"name": run["name"], "case": run["case"]})
+            record.setdefault("runs", []).append(run)
+    machine["runs"] = len(files)
     return {"machine": machine, "records": list(records.values())}
 
 
 def choose(results, statistic):
-    """Let "median" or "minimum" be the time of a case."""
+    """Let "median" or "minimum" be the time of a run; of several runs the median is shown."""
     for record in results["records"]:
-        record["time"] = record[statistic]
+        record["times"] = [run[statistic] for run in record.get("runs", [record])]
+        names = {name for times in record["times"] for name in times}
+        record["time"] = {
+            name: statistics.median(times[name] for times in record["times"] if name in times)
+            for name in names
+        }
     results["machine"]["statistic"] = statistic
     return results
 
 
-def best_peer(record):
-    """Return (name, seconds) of the fastest peer, or None."""
-    times = {name: t for name, t in record["time"].items() if name in PEERS}
-    return min(times.items(), key=lambda item: item[1]) if times else None
+def ratio(record, name, other):
+    """Return name / other, the median of the runs: within one the machine is the same for both."""
+    found = [t[name] / t[other] for t in record["times"] if name in t and other in t]
+    return statistics.median(found) if found else None
 
 
 def ratios(record):
     """Return best peer / cnorm, cnorm / copy, and without / with `out=`; None where unknown."""
-    time, best = record["time"], best_peer(record)
-    cnorm, out, copy = (time.get(name) for name in ("cnorm", "cnorm out=", "copy"))
+    peers = [ratio(record, peer, "cnorm") for peer in PEERS]
     return {
-        "peer": best[1] / cnorm if cnorm and best else None,
-        "copy": cnorm / copy if cnorm and copy and not record["case"]["overhead"] else None,
-        "out": cnorm / out if cnorm and out else None,
+        "peer": min((r for r in peers if r), default=None),
+        "copy": None if record["case"]["overhead"] else ratio(record, "cnorm", "copy"),
+        "out": ratio(record, "cnorm", "cnorm out="),
     }
 
 
@@ -55,7 +63,7 @@ def summary(records):
     found = [(record, ratios(record)) for record in records]
     compared = [(record, r["peer"]) for record, r in found if r["peer"]]
     lines = [f"{len(compared)} cases compared."]
-    mean = geometric_mean(ratio for _, ratio in compared)
+    mean = geometric_mean(r for _, r in compared)
     if mean:
         lines.append(f"Geometric mean of best peer / cnorm: {mean:.2f}.")
     mean = geometric_mean(r["copy"] for _, r in found)
@@ -63,17 +71,15 @@ def summary(records):
         lines.append(f"Geometric mean of cnorm / copy, call overhead left out: {mean:.2f}.")
     mean = geometric_mean(r["out"] for _, r in found)
     if mean:
-        worst, ratio = max(((a, r["out"]) for a, r in found if r["out"]), key=lambda pair: pair[1])
-        lines.append(
-            f"Without `out=` / with it: {mean:.2f}; at most {ratio:.2f} ({worst['name']})."
-        )
-    slower = sorted((ratio, record["name"]) for record, ratio in compared if ratio < 1)
+        worst, name = max((r["out"], record["name"]) for record, r in found if r["out"])
+        lines.append(f"Without `out=` / with it: {mean:.2f}; at most {worst:.2f} ({name}).")
+    slower = sorted((r, record["name"]) for record, r in compared if r < 1)
     if slower:
-        names = "; ".join(f"{name} ({ratio:.2f})" for ratio, name in slower)
+        names = "; ".join(f"{name} ({r:.2f})" for r, name in slower)
         lines.append(f"Slower than the best peer in {len(slower)}: {names}.")
     elif compared:
-        ratio, record = min((ratio, record["name"]) for record, ratio in compared)
-        lines.append(f"Not slower than the best peer in any case; closest: {record} ({ratio:.2f}).")
+        closest, name = min((r, record["name"]) for record, r in compared)
+        lines.append(f"Not slower than the best peer in any case; closest: {name} ({closest:.2f}).")
     return lines
 
 
@@ -107,6 +113,15 @@ def rows(records):
     return table
 
 
+def what(machine):
+    """Say which of the times counts."""
+    batches = f"the {machine['statistic']} of all batches"
+    runs = machine.get("runs", 1)
+    return (
+        batches if runs == 1 else f"{batches} of a run, times and ratios the median of {runs} runs"
+    )
+
+
 def text(results):
     """The table for the terminal."""
     table = rows(results["records"])
@@ -115,7 +130,7 @@ def text(results):
     for cells in table:
         case, *rest = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
         lines.append("  ".join([cells[0].ljust(len(case)), *rest]))
-    legend = f"Microseconds; the {results['machine']['statistic']} of all batches."
+    legend = f"Microseconds; {what(results['machine'])}."
     return "\n".join([*lines, "", legend, *summary(results["records"]), stamp(results["machine"])])
 
 
@@ -126,10 +141,10 @@ def write(results, folder):
         "# Benchmarks",
         "",
         "Written by `make bench`. Times are in microseconds, each implementation in a process of",
-        f"its own, their rounds interleaved, the {results['machine']['statistic']} of all. `cnorm`",
-        "returns a new array, `cnorm out=` writes into a given one; `copy` is a parallel copy of",
-        "the same bytes (backward: an add of two arrays into a third), the least that memory",
-        "allows. A dash: cannot run the case.",
+        f"its own, their rounds interleaved; {what(results['machine'])}.",
+        "`cnorm` returns a new array, `cnorm out=` writes into a given one; `copy` is a parallel",
+        "copy of the same bytes (backward: an add of two arrays into a third), the least that",
+        "memory allows. A dash: not measured, or it cannot run the case.",
         "",
         stamp(results["machine"]),
         "",

@@ -110,6 +110,27 @@ VIEWS = [
 ]
 
 
+@pytest.mark.parametrize("megabytes", [24, 40], ids=["prefetched", "streamed"])
+@pytest.mark.parametrize("length", [523, 1003])
+def test_a_channel_alone_and_beside_others_in_a_large_batch(build, dtype, rng, length, megabytes):
+    """Samples of a channel then lie apart: they are asked for ahead, and stored past the cache."""
+    channels = 16
+    samples = megabytes * 10**6 // (2 * channels * length * dtype.itemsize)
+    x, dy = rng.standard_normal((2, samples, channels, length), np.float32).astype(dtype)
+    w = np.linspace(0.5, 2, channels).astype(accumulation(dtype))
+    y, mean, rstd = F.batch_norm(x, None, None, w, w, training=True, return_stats=True)
+    dx, dw, db = F.batch_norm_backward(dy, x, mean, rstd, w)
+    for c in range(channels):
+        one, d_one = (np.ascontiguousarray(a[:, c : c + 1]) for a in (x, dy))
+        at = slice(c, c + 1)
+        alone = F.batch_norm(one, None, None, w[at], w[at], training=True, return_stats=True)
+        for found, expected in zip((y[:, at], mean[at], rstd[at]), alone, strict=True):
+            _assert_same_bits(found, expected, f"channel {c}")
+        alone = F.batch_norm_backward(d_one, one, mean[at], rstd[at], w[at])
+        for found, expected in zip((dx[:, at], dw[at], db[at]), alone, strict=True):
+            _assert_same_bits(found, expected, f"gradient of channel {c}")
+
+
 @pytest.mark.parametrize(("layout", "views"), VIEWS, ids=["contiguous", "channels-last"])
 def test_views_of_the_same_values(build, operation, layout, views, rng):
     for dtype in (np.dtype(np.float32), np.dtype(np.float16)):
