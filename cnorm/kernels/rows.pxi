@@ -233,7 +233,7 @@ cdef int rows_backward(Units *a) noexcept nogil:
     b.block = min(BLOCK_ROWS, max(LEAST_ROWS, BLOCK_BYTES // (t.elements * t.loops.size)))
     b.blocks = (b.rows + b.block - 1) // b.block
     b.slots = max(1, min(b.blocks, min(16, SLOT_ELEMENTS // t.elements)))
-    set_stream(a, &t)
+    set_memory(a, &t)
     # one slot is the result itself
     b.sums = a.grad_weight if b.slots == 1 else <double *> malloc(3 * b.slots * b.elements * sizeof(double))
     if b.sums == NULL:

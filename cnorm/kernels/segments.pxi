@@ -230,7 +230,7 @@ cdef int segments_backward(Units *a) noexcept nogil:
     cdef Affine *affine = <Affine *> malloc(units * sizeof(Affine)) if apart else NULL
     if not on_stack:
         slots = <double *> malloc(SLOT * (count if serial and not apart else items) * sizeof(double))
-    set_stream(a, &t)
+    set_memory(a, &t)
     if (slots == NULL and not on_stack) or (apart and affine == NULL):
         free(slots)
         free(affine)

@@ -118,6 +118,7 @@ static const Tile FN(tile) = {
 #undef ROWS_ABREAST
 #undef HEAD
 #undef STREAMED
+#undef LINES_OF_LANES
 #undef PREFETCH
 #undef PREPARE
 #undef BYTES

@@ -21,9 +21,12 @@ static void FN(widen64)(const char *source, ptrdiff_t n, double *out) {
 
 /* Ask for what is wanted in cache next: the next segment of a unit whose segments lie apart, as no prefetcher
  * of the processor follows from one to the other, or the next unit while memory is idle. */
-#define PREFETCH(p, ahead) __builtin_prefetch((const char *)((p) + i) + (ahead), 0, 2)
+#define LINES_OF_LANES(p, ahead, written)                                                        \
+    _Pragma("GCC unroll 4") for (size_t line = 0; line < LANES * sizeof(S); line += LANES_ALIGN) \
+        __builtin_prefetch((const char *)((p) + i) + (ahead) + line, written, 2)
+#define PREFETCH(p, ahead) LINES_OF_LANES(p, ahead, 0)
 /* The same, to be written. */
-#define PREPARE(p, ahead) __builtin_prefetch((const char *)((p) + i) + (ahead), 1, 2)
+#define PREPARE(p, ahead) LINES_OF_LANES(p, ahead, 1)
 
 /* Lanes of the sums of d and of d*d, d = x - shift. `centred`: the second sum alone, both about 0, or both
  * about the shift. Lanes are added up every CASCADE elements, so that an outlier meets few of the others.
@@ -253,7 +256,7 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
         gd##k = ADD(gd##k, MUL(g, d));                                                           \
         if (EXACT) d0 = ADD(d0, d);                                                              \
     }
-#define FETCH if (reach) PREFETCH(x, ahead), PREFETCH(dy, dy_ahead);
+#define FETCH if (reach) { PREFETCH(x, ahead); PREFETCH(dy, dy_ahead); }
 #define TWO_STEPS                                                                                \
     {                                                                                            \
         FETCH                                                                                    \
@@ -355,7 +358,7 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
     {                                                                                            \
         const AL d = centred == SHIFTED ? SUB(value, hi) : value;                                \
         AL g = PIECE##_DY;                                                                       \
-        if (stream) PREFETCH(dy, a->ahead), PREFETCH(x, a->ahead);                               \
+        if (stream) { PREFETCH(dy, a->ahead); PREFETCH(x, a->ahead); }                           \
         if (store == APART) PREPARE(dx, ahead);                                                  \
         THROUGH(g, d, PIECE)                                                                     \
         result = SUB(SUB(MUL(g, p), r), MUL(MUL(d, rstd), q));                                   \

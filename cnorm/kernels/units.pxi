@@ -50,7 +50,8 @@ cdef enum:
     APART_AHEAD = 1 << 12
 
 
-cdef inline void set_stream(Units *a, Tiling *t) noexcept nogil:
+cdef inline void set_memory(Units *a, Tiling *t) noexcept nogil:
+    """What is stored past the cache, and what is asked for before it is read or written."""
     cdef Py_ssize_t segment = t.elements * t.loops.size, bytes = units_of(a) * t.segments * segment
     cdef bint backward = a.dy.data != NULL, in_order = a.given and not backward
     cdef bint apart = t.segments > 1 and a.x.stride[2] != segment and not in_order
@@ -351,7 +352,7 @@ cdef int units_forward(Units *a) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias, of each unit."""
     cdef Tiling t = tiling_of(a, False)
     cdef Py_ssize_t units = units_of(a), i
-    set_stream(a, &t)
+    set_memory(a, &t)
     if one_tile(a, &t):
         return units_forward_together(a, &t)
     if a.given and not a.by_element and units * t.segments >= a.threads:
