@@ -34,13 +34,13 @@ static void recycle_lock(void) {
 }
 static void recycle_unlock(void) { atomic_flag_clear_explicit(&recycle_busy, memory_order_release); }
 
-enum { PAGE = 4096, LINE = 64, APART = 41 * LINE, MORE = PAGE + LINE, LARGE = 1 << 22 };
+enum { PAGE = 4096, LINE = 64, BESIDE = 41 * LINE, MORE = PAGE + LINE, LARGE = 1 << 22 };
 
 static _Thread_local uintptr_t recycle_read; /* the array that the next block is for */
 
 static void *recycle_block(void *memory) {
     if (!memory) return NULL;
-    const uintptr_t start = (uintptr_t)memory + LINE, place = (recycle_read + APART) / LINE * LINE;
+    const uintptr_t start = (uintptr_t)memory + LINE, place = (recycle_read + BESIDE) / LINE * LINE;
     void *block = (void *)(start + (place - start) % PAGE);
     ((void **)block)[-1] = memory;
     return block;

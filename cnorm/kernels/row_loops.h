@@ -214,11 +214,6 @@ static void FN(grad_terms)(const GradRows *job, ptrdiff_t first, ptrdiff_t stop,
     }
 }
 
-/* Ask for the lines of two lanes. */
-INLINE void FN(fetch_pair)(const char *x) {
-    for (size_t i = 0; i < 2 * LANES * sizeof(S); i += LANES_ALIGN) __builtin_prefetch(x + i, 0, 2);
-}
-
 /* dx of R rows, and what they add to the gradients of the parameters (kept: weight, bias, slope). */
 INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, ptrdiff_t row, ptrdiff_t at,
                              ptrdiff_t n, A *const kept[3], const int R, const int centred,

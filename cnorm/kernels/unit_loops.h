@@ -19,6 +19,11 @@ static void FN(widen64)(const char *source, ptrdiff_t n, double *out) {
     }
 }
 
+/* Ask for the lines of two lanes. */
+INLINE void FN(fetch_pair)(const char *x) {
+    for (size_t i = 0; i < 2 * LANES * sizeof(S); i += LANES_ALIGN) __builtin_prefetch(x + i, 0, 2);
+}
+
 /* Ask for what is wanted in cache next: the next segment of a unit whose segments lie apart, as no prefetcher
  * of the processor follows from one to the other, or the next unit while memory is idle. */
 #define LINES_OF_LANES(p, ahead, written)                                                        \
@@ -47,9 +52,8 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
     }
 #define TWO_STEPS                                                                                \
     {                                                                                            \
-        if (reach) PREFETCH(x, ahead);                                                           \
+        if (reach) FN(fetch_pair)((const char *)(x + i) + ahead);                                \
         STEP(0, LOAD(x + i))                                                                     \
-        if (reach && LANES * sizeof(S) >= LANES_ALIGN) PREFETCH(x + LANES, ahead);               \
         STEP(1, LOAD(x + i + LANES))                                                             \
     }
 #define ADD_UP                                                                                   \
@@ -68,7 +72,7 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
         }
         since += n - i;
         for (; i + 2 * LANES <= n; i += 2 * LANES) TWO_STEPS
-        if (reach && i < n) PREFETCH(x, ahead);
+        if (reach && i < n) FN(fetch_pair)((const char *)(x + i) + ahead);
         if (i + LANES <= n) {
             STEP(0, LOAD(x + i))
             i += LANES;
@@ -184,20 +188,20 @@ INLINE void FN(apply_centred)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t 
     } else if (a->reach)
         FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, APART);
     else
-        FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, 0);
+        FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, AS_IT_COMES);
 }
 
 static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                       ptrdiff_t n, const Affine *a, int activation) {
-    if (activation) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, SHIFTED, 1, 1, 0);
+    if (activation) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, SHIFTED, 1, 1, AS_IT_COMES);
     else if (a->hi == 0) FN(apply_centred)(x, y, runs, x_stride, y_stride, n, a, CENTRED);
     else FN(apply_centred)(x, y, runs, x_stride, y_stride, n, a, SHIFTED);
 }
 
 INLINE void FN(apply_vector_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
                                  int activation, const int centred, const int biased) {
-    if (activation == 2) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 2, 0);
-    else if (activation) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 1, 0);
+    if (activation == 2) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 2, AS_IT_COMES);
+    else if (activation) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 1, AS_IT_COMES);
     else if (a->stream) {
 #define RUN(from, count, stream)                                                                 \
         FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, at + (from), a, 1, centred, \
@@ -206,7 +210,7 @@ INLINE void FN(apply_vector_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t 
 #undef RUN
         STREAM_END;
     }
-    else FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, 0);
+    else FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, AS_IT_COMES);
 }
 
 /* Elements at .. at + n of a row with a weight (and a bias, if any) per element. */
@@ -256,13 +260,16 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
         gd##k = ADD(gd##k, MUL(g, d));                                                           \
         if (EXACT) d0 = ADD(d0, d);                                                              \
     }
-#define FETCH if (reach) { PREFETCH(x, ahead); PREFETCH(dy, dy_ahead); }
+#define FETCH                                                                                    \
+    if (reach) {                                                                                 \
+        FN(fetch_pair)((const char *)(x + i) + ahead);                                           \
+        FN(fetch_pair)((const char *)(dy + i) + dy_ahead);                                       \
+    }
 #define TWO_STEPS                                                                                \
     {                                                                                            \
         FETCH                                                                                    \
         STEP(0, LOAD(x + i), WHOLE)                                                              \
         i += LANES;                                                                              \
-        if (LANES * sizeof(S) >= LANES_ALIGN) FETCH                                              \
         STEP(1, LOAD(x + i), WHOLE)                                                              \
         i += LANES;                                                                              \
     }
@@ -383,14 +390,14 @@ INLINE void FN(grad_apply_centred)(const char *x, const char *dy, char *dx, ptrd
     } else if (a->reach)
         FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, APART);
     else
-        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, 0);
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, AS_IT_COMES);
 }
 
 static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                            ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
                            int activation) {
     if (activation)
-        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, SHIFTED, 1, 0);
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, SHIFTED, 1, AS_IT_COMES);
     else if (a->hi == 0) FN(grad_apply_centred)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, CENTRED);
     else FN(grad_apply_centred)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, SHIFTED);
 }
