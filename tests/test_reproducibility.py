@@ -174,6 +174,40 @@ def test_where_the_result_goes_changes_nothing(build, operation, rng):
     _assert_same_bits(forward(out=x), expected, "in place")
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda t: t.__name__)
+def test_where_arrays_begin_changes_nothing(build, operation, dtype, rng):
+    """Loads and stores go across lines of memory in one place and not in another."""
+    step = np.dtype(dtype).itemsize
+
+    def at(a, place):
+        memory = np.empty(a.nbytes + 128, np.uint8)
+        begin = -memory.ctypes.data % 64 + place
+        view = memory[begin : begin + a.nbytes].view(dtype).reshape(a.shape)
+        view[...] = a
+        return view
+
+    for shape in [(5, 6, 11, 31), (3, 6, 300), (7, 301), (6, 768)]:
+        if not operation.accepts(shape, 1):
+            continue
+        x, dy = rng.normal(size=(2, *shape)).astype(dtype)
+        p = operation.draw(rng, shape, 1, accumulation(np.dtype(dtype)))
+        expected = operation.run(F, at(x, 0), at(dy, 0), p)
+        for places in [
+            (16, 0, 0),
+            (0, 16, 16),
+            (16, 16, 16),
+            (48, 32, step),
+            (3 * step, 5 * step, 60 // step * step),
+        ]:
+            actual = operation.run(F, at(x, places[0]), at(dy, places[1]), p)
+            out = at(np.zeros_like(x), places[2])
+            q = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in p.items()}
+            actual["y"] = operation.forward(F, at(x, places[0]), q, out=out)[0]
+            for name in set(expected) - {"stats"}:
+                what = f"{name} of {operation} {shape} at {places}"
+                _assert_same_bits(np.ascontiguousarray(actual[name]), expected[name], what)
+
+
 def test_threads_change_nothing_in_this_process(operation, rng):
     for shape in [(16, 12, 30, 11), (12, 64, 7, 7), (1000, 48)]:
         if operation.accepts(shape, 1):

@@ -30,6 +30,7 @@ cdef extern from "tiles.h" nogil:
     enum:
         TILE
         ROWS_TOGETHER
+        ABREAST
         GRAD_ABREAST
 
     double first_part(double mean, double rounded, double rstd, double eps)

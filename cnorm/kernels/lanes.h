@@ -7,7 +7,7 @@
  *
  * Storage types are f32, f64, f16 and bf16; f16 and bf16 are computed in float. For each there are
  *   S_load(p), S_load_part(p, n, fill), S_store(p, v), S_store_part(p, v, n), S_stream(p, v),
- *   S_store_pair(p, v, w), S_stream_pair(p, v, w)
+ *   S_store_pair(p, v, w), S_stream_pair(p, v, w), S_crosses(p), S_load_halves(p)
  * and for each accumulator type A (f32, f64)
  *   A_set, A_add, A_sub, A_mul, A_select_positive, A_fold, A_fold_all.
  */
@@ -386,6 +386,30 @@ INLINE __m512i bf16_narrow_pair(f32v a, f32v b) {
 LANES_HALF(f16)
 LANES_HALF(bf16)
 
+/* ---- loads of 64 bytes across two lines of memory, as where NumPy's arrays mostly begin, 16 bytes into one: they
+ * cost sums more than their halves, of which but one does cross ---- */
+
+#if LANES_NATIVE == 64
+#define LANES_HALVES(S, A, insert, low, load)                                                    \
+    INLINE int S##_crosses(const S *p) { return (uintptr_t)p % 32 != 0; }                        \
+    INLINE A##l S##_load_halves(const S *p) {                                                    \
+        A##l r;                                                                                  \
+        r.v[0] = (A##v)insert(low(load(p)), load(p + A##_lanes / 2), 1);                         \
+        return r;                                                                                \
+    }
+LANES_HALVES(f32, f32, _mm512_insertf32x8, _mm512_castps256_ps512, _mm256_loadu_ps)
+LANES_HALVES(f64, f64, _mm512_insertf64x4, _mm512_castpd256_pd512, _mm256_loadu_pd)
+#endif
+#define LANES_WHOLE(S, A)                                                                        \
+    INLINE int S##_crosses(const S *p) { return (void)p, 0; }                                    \
+    INLINE A##l S##_load_halves(const S *p) { return S##_load(p); }
+#if LANES_NATIVE < 64
+LANES_WHOLE(f32, f32)
+LANES_WHOLE(f64, f64)
+#endif
+LANES_WHOLE(f16, f32)
+LANES_WHOLE(bf16, f32)
+
 /* ---- the end of a run: fewer elements than lanes; the other lanes hold `fill` ---- */
 
 #if LANES_NATIVE == 64
@@ -419,25 +443,119 @@ LANES_HALF_PART(bf16)
 
 #else
 
-/* Out of line: it is off the hot path, and inlined it would double the module's size. */
-#define LANES_PART(S, A)                                                                         \
-    static __attribute__((noinline)) A##l S##_load_part(const S *p, ptrdiff_t n, A##l fill) {                             \
-        union { A a[A##_lanes]; A##l l; } f = {.l = fill}, x;                                    \
-        S buffer[A##_lanes] = {0};                                                               \
-        for (ptrdiff_t i = 0; i < n; ++i) buffer[i] = p[i];                                     \
-        x.l = S##_load(buffer);                                                                  \
-        for (ptrdiff_t i = n; i < A##_lanes; ++i) x.a[i] = f.a[i];                              \
-        return x.l;                                                                              \
-    }                                                                                            \
-    static __attribute__((noinline)) void S##_store_part(S *p, A##l a, ptrdiff_t n) {           \
-        S buffer[A##_lanes];                                                                     \
-        S##_store(buffer, a);                                                                    \
-        for (ptrdiff_t i = 0; i < n; ++i) p[i] = buffer[i];                                     \
+/* Lanes that are among the first n: from 16 - n of the one or 8 - n of the other on. */
+static const int32_t LANES_FIRST32[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+static const int64_t LANES_FIRST64[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "cnorm's kernels want a little-endian processor"
+#endif
+
+/* The first bytes of up to eight, in steps of two, as a number: never through memory, where a vector would wait
+ * for its pieces. */
+INLINE uint64_t bytes_load(const char *p, ptrdiff_t n) {
+    uint64_t all = 0;
+    uint32_t four;
+    uint16_t two;
+    if (n >= 8) memcpy(&all, p, 8);
+    else if (n > 0) {
+        if (n & 4) memcpy(&four, p, 4), all = four;
+        if (n & 2) memcpy(&two, p + (n & 4), 2), all |= (uint64_t)two << 8 * (n & 4);
     }
-LANES_PART(f32, f32)
-LANES_PART(f64, f64)
-LANES_PART(f16, f32)
-LANES_PART(bf16, f32)
+    return all;
+}
+INLINE void bytes_store(char *p, uint64_t all, ptrdiff_t n) {
+    const uint32_t four = (uint32_t)all;
+    if (n >= 8) memcpy(p, &all, 8);
+    else if (n > 0) {
+        const uint16_t two = (uint16_t)(n & 4 ? all >> 32 : all);
+        if (n & 4) memcpy(p, &four, 4);
+        if (n & 2) memcpy(p + (n & 4), &two, 2);
+    }
+}
+
+typedef f32m f32mu __attribute__((aligned(4), may_alias));
+typedef f64m f64mu __attribute__((aligned(8), may_alias));
+
+/* Of native vectors of V, each made of 8-byte words. Out of line, as it is off the hot path. */
+#define LANES_PART(S, A, V, first, widened, narrowed)                                            \
+    static __attribute__((noinline)) A##l S##_load_part(const S *p, ptrdiff_t n, A##l fill) {    \
+        typedef uint64_t words __attribute__((vector_size(sizeof(V))));                          \
+        FOR_PARTS {                                                                              \
+            const char *const q = (const char *)(p + k * A##_native);                            \
+            const ptrdiff_t left = (n - k * A##_native) * (ptrdiff_t)sizeof(S);                  \
+            words w;                                                                             \
+            for (size_t i = 0; i < sizeof(V) / 8; ++i) w[i] = bytes_load(q + 8 * i, left - 8 * (ptrdiff_t)i); \
+            const A##m mask = *(const A##mu *)(first + A##_lanes - n + k * A##_native);          \
+            fill.v[k] = (A##v)LANES_SELECT(mask, (A##m)widened((V)w), (A##m)fill.v[k]);          \
+        }                                                                                        \
+        return fill;                                                                             \
+    }                                                                                            \
+    static __attribute__((noinline)) void S##_store_part(S *p, A##l a, ptrdiff_t n) {            \
+        typedef uint64_t words __attribute__((vector_size(sizeof(V))));                          \
+        FOR_PARTS {                                                                              \
+            char *const q = (char *)(p + k * A##_native);                                        \
+            const ptrdiff_t left = (n - k * A##_native) * (ptrdiff_t)sizeof(S);                  \
+            const words w = (words)narrowed(a.v[k]);                                             \
+            for (size_t i = 0; i < sizeof(V) / 8; ++i) bytes_store(q + 8 * i, w[i], left - 8 * (ptrdiff_t)i); \
+        }                                                                                        \
+    }
+LANES_PART(f16, f32, u16h, LANES_FIRST32, f16_widen, f16_narrow)
+LANES_PART(bf16, f32, u16h, LANES_FIRST32, bf16_widen, bf16_narrow)
+
+#if LANES_NATIVE == 32
+INLINE f32l f32_load_part(const f32 *p, ptrdiff_t n, f32l fill) {
+    FOR_PARTS {
+        const __m256i m = _mm256_loadu_si256((const __m256i *)(LANES_FIRST32 + 16 - n + 8 * k));
+        const __m256 x = _mm256_maskload_ps(p + 8 * k, m);
+        fill.v[k] = (f32v)_mm256_blendv_ps((__m256)fill.v[k], x, (__m256)m);
+    }
+    return fill;
+}
+INLINE f64l f64_load_part(const f64 *p, ptrdiff_t n, f64l fill) {
+    FOR_PARTS {
+        const __m256i m = _mm256_loadu_si256((const __m256i *)(LANES_FIRST64 + 8 - n + 4 * k));
+        const __m256d x = _mm256_maskload_pd(p + 4 * k, m);
+        fill.v[k] = (f64v)_mm256_blendv_pd((__m256d)fill.v[k], x, (__m256d)m);
+    }
+    return fill;
+}
+/* Stores by a mask are slow on processors of AMD. */
+INLINE void f32_store_part(f32 *p, f32l a, ptrdiff_t n) {
+    __m256 v = (__m256)a.v[0];
+    if (n & 8) {
+        _mm256_storeu_ps(p, v);
+        p += 8, v = (__m256)a.v[1];
+    }
+    __m128 q = _mm256_castps256_ps128(v);
+    if (n & 4) {
+        _mm_storeu_ps(p, q);
+        p += 4, q = _mm256_extractf128_ps(v, 1);
+    }
+    if (n & 2) {
+        _mm_storel_pi((__m64 *)p, q);
+        p += 2, q = _mm_movehl_ps(q, q);
+    }
+    if (n & 1) _mm_store_ss(p, q);
+}
+INLINE void f64_store_part(f64 *p, f64l a, ptrdiff_t n) {
+    __m256d v = (__m256d)a.v[0];
+    if (n & 4) {
+        _mm256_storeu_pd(p, v);
+        p += 4, v = (__m256d)a.v[1];
+    }
+    __m128d q = _mm256_castpd256_pd128(v);
+    if (n & 2) {
+        _mm_storeu_pd(p, q);
+        p += 2, q = _mm256_extractf128_pd(v, 1);
+    }
+    if (n & 1) _mm_store_sd(p, q);
+}
+
+#else
+LANES_PART(f32, f32, f32v, LANES_FIRST32, , )
+LANES_PART(f64, f64, f64v, LANES_FIRST64, , )
+#endif
 
 #endif
 

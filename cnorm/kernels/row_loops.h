@@ -17,15 +17,12 @@ INLINE void FN(forward_rows_any)(RowJob *job, const int vector, const int centre
         if (activation && job->slopes) f.slope = job->slopes[row];
         const char *x = job->x + row * job->x_stride;
         char *y = job->y + row * job->y_stride;
-#define RUN(from, count, stream)                                                                 \
+#define RUN(store)                                                                               \
         if (centred == SHIFTED && f.hi == 0 && !activation)                                      \
-            FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, from, &f, vector, CENTRED, \
-                          biased, 0, stream);                                                    \
-        else                                                                                     \
-            FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, from, &f, vector, centred, \
-                          biased, activation, stream);
-        if (stream) STREAMED(y, job->n, RUN)
-        else { RUN(0, job->n, 0) }
+            FN(apply_any)(x, y, 1, 0, 0, job->n, 0, &f, vector, CENTRED, biased, 0, store);      \
+        else FN(apply_any)(x, y, 1, 0, 0, job->n, 0, &f, vector, centred, biased, activation, store);
+        if (stream && FN(streams)(y, job->n)) { RUN(PAST_CACHE) }
+        else { RUN(AS_IT_COMES) }
 #undef RUN
     }
 }
@@ -46,8 +43,18 @@ INLINE void FN(apply_abreast)(const RowJob *job, ptrdiff_t row, const int R, con
         y[k] = job->y + (row + k) * job->y_stride;
     }
 #define NORMALISED(v, w, b) FN(normalised)(v, hi[k], lo[k], scale[k], w, b, 1, centred, biased)
+#define STEP(part)                                                                               \
+    {                                                                                            \
+        const AL w = FN(strip_vector)(weight, i, part), b = biased ? FN(strip_vector)(shift, i, part) : w; \
+        ROWS_ABREAST(k) {                                                                        \
+            const AL x_ = FN(strip_load)(x[k], i, part, hi[k]);                                  \
+            FN(strip_store)(y[k], i, part, NORMALISED(x_, w, b), 0);                             \
+        }                                                                                        \
+    }
+    const ptrdiff_t lead = R == 1 || job->y_stride % (LANES_ALIGN / 2) == 0 ? FN(lead)(y[0], n, 0) : 0;
     ptrdiff_t i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+    if (lead) STEP(lead)
+    for (i = lead; i + 2 * LANES <= n; i += 2 * LANES) {
         const AL w0 = PARAMETER(weight, i), w1 = PARAMETER(weight, i + LANES);
         const AL b0 = biased ? PARAMETER(shift, i) : w0, b1 = biased ? PARAMETER(shift, i + LANES) : w1;
         ROWS_ABREAST(k) {
@@ -55,14 +62,9 @@ INLINE void FN(apply_abreast)(const RowJob *job, ptrdiff_t row, const int R, con
             STORE_PAIR((S *)y[k] + i, NORMALISED(LOAD(at), w0, b0), NORMALISED(LOAD(at + LANES), w1, b1));
         }
     }
-    for (; i < n; i += LANES) {
-        const ptrdiff_t part = n - i < LANES ? n - i : 0;
-        const AL w = FN(strip_vector)(weight, i, part), b = biased ? FN(strip_vector)(shift, i, part) : w;
-        ROWS_ABREAST(k) {
-            const AL x_ = FN(strip_load)(x[k], i, part, hi[k]);
-            FN(strip_store)(y[k], i, part, NORMALISED(x_, w, b), 0);
-        }
-    }
+    for (; i + LANES <= n; i += LANES) STEP(0)
+    if (i < n) STEP(n - i)
+#undef STEP
 #undef NORMALISED
 }
 

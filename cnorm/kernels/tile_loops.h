@@ -6,6 +6,8 @@
  */
 #define FN(name) CAT(name, S)
 #define LOAD(p) CAT(S, load)(p)
+#define LOAD_HALVES(p) CAT(S, load_halves)(p)
+#define CROSSES(p) CAT(S, crosses)(p)
 #define LOAD_PART(p, n, fill) CAT(S, load_part)(p, n, fill)
 #define STORE(p, v) CAT(S, store)(p, v)
 #define STORE_PART(p, v, n) CAT(S, store_part)(p, v, n)
@@ -24,10 +26,32 @@
 /* float64 takes its mean from a double: the sum of deviations brings back what that rounded off */
 #define EXACT (sizeof(A) == 8)
 
-/* out[i] = STEP of x[i] over a run: two lanes at a time, one, the rest. STEP(result, value, PIECE) makes
- * the lanes at i; PIECE_... loads its other operands. */
+/* Elements at y to store before the first whole lanes: to the next line where these are streamed, and else, of a
+ * long run, to where few vectors are stored across two lines, which takes nearly twice the time. */
+INLINE ptrdiff_t FN(lead)(const void *y, ptrdiff_t n, const int stream) {
+    const uintptr_t stored = LANES_NATIVE * sizeof(S) / sizeof(A);
+    const uintptr_t align = stream ? LANES_ALIGN : stored < LANES_ALIGN / 2 ? stored : LANES_ALIGN / 2;
+    return stream || n >= 8 * LANES ? (ptrdiff_t)(-(uintptr_t)y % align / sizeof(S)) : 0;
+}
+
+/* out[i] = STEP of x[i] over a run: two lanes at a time, one, the rest; of a long run a few elements first, so
+ * that lanes are stored where lines of memory begin (see lead). STEP(result, value, PIECE) makes the lanes at i;
+ * PIECE_... loads its other operands, for PART `part` elements of them. */
 #define FOR_RUN(out, n)                                                                          \
-    ptrdiff_t i = 0;                                                                             \
+    ptrdiff_t i = 0, part = FN(lead)(out, n, stream);                                            \
+    if (part >= LANES) {                                                                         \
+        AL result;                                                                               \
+        STEP(result, LOAD(x), WHOLE)                                                             \
+        STORE(out, result);                                                                      \
+        i = LANES;                                                                               \
+        part -= LANES;                                                                           \
+    }                                                                                            \
+    if (part) {                                                                                  \
+        AL result;                                                                               \
+        STEP(result, LOAD_PART(x + i, part, fill), PART)                                         \
+        STORE_PART((out) + i, result, part);                                                     \
+        i += part;                                                                               \
+    }                                                                                            \
     for (; i + 2 * LANES <= (n); i += LANES) {                                                   \
         AL result, next;                                                                         \
         STEP(result, LOAD(x + i), WHOLE)                                                         \
@@ -39,14 +63,15 @@
     if (i + LANES <= (n)) {                                                                      \
         AL result;                                                                               \
         STEP(result, LOAD(x + i), WHOLE)                                                         \
-        if (stream) STREAM((out) + i, result);                                                   \
+        if (stream && WHOLE_LINES(1)) STREAM((out) + i, result);                                 \
         else STORE((out) + i, result);                                                           \
         i += LANES;                                                                              \
     }                                                                                            \
-    if (i < (n)) {                                                                               \
+    part = (n) - i;                                                                              \
+    if (part) {                                                                                  \
         AL result;                                                                               \
-        STEP(result, LOAD_PART(x + i, (n) - i, fill), PART)                                      \
-        STORE_PART((out) + i, result, (n) - i);                                                  \
+        STEP(result, LOAD_PART(x + i, part, fill), PART)                                         \
+        STORE_PART((out) + i, result, part);                                                     \
     }
 
 /* One lane at j: whole, or `part` elements of it. */
@@ -70,7 +95,8 @@ INLINE void FN(strip_keep)(A *v, ptrdiff_t j, ptrdiff_t part, AL a) {
     else CAT(A, store)(v + j, a);
 }
 
-/* K lanes are streamed if they make whole lines of memory, */
+/* K lanes are streamed if they make whole lines of memory: a line of which a part is streamed costs a visit to
+ * memory of its own; */
 #define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
 /* and if those of every row begin where a line does. */
 static int FN(all_aligned)(char *const *y, ptrdiff_t rows) {
@@ -117,7 +143,6 @@ static const Tile FN(tile) = {
 #undef STRIPS
 #undef ROWS_ABREAST
 #undef HEAD
-#undef STREAMED
 #undef LINES_OF_LANES
 #undef PREFETCH
 #undef PREPARE
@@ -125,6 +150,8 @@ static const Tile FN(tile) = {
 #undef WHOLE_LINES
 #undef FN
 #undef LOAD
+#undef LOAD_HALVES
+#undef CROSSES
 #undef LOAD_PART
 #undef STORE
 #undef STORE_PART

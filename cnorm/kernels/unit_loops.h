@@ -50,11 +50,11 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
         if (centred) first##k = ADD(first##k, d);                                                \
         second##k = ADD(second##k, MUL(d, d));                                                   \
     }
-#define TWO_STEPS                                                                                \
+#define TWO_STEPS(FROM)                                                                          \
     {                                                                                            \
         if (reach) FN(fetch_pair)((const char *)(x + i) + ahead);                                \
-        STEP(0, LOAD(x + i))                                                                     \
-        STEP(1, LOAD(x + i + LANES))                                                             \
+        STEP(0, FROM(x + i))                                                                     \
+        STEP(1, FROM(x + i + LANES))                                                             \
     }
 #define ADD_UP                                                                                   \
     {                                                                                            \
@@ -65,13 +65,17 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
     }
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(source + run * stride);
+        const int crosses = centred && CROSSES(x);
         ptrdiff_t i = 0;
-        while (i + CASCADE < n) {
-            for (const ptrdiff_t stop = i + CASCADE; i < stop; i += 2 * LANES) TWO_STEPS
+        while (i + CASCADE <= n) {
+            const ptrdiff_t stop = i + CASCADE;
+            if (crosses) for (; i < stop; i += 2 * LANES) TWO_STEPS(LOAD_HALVES)
+            else for (; i < stop; i += 2 * LANES) TWO_STEPS(LOAD)
             ADD_UP
         }
         since += n - i;
-        for (; i + 2 * LANES <= n; i += 2 * LANES) TWO_STEPS
+        if (crosses) for (; i + 2 * LANES <= n; i += 2 * LANES) TWO_STEPS(LOAD_HALVES)
+        else for (; i + 2 * LANES <= n; i += 2 * LANES) TWO_STEPS(LOAD)
         if (reach && i < n) FN(fetch_pair)((const char *)(x + i) + ahead);
         if (i + LANES <= n) {
             STEP(0, LOAD(x + i))
@@ -153,37 +157,23 @@ INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrd
         result = z;                                                                              \
     }
 #define WHOLE_PARAMETER(p) PARAMETER(p, at + i)
-#define PART_PARAMETER(p) PARAMETER_PART(p, at + i, n - i)
+#define HALVES_PARAMETER(p) PARAMETER(p, at + i)
+#define PART_PARAMETER(p) PARAMETER_PART(p, at + i, part)
         FOR_RUN(y, n)
 #undef STEP
     }
 }
 
-/* Elements of a run before the first that a streamed store may take; all of a short run. */
-static ptrdiff_t FN(unaligned)(const char *y, ptrdiff_t n) {
-    const ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)y % LANES_ALIGN / sizeof(S));
-    return n * (ptrdiff_t)sizeof(S) < 16 * LANES_ALIGN || (uintptr_t)y % sizeof(S) ? n : head;
+/* Whether a run at y is long enough to be stored past the cache. */
+INLINE int FN(streams)(const char *y, ptrdiff_t n) {
+    return n * (ptrdiff_t)sizeof(S) >= 16 * LANES_ALIGN && (uintptr_t)y % sizeof(S) == 0;
 }
-
-/* RUN(from, count, stream) over a run at y whose result goes past the cache. Whole lines do: a line
- * of which a part is streamed costs a visit to memory of its own. */
-#define STREAMED(y, n, RUN)                                                                      \
-    {                                                                                            \
-        const ptrdiff_t line = LANES_ALIGN / sizeof(S), first = FN(unaligned)(y, n);             \
-        const ptrdiff_t lines = ((n) - first) / line * line, rest = (n) - first - lines;         \
-        if (first) { RUN(0, first, 0) }                                                          \
-        if (lines) { RUN(first, lines, 1) }                                                      \
-        if (rest) { RUN((n) - rest, rest, 0) }                                                   \
-    }
 #define BYTES(from) ((from) * (ptrdiff_t)sizeof(S))
 
 INLINE void FN(apply_centred)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                               ptrdiff_t n, const Affine *a, const int centred) {
-    if (a->stream) {
-#define RUN(from, count, stream)                                                                 \
-        FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, 0, a, 0, centred, 1, 0, stream);
-        for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, y += y_stride) STREAMED(y, n, RUN)
-#undef RUN
+    if (a->stream && FN(streams)(y, n)) {
+        FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, PAST_CACHE);
         STREAM_END;
     } else if (a->reach)
         FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, APART);
@@ -202,12 +192,8 @@ INLINE void FN(apply_vector_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t 
                                  int activation, const int centred, const int biased) {
     if (activation == 2) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 2, AS_IT_COMES);
     else if (activation) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 1, AS_IT_COMES);
-    else if (a->stream) {
-#define RUN(from, count, stream)                                                                 \
-        FN(apply_any)(x + BYTES(from), y + BYTES(from), 1, 0, 0, count, at + (from), a, 1, centred, \
-                      biased, 0, stream);
-        STREAMED(y, n, RUN)
-#undef RUN
+    else if (a->stream && FN(streams)(y, n)) {
+        FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, PAST_CACHE);
         STREAM_END;
     }
     else FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, AS_IT_COMES);
@@ -236,7 +222,8 @@ static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, 
     }
 
 #define WHOLE_DY LOAD(dy + i)
-#define PART_DY LOAD_PART(dy + i, n - i, SET(0))
+#define HALVES_DY LOAD_HALVES(dy + i)
+#define PART_DY LOAD_PART(dy + i, part, SET(0))
 
 /* Lanes of the sums of g, of g*d, of d (float64 only), of dy*z where z <= 0; d = x - hi, or x. */
 INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdiff_t runs,
@@ -265,12 +252,12 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
         FN(fetch_pair)((const char *)(x + i) + ahead);                                           \
         FN(fetch_pair)((const char *)(dy + i) + dy_ahead);                                       \
     }
-#define TWO_STEPS                                                                                \
+#define TWO_STEPS(FROM, PIECE)                                                                   \
     {                                                                                            \
         FETCH                                                                                    \
-        STEP(0, LOAD(x + i), WHOLE)                                                              \
+        STEP(0, FROM(x + i), PIECE)                                                              \
         i += LANES;                                                                              \
-        STEP(1, LOAD(x + i), WHOLE)                                                              \
+        STEP(1, FROM(x + i), PIECE)                                                              \
         i += LANES;                                                                              \
     }
 #define ADD_UP                                                                                   \
@@ -282,19 +269,24 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
     }
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
+        const int crosses = !vector && (CROSSES(x) || CROSSES(dy));
         ptrdiff_t i = 0;
-        while (i + CASCADE < n) {
-            for (const ptrdiff_t stop = i + CASCADE; i < stop; ) TWO_STEPS
+        while (i + CASCADE <= n) {
+            const ptrdiff_t stop = i + CASCADE;
+            if (crosses) while (i < stop) TWO_STEPS(LOAD_HALVES, HALVES)
+            else while (i < stop) TWO_STEPS(LOAD, WHOLE)
             ADD_UP
         }
         since += n - i;
-        while (i + 2 * LANES <= n) TWO_STEPS
+        if (crosses) while (i + 2 * LANES <= n) TWO_STEPS(LOAD_HALVES, HALVES)
+        else while (i + 2 * LANES <= n) TWO_STEPS(LOAD, WHOLE)
         if (i < n) FETCH
         if (i + LANES <= n) {
             STEP(0, LOAD(x + i), WHOLE)
             i += LANES;
         }
-        if (i < n) STEP(1, LOAD_PART(x + i, n - i, fill), PART)
+        const ptrdiff_t part = n - i;
+        if (part > 0) STEP(1, LOAD_PART(x + i, part, fill), PART)
         if (since >= CASCADE) ADD_UP
     }
     ADD_UP
@@ -379,13 +371,8 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
 INLINE void FN(grad_apply_centred)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                                    ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
                                    const int centred) {
-    if (a->stream) {
-#define RUN(from, count, stream)                                                                 \
-        FN(grad_apply_any)(x + BYTES(from), dy + BYTES(from), dx + BYTES(from), 1, 0, 0, 0, count, a, centred, 0, \
-                           stream);
-        for (ptrdiff_t run = 0; run < runs; ++run, x += x_stride, dy += dy_stride, dx += dx_stride)
-            STREAMED(dx, n, RUN)
-#undef RUN
+    if (a->stream && FN(streams)(dx, n)) {
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, PAST_CACHE);
         STREAM_END;
     } else if (a->reach)
         FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, APART);
@@ -408,7 +395,7 @@ static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
     const int stream = 0;  /* the sum is read again at once */
 #define STEP(result, value, PIECE) result = ADD(value, PIECE##_OTHER);
 #define WHOLE_OTHER LOAD(other + i)
-#define PART_OTHER LOAD_PART(other + i, n - i, fill)
+#define PART_OTHER LOAD_PART(other + i, part, fill)
     FOR_RUN((S *)y, n)
 #undef STEP
 #undef WHOLE_OTHER
@@ -416,8 +403,10 @@ static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
 }
 
 #undef WHOLE_PARAMETER
+#undef HALVES_PARAMETER
 #undef PART_PARAMETER
 #undef WHOLE_DY
+#undef HALVES_DY
 #undef PART_DY
 #undef THROUGH
 #undef FOR_RUN

@@ -256,7 +256,8 @@ cdef inline bint one_tile(const Units *a, const Tiling *t) noexcept nogil:
 cdef inline Py_ssize_t together_of(const Units *a, const Tiling *t) noexcept nogil:
     cdef Py_ssize_t row = t.elements * t.loops.size
     cdef bint far = 2 * units_of(a) * row >= NEAR_BYTES
-    return max(1, min(<Py_ssize_t> ROWS_TOGETHER, (TOGETHER_FAR if far else TOGETHER_BYTES) // row))
+    cdef Py_ssize_t rows = min(<Py_ssize_t> ROWS_TOGETHER, (TOGETHER_FAR if far else TOGETHER_BYTES) // row)
+    return max(1, rows if rows < ABREAST else rows // ABREAST * ABREAST)
 
 
 cdef void forward_together(Units *a, const Tiling *t, Py_ssize_t outer, Py_ssize_t inner,
