@@ -41,6 +41,11 @@ cdef inline int storage_of(cnp.ndarray a) noexcept:
     return -1
 
 
+cdef inline int accumulation_type(int storage) noexcept:
+    """NumPy's number of the type that an array is computed in."""
+    return cnp.NPY_FLOAT64 if storage == FLOAT64 else cnp.NPY_FLOAT32
+
+
 cdef inline bint native(cnp.ndarray a) noexcept:
     return cnp.PyArray_ISALIGNED(a) and cnp.PyArray_ISNOTSWAPPED(a)
 
@@ -185,41 +190,42 @@ cdef inline bint plain(cnp.ndarray a, int number) noexcept:
     return cnp.PyArray_TYPE(a) == number and cnp.PyArray_IS_C_CONTIGUOUS(a) and native(a)
 
 
-cdef void widen(double *to, cnp.ndarray a) noexcept:
-    """A plain float32 array as doubles: for the usual short one NumPy's own conversion takes longer."""
-    cdef const float *narrow = <const float *> cnp.PyArray_DATA(a)
-    cdef Py_ssize_t i
-    for i in range(cnp.PyArray_SIZE(a)):
-        to[i] = narrow[i]
+cdef cnp.ndarray plain_array(object values, str name):
+    """A C-contiguous, native array from parameters or statistics of any float type."""
+    cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
+    if storage_of(a) < 0:
+        raise TypeError(f"{name} must be a float array, but got dtype {a.dtype}")
+    if not cnp.PyArray_IS_C_CONTIGUOUS(a) or not native(a):
+        return a.astype(a.dtype.newbyteorder("="), order="C")
+    return a
+
+
+cdef cnp.ndarray converted(cnp.ndarray a, int number):
+    """A plain array as a new one of float32 or float64: for the usual short one NumPy's own conversion takes
+    longer, and of half types much."""
+    cdef cnp.ndarray to = <cnp.ndarray> cnp.PyArray_SimpleNew(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), number)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(a)
+    if number == cnp.NPY_FLOAT64:
+        kernels.widen64(storage_of(a), cnp.PyArray_BYTES(a), n, data64(to))
+    elif storage_of(a) == FLOAT64:
+        kernels.narrow(FLOAT32, data64(a), n, cnp.PyArray_BYTES(to))
+    else:
+        kernels.widen(storage_of(a), cnp.PyArray_BYTES(a), n, cnp.PyArray_BYTES(to))
+    return to
 
 
 cdef cnp.ndarray doubles(object values, str name):
-    """A C-contiguous float64 array from parameters or statistics of any float type."""
-    cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
-    cdef cnp.ndarray wide
-    if plain(a, cnp.NPY_FLOAT64):
-        return a
-    if plain(a, cnp.NPY_FLOAT32):
-        wide = <cnp.ndarray> cnp.PyArray_SimpleNew(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), cnp.NPY_FLOAT64)
-        widen(data64(wide), a)
-        return wide
-    if storage_of(a) < 0:
-        raise TypeError(f"{name} must be a float array, but got dtype {a.dtype}")
-    return np.ascontiguousarray(a, np.float64)
+    """A plain float64 array from parameters or statistics of any float type."""
+    cdef cnp.ndarray a = plain_array(values, name)
+    return a if storage_of(a) == FLOAT64 else converted(a, cnp.NPY_FLOAT64)
 
 
 cdef int copy_doubles(double *to, Py_ssize_t n, object values, str name) except -1:
     """The same, n of them, as a copy."""
-    cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
-    cdef bint narrow = plain(a, cnp.NPY_FLOAT32)
-    if not narrow:
-        a = doubles(a, name)
+    cdef cnp.ndarray a = plain_array(values, name)
     if cnp.PyArray_SIZE(a) != n:
         raise RuntimeError(f"{name} should contain {n} elements not {cnp.PyArray_SIZE(a)}")
-    if narrow:
-        widen(to, a)
-    else:
-        memcpy(to, cnp.PyArray_DATA(a), n * sizeof(double))
+    kernels.widen64(storage_of(a), cnp.PyArray_BYTES(a), n, to)
     return 0
 
 
@@ -237,37 +243,31 @@ cdef cnp.ndarray array64(const double *values, Py_ssize_t n):
     return a
 
 
+cdef cnp.ndarray gradient_array(object parameter, int storage, int ndim, cnp.npy_intp *shape):
+    """A new array for the gradient of a parameter, in its shape and dtype; None where it is no plain ndarray.
+
+    Without a parameter: of the accumulation type, of the shape that one would have.
+    """
+    if parameter is None:
+        return <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, accumulation_type(storage))
+    if not isinstance(parameter, cnp.ndarray) or storage_of(parameter) < 0 or not native(parameter):
+        return None
+    return <cnp.ndarray> PyArray_NewLikeArray(parameter, cnp.NPY_CORDER, NULL, 0)
+
+
 cdef cnp.ndarray gradient_room(object parameter, int storage, int ndim, cnp.npy_intp *shape):
-    """A new array for the gradient of a parameter of the accumulation type, as kernels leave it; else None."""
-    cdef int number = cnp.NPY_FLOAT64 if storage == FLOAT64 else cnp.NPY_FLOAT32
-    if parameter is not None:
-        if not isinstance(parameter, cnp.ndarray) or cnp.PyArray_TYPE(parameter) != number:
-            return None
-        ndim = cnp.PyArray_NDIM(parameter)
-        shape = cnp.PyArray_DIMS(parameter)
-    return <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, number)
+    """The same where it is of the accumulation type, as kernels leave it; else None."""
+    cdef cnp.ndarray a = gradient_array(parameter, storage, ndim, shape)
+    return a if a is not None and cnp.PyArray_TYPE(a) == accumulation_type(storage) else None
 
 
 cdef object gradient(const double *sums, Py_ssize_t n, object parameter, int storage, int ndim,
                      cnp.npy_intp *shape):
-    """The gradient of a parameter, which was summed in double, in its shape and dtype.
-
-    Without a parameter: in the accumulation type, of the shape that one would have.
-    """
-    cdef cnp.ndarray a
-    cdef int number = cnp.NPY_FLOAT64 if storage == FLOAT64 else cnp.NPY_FLOAT32
-    if parameter is not None:
-        if not isinstance(parameter, cnp.ndarray) or storage_of(parameter) not in (FLOAT32, FLOAT64):
-            return array64(sums, n).reshape(np.shape(parameter)).astype(
-                np.asarray(parameter).dtype.newbyteorder("="))
-        number = cnp.PyArray_TYPE(parameter)
-        ndim = cnp.PyArray_NDIM(parameter)
-        shape = cnp.PyArray_DIMS(parameter)
-    a = <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, number)
-    if number == cnp.NPY_FLOAT64:
-        memcpy(cnp.PyArray_DATA(a), sums, n * sizeof(double))
-        return a
-    kernels.narrow(sums, n, <float *> cnp.PyArray_DATA(a))
+    """The gradient of a parameter, which was summed in double."""
+    cdef cnp.ndarray a = gradient_array(parameter, storage, ndim, shape)
+    if a is None:
+        return array64(sums, n).reshape(np.shape(parameter)).astype(np.asarray(parameter).dtype.newbyteorder("="))
+    kernels.narrow(storage_of(a), sums, n, cnp.PyArray_BYTES(a))
     return a
 
 

@@ -18,15 +18,11 @@ cdef cnp.ndarray row_parameter(object values, str name, int storage, cnp.ndarray
     """A row's parameter as the loops take it: contiguous, of the accumulation type."""
     if values is None:
         return None
-    cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
-    cdef int number = cnp.NPY_FLOAT64 if storage == FLOAT64 else cnp.NPY_FLOAT32
-    if plain(a, number):
-        if out is not None and may_overlap(a, out):
-            return a.copy()
-        return a
-    if storage_of(a) < 0:
-        raise TypeError(f"{name} must be a float array, but got dtype {a.dtype}")
-    return np.ascontiguousarray(a, np.float64 if storage == FLOAT64 else np.float32)
+    cdef cnp.ndarray a = plain_array(values, name)
+    cdef int number = accumulation_type(storage)
+    if cnp.PyArray_TYPE(a) != number:
+        return converted(a, number)
+    return a.copy() if out is not None and may_overlap(a, out) else a
 
 
 cdef class RowsCall(Call):
@@ -196,7 +192,7 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
         normalized_shape = (<tuple> normalized_shape)[0]
     if type(normalized_shape) is not int or <Py_ssize_t> normalized_shape != n or n == 0:
         return None
-    number = cnp.NPY_FLOAT64 if storage == FLOAT64 else cnp.NPY_FLOAT32
+    number = accumulation_type(storage)
     if not plain_vector(weight, number, n) or not plain_vector(bias, number, n) or (
             weight is None and bias is not None):
         return None

@@ -1,5 +1,6 @@
 """float16 and bfloat16: computed in float32 or wider, rounded once and to even."""
 
+import layouts
 import ml_dtypes
 import numpy as np
 import pytest
@@ -64,6 +65,46 @@ def test_parameters(build, operation, half, of_parameters, rng):
             for name in ("weight", "bias"):
                 if f"grad_{name}" in actual:
                     assert actual[f"grad_{name}"].dtype == parameters
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 31, 33, 4099])
+def test_parameters_mean_what_their_values_mean(build, half, n, rng):
+    """Every half is the same weight as the float32 of its value, wherever it lies."""
+    x, dy = rng.normal(size=(2, 3, n)).astype(half)
+    values = rng.permutation(_every(half))[:n]
+    values[~np.isfinite(values.astype(float))] = 1
+    wide = values.astype(np.float32)
+    places = [
+        values,
+        np.repeat(values, 2)[::2],
+        layouts.unaligned(values),
+        layouts.byte_swapped(values),
+    ]
+    _, mean, rstd = F.layer_norm(x, n, return_stats=True)
+    for weight in places:
+        for run in (
+            lambda w: F.layer_norm(x, n, w, w),
+            lambda w: F.layer_norm_backward(dy, x, n, mean, rstd, w)[0],
+            lambda w: F.batch_norm(x, weight=w, bias=w, training=True),
+            lambda w: F.batch_norm(x.astype(float), weight=w, bias=w, training=True),
+            lambda w: F.layer_norm(x.astype(float), n, w, w),
+        ):
+            a, b = (run(w).view(np.uint8) for w in (weight, wide))
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_gradient_is_rounded_once(build, half):
+    """1 + 2**-k is half way between two halves, and what is less than a float holds decides."""
+    bits, tiny = (11, 2.0**-24) if half == np.float16 else (8, 2.0**-40)
+    step = 2.0 ** -(bits - 1)
+    for sign in (1, -1):
+        for rest, expected in ((tiny, 1 + step), (0, 1), (-tiny, 1)):
+            dy = np.zeros((1000, 33), half)  # rows of several blocks, which are summed in double
+            dy[0], dy[300], dy[600] = sign, sign * step / 2, sign * rest
+            x, statistic = np.zeros_like(dy), np.ones((1000, 1))
+            weight = np.ones(33, half)
+            db = F.layer_norm_backward(dy, x, 33, statistic, statistic, weight)[2]
+            np.testing.assert_array_equal(db.astype(float), sign * expected)
 
 
 def test_running_statistics_keep_their_type(half, rng):

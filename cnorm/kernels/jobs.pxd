@@ -114,7 +114,9 @@ cdef struct Window:
 ctypedef int (*units_kernel)(Units *) noexcept nogil
 ctypedef int (*columns_kernel)(Columns *) noexcept nogil
 ctypedef int (*window_kernel)(Window *) noexcept nogil
-ctypedef void (*narrow_kernel)(const double *values, Py_ssize_t n, float *out) noexcept nogil
+ctypedef void (*widen_kernel)(int storage, const char *values, Py_ssize_t n, void *out) noexcept nogil
+ctypedef void (*widen64_kernel)(int storage, const char *values, Py_ssize_t n, double *out) noexcept nogil
+ctypedef void (*narrow_kernel)(int storage, const double *values, Py_ssize_t n, char *out) noexcept nogil
 
 cdef struct Kernels:
     # What one build offers. Each kernel returns 0, or -1 where memory ran out (nothing was written).
@@ -126,4 +128,6 @@ cdef struct Kernels:
     columns_kernel columns_backward
     window_kernel window_forward
     window_kernel window_backward
-    narrow_kernel narrow   # doubles rounded to floats
+    widen_kernel widen       # parameters to the type that their storage type is computed in,
+    widen64_kernel widen64   # to doubles,
+    narrow_kernel narrow     # and doubles rounded to a storage type

@@ -104,6 +104,7 @@ cdef extern from "tiles.h" nogil:
                           double *) noexcept nogil
         void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
         void (*narrow)(const double *, Py_ssize_t, void *) noexcept nogil
+        void (*store64)(const double *, Py_ssize_t, char *) noexcept nogil
         int (*split)(const double *, const double *, double, Py_ssize_t, void *, double *) noexcept nogil
         void (*column_head)(const char **, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         void (*column_sums)(const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, double *,
@@ -189,9 +190,21 @@ cdef int enter_window_backward(Window *job) noexcept nogil:
     return failed
 
 
-cdef void enter_narrow(const double *values, Py_ssize_t n, float *out) noexcept nogil:
+cdef void enter_widen(int storage, const char *values, Py_ssize_t n, void *out) noexcept nogil:
     cdef unsigned before = lanes_enter()
-    TILES[0].narrow(values, n, out)
+    TILES[storage].widen(values, n, out)
+    lanes_leave(before)
+
+
+cdef void enter_widen64(int storage, const char *values, Py_ssize_t n, double *out) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    TILES[storage].widen64(values, n, out)
+    lanes_leave(before)
+
+
+cdef void enter_narrow(int storage, const double *values, Py_ssize_t n, char *out) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    TILES[storage].store64(values, n, out)
     lanes_leave(before)
 
 
@@ -204,6 +217,8 @@ _kernels.columns_forward = enter_columns_forward
 _kernels.columns_backward = enter_columns_backward
 _kernels.window_forward = enter_window_forward
 _kernels.window_backward = enter_window_backward
+_kernels.widen = enter_widen
+_kernels.widen64 = enter_widen64
 _kernels.narrow = enter_narrow
 
 table = PyCapsule_New(&_kernels, b"cnorm.kernels", NULL)

@@ -249,6 +249,15 @@ INLINE f32l f32_power(f32l a, double b) {
 
 /* ---- float16 and bfloat16: conversion of one native vector ---- */
 
+/* A double as the float next to it whose last bit is odd, unless it is one: what is rounded from there to fewer
+ * bits is rounded as from the double. */
+INLINE float to_odd(double x) {
+    union { float f; uint32_t bits; } r = {(float)x};
+    const double rest = x - (double)r.f;
+    if ((rest < 0 || rest > 0) && !(r.bits & 1)) r.bits += (rest > 0) == (x > 0) ? 1 : -1;
+    return r.f;
+}
+
 typedef uint32_t u32v __attribute__((vector_size(LANES_NATIVE)));
 typedef uint16_t u16h __attribute__((vector_size(LANES_NATIVE / 2)));
 typedef uint16_t u16hu __attribute__((vector_size(LANES_NATIVE / 2), aligned(2), may_alias));

@@ -19,6 +19,17 @@ static void FN(widen64)(const char *source, ptrdiff_t n, double *out) {
     }
 }
 
+static void FN(store64)(const double *x, ptrdiff_t n, char *target) {
+    S *y = (S *)target;
+    A lane[LANES];
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        const ptrdiff_t m = n - i < LANES ? n - i : LANES;
+        for (ptrdiff_t j = 0; j < m; ++j) lane[j] = sizeof(S) < sizeof(A) ? to_odd(x[i + j]) : (A)x[i + j];
+        if (m == LANES) STORE(y + i, CAT(A, load)(lane));
+        else STORE_PART(y + i, CAT(A, load_part)(lane, m, SET(0)), m);
+    }
+}
+
 /* Ask for the lines of two lanes. */
 INLINE void FN(fetch_pair)(const char *x) {
     for (size_t i = 0; i < 2 * LANES * sizeof(S); i += LANES_ALIGN) __builtin_prefetch(x + i, 0, 2);
