@@ -513,54 +513,37 @@ LANES_PART(f16, f32, u16h, LANES_FIRST32, f16_widen, f16_narrow)
 LANES_PART(bf16, f32, u16h, LANES_FIRST32, bf16_widen, bf16_narrow)
 
 #if LANES_NATIVE == 32
-INLINE f32l f32_load_part(const f32 *p, ptrdiff_t n, f32l fill) {
-    FOR_PARTS {
-        const __m256i m = _mm256_loadu_si256((const __m256i *)(LANES_FIRST32 + 16 - n + 8 * k));
-        const __m256 x = _mm256_maskload_ps(p + 8 * k, m);
-        fill.v[k] = (f32v)_mm256_blendv_ps((__m256)fill.v[k], x, (__m256)m);
+/* Piece by piece: stores by a mask are slow on processors of AMD. */
+INLINE void bytes_store_part(char *p, __m256i low, __m256i high, ptrdiff_t n) {
+    if (n & 32) {
+        _mm256_storeu_si256((__m256i *)p, low);
+        p += 32, low = high;
     }
-    return fill;
-}
-INLINE f64l f64_load_part(const f64 *p, ptrdiff_t n, f64l fill) {
-    FOR_PARTS {
-        const __m256i m = _mm256_loadu_si256((const __m256i *)(LANES_FIRST64 + 8 - n + 4 * k));
-        const __m256d x = _mm256_maskload_pd(p + 4 * k, m);
-        fill.v[k] = (f64v)_mm256_blendv_pd((__m256d)fill.v[k], x, (__m256d)m);
+    __m128i rest = _mm256_castsi256_si128(low);
+    if (n & 16) {
+        _mm_storeu_si128((__m128i *)p, rest);
+        p += 16, rest = _mm256_extracti128_si256(low, 1);
     }
-    return fill;
-}
-/* Stores by a mask are slow on processors of AMD. */
-INLINE void f32_store_part(f32 *p, f32l a, ptrdiff_t n) {
-    __m256 v = (__m256)a.v[0];
     if (n & 8) {
-        _mm256_storeu_ps(p, v);
-        p += 8, v = (__m256)a.v[1];
+        _mm_storel_epi64((__m128i *)p, rest);
+        p += 8, rest = _mm_srli_si128(rest, 8);
     }
-    __m128 q = _mm256_castps256_ps128(v);
-    if (n & 4) {
-        _mm_storeu_ps(p, q);
-        p += 4, q = _mm256_extractf128_ps(v, 1);
-    }
-    if (n & 2) {
-        _mm_storel_pi((__m64 *)p, q);
-        p += 2, q = _mm_movehl_ps(q, q);
-    }
-    if (n & 1) _mm_store_ss(p, q);
+    const int four = _mm_cvtsi128_si32(rest);
+    if (n & 4) memcpy(p, &four, 4);
 }
-INLINE void f64_store_part(f64 *p, f64l a, ptrdiff_t n) {
-    __m256d v = (__m256d)a.v[0];
-    if (n & 4) {
-        _mm256_storeu_pd(p, v);
-        p += 4, v = (__m256d)a.v[1];
+#define LANES_MASKED(A, V, first, load, blend)                                                   \
+    INLINE A##l A##_load_part(const A *p, ptrdiff_t n, A##l fill) {                              \
+        FOR_PARTS {                                                                              \
+            const __m256i m = _mm256_loadu_si256((const __m256i *)(first + A##_lanes - n + k * A##_native)); \
+            fill.v[k] = (A##v)blend((V)fill.v[k], load(p + k * A##_native, m), (V)m);            \
+        }                                                                                        \
+        return fill;                                                                             \
+    }                                                                                            \
+    INLINE void A##_store_part(A *p, A##l a, ptrdiff_t n) {                                      \
+        bytes_store_part((char *)p, (__m256i)a.v[0], (__m256i)a.v[1], n * (ptrdiff_t)sizeof(A)); \
     }
-    __m128d q = _mm256_castpd256_pd128(v);
-    if (n & 2) {
-        _mm_storeu_pd(p, q);
-        p += 2, q = _mm256_extractf128_pd(v, 1);
-    }
-    if (n & 1) _mm_store_sd(p, q);
-}
-
+LANES_MASKED(f32, __m256, LANES_FIRST32, _mm256_maskload_ps, _mm256_blendv_ps)
+LANES_MASKED(f64, __m256d, LANES_FIRST64, _mm256_maskload_pd, _mm256_blendv_pd)
 #else
 LANES_PART(f32, f32, f32v, LANES_FIRST32, , )
 LANES_PART(f64, f64, f64v, LANES_FIRST64, , )
