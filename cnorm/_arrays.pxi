@@ -257,8 +257,9 @@ cdef cnp.ndarray gradient_array(object parameter, int storage, int ndim, cnp.npy
 
 cdef cnp.ndarray gradient_room(object parameter, int storage, int ndim, cnp.npy_intp *shape):
     """The same where it is of the accumulation type, as kernels leave it; else None."""
-    cdef cnp.ndarray a = gradient_array(parameter, storage, ndim, shape)
-    return a if a is not None and cnp.PyArray_TYPE(a) == accumulation_type(storage) else None
+    if isinstance(parameter, cnp.ndarray) and cnp.PyArray_TYPE(parameter) != accumulation_type(storage):
+        return None
+    return gradient_array(parameter, storage, ndim, shape)
 
 
 cdef object gradient(const double *sums, Py_ssize_t n, object parameter, int storage, int ndim,

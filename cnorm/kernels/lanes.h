@@ -528,8 +528,7 @@ INLINE void bytes_store_part(char *p, __m256i low, __m256i high, ptrdiff_t n) {
         _mm_storel_epi64((__m128i *)p, rest);
         p += 8, rest = _mm_srli_si128(rest, 8);
     }
-    const int four = _mm_cvtsi128_si32(rest);
-    if (n & 4) memcpy(p, &four, 4);
+    bytes_store(p, (uint64_t)_mm_cvtsi128_si64(rest), n & 7);
 }
 #define LANES_MASKED(A, V, first, load, blend)                                                   \
     INLINE A##l A##_load_part(const A *p, ptrdiff_t n, A##l fill) {                              \

@@ -12,6 +12,10 @@ static void FN(widen)(const char *source, ptrdiff_t n, void *out) {
 
 static void FN(widen64)(const char *source, ptrdiff_t n, double *out) {
     A lane[LANES];
+    if (sizeof(S) == sizeof(A)) {
+        for (ptrdiff_t i = 0; i < n; ++i) out[i] = ((const A *)source)[i];
+        return;
+    }
     for (ptrdiff_t i = 0; i < n; i += LANES) {
         const ptrdiff_t m = n - i < LANES ? n - i : LANES;
         FN(widen)(source + i * sizeof(S), m, lane);
