@@ -174,24 +174,25 @@ def test_where_the_result_goes_changes_nothing(build, operation, rng):
     _assert_same_bits(forward(out=x), expected, "in place")
 
 
+def _at(a, place):
+    """A copy that begins so many bytes into a line of memory."""
+    memory = np.empty(a.nbytes + 128, np.uint8)
+    begin = -memory.ctypes.data % 64 + place
+    view = memory[begin : begin + a.nbytes].view(a.dtype).reshape(a.shape)
+    view[...] = a
+    return view
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda t: t.__name__)
 def test_where_arrays_begin_changes_nothing(build, operation, dtype, rng):
     """Loads and stores go across lines of memory in one place and not in another."""
     step = np.dtype(dtype).itemsize
-
-    def at(a, place):
-        memory = np.empty(a.nbytes + 128, np.uint8)
-        begin = -memory.ctypes.data % 64 + place
-        view = memory[begin : begin + a.nbytes].view(dtype).reshape(a.shape)
-        view[...] = a
-        return view
-
-    for shape in [(5, 6, 11, 31), (3, 6, 300), (7, 301), (6, 768)]:
+    for shape in [(5, 6, 11, 31), (3, 6, 300), (7, 301), (6, 768), (33, 300)]:
         if not operation.accepts(shape, 1):
             continue
         x, dy = rng.normal(size=(2, *shape)).astype(dtype)
         p = operation.draw(rng, shape, 1, accumulation(np.dtype(dtype)))
-        expected = operation.run(F, at(x, 0), at(dy, 0), p)
+        expected = operation.run(F, _at(x, 0), _at(dy, 0), p)
         for places in [
             (16, 0, 0),
             (0, 16, 16),
@@ -199,13 +200,56 @@ def test_where_arrays_begin_changes_nothing(build, operation, dtype, rng):
             (48, 32, step),
             (3 * step, 5 * step, 60 // step * step),
         ]:
-            actual = operation.run(F, at(x, places[0]), at(dy, places[1]), p)
-            out = at(np.zeros_like(x), places[2])
-            q = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in p.items()}
-            actual["y"] = operation.forward(F, at(x, places[0]), q, out=out)[0]
+            actual = operation.run(F, _at(x, places[0]), _at(dy, places[1]), p)
+            out = _at(np.zeros_like(x), places[2])
+            q = {k: _at(v, places[0]) if isinstance(v, np.ndarray) else v for k, v in p.items()}
+            actual["y"] = operation.forward(F, _at(x, places[0]), q, out=out)[0]
             for name in set(expected) - {"stats"}:
                 what = f"{name} of {operation} {shape} at {places}"
                 _assert_same_bits(np.ascontiguousarray(actual[name]), expected[name], what)
+
+
+@pytest.mark.parametrize("rest", [0, 1])  # whether all rows come to a line after as many elements
+def test_a_result_past_the_cache_wherever_its_rows_begin(build, dtype, rng, rest):
+    columns = 4224 // dtype.itemsize + rest
+    rows = 17 * 10**6 // (columns * dtype.itemsize)
+    x, dy = rng.standard_normal((2, rows, columns), np.float32).astype(dtype)
+    w = np.linspace(0.5, 2, columns).astype(accumulation(dtype))
+    _, mean, rstd = F.layer_norm(x, columns, return_stats=True)
+    _, down, inverse = F.batch_norm(x, None, None, training=True, return_stats=True)
+    rows_grad = (dy, x, columns, mean, rstd, w)
+    columns_grad = (dy, x, down, inverse, w)
+    calls = {
+        "layer_norm": lambda out: F.layer_norm(x, columns, w, w, out=out),
+        "its gradient": lambda out: F.layer_norm_backward(*rows_grad, out=out)[0],
+        "batch_norm": lambda out: F.batch_norm(x, None, None, w, w, training=True, out=out),
+        "in evaluation": lambda out: F.batch_norm(x, down, inverse, w, w, out=out),
+        "gradient of batch_norm": lambda out: F.batch_norm_backward(*columns_grad, out=out)[0],
+    }
+    places = [_at(np.empty_like(x), place) for place in (0, 16, 48, dtype.itemsize)]
+    for name, call in calls.items():
+        expected = call(places[0])
+        for out in places[1:]:
+            out.fill(np.nan)
+            _assert_same_bits(call(out), expected, name)
+
+
+@pytest.mark.parametrize("columns", [300, 700, 2500])
+def test_columns_summed_by_whole_rows_or_by_strips(build, dtype, rng, columns):
+    """How many threads there are decides; some columns are summed again, or in double."""
+    x, dy = rng.standard_normal((2, 2100, columns), np.float32).astype(dtype)
+    x[:, 7] += 100
+    x[600:, 270] = 3e4
+    if dtype.itemsize >= 4:
+        x[:, 290] *= 1e25
+    found = []
+    for threads in (1, 2, 3, 8):
+        with cnorm.num_threads(threads):
+            y, mean, rstd = F.batch_norm(x, None, None, training=True, return_stats=True)
+            found.append((y, mean, rstd, *F.batch_norm_backward(dy, x, mean, rstd)))
+    for other in found[1:]:
+        for i, expected in enumerate(found[0]):
+            _assert_same_bits(other[i], expected, f"array {i}")
 
 
 def test_threads_change_nothing_in_this_process(operation, rng):

@@ -9,11 +9,17 @@
 #endif
 /* `group` rows at a time, all their columns: the more, the fewer times the columns' own numbers are
  * loaded; one, or where a strip takes all columns, and memory is read strictly in its order. */
-#define STRIPS(call)                                                                             \
+#define STRIPS(call) STRIPS_FROM(0, call)
+/* The same, the first `lead` columns apart. */
+#define STRIPS_FROM(lead, call)                                                                  \
     const ptrdiff_t together = columns <= STRIP * LANES ? rows : group;                          \
     for (ptrdiff_t begin = 0; begin < rows; begin += together) {                                 \
         const ptrdiff_t end = begin + together < rows ? begin + together : rows;                 \
         ptrdiff_t j = 0;                                                                         \
+        if (lead >= LANES) call(1, 0);                                                           \
+        j = lead - lead % LANES;                                                                 \
+        if (lead % LANES) call(1, lead % LANES);                                                 \
+        j = lead;                                                                                \
         for (; j + STRIP * LANES <= columns; j += STRIP * LANES) call(STRIP, 0);                 \
         const ptrdiff_t left = columns - j, part = left % LANES;                                 \
         if (left > 3 * LANES) call(STRIP >= 4 ? 4 : 1, part);                                    \
@@ -71,7 +77,7 @@ static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
 }
 
 /* The accumulators of a call, for COLUMNS_AT_ONCE columns, between the groups of rows. */
-#define COLUMNS_AT_ONCE 256
+#define COLUMNS_AT_ONCE (SUMMED * (ptrdiff_t)(sizeof(double) / sizeof(A)))
 
 INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
                                   ptrdiff_t part, const void *shift, A *first, A *second,
@@ -138,10 +144,11 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
 
 /* The strips of an `a` that is applied to rows at `to`, by what it takes of `centred`, `activated`, `streamed`. */
 #define APPLIED(call, to)                                                                        \
+    const ptrdiff_t lead = a->stream && !activation ? FN(common_lead)(to, rows, columns) : -1;   \
     if (activation) { enum { centred = SHIFTED, activated = 1, streamed = 0 }; STRIPS(call) }    \
-    else if (a->stream && FN(all_aligned)(to, rows)) {                                           \
+    else if (lead >= 0) {                                                                        \
         enum { centred = SHIFTED, activated = 0, streamed = 1 };                                 \
-        STRIPS(call)                                                                             \
+        STRIPS_FROM(lead, call)                                                                  \
         STREAM_END;                                                                              \
     }                                                                                            \
     else if (a->shifted) { enum { centred = SHIFTED, activated = 0, streamed = 0 }; STRIPS(call) } \

@@ -38,6 +38,7 @@ cdef struct Layout:
     Py_ssize_t repeat        # the larger of the two: how often coefficients are repeated
     Py_ssize_t part          # folded rows in a part
     Py_ssize_t parts
+    Py_ssize_t strip         # columns that a thread sums at a time
     Py_ssize_t strips
     Py_ssize_t group         # rows that the loops take together
     Py_ssize_t spread_group  # the same of `spread` rows
@@ -75,7 +76,11 @@ cdef Layout layout_of(const Columns *a) noexcept nogil:
     l.part = max(PART_ROWS, (l.folded + PARTS - 1) // PARTS)
     l.part = (l.part + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
     l.parts = (l.folded + l.part - 1) // l.part
-    l.strips = (l.wide + STRIP - 1) // STRIP
+    # of rows as much as can be, for memory is read fastest in its order, unless that leaves threads idle
+    l.strip = min(l.wide, <Py_ssize_t> SUMMED * (8 // l.loops.wide))
+    if l.parts * ((l.wide + l.strip - 1) // l.strip) < 2 * a.threads:
+        l.strip = STRIP
+    l.strips = (l.wide + l.strip - 1) // l.strip
     l.spread = spread_of(l.columns)
     l.repeat = max(l.spread, l.fold)
     far = a.shape[0] * l.rows * l.columns * l.loops.size > FAR_BYTES

@@ -14,7 +14,7 @@ cdef void strip_grad_sums(const Columns *a, const Layout *l, const ColumnAffine 
     cdef double x_buffer[BLOCK_ROWS * FOLDED]
     cdef double dy_buffer[BLOCK_ROWS * FOLDED]
     cdef Rows x, dy
-    cdef Py_ssize_t column = strip * STRIP, count = min(STRIP, l.wide - column), n, k
+    cdef Py_ssize_t column = strip * l.strip, count = min(l.strip, l.wide - column), n, k
     cdef Py_ssize_t row = part * l.part, stop = row + whole_rows(l, part), rows
     cdef double *sums = slots + SLOT * l.wide * part + column
     cdef ColumnAffine g = affine_at(f, column * l.loops.wide)

@@ -140,14 +140,14 @@ cdef void sum_lost_in_double(const Columns *a, const Layout *l, bint gathered, P
 cdef void strip_moments(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
                         Py_ssize_t part, Py_ssize_t strip, double *slots) noexcept nogil:
     """Fill a part's slot over one strip of columns: mean, lo and m2 of each."""
-    cdef double shift[STRIP]
-    cdef Py_ssize_t column = strip * STRIP, count = min(STRIP, l.wide - column), j
+    cdef double shift[SUMMED]  # of the accumulator's type
+    cdef Py_ssize_t column = strip * l.strip, count = min(l.strip, l.wide - column), j
     cdef Py_ssize_t rest = min(count, max(0, l.rest - column)) if part == l.parts - 1 else 0
     cdef double *first = slot_of(l, slots, part) + column
     cdef double *second = first + l.wide
     cdef double *kept = second + l.wide
     cdef double whole = <double> whole_rows(l, part), size, tiny = TINY if a.eps < TINY else -1
-    memset(shift, 0, sizeof(shift))
+    memset(shift, 0, count * l.loops.wide)
     strip_sums(a, l, gathered, sample, part, column, count, True, <char *> shift, first, second)
     if any_far(rest, whole + 1, first, second) or any_far(count - rest, whole, first + rest, second + rest):
         for j in range(count):

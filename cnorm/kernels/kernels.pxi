@@ -30,6 +30,7 @@ cdef extern from "tiles.h" nogil:
     enum:
         TILE
         ROWS_TOGETHER
+        SUMMED
         ABREAST
         GRAD_ABREAST
 

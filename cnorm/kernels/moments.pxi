@@ -11,7 +11,7 @@
 # d) Parts, units and ranks merge by `merged` (Chan et al. 1979), in a fixed tree.
 
 cdef enum:
-    PART = 32          # tiles in a part
+    PART = 8           # tiles in a part
     SHORT = 32         # segments shorter than this are laid end to end before they are summed
 
 cdef double TINY = 1e-30  # below this, squares of floats have lost bits

@@ -266,7 +266,25 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
     FN(strip_keep)(kept[0], i, part, dw);                                                        \
     FN(strip_keep)(kept[1], i, part, db);                                                        \
     if (activation) FN(strip_keep)(kept[2], i, part, dslope);
+#define LAST(part)                                                                               \
+    {                                                                                            \
+        LANE(w0, b0, s0, dw0, db0, ds0, i, part)                                                 \
+        ROWS_ABREAST(k) {                                                                        \
+            STEP(z, w0, b0, s0, dw0, db0, ds0, i, part)                                          \
+            FN(strip_store)(dx[k], i, part, z, stream && i >= lead && WHOLE_LINES(1));           \
+        }                                                                                        \
+        KEEP(dw0, db0, ds0, i, part)                                                             \
+    }
+    const ptrdiff_t lead = stream ? FN(lead)(dx[0], n, 1) : 0;
     ptrdiff_t i = 0;
+    if (stream && lead >= LANES) {
+        LAST(0)
+        i = LANES;
+    }
+    if (stream && i < lead) {
+        LAST((lead - i))
+        i = lead;
+    }
     for (; LANES_PARTS == 1 && i + 2 * LANES <= n; i += 2 * LANES) {
         LANE(w0, b0, s0, dw0, db0, ds0, i, 0)
         LANE(w1, b1, s1, dw1, db1, ds1, i + LANES, 0)
@@ -282,15 +300,6 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
         }
         KEEP(dw0, db0, ds0, i, 0)
         KEEP(dw1, db1, ds1, i + LANES, 0)
-    }
-#define LAST(part)                                                                               \
-    {                                                                                            \
-        LANE(w0, b0, s0, dw0, db0, ds0, i, part)                                                 \
-        ROWS_ABREAST(k) {                                                                        \
-            STEP(z, w0, b0, s0, dw0, db0, ds0, i, part)                                          \
-            FN(strip_store)(dx[k], i, part, z, stream && WHOLE_LINES(1));                        \
-        }                                                                                        \
-        KEEP(dw0, db0, ds0, i, part)                                                             \
     }
     for (; i + LANES <= n; i += LANES) LAST(0)
     if (i < n) LAST((n - i))
@@ -333,7 +342,7 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
     const int kinds = job->activation ? 3 : 2;
     FN(GradTerms) terms;
     const ptrdiff_t least = WHOLE_LINES(1) ? LANES : 2 * LANES;
-    const int stream = job->affine.stream && n >= least && FN(all_aligned)(job->dx, job->rows);
+    const int stream = job->affine.stream && n >= least && FN(common_lead)(job->dx, job->rows, n) >= 0;
     for (int kind = 0; kind < kinds; ++kind) FN(kept_clear)(kept[kind], n);
     const ptrdiff_t together = take_sums ? job->together : job->rows;
     for (ptrdiff_t first = 0; first < job->rows; first += together) {

@@ -26,6 +26,7 @@ cdef enum:
     FETCHED = 1 << 9            # and of one that is asked for while the block before it is written
     SLOT_ELEMENTS = 1 << 17
     STRETCH = 1024              # elements of its rows that a thread takes where slots are few
+    PARALLEL_SUMS = 1 << 13     # of slots, from which on threads add them up
 
 
 cdef struct Blocks:
@@ -199,26 +200,36 @@ cdef int backward_apart(const Units *a, const Tiling *t, const Blocks *b) noexce
     return 0
 
 
-cdef void add_slots(const Units *a, const Blocks *b) noexcept nogil:
+cdef void total_columns(const Units *a, const Tiling *t, const Blocks *b, Py_ssize_t first) noexcept nogil:
+    """Add up the slots over a stretch of elements, and round what is wanted rounded."""
     cdef double *totals[3]
-    cdef Py_ssize_t slot, i, kind
+    cdef Py_ssize_t slot, i, kind, n = min(<Py_ssize_t> STRETCH, b.elements - first), bytes = first * t.loops.wide
     cdef const double *sums
-    totals[0] = a.grad_weight
-    totals[1] = a.grad_bias
-    totals[2] = a.grad_slope
-    for kind in range(3 if a.activation else 2):
-        memcpy(totals[kind], b.sums + kind * b.elements, b.elements * sizeof(double))
-        for slot in range(1, b.slots):
-            sums = b.sums + (slot * 3 + kind) * b.elements
-            for i in range(b.elements):
-                totals[kind][i] += sums[i]
-
-
-cdef void round_totals(const Units *a, const Tiling *t, const Blocks *b) noexcept nogil:
+    totals[0] = a.grad_weight + first
+    totals[1] = a.grad_bias + first
+    totals[2] = a.grad_slope + first
+    if b.slots > 1:
+        for kind in range(3 if a.activation else 2):
+            memcpy(totals[kind], b.sums + kind * b.elements + first, n * sizeof(double))
+            for slot in range(1, b.slots):
+                sums = b.sums + (slot * 3 + kind) * b.elements + first
+                for i in range(n):
+                    totals[kind][i] += sums[i]
     if a.final_weight != NULL:
-        t.loops.narrow(a.grad_weight, b.elements, a.final_weight)
+        t.loops.narrow(totals[0], n, <char *> a.final_weight + bytes)
     if a.final_bias != NULL:
-        t.loops.narrow(a.grad_bias, b.elements, a.final_bias)
+        t.loops.narrow(totals[1], n, <char *> a.final_bias + bytes)
+
+
+cdef void total_blocks(const Units *a, const Tiling *t, const Blocks *b) noexcept nogil:
+    """The parameters' gradients of several blocks."""
+    cdef Py_ssize_t stretches = (b.elements + STRETCH - 1) // STRETCH, i
+    if a.threads == 1 or b.slots * b.elements < PARALLEL_SUMS:
+        for i in range(stretches):
+            total_columns(a, t, b, i * STRETCH)
+    else:
+        for i in prange(stretches, num_threads=a.threads, schedule="static"):
+            total_columns(a, t, b, i * STRETCH)
 
 
 cdef int rows_backward(Units *a) noexcept nogil:
@@ -227,6 +238,7 @@ cdef int rows_backward(Units *a) noexcept nogil:
     cdef Tiling t = tiling_of(a, True)
     cdef Blocks b
     cdef Py_ssize_t i
+    cdef void *room
     cdef int failed = 0
     b.rows = units_of(a)
     b.elements = t.elements
@@ -238,6 +250,7 @@ cdef int rows_backward(Units *a) noexcept nogil:
     b.sums = a.grad_weight if b.slots == 1 else <double *> malloc(3 * b.slots * b.elements * sizeof(double))
     if b.sums == NULL:
         return -1
+    room = lay_parameters(a, &t, False)
     if a.threads == 1:
         for i in range(b.slots):
             backward_slot(a, &t, &b, i)
@@ -246,10 +259,9 @@ cdef int rows_backward(Units *a) noexcept nogil:
             backward_slot(a, &t, &b, i)
     else:
         failed = backward_apart(a, &t, &b)
-    if b.slots > 1:
-        if not failed:
-            add_slots(a, &b)
-        free(b.sums)
     if b.blocks > 1 and not failed:
-        round_totals(a, &t, &b)
+        total_blocks(a, &t, &b)
+    if b.slots > 1:
+        free(b.sums)
+    free(room)
     return failed

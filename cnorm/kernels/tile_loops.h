@@ -98,11 +98,14 @@ INLINE void FN(strip_keep)(A *v, ptrdiff_t j, ptrdiff_t part, AL a) {
 /* K lanes are streamed if they make whole lines of memory: a line of which a part is streamed costs a visit to
  * memory of its own; */
 #define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
-/* and if those of every row begin where a line does. */
-static int FN(all_aligned)(char *const *y, ptrdiff_t rows) {
-    uintptr_t low = 0;
-    for (ptrdiff_t row = 0; row < rows; ++row) low |= (uintptr_t)y[row];
-    return low % LANES_ALIGN == 0;
+/* and if every row comes to a line after as many elements: these, or -1. The lines of which two rows have a part
+ * are read and written; short rows have too many. */
+static ptrdiff_t FN(common_lead)(char *const *y, ptrdiff_t rows, ptrdiff_t n) {
+    uintptr_t apart = 0;
+    for (ptrdiff_t row = 1; row < rows; ++row) apart |= (uintptr_t)y[row] ^ (uintptr_t)y[0];
+    if (apart % LANES_ALIGN || (uintptr_t)y[0] % sizeof(S)) return -1;
+    const ptrdiff_t lead = FN(lead)(y[0], n, 1);
+    return lead == 0 || n * (ptrdiff_t)sizeof(S) >= STREAMED_ROW ? lead : -1;
 }
 /* Sums of `n` columns down some rows, in the accumulator: whole lanes are cleared, and then added up. */
 INLINE void FN(kept_clear)(A *kept, ptrdiff_t n) {

@@ -35,6 +35,12 @@ INLINE int far_from_mean(double count, double first, double second) {
 /* How a result is stored: as it comes; past the cache; as it comes, and the run that is `reach` on prefetched. */
 enum { AS_IT_COMES, PAST_CACHE, APART };
 
+/* Bytes of a row from which on it is stored past the cache though it does not begin where a line does. */
+enum { STREAMED_ROW = 1 << 12 };
+
+/* Columns are summed this many at a time, of float twice as many, at most. */
+enum { SUMMED = 1 << 10 };
+
 /* What is applied to a unit or, through the vectors, to each element of its rows:
  *   forward    y  = ((x - hi) - lo) * scale + bias        (lo is folded into bias without vectors)
  *   backward   dx = (g * p - r) - (x - hi) * rstd * q     g = dy through the activation

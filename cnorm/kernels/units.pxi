@@ -22,7 +22,8 @@ cdef inline Py_ssize_t chunk_of(Py_ssize_t items, int threads) noexcept nogil:
 
 
 cdef inline bint by_parts(Py_ssize_t units, Py_ssize_t parts, int threads) noexcept nogil:
-    return threads > 1 and parts > 1 and units < 4 * threads
+    """Whether whole units would leave threads idle."""
+    return threads > 1 and parts > 1 and units < 4 * threads and units % threads != 0
 
 
 cdef enum:
@@ -64,6 +65,45 @@ cdef inline void set_memory(Units *a, Tiling *t) noexcept nogil:
 
 cdef inline double rstd_of(double m2, double count, double eps) noexcept nogil:
     return 1 / sqrt(m2 / count + eps)
+
+
+cdef enum:
+    LAID_ROWS = 16             # rows, and their elements, from which on a copy of their parameters pays
+    LAID_ELEMENTS = 1 << 13
+    LINE = 64
+
+
+cdef inline bint lies(const void *values, Py_ssize_t phase) noexcept nogil:
+    """Whether they begin `phase` bytes into half a line, so that lanes of theirs cross none."""
+    return values == NULL or (<Py_ssize_t> values - phase) % (LINE // 2) == 0
+
+
+cdef inline const void *laid(const void *values, Py_ssize_t bytes, Py_ssize_t phase, char *room) noexcept nogil:
+    """A copy of them that does, where they do not."""
+    if lies(values, phase):
+        return values
+    room += (phase - <Py_ssize_t> room) & (LINE - 1)
+    memcpy(room, values, bytes)
+    return room
+
+
+cdef void *lay_parameters(Units *a, const Tiling *t, bint led) noexcept nogil:
+    """Weight and bias of many rows to where whole lanes of them lie: where the rows' do, or, if these are `led`
+    (stored a few elements first, up to a line of y), those after the lead. To be freed; NULL: they are used as
+    they lie."""
+    cdef Py_ssize_t bytes = t.elements * t.loops.wide, phase = 0
+    cdef char *room
+    if a.row_weight == NULL or units_of(a) < LAID_ROWS or units_of(a) * t.elements < LAID_ELEMENTS:
+        return NULL
+    if led and a.y.stride[1] % LINE == 0:
+        phase = (-(t.loops.wide // t.loops.size) * (-<Py_ssize_t> a.y.data & (LINE - 1))) & (LINE - 1)
+    if lies(a.row_weight, phase) and lies(a.row_bias, phase):
+        return NULL
+    room = <char *> malloc(2 * (bytes + LINE))
+    if room != NULL:
+        a.row_weight = laid(a.row_weight, bytes, phase, room)
+        a.row_bias = laid(a.row_bias, bytes, phase, room + bytes + LINE)
+    return room
 
 
 include "segments.pxi"
@@ -349,28 +389,36 @@ cdef int forward_given(const Units *a, const Tiling *t) noexcept nogil:
     return 0
 
 
-cdef int units_forward(Units *a) noexcept nogil:
-    """y = (x - mean) * rstd * weight + bias, of each unit."""
-    cdef Tiling t = tiling_of(a, False)
+cdef int forward_units(Units *a, const Tiling *t) noexcept nogil:
     cdef Py_ssize_t units = units_of(a), i
-    set_memory(a, &t)
-    if one_tile(a, &t):
-        return units_forward_together(a, &t)
+    if one_tile(a, t):
+        return units_forward_together(a, t)
     if a.given and not a.by_element and units * t.segments >= a.threads:
-        return forward_given(a, &t)
+        return forward_given(a, t)
     if by_parts(units, t.parts, a.threads):
         if a.add:
             for i in prange(units, num_threads=a.threads, schedule="static"):
-                add_unit(a, &t, i)
-        return forward_by_parts(a, &t)
+                add_unit(a, t, i)
+        return forward_by_parts(a, t)
     if a.threads == 1:
         for i in range(units):
-            forward_unit(a, &t, i)
+            forward_unit(a, t, i)
     else:
         for i in prange(units, num_threads=a.threads, schedule="dynamic",
                         chunksize=chunk_of(units, a.threads)):
-            forward_unit(a, &t, i)
+            forward_unit(a, t, i)
     return 0
+
+
+cdef int units_forward(Units *a) noexcept nogil:
+    """y = (x - mean) * rstd * weight + bias, of each unit."""
+    cdef Tiling t = tiling_of(a, False)
+    cdef void *room = lay_parameters(a, &t, True)
+    cdef int failed
+    set_memory(a, &t)
+    failed = forward_units(a, &t)
+    free(room)
+    return failed
 
 
 cdef inline void moments_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
