@@ -70,6 +70,8 @@ cdef inline double rstd_of(double m2, double count, double eps) noexcept nogil:
 cdef enum:
     LAID_ROWS = 16             # rows, and their elements, from which on a copy of their parameters pays
     LAID_ELEMENTS = 1 << 13
+    LAID_BY_ONE = 1 << 20      # the same where other threads wait for what one of them copied
+    LED_BYTES = 1 << 9         # of a row in the accumulator's type, from which on it has a lead: see tile_loops.h
     LINE = 64
 
 
@@ -92,10 +94,11 @@ cdef void *lay_parameters(Units *a, const Tiling *t, bint led) noexcept nogil:
     (stored a few elements first, up to a line of y), those after the lead. To be freed; NULL: they are used as
     they lie."""
     cdef Py_ssize_t bytes = t.elements * t.loops.wide, phase = 0
+    cdef Py_ssize_t least = LAID_ELEMENTS if a.threads == 1 else LAID_BY_ONE
     cdef char *room
-    if a.row_weight == NULL or units_of(a) < LAID_ROWS or units_of(a) * t.elements < LAID_ELEMENTS:
+    if a.row_weight == NULL or units_of(a) < LAID_ROWS or units_of(a) * t.elements < least:
         return NULL
-    if led and a.y.stride[1] % LINE == 0:
+    if led and bytes >= LED_BYTES and a.y.stride[1] % LINE == 0:
         phase = (-(t.loops.wide // t.loops.size) * (-<Py_ssize_t> a.y.data & (LINE - 1))) & (LINE - 1)
     if lies(a.row_weight, phase) and lies(a.row_bias, phase):
         return NULL
