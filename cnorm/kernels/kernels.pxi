@@ -31,6 +31,7 @@ cdef extern from "tiles.h" nogil:
         TILE
         ROWS_TOGETHER
         SUMMED
+        LANES_ALIGN
         ABREAST
         GRAD_ABREAST
 

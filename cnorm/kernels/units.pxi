@@ -72,19 +72,18 @@ cdef enum:
     LAID_ELEMENTS = 1 << 13
     LAID_BY_ONE = 1 << 20      # the same where other threads wait for what one of them copied
     LED_BYTES = 1 << 9         # of a row in the accumulator's type, from which on it has a lead: see tile_loops.h
-    LINE = 64
 
 
 cdef inline bint lies(const void *values, Py_ssize_t phase) noexcept nogil:
     """Whether they begin `phase` bytes into half a line, so that lanes of theirs cross none."""
-    return values == NULL or (<Py_ssize_t> values - phase) % (LINE // 2) == 0
+    return values == NULL or (<Py_ssize_t> values - phase) % (LANES_ALIGN // 2) == 0
 
 
 cdef inline const void *laid(const void *values, Py_ssize_t bytes, Py_ssize_t phase, char *room) noexcept nogil:
     """A copy of them that does, where they do not."""
     if lies(values, phase):
         return values
-    room += (phase - <Py_ssize_t> room) & (LINE - 1)
+    room += (phase - <Py_ssize_t> room) & (LANES_ALIGN - 1)
     memcpy(room, values, bytes)
     return room
 
@@ -98,14 +97,14 @@ cdef void *lay_parameters(Units *a, const Tiling *t, bint led) noexcept nogil:
     cdef char *room
     if a.row_weight == NULL or units_of(a) < LAID_ROWS or units_of(a) * t.elements < least:
         return NULL
-    if led and bytes >= LED_BYTES and a.y.stride[1] % LINE == 0:
-        phase = (-(t.loops.wide // t.loops.size) * (-<Py_ssize_t> a.y.data & (LINE - 1))) & (LINE - 1)
+    if led and bytes >= LED_BYTES and a.y.stride[1] % LANES_ALIGN == 0:
+        phase = (-(t.loops.wide // t.loops.size) * (-<Py_ssize_t> a.y.data & (LANES_ALIGN - 1))) & (LANES_ALIGN - 1)
     if lies(a.row_weight, phase) and lies(a.row_bias, phase):
         return NULL
-    room = <char *> malloc(2 * (bytes + LINE))
+    room = <char *> malloc(2 * (bytes + LANES_ALIGN))
     if room != NULL:
         a.row_weight = laid(a.row_weight, bytes, phase, room)
-        a.row_bias = laid(a.row_bias, bytes, phase, room + bytes + LINE)
+        a.row_bias = laid(a.row_bias, bytes, phase, room + bytes + LANES_ALIGN)
     return room
 
 

@@ -11,12 +11,12 @@
 cdef enum:
     SPAN = 1024               # elements of a channel at a time, or positions: at most
     KEPT_BYTES = 24 << 10     # what a visit keeps: it stays in L1
-    LINE_BYTES = 64           # where what is kept begins: no store crosses a line of the cache
 
 
 cdef struct Room:
     # What one visit keeps, of the accumulator's type: lines of squares, power and shared. Channels first,
-    # a line is a stretch of a channel, and channels take turns; channels last, it is a position.
+    # a line is a stretch of a channel, and channels take turns; channels last, it is a position. They begin
+    # where no store crosses a line of the cache.
     Py_ssize_t span    # elements of a channel at a time, or positions
     Py_ssize_t lines   # of each kind
     Py_ssize_t line    # bytes
@@ -207,7 +207,7 @@ cdef void last_item(const Window *a, Py_ssize_t item, const Room *room) noexcept
 # ---- both ----
 
 cdef inline Py_ssize_t whole_lines(Py_ssize_t bytes) noexcept nogil:
-    return (bytes + LINE_BYTES - 1) // LINE_BYTES * LINE_BYTES
+    return (bytes + LANES_ALIGN - 1) // LANES_ALIGN * LANES_ALIGN
 
 
 cdef inline Py_ssize_t kinds_of(const Room *room, bint legacy) noexcept nogil:
@@ -248,7 +248,7 @@ cdef int allocate(const Window *a, Room *room) noexcept nogil:
     if a.channels_last:
         ends = whole_lines(a.before * loops.wide)
     room.rows = <const char **> malloc((a.before + a.after + channels + 2) * sizeof(char *))
-    room.block = <char *> calloc(kinds_of(room, a.legacy) * kept + channels * loops.wide + LINE_BYTES, 1)
+    room.block = <char *> calloc(kinds_of(room, a.legacy) * kept + channels * loops.wide + LANES_ALIGN, 1)
     room.turns = <Py_ssize_t *> malloc(channels * sizeof(Py_ssize_t))
     if room.rows == NULL or room.block == NULL or room.turns == NULL:
         release(room)
