@@ -32,6 +32,7 @@ cdef extern from "tiles.h" nogil:
         ROWS_TOGETHER
         SUMMED
         LANES_ALIGN
+        LED_LANES
         ABREAST
         GRAD_ABREAST
 

@@ -31,7 +31,7 @@
 INLINE ptrdiff_t FN(lead)(const void *y, ptrdiff_t n, const int stream) {
     const uintptr_t stored = LANES_NATIVE * sizeof(S) / sizeof(A);
     const uintptr_t align = stream ? LANES_ALIGN : stored < LANES_ALIGN / 2 ? stored : LANES_ALIGN / 2;
-    return stream || n >= 8 * LANES ? (ptrdiff_t)(-(uintptr_t)y % align / sizeof(S)) : 0;
+    return stream || n >= LED_LANES * LANES ? (ptrdiff_t)(-(uintptr_t)y % align / sizeof(S)) : 0;
 }
 
 /* out[i] = STEP of x[i] over a run: two lanes at a time, one, the rest; of a long run a few elements first, so

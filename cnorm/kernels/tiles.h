@@ -35,6 +35,9 @@ INLINE int far_from_mean(double count, double first, double second) {
 /* How a result is stored: as it comes; past the cache; as it comes, and the run that is `reach` on prefetched. */
 enum { AS_IT_COMES, PAST_CACHE, APART };
 
+/* Lanes of a run from which on a few elements are stored first, so that the rest is stored where lines begin. */
+enum { LED_LANES = 8 };
+
 /* Bytes of a row from which on it is stored past the cache though it does not begin where a line does. */
 enum { STREAMED_ROW = 1 << 12 };
 

@@ -71,7 +71,6 @@ cdef enum:
     LAID_ROWS = 16             # rows, and their elements, from which on a copy of their parameters pays
     LAID_ELEMENTS = 1 << 13
     LAID_BY_ONE = 1 << 20      # the same where other threads wait for what one of them copied
-    LED_BYTES = 1 << 9         # of a row in the accumulator's type, from which on it has a lead: see tile_loops.h
 
 
 cdef inline bint lies(const void *values, Py_ssize_t phase) noexcept nogil:
@@ -97,7 +96,7 @@ cdef void *lay_parameters(Units *a, const Tiling *t, bint led) noexcept nogil:
     cdef char *room
     if a.row_weight == NULL or units_of(a) < LAID_ROWS or units_of(a) * t.elements < least:
         return NULL
-    if led and bytes >= LED_BYTES and a.y.stride[1] % LANES_ALIGN == 0:
+    if led and bytes >= LED_LANES * LANES_ALIGN and a.y.stride[1] % LANES_ALIGN == 0:
         phase = (-(t.loops.wide // t.loops.size) * (-<Py_ssize_t> a.y.data & (LANES_ALIGN - 1))) & (LANES_ALIGN - 1)
     if lies(a.row_weight, phase) and lies(a.row_bias, phase):
         return NULL
@@ -391,7 +390,8 @@ cdef int forward_given(const Units *a, const Tiling *t) noexcept nogil:
     return 0
 
 
-cdef int forward_units(Units *a, const Tiling *t) noexcept nogil:
+cdef int forward_all(Units *a, const Tiling *t) noexcept nogil:
+    """Every unit, in the way that suits their number and size."""
     cdef Py_ssize_t units = units_of(a), i
     if one_tile(a, t):
         return units_forward_together(a, t)
@@ -418,7 +418,7 @@ cdef int units_forward(Units *a) noexcept nogil:
     cdef void *room = lay_parameters(a, &t, True)
     cdef int failed
     set_memory(a, &t)
-    failed = forward_units(a, &t)
+    failed = forward_all(a, &t)
     free(room)
     return failed
 
