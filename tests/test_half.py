@@ -1,5 +1,6 @@
 """float16 and bfloat16: computed in float32 or wider, rounded once and to even."""
 
+import digests
 import layouts
 import ml_dtypes
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from operations import check, oracle
 
 import cnorm.functional as F
+from cnorm import _dispatch
 
 HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 
@@ -44,6 +46,49 @@ def test_results_round_to_nearest_even(build, half):
             expected = (values.astype(np.float32) * factor).astype(half).astype(float)
         y = F.batch_norm(values.reshape(1, n, 1), np.zeros(n), np.ones(n), weight, eps=0.0)
         np.testing.assert_array_equal(y.ravel().astype(float), expected, err_msg=str(factor))
+
+
+@pytest.fixture
+def integers():
+    """bfloat16 rounded in integers, where the processor else rounds it itself."""
+    if "avx512" not in _dispatch.available():
+        pytest.skip("the build that rounds by the processor does not run here")
+    with _dispatch.using("avx512"):
+        if not _dispatch.kernels.round_bfloat16(True):
+            pytest.skip("this processor has no AVX512_BF16")
+        _dispatch.kernels.round_bfloat16(False)
+        yield
+        _dispatch.kernels.round_bfloat16(True)
+
+
+def test_every_bfloat16_passes_unchanged_in_integers(integers):
+    test_every_value_passes_unchanged("avx512", HALVES[1])
+
+
+def test_bfloat16_rounds_to_nearest_even_in_integers(integers):
+    test_results_round_to_nearest_even("avx512", HALVES[1])
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 12, 19, 33), (40, 6, 5, 5), (401, 96), (7, 17), (3, 6, 4003)], ids=str
+)
+def test_who_rounds_bfloat16_changes_no_bits(operation, shape, rng, integers):
+    """Results among them that are subnormal as a float, or no numbers."""
+    if not operation.accepts(shape, 1):
+        return
+    x, dy = rng.normal(size=(2, *shape)).astype(HALVES[1])
+    x.reshape(-1)[:2] = np.inf, np.nan
+    dy[-1] *= HALVES[1].type(1e-39)
+    for layout in (layouts.contiguous, layouts.channels_last):
+        p = operation.draw(rng, shape, 1, np.float32)
+        for parameter in ("weight", "bias"):
+            if parameter in p:
+                p[parameter].reshape(-1)[::3] *= np.float32(1e-39)
+        found = []
+        for by_processor in (False, True):
+            _dispatch.kernels.round_bfloat16(by_processor)
+            found.append(digests.digest(operation.run(F, layout(x), layout(dy), p)))
+        assert found[0] == found[1], layout.__name__
 
 
 def test_overflow_is_infinity(build):

@@ -131,6 +131,38 @@ def test_a_channel_alone_and_beside_others_in_a_large_batch(build, dtype, rng, l
             _assert_same_bits(found, expected, f"gradient of channel {c}")
 
 
+@pytest.mark.parametrize("length", [2, 16, 49, 100])
+def test_a_channel_alone_and_among_small_images(build, dtype, rng, length):
+    """Many channels of small images are taken a band at a time."""
+    samples, channels = 200, 3000 // length
+    x, dy = rng.standard_normal((2, samples, channels, length), np.float32).astype(dtype)
+    x[:, 3] += 100
+    w, b, slopes = np.linspace([0.5, -1, -0.3], [2, 1, 0.4], channels).T.astype(accumulation(dtype))
+    given = (np.full(channels, 0.1), np.full(channels, 0.7))
+
+    def run(x, dy, at, slope):
+        w_, b_ = np.ascontiguousarray(w[at]), np.ascontiguousarray(b[at])
+        training = F.batch_norm(
+            x, None, None, w_, b_, training=True, return_stats=True, negative_slope=slope
+        )
+        evaluated = F.batch_norm(x, given[0][at], given[1][at], w_, b_, negative_slope=slope)
+        stats = training[1:]
+        backward = F.batch_norm_backward(dy, x, *stats, w_, bias=b_, negative_slope=slope)
+        return training[0], evaluated, backward[0], *stats, *backward[1:]
+
+    for slope in (None, slopes):
+        for threads in (1, 2, 8):
+            with cnorm.num_threads(threads):
+                whole = run(x, dy, slice(None), slope)
+            for c in (0, 3, channels // 2, channels - 1):
+                at = slice(c, c + 1)
+                one, d_one = (np.ascontiguousarray(a[:, at]) for a in (x, dy))
+                alone = run(one, d_one, at, None if slope is None else slopes[at])
+                for i, (found, expected) in enumerate(zip(whole, alone, strict=True)):
+                    found = found[:, at] if found.ndim > 1 else found[at]
+                    _assert_same_bits(found, expected, f"array {i}, channel {c}, {threads} threads")
+
+
 @pytest.mark.parametrize(("layout", "views"), VIEWS, ids=["contiguous", "channels-last"])
 def test_views_of_the_same_values(build, operation, layout, views, rng):
     for dtype in (np.dtype(np.float32), np.dtype(np.float16)):

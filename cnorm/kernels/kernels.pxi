@@ -53,6 +53,7 @@ cdef extern from "tiles.h" nogil:
         double lo[16]
         double m2[16]
         double rstd[16]
+        int any_again
         unsigned char again[16]
 
     ctypedef struct GradRows:
@@ -94,6 +95,8 @@ cdef extern from "tiles.h" nogil:
                      double *) noexcept nogil
         void (*apply)(const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                       const Affine *, int) noexcept nogil
+        void (*apply_band)(const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                           Py_ssize_t, Py_ssize_t, const Affine *, int) noexcept nogil
         void (*forward_rows)(RowJob *) noexcept nogil
         void (*apply_vector)(const char *, char *, Py_ssize_t, Py_ssize_t, const Affine *,
                              int) noexcept nogil
@@ -103,6 +106,9 @@ cdef extern from "tiles.h" nogil:
                                  int, double *) noexcept nogil
         void (*grad_apply)(const char *, const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                            Py_ssize_t, Py_ssize_t, const Affine *, int) noexcept nogil
+        void (*grad_apply_band)(const char *, const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                                Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const Affine *,
+                                int) noexcept nogil
         void (*grad_rows)(GradRows *, Py_ssize_t, Py_ssize_t, int, int, double *, double *,
                           double *) noexcept nogil
         void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
@@ -125,6 +131,7 @@ cdef extern from "tiles.h" nogil:
         void (*window_grad)(const WindowTile *) noexcept nogil
 
     const Tile *TILES[4]
+    bint tiles_round(bint by_processor)
 
 include "moments.pxi"
 include "units.pxi"
@@ -225,3 +232,12 @@ _kernels.widen64 = enter_widen64
 _kernels.narrow = enter_narrow
 
 table = PyCapsule_New(&_kernels, b"cnorm.kernels", NULL)
+
+
+def round_bfloat16(bint by_processor):
+    """Let the processor round bfloat16, or do it in integers: the same bits, for tests. Returns which holds
+    from now on: not every processor can."""
+    return tiles_round(by_processor)
+
+
+round_bfloat16(True)

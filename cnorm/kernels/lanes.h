@@ -93,7 +93,7 @@ INLINE void lanes_leave(unsigned before) { (void)before; }
 LANES_ARITHMETIC(f32, int32_t)
 LANES_ARITHMETIC(f64, int64_t)
 
-/* ---- folding: lanes (i, i+8), (i, i+4), (i, i+2), (i, i+1), in double ---- */
+/* ---- folding: lanes (i, i+8), (i, i+4), (i, i+2), (i, i+1); of float the first two steps in float ---- */
 
 typedef double d4v __attribute__((vector_size(32)));
 typedef double d2v __attribute__((vector_size(16)));
@@ -105,57 +105,57 @@ INLINE double fold4(d4v a) {
     return p[0] + p[1];
 }
 
-#if LANES_NATIVE == 64 /* the compiler splits these conversions in four */
-INLINE double fold8(__m512d a) {
-    return fold4((d4v)(_mm512_castpd512_pd256(a) + _mm512_extractf64x4_pd(a, 1)));
+/* Lanes that are taken apart as a whole would be kept in memory: part by part. */
+#if LANES_NATIVE == 64
+INLINE d4v f64_quarters(f64l a) {
+    const __m512d v = (__m512d)a.v[0];
+    return (d4v)(_mm512_castpd512_pd256(v) + _mm512_extractf64x4_pd(v, 1));
 }
-INLINE double f64_fold(f64l a) { return fold8((__m512d)a.v[0]); }
-INLINE double f32_fold(f32l a) {
+INLINE f4v f32_quarters(f32l a) {
     const __m512 v = (__m512)a.v[0];
-    return fold8(_mm512_cvtps_pd(_mm512_castps512_ps256(v)) + _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
+    const __m256 half = _mm512_castps512_ps256(v) + _mm512_extractf32x8_ps(v, 1);
+    return (f4v)(_mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1));
 }
-#else /* part by part: lanes that are taken apart as a whole are kept in memory, not in registers */
-#if LANES_NATIVE == 32
-INLINE d4v f64_quarter(f64l a, int i) { return (d4v)a.v[i]; }
-INLINE f4v f32_quarter(f32l a, int i) {
-    union { f32v v; f4v h[2]; } u = {a.v[i / 2]};
-    return u.h[i % 2];
+#elif LANES_NATIVE == 32
+INLINE d4v f64_quarters(f64l a) { return (d4v)(a.v[0] + a.v[1]); }
+INLINE f4v f32_quarters(f32l a) {
+    union { f32v v; f4v h[2]; } half = {a.v[0] + a.v[1]};
+    return half.h[0] + half.h[1];
 }
 #else
-INLINE d4v f64_quarter(f64l a, int i) {
-    return (d4v){a.v[2 * i][0], a.v[2 * i][1], a.v[2 * i + 1][0], a.v[2 * i + 1][1]};
+INLINE d4v f64_quarters(f64l a) {
+    const f64v low = a.v[0] + a.v[2], high = a.v[1] + a.v[3];
+    return (d4v){low[0], low[1], high[0], high[1]};
 }
-INLINE f4v f32_quarter(f32l a, int i) { return (f4v)a.v[i]; }
+INLINE f4v f32_quarters(f32l a) { return (f4v)((a.v[0] + a.v[2]) + (a.v[1] + a.v[3])); }
 #endif
-INLINE double f64_fold(f64l a) { return fold4(f64_quarter(a, 0) + f64_quarter(a, 1)); }
-INLINE double f32_fold(f32l a) {
-#define WIDE(i) __builtin_convertvector(f32_quarter(a, i), d4v)
-    return fold4((WIDE(0) + WIDE(2)) + (WIDE(1) + WIDE(3)));
-#undef WIDE
-}
-#endif
+INLINE double f64_fold(f64l a) { return fold4(f64_quarters(a)); }
+INLINE double f32_fold(f32l a) { return fold4(__builtin_convertvector(f32_quarters(a), d4v)); }
 
-/* Many at once: the same tree, with eight of them side by side from its second step on. */
+/* Many at once: the same tree, eight of them side by side. */
 #if LANES_NATIVE == 64
-INLINE __m512d f32_halves(f32l a) {
-    const __m512 v = (__m512)a.v[0];
-    return _mm512_cvtps_pd(_mm512_castps512_ps256(v)) + _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+/* Quarters of each, of 128 bits: 0 + 2, 1 + 3 and 0 + 1, 2 + 3. */
+#define LANES_FOLD_STEPS(A, V, add, shuffle)                                                     \
+    INLINE V A##_fold_pair(V a, V b) { return add(shuffle(a, b, 0x44), shuffle(a, b, 0xee)); }   \
+    INLINE V A##_fold_four(V a, V b) { return add(shuffle(a, b, 0x88), shuffle(a, b, 0xdd)); }
+LANES_FOLD_STEPS(f32, __m512, _mm512_add_ps, _mm512_shuffle_f32x4)
+LANES_FOLD_STEPS(f64, __m512d, _mm512_add_pd, _mm512_shuffle_f64x2)
+
+/* Of four, their lanes i and i+2 added: two doubles each. */
+INLINE __m512d f32_fold_to_two(const f32l *a) {
+    const __m512 v = f32_fold_four(f32_fold_pair((__m512)a[0].v[0], (__m512)a[1].v[0]),
+                                   f32_fold_pair((__m512)a[2].v[0], (__m512)a[3].v[0]));
+    return f64_fold_four(_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
 }
-INLINE __m512d f64_halves(f64l a) { return (__m512d)a.v[0]; }
-INLINE __m512d fold_pair(__m512d a, __m512d b) { /* a0+a4 .. a3+a7, b0+b4 .. b3+b7 */
-    return _mm512_shuffle_f64x2(a, b, 0x44) + _mm512_shuffle_f64x2(a, b, 0xee);
-}
-INLINE __m512d fold_four(__m512d a, __m512d b) { /* of pairs: quarters 0 + 1 and 2 + 3 of each */
-    return _mm512_shuffle_f64x2(a, b, 0x88) + _mm512_shuffle_f64x2(a, b, 0xdd);
+INLINE __m512d f64_fold_to_two(const f64l *a) {
+    return f64_fold_four(f64_fold_pair((__m512d)a[0].v[0], (__m512d)a[1].v[0]),
+                         f64_fold_pair((__m512d)a[2].v[0], (__m512d)a[3].v[0]));
 }
 #define LANES_FOLD_ALL(A)                                                                        \
     INLINE void A##_fold_all(const A##l *a, ptrdiff_t n, double *out) {                          \
         ptrdiff_t i = 0;                                                                         \
         for (; i + 8 <= n; i += 8) {                                                             \
-            const __m512d low = fold_four(fold_pair(A##_halves(a[i]), A##_halves(a[i + 1])),     \
-                                          fold_pair(A##_halves(a[i + 2]), A##_halves(a[i + 3]))); \
-            const __m512d high = fold_four(fold_pair(A##_halves(a[i + 4]), A##_halves(a[i + 5])), \
-                                           fold_pair(A##_halves(a[i + 6]), A##_halves(a[i + 7]))); \
+            const __m512d low = A##_fold_to_two(a + i), high = A##_fold_to_two(a + i + 4);       \
             const __m512d sums = _mm512_unpacklo_pd(low, high) + _mm512_unpackhi_pd(low, high);  \
             _mm512_storeu_pd(out + i, _mm512_permutexvar_pd(_mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0), sums)); \
         }                                                                                        \
@@ -592,14 +592,51 @@ LANES_PAIR(f32, f32)
 LANES_PAIR(f64, f64)
 LANES_PAIR(f16, f32)
 #if LANES_NATIVE == 64
-INLINE void bf16_store_pair(bf16 *p, f32l a, f32l b) {
-    _mm512_storeu_si512(p, bf16_narrow_pair(a.v[0], b.v[0]));
-}
-INLINE void bf16_stream_pair(bf16 *p, f32l a, f32l b) {
-    STREAM_PART(p, bf16_narrow_pair(a.v[0], b.v[0]));
-}
+#define LANES_NARROWED_PAIR(S)                                                                   \
+    INLINE void S##_store_pair(S *p, f32l a, f32l b) {                                           \
+        _mm512_storeu_si512(p, S##_narrow_pair(a.v[0], b.v[0]));                                 \
+    }                                                                                            \
+    INLINE void S##_stream_pair(S *p, f32l a, f32l b) { STREAM_PART(p, S##_narrow_pair(a.v[0], b.v[0])); }
+LANES_NARROWED_PAIR(bf16)
 #else
 LANES_PAIR(bf16, f32)
+#endif
+
+/* ---- bfloat16 as the processor rounds it, where it has an instruction for that: the same bits in half the steps.
+ * What uses these is compiled for such processors, between LANES_BF16N_BEGIN and LANES_BF16N_END. ---- */
+
+#if LANES_NATIVE == 64 && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 10
+#define LANES_BF16N 1
+#define LANES_BF16N_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx512bf16\")")
+#define LANES_BF16N_END _Pragma("GCC pop_options")
+
+typedef struct { uint16_t bits; } bf16n;
+INLINE int bf16n_runs(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bf16") != 0;
+}
+
+LANES_BF16N_BEGIN
+/* The instruction takes a subnormal float for 0. */
+INLINE __mmask16 subnormals(f32v f) { return _mm512_fpclass_ps_mask((__m512)f, 0x20); }
+
+INLINE f32v bf16n_widen(u16h h) { return bf16_widen(h); }
+INLINE u16h bf16n_narrow(f32v f) {
+    if (__builtin_expect(subnormals(f) != 0, 0)) return bf16_narrow(f);
+    return (u16h)_mm512_cvtneps_pbh((__m512)f);
+}
+INLINE __m512i bf16n_narrow_pair(f32v a, f32v b) {
+    if (__builtin_expect(!_kortestz_mask16_u8(subnormals(a), subnormals(b)), 0)) return bf16_narrow_pair(a, b);
+    return (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
+}
+LANES_HALF(bf16n)
+LANES_HALF_PART(bf16n)
+LANES_WHOLE(bf16n, f32)
+INLINE void bf16n_stream(bf16n *p, f32l a) { STREAM_HALF(p, bf16n_narrow(a.v[0])); }
+LANES_NARROWED_PAIR(bf16n)
+LANES_BF16N_END
+#else
+#define LANES_BF16N 0
 #endif
 
 #endif

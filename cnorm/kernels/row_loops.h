@@ -27,18 +27,24 @@ INLINE void FN(forward_rows_any)(RowJob *job, const int vector, const int centre
     }
 }
 
+/* What rows lose and are scaled by, in the accumulator; and whether hi is but 0. */
+typedef struct {
+    A hi[ROWS_TOGETHER], lo[ROWS_TOGETHER], scale[ROWS_TOGETHER];
+    int shifted;
+} FN(RowTerms);
+
 /* `R` rows abreast: a weight that is loaded once serves them all. */
-INLINE void FN(apply_abreast)(const RowJob *job, ptrdiff_t row, const int R, const int centred,
-                              const int biased) {
+INLINE void FN(apply_abreast)(const RowJob *job, const FN(RowTerms) *terms, ptrdiff_t row, const int R,
+                              const int centred, const int biased) {
     const ptrdiff_t n = job->n;
     const A *const weight = (const A *)job->affine.weight, *const shift = (const A *)job->affine.shift;
     AL hi[ABREAST], lo[ABREAST], scale[ABREAST];
     const char *x[ABREAST];
     char *y[ABREAST];
     ROWS_ABREAST(k) {
-        hi[k] = SET(job->hi[row + k]);
-        lo[k] = SET((job->mean[row + k] - job->hi[row + k]) + job->lo[row + k]);
-        scale[k] = SET(job->rstd[row + k]);
+        hi[k] = SET(terms->hi[row + k]);
+        lo[k] = SET(terms->lo[row + k]);
+        scale[k] = SET(terms->scale[row + k]);
         x[k] = job->x + (row + k) * job->x_stride;
         y[k] = job->y + (row + k) * job->y_stride;
     }
@@ -68,75 +74,109 @@ INLINE void FN(apply_abreast)(const RowJob *job, ptrdiff_t row, const int R, con
 #undef NORMALISED
 }
 
-INLINE int FN(any_shifted)(const double *hi, const int R) {
-    int any = 0;
-    ROWS_ABREAST(k) any |= hi[k] != 0;
-    return any;
-}
-
 /* Every row of a job, with vectors, without an activation. */
-static void FN(apply_rows)(const RowJob *job) {
+static void FN(apply_rows)(const RowJob *job, const FN(RowTerms) *terms) {
     ptrdiff_t row = 0;
 #define VARIANT(R)                                                                               \
-    if (!job->centred) FN(apply_abreast)(job, row, R, UNCENTRED, 0);                             \
-    else if (job->affine.shift) {                                                                \
-        if (FN(any_shifted)(job->hi + row, R)) FN(apply_abreast)(job, row, R, SHIFTED, 1);       \
-        else FN(apply_abreast)(job, row, R, CENTRED, 1);                                         \
-    } else FN(apply_abreast)(job, row, R, SHIFTED, 0);
+    if (!job->centred) FN(apply_abreast)(job, terms, row, R, UNCENTRED, 0);                      \
+    else if (!job->affine.shift) FN(apply_abreast)(job, terms, row, R, SHIFTED, 0);              \
+    else if (terms->shifted) FN(apply_abreast)(job, terms, row, R, SHIFTED, 1);                  \
+    else FN(apply_abreast)(job, terms, row, R, CENTRED, 1);
     if (ABREAST > 1 && (job->x_stride | job->y_stride) % 4096)  /* else all of them in one set of L1 */
         for (; row + ABREAST <= job->rows; row += ABREAST) { VARIANT(ABREAST) }
     for (; row < job->rows; ++row) { VARIANT(1) }
 #undef VARIANT
 }
 
-static void FN(forward_rows)(RowJob *job) {
-    const double count = (double)job->n;
-    double shift[ROWS_TOGETHER] = {0}, first[ROWS_TOGETHER] = {0}, second[ROWS_TOGETHER];
-    AL lanes[2][ROWS_TOGETHER];
-    const ptrdiff_t rows = job->rows;
-#define ROW(row) (job->x + (row) * job->x_stride)
-    if (job->centred) {
-        for (ptrdiff_t row = 0; row < rows; ++row) FN(head_lanes)(ROW(row), job->n, &lanes[0][row], &lanes[1][row]);
-        CAT(A, fold_all)(lanes[0], rows, first);
-        CAT(A, fold_all)(lanes[1], rows, second);
-        int shifted = 0;
-        for (ptrdiff_t row = 0; row < rows; ++row) {
-            shift[row] = FN(head_shift)((double)HEAD(job->n), first[row], second[row]);
-            shifted |= shift[row] != 0;
-        }
-        const int all = job->n > HEAD(job->n); /* else those about 0 are there */
-        if (shifted || all) {
-            for (ptrdiff_t row = 0; row < rows; ++row)
-                if (shift[row] != 0)
-                    FN(sums_any)(ROW(row), 1, 0, job->n, shift[row], &lanes[0][row], &lanes[1][row], SHIFTED, 0);
-                else if (all)
-                    FN(sums_any)(ROW(row), 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], CENTRED, 0);
-            CAT(A, fold_all)(lanes[0], rows, first);
-            CAT(A, fold_all)(lanes[1], rows, second);
-        }
-    } else {
-        for (ptrdiff_t row = 0; row < rows; ++row)
-            FN(sums_any)(ROW(row), 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], UNCENTRED, 0);
-        CAT(A, fold_all)(lanes[1], rows, second);
+/* EACH(n), where the compiler knows how many lanes a short row has: asked once for all rows. */
+#define BY_LANES(n, EACH)                                                                        \
+    if ((n) > HEAD(n)) EACH(n)                                                                   \
+    else switch ((n) / LANES) {                                                                  \
+        case 0: EACH((n) % LANES) break;                                                         \
+        case 1: EACH(LANES + (n) % LANES) break;                                                 \
+        case 2: EACH(2 * LANES + (n) % LANES) break;                                             \
+        case 3: EACH(3 * LANES + (n) % LANES) break;                                             \
+        default: EACH(4 * LANES)                                                                 \
     }
-#undef ROW
-    for (ptrdiff_t row = 0; row < rows; ++row) {
-        const double step = first[row] / count, mean = shift[row] + step;
+
+/* Lanes of the sums of every row about 0, of n elements each. */
+INLINE void FN(sums_of_rows)(const RowJob *job, ptrdiff_t n, AL *first, AL *second, const int centred) {
+#define EACH(n)                                                                                  \
+    for (ptrdiff_t row = 0; row < job->rows; ++row)                                              \
+        FN(sums_any)(job->x + row * job->x_stride, 1, 0, n, 0, first + row, second + row, centred, 0);
+    BY_LANES(n, EACH)
+#undef EACH
+}
+
+/* The statistics of each row, from its sums about a shift. `power`: 1 / count is one of 2, and dividing by count
+ * is multiplying by it, which takes less. */
+INLINE void FN(row_statistics)(RowJob *job, const double *shift, const double *first, const double *second,
+                               const int power) {
+    const double count = (double)job->n, inverse = 1 / count;
+#define BY_COUNT(a) (power ? (a) * inverse : (a) / count)
+    for (ptrdiff_t row = 0; row < job->rows; ++row) {
+        const double step = BY_COUNT(first[row]), mean = shift[row] + step;
         const double m2 = second[row] - first[row] * step;
         job->mean[row] = mean;
         job->lo[row] = (shift[row] - mean) + step;
         job->m2[row] = m2 < 0 ? 0 : m2;
-        job->rstd[row] = 1 / sqrt(job->m2[row] / count + job->eps);
+        job->rstd[row] = 1 / sqrt(BY_COUNT(job->m2[row]) + job->eps);
         job->hi[row] = first_part(mean, (double)(A)mean, job->rstd[row], job->eps);
     }
-    int again = 0;
+#undef BY_COUNT
+}
+
+static void FN(forward_rows)(RowJob *job) {
+    const double count = (double)job->n, head = (double)HEAD(job->n);
+    double shift[ROWS_TOGETHER] = {0}, first[ROWS_TOGETHER] = {0}, second[ROWS_TOGETHER];
+    AL lanes[2][ROWS_TOGETHER];
+    FN(RowTerms) terms;
+    const ptrdiff_t rows = job->rows;
+    if (job->centred) {
+        FN(sums_of_rows)(job, HEAD(job->n), lanes[0], lanes[1], CENTRED);
+        CAT(A, fold_all)(lanes[0], rows, first);
+        CAT(A, fold_all)(lanes[1], rows, second);
+        int64_t shifted = 0; /* of a double's size, else the compiler narrows it */
+        for (ptrdiff_t row = 0; row < rows; ++row) shifted |= FN(far_from_0)(head, first[row], second[row]);
+        if (shifted)
+            for (ptrdiff_t row = 0; row < rows; ++row) shift[row] = FN(head_shift)(head, first[row], second[row]);
+        const int all = job->n > HEAD(job->n); /* else those about 0 are there */
+        if (shifted || all) {
+            for (ptrdiff_t row = 0; row < rows; ++row) {
+                const char *x = job->x + row * job->x_stride;
+                if (shift[row] != 0)
+                    FN(sums_any)(x, 1, 0, job->n, shift[row], &lanes[0][row], &lanes[1][row], SHIFTED, 0);
+                else if (all)
+                    FN(sums_any)(x, 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], CENTRED, 0);
+            }
+            CAT(A, fold_all)(lanes[0], rows, first);
+            CAT(A, fold_all)(lanes[1], rows, second);
+        }
+    } else {
+        FN(sums_of_rows)(job, job->n, lanes[0], lanes[1], UNCENTRED);
+        CAT(A, fold_all)(lanes[1], rows, second);
+    }
+    if (job->n & (job->n - 1)) FN(row_statistics)(job, shift, first, second, 0);
+    else FN(row_statistics)(job, shift, first, second, 1);
+    int64_t again = 0, shifted = 0;
+    for (ptrdiff_t row = 0; row < rows; ++row) {
+        terms.hi[row] = (A)job->hi[row];
+        terms.lo[row] = (A)((job->mean[row] - job->hi[row]) + job->lo[row]);
+        terms.scale[row] = (A)job->rstd[row];
+        shifted |= job->hi[row] != 0;
+    }
     for (ptrdiff_t row = 0; row < rows; ++row)
-        again |= job->again[row] = far_from_mean(count, first[row], second[row])
-                                || !(second[row] - second[row] == 0) || second[row] < job->tiny * count;
+        again |= far_from_mean(count, first[row], second[row]) | !(second[row] - second[row] == 0)
+               | (second[row] < job->tiny * count);
+    job->any_again = again != 0;
+    terms.shifted = shifted != 0;
     if (job->vector && !again && !job->activation && !job->affine.stream) {
-        FN(apply_rows)(job);
+        FN(apply_rows)(job, &terms);
         return;
     }
+    for (ptrdiff_t row = 0; row < rows; ++row)
+        job->again[row] = far_from_mean(count, first[row], second[row]) || !(second[row] - second[row] == 0)
+                       || second[row] < job->tiny * count;
 #define VARIANT(vector, centred, biased)                                                         \
     if (job->activation == 2 && vector) FN(forward_rows_any)(job, vector, centred, biased, 2, 0); \
     else if (job->activation) FN(forward_rows_any)(job, vector, centred, biased, 1, 0);          \
@@ -166,19 +206,33 @@ INLINE void FN(expect)(const char *y, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n * (ptrdiff_t)sizeof(S); i += LANES_ALIGN) __builtin_prefetch(y + i, 1, 3);
 }
 
+INLINE void FN(grad_sums_of_rows)(const GradRows *job, ptrdiff_t first, ptrdiff_t stop, const double *hi,
+                                  AL lanes[3][GRAD_ROWS], const int centred) {
+    Affine f = job->affine;
+#define EACH(n)                                                                                  \
+    for (ptrdiff_t row = first; row < stop; ++row) {                                             \
+        AL *const to[4] = {&lanes[0][row], &lanes[1][row], &lanes[2][row], 0};                   \
+        f.hi = hi[row];                                                                          \
+        FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, n, 0, &f, to, 1, centred, 0, 0);   \
+    }
+    BY_LANES(job->n, EACH)
+#undef EACH
+}
+
 /* The sums of rows first .. stop: of short ones together, of long ones a tile at a time. */
 static void FN(grad_row_sums)(GradRows *job, ptrdiff_t first, ptrdiff_t stop, int expected) {
-    AL lanes[4][GRAD_ROWS];
     if (job->n <= TILE && !job->activation) {
+        AL lanes[3][GRAD_ROWS];
+        double hi[GRAD_ROWS];
+        int64_t shifted = 0;
+        if (expected) for (ptrdiff_t row = first; row < stop; ++row) FN(expect)(job->dx[row], job->n);
         for (ptrdiff_t row = first; row < stop; ++row) {
-            const Affine f = FN(row_affine)(job, row);
-            AL *const to[4] = {&lanes[0][row], &lanes[1][row], &lanes[2][row], 0};
-            if (expected) FN(expect)(job->dx[row], job->n);
-#define SUMS(centred) FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, job->n, 0, &f, to, 1, centred, 0, 0)
-            if (f.hi != 0) SUMS(SHIFTED);
-            else SUMS(CENTRED);
-#undef SUMS
+            const double mean = job->mean ? job->mean[row] : 0;
+            hi[row] = first_part(mean, (double)(A)mean, job->rstd[row], 0);
+            shifted |= hi[row] != 0;
         }
+        if (shifted) FN(grad_sums_of_rows)(job, first, stop, hi, lanes, SHIFTED);
+        else FN(grad_sums_of_rows)(job, first, stop, hi, lanes, CENTRED);
         for (int kind = 0; kind < (EXACT ? 3 : 2); ++kind)
             CAT(A, fold_all)(lanes[kind] + first, stop - first, job->sums[kind] + first);
         return;

@@ -38,6 +38,81 @@ cdef void segment_apply(const Units *a, const Tiling *t, const Affine *shared, P
             element += step
 
 
+# ---- bands: units whose short segments lie side by side, as batch norm's channels of small images ----
+#
+# Unit by unit, a few lines of memory are read here and a few there, and so it is written, which takes up to twice
+# as long as in the order of memory. So the statistics of some units come first, and then, while these are in
+# cache, all that is applied to them, segment by segment.
+
+cdef enum:
+    BAND = 32                  # units in one, at most
+    BAND_BYTES = 1 << 19       # of all that is read for it
+    BAND_LEAST = 1 << 20       # bytes of a call from which on there are bands
+    BAND_GIVEN = 1 << 12       # of a segment, to which there are bands where statistics are given
+
+
+cdef Py_ssize_t band_of(const Units *a, const Tiling *t) noexcept nogil:
+    """Units in a band, at most; 1: no bands."""
+    cdef Py_ssize_t segment = t.elements * t.loops.size, unit = segment * t.segments, units = units_of(a)
+    cdef bint backward = a.dy.data != NULL
+    cdef int read = 2 if backward else 1
+    if a.by_element or a.by_segment or t.segments == 1 or t.runs > 1 or a.shape[0] > 1 or a.x.stride[1] != segment:
+        return 1
+    if a.given and not backward:
+        return 1 if a.stream or segment > BAND_GIVEN else BAND
+    if segment >= APART_LEAST or (read + 1) * units * unit < BAND_LEAST:
+        return 1
+    return min(<Py_ssize_t> BAND, min(BAND_BYTES // (read * unit), units // (2 * a.threads)))
+
+
+cdef void forward_band(Units *a, const Tiling *t, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    cdef Affine f[BAND]
+    cdef Py_ssize_t i
+    for i in range(stop - first):
+        f[i] = forward_affine(a, t, first + i)
+        set_channel(a, f + i, first + i)
+    t.loops.apply_band(unit_at(a, &a.x, first), unit_at(a, &a.y, first), t.segments, a.x.stride[2], a.y.stride[2],
+                       stop - first, a.x.stride[1], a.y.stride[1], t.elements, f, a.activation)
+
+
+cdef int segments_forward_banded(Units *a, const Tiling *t, Py_ssize_t band) noexcept nogil:
+    cdef Py_ssize_t units = units_of(a), bands = (units + band - 1) // band, i
+    if a.threads == 1:
+        for i in range(bands):
+            forward_band(a, t, i * band, min(units, (i + 1) * band))
+    else:
+        for i in prange(bands, num_threads=a.threads, schedule="dynamic"):
+            forward_band(a, t, i * band, min(units, (i + 1) * band))
+    return 0
+
+
+cdef inline void given_band(const Units *a, const Tiling *t, Py_ssize_t item, Py_ssize_t bands,
+                            const Affine *f) noexcept nogil:
+    cdef Py_ssize_t segment = item // bands, first = (item - segment * bands) * BAND
+    t.loops.apply_band(unit_at(a, &a.x, first) + segment * a.x.stride[2],
+                       unit_at(a, &a.y, first) + segment * a.y.stride[2], 1, 0, 0, min(<Py_ssize_t> BAND, units_of(a) - first),
+                       a.x.stride[1], a.y.stride[1], t.elements, f + first, a.activation)
+
+
+cdef int segments_given_banded(const Units *a, const Tiling *t) noexcept nogil:
+    """The same of statistics that are given: nothing to wait for, so in the order of all memory."""
+    cdef Py_ssize_t units = units_of(a), bands = (units + BAND - 1) // BAND, items = bands * t.segments, i
+    cdef Affine *f = <Affine *> malloc(units * sizeof(Affine))
+    if f == NULL:
+        return -1
+    for i in range(units):
+        f[i] = given_affine(a, t, i)
+        set_channel(a, f + i, i)
+    if a.threads == 1:
+        for i in range(items):
+            given_band(a, t, i, bands, f)
+    else:
+        for i in prange(items, num_threads=a.threads, schedule="dynamic", chunksize=chunk_of(items, a.threads)):
+            given_band(a, t, i, bands, f)
+    free(f)
+    return 0
+
+
 # ---- backward ----
 # Per slot: sum of g, of g * (x - hi), of (x - hi), of the slope's gradient. A slot is a part of the
 # unit, or one segment of it where segments have weights of their own.
@@ -171,9 +246,8 @@ cdef void segment_grad_apply(const Units *a, const Tiling *t, const Affine *shar
         tile = next_tile(t, tile, stop)
 
 
-cdef void segments_backward_unit(const Units *a, const Tiling *t, Py_ssize_t unit,
-                                 double *slots) noexcept nogil:
-    """One unit, while it is in cache. `slots` is room for it, or NULL where few are needed."""
+cdef Affine backward_affine(const Units *a, const Tiling *t, Py_ssize_t unit, double *slots) noexcept nogil:
+    """What is applied to a unit, from its sums. `slots` is room for these, or NULL where few are needed."""
     cdef double own[SLOT * FEW_SLOTS]
     cdef Affine f = given_affine(a, t, unit)
     cdef Py_ssize_t slot
@@ -182,9 +256,39 @@ cdef void segments_backward_unit(const Units *a, const Tiling *t, Py_ssize_t uni
     for slot in range(slots_of(a, t)):
         segment_sums(a, t, &f, unit, slot, slots + SLOT * slot)
     finish_unit(a, t, &f, unit, slots)
+    return f
+
+
+cdef void segments_backward_unit(const Units *a, const Tiling *t, Py_ssize_t unit,
+                                 double *slots) noexcept nogil:
+    """One unit, while it is in cache."""
+    cdef Affine f = backward_affine(a, t, unit, slots)
+    cdef Py_ssize_t slot
     if a.sums_mode != 1:
         for slot in range(slots_of(a, t)):
             segment_grad_apply(a, t, &f, unit, slot)
+
+
+cdef void backward_band(const Units *a, const Tiling *t, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    cdef Affine f[BAND]
+    cdef Py_ssize_t i
+    for i in range(stop - first):
+        f[i] = backward_affine(a, t, first + i, NULL)
+        set_channel(a, f + i, first + i)
+        f[i].p = f[i].scale
+    t.loops.grad_apply_band(unit_at(a, &a.x, first), unit_at(a, &a.dy, first), unit_at(a, &a.y, first), t.segments,
+                            a.x.stride[2], a.dy.stride[2], a.y.stride[2], stop - first, a.x.stride[1],
+                            a.dy.stride[1], a.y.stride[1], t.elements, f, a.activation)
+
+
+cdef void segments_backward_banded(const Units *a, const Tiling *t, Py_ssize_t band) noexcept nogil:
+    cdef Py_ssize_t units = units_of(a), bands = (units + band - 1) // band, i
+    if a.threads == 1:
+        for i in range(bands):
+            backward_band(a, t, i * band, min(units, (i + 1) * band))
+    else:
+        for i in prange(bands, num_threads=a.threads, schedule="dynamic"):
+            backward_band(a, t, i * band, min(units, (i + 1) * band))
 
 
 cdef inline void finish_unit(const Units *a, const Tiling *t, Affine *f, Py_ssize_t unit,
@@ -226,6 +330,7 @@ cdef int segments_backward(Units *a) noexcept nogil:
     cdef bint apart = by_parts(units, count, a.threads) or a.sums_mode == 2
     cdef bint serial = a.threads == 1
     cdef bint on_stack = not apart and count <= FEW_SLOTS
+    cdef Py_ssize_t band = band_of(a, &t) if on_stack and a.sums_mode == 0 else 1
     cdef double *slots = NULL
     cdef Affine *affine = <Affine *> malloc(units * sizeof(Affine)) if apart else NULL
     if not on_stack:
@@ -235,7 +340,9 @@ cdef int segments_backward(Units *a) noexcept nogil:
         free(slots)
         free(affine)
         return -1
-    if not apart:
+    if band > 1:
+        segments_backward_banded(a, &t, band)
+    elif not apart:
         if serial:
             for i in range(units):
                 segments_backward_unit(a, &t, i, slots)

@@ -101,7 +101,8 @@ typedef struct {
     Affine affine;                        /* the slope, and the vectors of `vector` */
     double mean[ROWS_TOGETHER], lo[ROWS_TOGETHER], m2[ROWS_TOGETHER], rstd[ROWS_TOGETHER];
     double hi[ROWS_TOGETHER];             /* of the mean, what is subtracted first */
-    unsigned char again[ROWS_TOGETHER];   /* rows that take the long way, and were not written */
+    int any_again;                        /* some rows take the long way: */
+    unsigned char again[ROWS_TOGETHER];   /* these, and they were not written */
 } RowJob;
 
 /* A block of rows, backward: where each begins, or its stretch of elements that a call is for. */
@@ -134,6 +135,9 @@ typedef struct Tile {
                  int centred, ptrdiff_t reach, double *out);
     void (*apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                   ptrdiff_t n, const Affine *a, int activation);
+    void (*apply_band)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
+                       ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const Affine *a,
+                       int activation);
     void (*forward_rows)(RowJob *job);
     void (*apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
                          int activation);
@@ -144,6 +148,9 @@ typedef struct Tile {
     void (*grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                        ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
                        int activation);
+    void (*grad_apply_band)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
+                            ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t units, ptrdiff_t x_step,
+                            ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const Affine *a, int activation);
     void (*grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sums, int fresh, double *dw,
                       double *db, double *dslope);
     void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);
@@ -192,7 +199,29 @@ typedef struct Tile {
 #define ACCUMULATOR 0
 #include "tile_loops.h"
 
+#if LANES_BF16N
+LANES_BF16N_BEGIN
+#define S bf16n
+#define A f32
+#define AL f32l
+#define ACCUMULATOR 0
+#include "tile_loops.h"
+LANES_BF16N_END
+#endif
+
 /* In the order of the storage codes in jobs.pxd. */
-static const Tile *const TILES[4] = {&tile_f32, &tile_f64, &tile_f16, &tile_bf16};
+static const Tile *TILES[4] = {&tile_f32, &tile_f64, &tile_f16, &tile_bf16};
+
+/* bfloat16 by the processor's own rounding, where it has that, or not; whether it is from now on. */
+static int tiles_round(int by_processor) {
+#if LANES_BF16N
+    by_processor = by_processor && bf16n_runs();
+    TILES[3] = by_processor ? &tile_bf16n : &tile_bf16;
+    return by_processor;
+#else
+    (void)by_processor;
+    return 0;
+#endif
+}
 
 #endif

@@ -130,8 +130,9 @@ INLINE void FN(head_lanes)(const char *x, ptrdiff_t n, AL *first, AL *second) {
 }
 
 /* A shift near the mean: 0 where the mean is less than the deviation. */
+INLINE int FN(far_from_0)(double count, double first, double second) { return 2 * first * first > count * second; }
 INLINE double FN(head_shift)(double count, double first, double second) {
-    return 2 * first * first > count * second ? (double)(A)(first / count) : 0;
+    return FN(far_from_0)(count, first, second) ? (double)(A)(first / count) : 0;
 }
 
 static double FN(head)(const char *x, ptrdiff_t n) {
@@ -201,6 +202,24 @@ static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride
     if (activation) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, SHIFTED, 1, 1, AS_IT_COMES);
     else if (a->hi == 0) FN(apply_centred)(x, y, runs, x_stride, y_stride, n, a, CENTRED);
     else FN(apply_centred)(x, y, runs, x_stride, y_stride, n, a, SHIFTED);
+}
+
+/* The same of units whose runs lie side by side, `step` bytes from one unit's to the next's: in the order of
+ * memory. An Affine for each. */
+static void FN(apply_band)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
+                           ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const Affine *a,
+                           int activation) {
+    int shifted = 0;
+    for (ptrdiff_t unit = 0; unit < units; ++unit) shifted |= a[unit].hi != 0;
+#define EACH(centred, activation)                                                                \
+    for (ptrdiff_t run = 0; run < runs; ++run)                                                   \
+        for (ptrdiff_t unit = 0; unit < units; ++unit)                                           \
+            FN(apply_any)(x + run * x_stride + unit * x_step, y + run * y_stride + unit * y_step, 1, 0, 0, n, 0, \
+                          a + unit, 0, centred, 1, activation, AS_IT_COMES);
+    if (activation) EACH(SHIFTED, 1)
+    else if (shifted) EACH(SHIFTED, 0)
+    else EACH(CENTRED, 0)
+#undef EACH
 }
 
 INLINE void FN(apply_vector_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
@@ -402,6 +421,25 @@ static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t ru
         FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, SHIFTED, 1, AS_IT_COMES);
     else if (a->hi == 0) FN(grad_apply_centred)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, CENTRED);
     else FN(grad_apply_centred)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, SHIFTED);
+}
+
+/* As apply_band. */
+static void FN(grad_apply_band)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
+                                ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t units, ptrdiff_t x_step,
+                                ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const Affine *a,
+                                int activation) {
+    int shifted = 0;
+    for (ptrdiff_t unit = 0; unit < units; ++unit) shifted |= a[unit].hi != 0;
+#define EACH(centred, activation)                                                                \
+    for (ptrdiff_t run = 0; run < runs; ++run)                                                   \
+        for (ptrdiff_t unit = 0; unit < units; ++unit)                                           \
+            FN(grad_apply_any)(x + run * x_stride + unit * x_step, dy + run * dy_stride + unit * dy_step, \
+                               dx + run * dx_stride + unit * dx_step, 1, 0, 0, 0, n, a + unit, centred,  \
+                               activation, AS_IT_COMES);
+    if (activation) EACH(SHIFTED, 1)
+    else if (shifted) EACH(SHIFTED, 0)
+    else EACH(CENTRED, 0)
+#undef EACH
 }
 
 static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {

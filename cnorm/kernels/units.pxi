@@ -200,18 +200,21 @@ cdef inline void forward_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexce
     normalise_unit(a, t, unit)
 
 
-cdef void normalise_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
-    cdef Affine f
+cdef Affine forward_affine(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+    """What is applied to a unit, from its statistics, which are kept, or from those that are given."""
     cdef Moments m
     cdef double rstd
-    cdef Py_ssize_t part
     if a.given:
-        f = given_affine(a, t, unit)
-    else:
-        m = unit_moments(t, &a.x, unit_at(a, &a.x, unit), a.centred, a.eps)
-        rstd = rstd_of(m.m2, m.count, a.eps)
-        keep_statistics(a, unit, m, rstd)
-        f = unit_affine(a, t, unit, m.mean, m.lo, rstd)
+        return given_affine(a, t, unit)
+    m = unit_moments(t, &a.x, unit_at(a, &a.x, unit), a.centred, a.eps)
+    rstd = rstd_of(m.m2, m.count, a.eps)
+    keep_statistics(a, unit, m, rstd)
+    return unit_affine(a, t, unit, m.mean, m.lo, rstd)
+
+
+cdef void normalise_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+    cdef Affine f = forward_affine(a, t, unit)
+    cdef Py_ssize_t part
     for part in range(t.parts):
         apply_part(a, t, &f, unit, part)
 
@@ -301,11 +304,22 @@ cdef inline Py_ssize_t together_of(const Units *a, const Tiling *t) noexcept nog
     return max(1, rows if rows < ABREAST else rows // ABREAST * ABREAST)
 
 
+cdef inline void keep_rows(Units *a, Py_ssize_t unit, const RowJob *job) noexcept nogil:
+    cdef size_t bytes = job.rows * sizeof(double)
+    if a.mean != NULL:
+        memcpy(a.mean + unit, job.mean, bytes)
+    if a.lo != NULL:
+        memcpy(a.lo + unit, job.lo, bytes)
+    if a.m2 != NULL:
+        memcpy(a.m2 + unit, job.m2, bytes)
+    if a.rstd != NULL:
+        memcpy(a.rstd + unit, job.rstd, bytes)
+
+
 cdef void forward_together(Units *a, const Tiling *t, Py_ssize_t outer, Py_ssize_t inner,
                            Py_ssize_t stop, Py_ssize_t together) noexcept nogil:
     """Units inner .. stop of one outer index."""
     cdef RowJob job
-    cdef Moments m
     cdef Py_ssize_t unit = outer * a.shape[1] + inner, i
     job.x_stride = a.x.stride[1]
     job.y_stride = a.y.stride[1]
@@ -333,14 +347,11 @@ cdef void forward_together(Units *a, const Tiling *t, Py_ssize_t outer, Py_ssize
             for i in range(job.rows):
                 add_unit(a, t, unit + i)
         t.loops.forward_rows(&job)
-        for i in range(job.rows):
-            if job.again[i]:
-                normalise_unit(a, t, unit + i)
-            else:
-                m.mean = job.mean[i]
-                m.lo = job.lo[i]
-                m.m2 = job.m2[i]
-                keep_statistics(a, unit + i, m, job.rstd[i])
+        keep_rows(a, unit, &job)
+        if job.any_again:
+            for i in range(job.rows):
+                if job.again[i]:
+                    normalise_unit(a, t, unit + i)
         inner += job.rows
         unit += job.rows
 
@@ -392,9 +403,11 @@ cdef int forward_given(const Units *a, const Tiling *t) noexcept nogil:
 
 cdef int forward_all(Units *a, const Tiling *t) noexcept nogil:
     """Every unit, in the way that suits their number and size."""
-    cdef Py_ssize_t units = units_of(a), i
+    cdef Py_ssize_t units = units_of(a), band = band_of(a, t), i
     if one_tile(a, t):
         return units_forward_together(a, t)
+    if a.given and band > 1:
+        return segments_given_banded(a, t)
     if a.given and not a.by_element and units * t.segments >= a.threads:
         return forward_given(a, t)
     if by_parts(units, t.parts, a.threads):
@@ -402,6 +415,8 @@ cdef int forward_all(Units *a, const Tiling *t) noexcept nogil:
             for i in prange(units, num_threads=a.threads, schedule="static"):
                 add_unit(a, t, i)
         return forward_by_parts(a, t)
+    if band > 1:
+        return segments_forward_banded(a, t, band)
     if a.threads == 1:
         for i in range(units):
             forward_unit(a, t, i)
