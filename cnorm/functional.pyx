@@ -22,6 +22,7 @@ import operator
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject

@@ -163,54 +163,43 @@ cdef void strip_moments(const Columns *a, const Layout *l, bint gathered, Py_ssi
         slot_moments(l, first + rest, count - rest, whole)
 
 
+cdef inline void merge_columns(const Layout *l, double *to, double count, const double *other,
+                               double other_count) noexcept nogil:
+    """Merge other moments of each column into those at `to`. As `merged`, over columns of one count."""
+    cdef double *lo = to + l.wide
+    cdef double *m2 = lo + l.wide
+    cdef const double *other_lo = other + l.wide
+    cdef const double *other_m2 = other_lo + l.wide
+    cdef double share = other_count / (count + other_count), weight = count * share, delta, shift, sum_
+    cdef Py_ssize_t c
+    for c in range(l.columns):
+        delta = (other[c] - to[c]) + (other_lo[c] - lo[c])
+        shift = lo[c] + delta * share
+        sum_ = to[c] + shift
+        lo[c] = (to[c] - sum_) + shift
+        to[c] = sum_
+        m2[c] = m2[c] + other_m2[c] + delta * delta * weight
+
+
 cdef void unfold(const Layout *l, double *slot, Py_ssize_t part) noexcept nogil:
     """Merge the moments of the columns that folded rows made of one; the first C then hold them."""
-    cdef Py_ssize_t c, k
-    cdef Moments m, other
-    for c in range(l.columns):
-        m.count = column_count(l, part, c)
-        m.mean = slot[c]
-        m.lo = slot[l.wide + c]
-        m.m2 = slot[2 * l.wide + c]
-        for k from c + l.columns <= k < l.wide by l.columns:
-            other.count = column_count(l, part, k)
-            other.mean = slot[k]
-            other.lo = slot[l.wide + k]
-            other.m2 = slot[2 * l.wide + k]
-            m = merged(m, other)
-        slot[c] = m.mean
-        slot[l.wide + c] = m.lo
-        slot[2 * l.wide + c] = m.m2
+    cdef double count = column_count(l, part, 0), other
+    cdef Py_ssize_t k
+    for k from l.columns <= k < l.wide by l.columns:
+        other = column_count(l, part, k)
+        if other > 0:
+            merge_columns(l, slot, count, slot + k, other)
+        count += other
 
 
 cdef void merge_slots(const Layout *l, double *slots, double *counts) noexcept nogil:
-    """Merge the parts' moments in a tree; part 0 then holds the sample's. As `merged`, over columns."""
-    cdef Py_ssize_t step = 1, part, c
-    cdef double *mean
-    cdef double *lo
-    cdef double *m2
-    cdef const double *other
-    cdef const double *other_lo
-    cdef const double *other_m2
-    cdef double share, weight, delta, shift, sum_
+    """Merge the parts' moments in a tree; part 0 then holds the sample's."""
+    cdef Py_ssize_t step = 1, part
     while step < l.parts:
         part = 0
         while part + step < l.parts:
-            share = counts[part + step] / (counts[part] + counts[part + step])
-            weight = counts[part] * share
-            mean = slot_of(l, slots, part)
-            lo = mean + l.wide
-            m2 = lo + l.wide
-            other = slot_of(l, slots, part + step)
-            other_lo = other + l.wide
-            other_m2 = other_lo + l.wide
-            for c in range(l.columns):
-                delta = (other[c] - mean[c]) + (other_lo[c] - lo[c])
-                shift = lo[c] + delta * share
-                sum_ = mean[c] + shift
-                lo[c] = (mean[c] - sum_) + shift
-                mean[c] = sum_
-                m2[c] = m2[c] + other_m2[c] + delta * delta * weight
+            merge_columns(l, slot_of(l, slots, part), counts[part], slot_of(l, slots, part + step),
+                          counts[part + step])
             counts[part] += counts[part + step]
             part += 2 * step
         step *= 2
