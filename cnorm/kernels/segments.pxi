@@ -15,10 +15,39 @@ cdef inline void set_channel(const Units *a, Affine *f, Py_ssize_t channel) noex
         f.slope = a.slopes[channel]
 
 
+cdef enum:
+    BAND = 32                  # segments, each with what is applied to it, that the loops take at a time
+    BAND_SEGMENT = 1 << 11     # bytes of one, at most
+
+
+cdef inline bint short_segments(const Units *a, const Tiling *t) noexcept nogil:
+    """Whether a unit has several segments, with weights of their own, that are best taken together."""
+    return a.by_segment and t.segments > 1 and t.runs == 1 and t.elements * t.loops.size <= BAND_SEGMENT
+
+
+cdef void band_apply(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t inner, const char *x,
+                     char *y, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    """Whole segments."""
+    cdef Affine f[BAND]
+    cdef Py_ssize_t count, i
+    while first < stop:
+        count = min(<Py_ssize_t> BAND, stop - first)
+        for i in range(count):
+            f[i] = shared[0]
+            set_channel(a, f + i, channel_of(a, inner, first + i))
+        t.loops.apply_band(x + first * a.x.stride[2], y + first * a.y.stride[2], 1, 0, 0, count, a.x.stride[2],
+                           a.y.stride[2], t.elements, f, a.activation)
+        first += count
+
+
 cdef void segment_apply(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t inner,
                         const char *x, char *y, const Piece *p) noexcept nogil:
-    cdef Affine f = shared[0]
+    cdef Affine f
     cdef Py_ssize_t segment, element, step, size = t.loops.size
+    if short_segments(a, t):
+        band_apply(a, t, shared, inner, x, y, p.segment, p.segment + p.count)
+        return
+    f = shared[0]
     if not a.by_segment:
         set_channel(a, &f, inner)
         if t.runs == 1:
@@ -45,7 +74,6 @@ cdef void segment_apply(const Units *a, const Tiling *t, const Affine *shared, P
 # cache, all that is applied to them, segment by segment.
 
 cdef enum:
-    BAND = 32                  # units in one, at most
     BAND_BYTES = 1 << 19       # of all that is read for it
     BAND_LEAST = 1 << 20       # bytes of a call from which on there are bands
     BAND_GIVEN = 1 << 12       # of a segment, to which there are bands where statistics are given
@@ -69,7 +97,7 @@ cdef void forward_band(Units *a, const Tiling *t, Py_ssize_t first, Py_ssize_t s
     cdef Affine f[BAND]
     cdef Py_ssize_t i
     for i in range(stop - first):
-        f[i] = forward_affine(a, t, first + i)
+        set_forward(a, t, first + i, f + i)
         set_channel(a, f + i, first + i)
     t.loops.apply_band(unit_at(a, &a.x, first), unit_at(a, &a.y, first), t.segments, a.x.stride[2], a.y.stride[2],
                        stop - first, a.x.stride[1], a.y.stride[1], t.elements, f, a.activation)
@@ -246,25 +274,48 @@ cdef void segment_grad_apply(const Units *a, const Tiling *t, const Affine *shar
         tile = next_tile(t, tile, stop)
 
 
-cdef Affine backward_affine(const Units *a, const Tiling *t, Py_ssize_t unit, double *slots) noexcept nogil:
+cdef inline void set_backward(const Units *a, const Tiling *t, Py_ssize_t unit, double *slots, Affine *f) noexcept nogil:
     """What is applied to a unit, from its sums. `slots` is room for these, or NULL where few are needed."""
     cdef double own[SLOT * FEW_SLOTS]
-    cdef Affine f = given_affine(a, t, unit)
     cdef Py_ssize_t slot
     if slots == NULL:
         slots = own
+    f[0] = given_affine(a, t, unit)
     for slot in range(slots_of(a, t)):
-        segment_sums(a, t, &f, unit, slot, slots + SLOT * slot)
-    finish_unit(a, t, &f, unit, slots)
-    return f
+        segment_sums(a, t, f, unit, slot, slots + SLOT * slot)
+    finish_unit(a, t, f, unit, slots)
+
+
+cdef void band_grad_apply(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t unit) noexcept nogil:
+    """The gradient of a unit's input."""
+    cdef Affine f[BAND]
+    cdef const char *x = unit_at(a, &a.x, unit)
+    cdef const char *dy = unit_at(a, &a.dy, unit)
+    cdef char *dx = unit_at(a, &a.y, unit)
+    cdef Py_ssize_t first = 0, count, i
+    while first < t.segments:
+        count = min(<Py_ssize_t> BAND, t.segments - first)
+        for i in range(count):
+            f[i] = shared[0]
+            set_channel(a, f + i, channel_of(a, unit % a.shape[1], first + i))
+            f[i].p = f[i].scale
+        t.loops.grad_apply_band(x + first * a.x.stride[2], dy + first * a.dy.stride[2], dx + first * a.y.stride[2],
+                                1, 0, 0, 0, count, a.x.stride[2], a.dy.stride[2], a.y.stride[2], t.elements, f,
+                                a.activation)
+        first += count
 
 
 cdef void segments_backward_unit(const Units *a, const Tiling *t, Py_ssize_t unit,
                                  double *slots) noexcept nogil:
     """One unit, while it is in cache."""
-    cdef Affine f = backward_affine(a, t, unit, slots)
+    cdef Affine f
     cdef Py_ssize_t slot
-    if a.sums_mode != 1:
+    set_backward(a, t, unit, slots, &f)
+    if a.sums_mode == 1:
+        return
+    if short_segments(a, t):
+        band_grad_apply(a, t, &f, unit)
+    else:
         for slot in range(slots_of(a, t)):
             segment_grad_apply(a, t, &f, unit, slot)
 
@@ -273,7 +324,7 @@ cdef void backward_band(const Units *a, const Tiling *t, Py_ssize_t first, Py_ss
     cdef Affine f[BAND]
     cdef Py_ssize_t i
     for i in range(stop - first):
-        f[i] = backward_affine(a, t, first + i, NULL)
+        set_backward(a, t, first + i, NULL, f + i)
         set_channel(a, f + i, first + i)
         f[i].p = f[i].scale
     t.loops.grad_apply_band(unit_at(a, &a.x, first), unit_at(a, &a.dy, first), unit_at(a, &a.y, first), t.segments,

@@ -200,21 +200,23 @@ cdef inline void forward_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexce
     normalise_unit(a, t, unit)
 
 
-cdef Affine forward_affine(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+cdef inline void set_forward(Units *a, const Tiling *t, Py_ssize_t unit, Affine *f) noexcept nogil:
     """What is applied to a unit, from its statistics, which are kept, or from those that are given."""
     cdef Moments m
     cdef double rstd
     if a.given:
-        return given_affine(a, t, unit)
-    m = unit_moments(t, &a.x, unit_at(a, &a.x, unit), a.centred, a.eps)
-    rstd = rstd_of(m.m2, m.count, a.eps)
-    keep_statistics(a, unit, m, rstd)
-    return unit_affine(a, t, unit, m.mean, m.lo, rstd)
+        f[0] = given_affine(a, t, unit)
+    else:
+        m = unit_moments(t, &a.x, unit_at(a, &a.x, unit), a.centred, a.eps)
+        rstd = rstd_of(m.m2, m.count, a.eps)
+        keep_statistics(a, unit, m, rstd)
+        f[0] = unit_affine(a, t, unit, m.mean, m.lo, rstd)
 
 
 cdef void normalise_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
-    cdef Affine f = forward_affine(a, t, unit)
+    cdef Affine f
     cdef Py_ssize_t part
+    set_forward(a, t, unit, &f)
     for part in range(t.parts):
         apply_part(a, t, &f, unit, part)
 
