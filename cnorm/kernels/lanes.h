@@ -605,7 +605,7 @@ LANES_PAIR(bf16, f32)
 /* ---- bfloat16 as the processor rounds it, where it has an instruction for that: the same bits in half the steps.
  * What uses these is compiled for such processors, between LANES_BF16N_BEGIN and LANES_BF16N_END. ---- */
 
-#if LANES_NATIVE == 64 && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 10
+#if LANES_NATIVE == 64 && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
 #define LANES_BF16N 1
 #define LANES_BF16N_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx512bf16\")")
 #define LANES_BF16N_END _Pragma("GCC pop_options")

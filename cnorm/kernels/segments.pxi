@@ -15,13 +15,24 @@ cdef inline void set_channel(const Units *a, Affine *f, Py_ssize_t channel) noex
         f.slope = a.slopes[channel]
 
 
+# ---- bands: segments that lie side by side in memory, each with an Affine of its own, applied in that order ----
+#
+# a) The segments of a unit with a weight for each, where they are short: channels of a group of small images.
+# b) The same segment of several units: batch norm's channels of small images. Unit by unit, a few lines of memory
+#    are read here and a few there, and written so, which takes up to twice as long. So the statistics of some
+#    units come first, and then, while these are in cache, all that is applied to them, segment by segment.
+# c) Where statistics are given there is nothing to wait for: as b), in the order of all memory.
+
 cdef enum:
-    BAND = 32                  # segments, each with what is applied to it, that the loops take at a time
-    BAND_SEGMENT = 1 << 11     # bytes of one, at most
+    BAND = 32                  # segments that the loops take at a time
+    BAND_SEGMENT = 1 << 11     # a) bytes of one, at most
+    BAND_BYTES = 1 << 19       # b) of all that is read for a band
+    BAND_LEAST = 1 << 20       # b) of a call, at least
+    BAND_GIVEN = 1 << 12       # c) of a segment, at most
 
 
 cdef inline bint short_segments(const Units *a, const Tiling *t) noexcept nogil:
-    """Whether a unit has several segments, with weights of their own, that are best taken together."""
+    """a)"""
     return a.by_segment and t.segments > 1 and t.runs == 1 and t.elements * t.loops.size <= BAND_SEGMENT
 
 
@@ -67,20 +78,8 @@ cdef void segment_apply(const Units *a, const Tiling *t, const Affine *shared, P
             element += step
 
 
-# ---- bands: units whose short segments lie side by side, as batch norm's channels of small images ----
-#
-# Unit by unit, a few lines of memory are read here and a few there, and so it is written, which takes up to twice
-# as long as in the order of memory. So the statistics of some units come first, and then, while these are in
-# cache, all that is applied to them, segment by segment.
-
-cdef enum:
-    BAND_BYTES = 1 << 19       # of all that is read for it
-    BAND_LEAST = 1 << 20       # bytes of a call from which on there are bands
-    BAND_GIVEN = 1 << 12       # of a segment, to which there are bands where statistics are given
-
-
 cdef Py_ssize_t band_of(const Units *a, const Tiling *t) noexcept nogil:
-    """Units in a band, at most; 1: no bands."""
+    """b), c): units in a band, at most; 1 or less: no bands."""
     cdef Py_ssize_t segment = t.elements * t.loops.size, unit = segment * t.segments, units = units_of(a)
     cdef bint backward = a.dy.data != NULL
     cdef int read = 2 if backward else 1
@@ -117,13 +116,13 @@ cdef int segments_forward_banded(Units *a, const Tiling *t, Py_ssize_t band) noe
 cdef inline void given_band(const Units *a, const Tiling *t, Py_ssize_t item, Py_ssize_t bands,
                             const Affine *f) noexcept nogil:
     cdef Py_ssize_t segment = item // bands, first = (item - segment * bands) * BAND
+    cdef Py_ssize_t count = min(<Py_ssize_t> BAND, units_of(a) - first)
     t.loops.apply_band(unit_at(a, &a.x, first) + segment * a.x.stride[2],
-                       unit_at(a, &a.y, first) + segment * a.y.stride[2], 1, 0, 0, min(<Py_ssize_t> BAND, units_of(a) - first),
-                       a.x.stride[1], a.y.stride[1], t.elements, f + first, a.activation)
+                       unit_at(a, &a.y, first) + segment * a.y.stride[2], 1, 0, 0, count, a.x.stride[1],
+                       a.y.stride[1], t.elements, f + first, a.activation)
 
 
 cdef int segments_given_banded(const Units *a, const Tiling *t) noexcept nogil:
-    """The same of statistics that are given: nothing to wait for, so in the order of all memory."""
     cdef Py_ssize_t units = units_of(a), bands = (units + BAND - 1) // BAND, items = bands * t.segments, i
     cdef Affine *f = <Affine *> malloc(units * sizeof(Affine))
     if f == NULL:
@@ -274,7 +273,8 @@ cdef void segment_grad_apply(const Units *a, const Tiling *t, const Affine *shar
         tile = next_tile(t, tile, stop)
 
 
-cdef inline void set_backward(const Units *a, const Tiling *t, Py_ssize_t unit, double *slots, Affine *f) noexcept nogil:
+cdef inline void set_backward(const Units *a, const Tiling *t, Py_ssize_t unit, double *slots,
+                              Affine *f) noexcept nogil:
     """What is applied to a unit, from its sums. `slots` is room for these, or NULL where few are needed."""
     cdef double own[SLOT * FEW_SLOTS]
     cdef Py_ssize_t slot
