@@ -128,8 +128,14 @@ INLINE void FN(row_statistics)(RowJob *job, const double *shift, const double *f
 #undef BY_COUNT
 }
 
+/* Whether sums of a row lost too many bits, or overflowed, or underflowed. */
+INLINE int FN(takes_long_way)(const RowJob *job, double first, double second) {
+    const double count = (double)job->n;
+    return far_from_mean(count, first, second) | !(second - second == 0) | (second < job->tiny * count);
+}
+
 static void FN(forward_rows)(RowJob *job) {
-    const double count = (double)job->n, head = (double)HEAD(job->n);
+    const double head = (double)HEAD(job->n);
     double shift[ROWS_TOGETHER] = {0}, first[ROWS_TOGETHER] = {0}, second[ROWS_TOGETHER];
     AL lanes[2][ROWS_TOGETHER];
     FN(RowTerms) terms;
@@ -167,18 +173,14 @@ static void FN(forward_rows)(RowJob *job) {
         terms.scale[row] = (A)job->rstd[row];
         shifted |= job->hi[row] != 0;
     }
-    for (ptrdiff_t row = 0; row < rows; ++row)
-        again |= far_from_mean(count, first[row], second[row]) | !(second[row] - second[row] == 0)
-               | (second[row] < job->tiny * count);
+    for (ptrdiff_t row = 0; row < rows; ++row) again |= FN(takes_long_way)(job, first[row], second[row]);
     job->any_again = again != 0;
     terms.shifted = shifted != 0;
     if (job->vector && !again && !job->activation && !job->affine.stream) {
         FN(apply_rows)(job, &terms);
         return;
     }
-    for (ptrdiff_t row = 0; row < rows; ++row)
-        job->again[row] = far_from_mean(count, first[row], second[row]) || !(second[row] - second[row] == 0)
-                       || second[row] < job->tiny * count;
+    for (ptrdiff_t row = 0; row < rows; ++row) job->again[row] = FN(takes_long_way)(job, first[row], second[row]);
 #define VARIANT(vector, centred, biased)                                                         \
     if (job->activation == 2 && vector) FN(forward_rows_any)(job, vector, centred, biased, 2, 0); \
     else if (job->activation) FN(forward_rows_any)(job, vector, centred, biased, 1, 0);          \
@@ -209,13 +211,14 @@ INLINE void FN(expect)(const char *y, ptrdiff_t n) {
 }
 
 INLINE void FN(grad_sums_of_rows)(const GradRows *job, ptrdiff_t first, ptrdiff_t stop, const double *hi,
-                                  AL lanes[3][GRAD_ROWS], const int centred) {
+                                  AL lanes[3][GRAD_ROWS], int expected, const int centred) {
     Affine f = job->affine;
-#define EACH(n)                                                                                  \
+#define EACH(count)                                                                              \
     for (ptrdiff_t row = first; row < stop; ++row) {                                             \
+        if (expected) FN(expect)(job->dx[row], job->n);                                          \
         AL *const to[4] = {&lanes[0][row], &lanes[1][row], &lanes[2][row], 0};                   \
         f.hi = hi[row];                                                                          \
-        FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, n, 0, &f, to, 1, centred, 0, 0);   \
+        FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, count, 0, &f, to, 1, centred, 0, 0); \
     }
     BY_LANES(job->n, EACH)
 #undef EACH
@@ -227,14 +230,13 @@ static void FN(grad_row_sums)(GradRows *job, ptrdiff_t first, ptrdiff_t stop, in
         AL lanes[3][GRAD_ROWS];
         double hi[GRAD_ROWS];
         int64_t shifted = 0;
-        if (expected) for (ptrdiff_t row = first; row < stop; ++row) FN(expect)(job->dx[row], job->n);
         for (ptrdiff_t row = first; row < stop; ++row) {
             const double mean = job->mean ? job->mean[row] : 0;
             hi[row] = first_part(mean, (double)(A)mean, job->rstd[row], 0);
             shifted |= hi[row] != 0;
         }
-        if (shifted) FN(grad_sums_of_rows)(job, first, stop, hi, lanes, SHIFTED);
-        else FN(grad_sums_of_rows)(job, first, stop, hi, lanes, CENTRED);
+        if (shifted) FN(grad_sums_of_rows)(job, first, stop, hi, lanes, expected, SHIFTED);
+        else FN(grad_sums_of_rows)(job, first, stop, hi, lanes, expected, CENTRED);
         for (int kind = 0; kind < (EXACT ? 3 : 2); ++kind)
             CAT(A, fold_all)(lanes[kind] + first, stop - first, job->sums[kind] + first);
         return;
