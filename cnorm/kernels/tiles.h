@@ -58,6 +58,12 @@ typedef struct {
     ptrdiff_t reach;                     /* where runs lie apart: to the one to prefetch, else 0 */
 } Affine;
 
+INLINE int any_shifted(const Affine *a, ptrdiff_t count) {
+    int shifted = 0;
+    for (ptrdiff_t i = 0; i < count; ++i) shifted |= a[i].hi != 0;
+    return shifted;
+}
+
 /* The same for columns: each an array over the columns, of the accumulation type. */
 typedef struct {
     int stream;

@@ -209,8 +209,7 @@ static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride
 static void FN(apply_band)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                            ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const Affine *a,
                            int activation) {
-    int shifted = 0;
-    for (ptrdiff_t unit = 0; unit < units; ++unit) shifted |= a[unit].hi != 0;
+    const int shifted = any_shifted(a, units);
 #define EACH(centred, activation)                                                                \
     for (ptrdiff_t run = 0; run < runs; ++run)                                                   \
         for (ptrdiff_t unit = 0; unit < units; ++unit)                                           \
@@ -428,8 +427,7 @@ static void FN(grad_apply_band)(const char *x, const char *dy, char *dx, ptrdiff
                                 ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t units, ptrdiff_t x_step,
                                 ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const Affine *a,
                                 int activation) {
-    int shifted = 0;
-    for (ptrdiff_t unit = 0; unit < units; ++unit) shifted |= a[unit].hi != 0;
+    const int shifted = any_shifted(a, units);
 #define EACH(centred, activation)                                                                \
     for (ptrdiff_t run = 0; run < runs; ++run)                                                   \
         for (ptrdiff_t unit = 0; unit < units; ++unit)                                           \
