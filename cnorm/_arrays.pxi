@@ -285,7 +285,6 @@ cdef enum:
     LENT = 1024   # doubles of its stack that a function lends to a call
 
 
-@cython.no_gc
 cdef class Call:
     """The arrays of one call: x and dy are read, y is written, `final` is what the caller gets."""
     cdef cnp.ndarray x, y, dy, plus, final

@@ -2,7 +2,6 @@
 #
 # `groups` is 0 for batch norm (a unit is a channel), C for instance norm, G for group norm.
 
-@cython.no_gc
 cdef class Channels(Call):
     """One call of a norm with a weight per channel."""
     cdef int batch_axis, channel_axis

@@ -25,7 +25,6 @@ cdef cnp.ndarray row_parameter(object values, str name, int storage, cnp.ndarray
     return a.copy() if out is not None and may_overlap(a, out) else a
 
 
-@cython.no_gc
 cdef class RowsCall(Call):
     """One call of layer or rms norm."""
     cdef cnp.ndarray weight, bias, mean, rstd, grad_weight, grad_bias

@@ -22,7 +22,6 @@ import operator
 
 import numpy as np
 
-cimport cython
 cimport numpy as cnp
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject

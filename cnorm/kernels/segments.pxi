@@ -8,8 +8,9 @@ cdef inline Py_ssize_t channel_of(const Units *a, Py_ssize_t inner, Py_ssize_t s
 
 
 cdef inline void set_channel(const Units *a, Affine *f, Py_ssize_t channel) noexcept nogil:
-    """scale, bias and slope of one channel; lo goes into the bias."""
+    """scale, bias, slope and p of one channel; lo goes into the bias."""
     f.scale = f.rstd * a.weight[channel] if a.weight != NULL else f.rstd
+    f.p = f.scale
     f.bias = (a.bias[channel] if a.bias != NULL else 0) - f.lo * f.scale
     if a.activation == 2:
         f.slope = a.slopes[channel]
@@ -249,7 +250,6 @@ cdef void segment_grad_apply(const Units *a, const Tiling *t, const Affine *shar
     cdef Py_ssize_t tile, stop, segment, element, step, size = t.loops.size
     cdef Piece p
     set_channel(a, &f, channel_of(a, unit % a.shape[1], slot))
-    f.p = f.scale
     tile = slot * (t.chunks if a.by_segment else PART)
     stop = tile + t.chunks if a.by_segment else min(tile + PART, t.tiles)
     while tile < stop:
@@ -298,7 +298,6 @@ cdef void band_grad_apply(const Units *a, const Tiling *t, const Affine *shared,
         for i in range(count):
             f[i] = shared[0]
             set_channel(a, f + i, channel_of(a, unit % a.shape[1], first + i))
-            f[i].p = f[i].scale
         t.loops.grad_apply_band(x + first * a.x.stride[2], dy + first * a.dy.stride[2], dx + first * a.y.stride[2],
                                 1, 0, 0, 0, count, a.x.stride[2], a.dy.stride[2], a.y.stride[2], t.elements, f,
                                 a.activation)
@@ -326,7 +325,6 @@ cdef void backward_band(const Units *a, const Tiling *t, Py_ssize_t first, Py_ss
     for i in range(stop - first):
         set_backward(a, t, first + i, NULL, f + i)
         set_channel(a, f + i, first + i)
-        f[i].p = f[i].scale
     t.loops.grad_apply_band(unit_at(a, &a.x, first), unit_at(a, &a.dy, first), unit_at(a, &a.y, first), t.segments,
                             a.x.stride[2], a.dy.stride[2], a.y.stride[2], stop - first, a.x.stride[1],
                             a.dy.stride[1], a.y.stride[1], t.elements, f, a.activation)
