@@ -144,7 +144,7 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
 
 /* The strips of an `a` that is applied to rows at `to`, by what it takes of `centred`, `activated`, `streamed`. */
 #define APPLIED(call, to)                                                                        \
-    const ptrdiff_t lead = a->stream && !activation ? FN(common_lead)(to, rows, columns) : -1;   \
+    const ptrdiff_t lead = a->stream && !activation ? FN(common_lead)(to, rows, columns, 1) : -1; \
     if (activation) { enum { centred = SHIFTED, activated = 1, streamed = 0 }; STRIPS(call) }    \
     else if (lead >= 0) {                                                                        \
         enum { centred = SHIFTED, activated = 0, streamed = 1 };                                 \

@@ -9,9 +9,10 @@
 #    a sum overflowed. A column's choice depends on that column's data alone.
 # d) Parts merge in a tree, a vector of columns at a time; columns of a group merge about the mean of
 #    their means (their counts are equal).
-# e) What is done element by element may fold other rows, to whole lanes of memory (`spread`); it goes
-#    from the last stretch of rows to the first, for the sums have left the last in cache. With given
-#    statistics the gradient waits for no sum: it is made in the visit that takes them.
+# e) What is done element by element takes rows that lie end to end as one run: rows are folded to whole
+#    lanes (`spread`), and begin where a line of memory does, with the coefficients of that column.
+#    It goes from the last stretch of rows to the first, for the sums have left the last in cache. With
+#    given statistics the gradient waits for no sum: it is made in the visit that takes them.
 
 cdef enum:
     WIDE = 32
@@ -24,6 +25,8 @@ cdef enum:
     PAGE = 4096
     FOLDED = 64            # columns that folded rows make, at most
     EVEN = 16              # elements of any type that are whole lanes
+    LED_BYTES = 1 << 12    # of a run from which on it is worth while to begin at a line
+    LEAD = 32              # elements before a line, at most
 
 
 cdef struct Layout:
@@ -160,12 +163,9 @@ cdef enum Visit:
     BACKWARD
 
 
-cdef inline Py_ssize_t apply_fold(const Columns *a, const Layout *l, bint backward) noexcept nogil:
-    """Elementwise work may fold rows only where they lie end to end in every array."""
-    if l.spread > 1 and end_to_end(a, &a.x) and end_to_end(a, &a.y) and (
-            not backward or end_to_end(a, &a.dy)):
-        return l.spread
-    return 1
+cdef inline bint joined_rows(const Columns *a, bint backward) noexcept nogil:
+    """Whether the rows of every array lie end to end."""
+    return end_to_end(a, &a.x) and end_to_end(a, &a.y) and (not backward or end_to_end(a, &a.dy))
 
 
 cdef void by_column(const double *of_group, Py_ssize_t step, Py_ssize_t group, Py_ssize_t first,
@@ -256,12 +256,16 @@ cdef void strip_affine(const Columns *a, const Layout *l, Py_ssize_t sample, con
     l.loops.narrow(part, n, <char *> f.r + bytes)
 
 
+cdef inline Py_ssize_t coefficient_bytes(const Layout *l) noexcept nogil:
+    """Of one coefficient of every column, for rows that are folded and begin at any of the first columns."""
+    return (l.repeat * l.columns + LEAD) * l.loops.wide
+
+
 cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, const double *sums,
                         double count, Visit visit, char *room, ColumnAffine *f) noexcept nogil:
     """Coefficients of each column, repeated for folded rows; sums: of g and g * (x - hi), for BACKWARD
     without given statistics."""
-    cdef Py_ssize_t k, done, step, row = l.columns * l.loops.wide, bytes = l.repeat * row
-    cdef Py_ssize_t times = min(l.repeat, l.rows)
+    cdef Py_ssize_t k, done, step, row = l.columns * l.loops.wide, bytes = coefficient_bytes(l)
     f.hi = room
     f.scale = room + bytes
     f.p = f.scale
@@ -271,17 +275,18 @@ cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, co
     f.r = room + 5 * bytes
     f.rstd = room + 6 * bytes
     # also what is read once: plain stores of a result near the cache's size cost more than these
-    f.stream = streamed(&a.y, &a.x, &a.dy, a.shape[0] * l.rows * l.columns * l.loops.size, True)
+    f.stream = streamed(&a.y, &a.x, &a.dy, a.shape[0] * l.rows * l.columns * l.loops.size,
+                        not a.given or a.dy.data != NULL)
     f.shifted = False
     for k from 0 <= k < l.columns by STRIP:
         strip_affine(a, l, sample, sums, count, visit, k, min(STRIP, l.columns - k), f)
-    if times == 1:
+    if l.rows == 1:
         return
-    for k in range(COEFFICIENTS):
-        done = 1
-        while done < times:
-            step = min(done, times - done)
-            memcpy(room + k * bytes + done * row, room + k * bytes, step * row)
+    for k in range(COEFFICIENTS if visit == BACKWARD else 4 if a.activation else 3):
+        done = row
+        while done < bytes:
+            step = min(done, bytes - done)
+            memcpy(room + k * bytes + done, room + k * bytes, step)
             done += step
 
 
@@ -301,41 +306,90 @@ cdef inline ColumnAffine affine_at(const ColumnAffine *f, Py_ssize_t bytes) noex
     return g
 
 
-cdef void apply_rows(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward,
-                     Py_ssize_t fold, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t last,
-                     Py_ssize_t column, Py_ssize_t columns) noexcept nogil:
-    """Rows first .. last, `fold` of them as one; where that is one, `columns` of them from a column on."""
+cdef inline void apply_block(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward,
+                             const char **x, const char **dy, char **y, Py_ssize_t rows,
+                             Py_ssize_t columns) noexcept nogil:
+    if backward:
+        l.loops.column_grad_apply(x, dy, y, rows, columns, l.spread_group, f, a.activation)
+    else:
+        l.loops.column_apply(x, y, rows, columns, l.spread_group, f, a.activation)
+
+
+cdef void apply_rows(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward, Py_ssize_t sample,
+                     Py_ssize_t first, Py_ssize_t last, Py_ssize_t column, Py_ssize_t columns) noexcept nogil:
+    """Of rows first .. last, `columns` from a column on, whose coefficients f holds."""
     cdef const char *x[BLOCK_ROWS]
     cdef const char *dy[BLOCK_ROWS]
     cdef char *y[BLOCK_ROWS]
-    cdef Py_ssize_t rows, wide, group = l.spread_group, bytes = column * l.loops.size
+    cdef Py_ssize_t rows, bytes = column * l.loops.size
     while first < last:
-        rows = min(BLOCK_ROWS, (last - first) // fold)
-        wide = fold * columns
+        rows = min(BLOCK_ROWS, last - first)
+        rows_at(a, &a.x, sample, first, 1, rows, bytes, <char **> x)
+        rows_at(a, &a.y, sample, first, 1, rows, bytes, y)
+        if backward:
+            rows_at(a, &a.dy, sample, first, 1, rows, bytes, <char **> dy)
+        apply_block(a, l, f, backward, x, dy, y, rows, columns)
+        first += rows
+
+
+cdef void apply_run(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward, const char *x,
+                    const char *dy, char *y, Py_ssize_t n, Py_ssize_t columns) noexcept nogil:
+    """A run of n elements, `columns` of them as a row: of the first column, f holds the coefficients."""
+    cdef const char *x_rows[BLOCK_ROWS]
+    cdef const char *dy_rows[BLOCK_ROWS]
+    cdef char *y_rows[BLOCK_ROWS]
+    cdef Py_ssize_t row = columns * l.loops.size, rows, i
+    while n > 0:
+        rows = min(BLOCK_ROWS, n // columns)
         if rows == 0:
             rows = 1
-            wide = (last - first) * columns
-        rows_at(a, &a.x, sample, first, fold, rows, bytes, <char **> x)
-        rows_at(a, &a.y, sample, first, fold, rows, bytes, y)
+            columns = n
+        for i in range(rows):
+            x_rows[i] = x + i * row
+            y_rows[i] = y + i * row
         if backward:
-            rows_at(a, &a.dy, sample, first, fold, rows, bytes, <char **> dy)
-            l.loops.column_grad_apply(x, dy, y, rows, wide, group, f, a.activation)
-        else:
-            l.loops.column_apply(x, y, rows, wide, group, f, a.activation)
-        first += rows * fold
+            for i in range(rows):
+                dy_rows[i] = dy + i * row
+            dy += rows * row
+        apply_block(a, l, f, backward, x_rows, dy_rows, y_rows, rows, columns)
+        x += rows * row
+        y += rows * row
+        n -= rows * columns
+
+
+cdef void apply_joined(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward,
+                       Py_ssize_t sample, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Rows first .. last, which lie end to end, as rows that begin where a line of what is written does."""
+    cdef Py_ssize_t size = l.loops.size, columns = l.spread * l.columns, n = (last - first) * l.columns, lead
+    cdef const char *x = row_at(a, &a.x, sample, first)
+    cdef const char *dy = row_at(a, &a.dy, sample, first) if backward else NULL
+    cdef char *y = row_at(a, &a.y, sample, first)
+    cdef ColumnAffine led
+    lead = (-<Py_ssize_t> y & (LANES_ALIGN - 1)) // size
+    if lead == 0 or n * size < LED_BYTES or columns * size % LANES_ALIGN:
+        apply_run(a, l, f, backward, x, dy, y, n, columns)
+        return
+    apply_run(a, l, f, backward, x, dy, y, lead, lead)
+    led = affine_at(f, lead * l.loops.wide)
+    apply_run(a, l, &led, backward, x + lead * size, dy + lead * size if backward else NULL, y + lead * size,
+              n - lead, columns)
 
 
 cdef inline void apply_stretch(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward,
-                               Py_ssize_t fold, Py_ssize_t sample, Py_ssize_t first,
-                               Py_ssize_t rows) noexcept nogil:
-    apply_rows(a, l, f, backward, fold, sample, first, min(first + rows, l.rows), 0, l.columns)
+                               bint joined, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
+    cdef Py_ssize_t last = min(first + rows, l.rows)
+    if joined:
+        apply_joined(a, l, f, backward, sample, first, last)
+    else:
+        apply_rows(a, l, f, backward, sample, first, last, 0, l.columns)
 
 
 cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, double count,
                       Py_ssize_t sample, int threads, bint backward) noexcept nogil:
-    cdef Py_ssize_t fold = apply_fold(a, l, backward), rows, items, i
+    cdef bint joined = joined_rows(a, backward)
+    cdef Py_ssize_t fold = l.spread if joined else 1, rows, items, i
     cdef ColumnAffine f
-    cdef char *room = <char *> malloc(COEFFICIENTS * l.repeat * l.columns * l.loops.wide)
+    cdef char *room = <char *> malloc(COEFFICIENTS * coefficient_bytes(l))
     if room == NULL:
         return -1
     column_affine(a, l, sample, sums, count, BACKWARD if backward else FORWARD, room, &f)
@@ -344,10 +398,10 @@ cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, dou
     # the last rows first: the sums have just read them
     if threads == 1:
         for i in range(items):
-            apply_stretch(a, l, &f, backward, fold, sample, (items - 1 - i) * rows, rows)
+            apply_stretch(a, l, &f, backward, joined, sample, (items - 1 - i) * rows, rows)
     else:
         for i in prange(items, num_threads=threads, schedule="dynamic"):
-            apply_stretch(a, l, &f, backward, fold, sample, (items - 1 - i) * rows, rows)
+            apply_stretch(a, l, &f, backward, joined, sample, (items - 1 - i) * rows, rows)
     free(room)
     return 0
 

@@ -7,15 +7,21 @@ cdef inline bint summed(const Columns *a, const Layout *l, Py_ssize_t k) noexcep
     return k < 2 or (k == 2 and l.loops.wide == 8) or (k == 3 and a.activation)
 
 
+cdef enum Gradient:
+    LATER    # of the input, when all sums are there
+    BY_ROW   # in the visit that takes the sums
+    AS_RUN   # the same, of rows that lie end to end
+
+
 cdef void strip_grad_sums(const Columns *a, const Layout *l, const ColumnAffine *f, bint gathered,
-                          Py_ssize_t fold, Py_ssize_t sample, Py_ssize_t part, Py_ssize_t strip,
+                          Gradient gradient, Py_ssize_t sample, Py_ssize_t part, Py_ssize_t strip,
                           double *slots) noexcept nogil:
-    """Sums of a part's strip; and, with fold > 0, the gradient of its rows, which it does not wait for."""
+    """Sums of a part's strip; and the gradient of its rows where that does not wait for them."""
     cdef double x_buffer[BLOCK_ROWS * FOLDED]
     cdef double dy_buffer[BLOCK_ROWS * FOLDED]
     cdef Rows x, dy
     cdef Py_ssize_t column = strip * l.strip, count = min(l.strip, l.wide - column), n, k
-    cdef Py_ssize_t row = part * l.part, stop = row + whole_rows(l, part), rows
+    cdef Py_ssize_t row = part * l.part, stop = row + whole_rows(l, part), rows, last
     cdef double *sums = slots + SLOT * l.wide * part + column
     cdef ColumnAffine g = affine_at(f, column * l.loops.wide)
     for k in range(SLOT):
@@ -37,9 +43,11 @@ cdef void strip_grad_sums(const Columns *a, const Layout *l, const ColumnAffine 
         ready_rows(a, l, &a.dy, gathered, sample, row, rows, column, <char *> dy_buffer, &dy)
         x.loops.column_grad_sums(x.at, dy.at, rows, n, l.group, &g, a.activation, sums, sums + l.wide,
                                  sums + 2 * l.wide, sums + 3 * l.wide)
-        if fold:
-            apply_rows(a, l, &g, True, fold, sample, row * l.fold, min((row + rows) * l.fold, l.rows), column,
-                       min(count, l.columns))
+        last = min((row + rows) * l.fold, l.rows)
+        if gradient == AS_RUN:
+            apply_joined(a, l, &g, True, sample, row * l.fold, last)
+        elif gradient == BY_ROW:
+            apply_rows(a, l, &g, True, sample, row * l.fold, last, column, min(count, l.columns))
         row += rows
 
 
@@ -121,31 +129,34 @@ cdef void column_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *
 
 
 cdef inline void grad_strip_item(const Columns *a, const Layout *l, const ColumnAffine *f, bint gathered,
-                                 Py_ssize_t fold, Py_ssize_t sample, Py_ssize_t item,
+                                 Gradient gradient, Py_ssize_t sample, Py_ssize_t item,
                                  double *slots) noexcept nogil:
     cdef Py_ssize_t part = item // l.strips
-    strip_grad_sums(a, l, f, gathered, fold, sample, part, item - part * l.strips, slots)
+    strip_grad_sums(a, l, f, gathered, gradient, sample, part, item - part * l.strips, slots)
 
 
 cdef int sample_grad_sums(Columns *a, const Layout *l, double *sums, Py_ssize_t sample, int threads,
                           bint apply) noexcept nogil:
     """Sums of a sample; with `apply` also its gradient, in the same visit."""
-    cdef Py_ssize_t i, items = l.parts * l.strips, fold = apply_fold(a, l, True) if apply else 0
+    cdef Py_ssize_t i, items = l.parts * l.strips
+    cdef Gradient gradient = LATER
     cdef bint gathered = not (end_to_end(a, &a.x) and end_to_end(a, &a.dy))
     cdef ColumnAffine f
     cdef double *slots = <double *> malloc(SLOT * l.parts * l.wide * sizeof(double))
-    cdef char *room = <char *> malloc(COEFFICIENTS * l.repeat * l.columns * l.loops.wide)
+    cdef char *room = <char *> malloc(COEFFICIENTS * coefficient_bytes(l))
     if slots == NULL or room == NULL:
         free(slots)
         free(room)
         return -1
+    if apply:
+        gradient = AS_RUN if l.strips == 1 and joined_rows(a, True) else BY_ROW
     column_affine(a, l, sample, NULL, 0, BACKWARD if apply else SUMS, room, &f)
     if threads == 1:
         for i in range(items):
-            grad_strip_item(a, l, &f, gathered, fold, sample, i, slots)
+            grad_strip_item(a, l, &f, gathered, gradient, sample, i, slots)
     else:
         for i in prange(items, num_threads=threads, schedule="dynamic"):
-            grad_strip_item(a, l, &f, gathered, fold, sample, i, slots)
+            grad_strip_item(a, l, &f, gathered, gradient, sample, i, slots)
     column_totals(a, l, sample, slots, sums)
     free(slots)
     free(room)

@@ -329,19 +329,18 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
         LANE(w0, b0, s0, dw0, db0, ds0, i, part)                                                 \
         ROWS_ABREAST(k) {                                                                        \
             STEP(z, w0, b0, s0, dw0, db0, ds0, i, part)                                          \
-            FN(strip_store)(dx[k], i, part, z, stream && i >= lead && WHOLE_LINES(1));           \
+            FN(strip_store)(dx[k], i, part, z, stream && i >= job->lead && WHOLE_LINES(1));           \
         }                                                                                        \
         KEEP(dw0, db0, ds0, i, part)                                                             \
     }
-    const ptrdiff_t lead = stream ? FN(lead)(dx[0], n, 1) : 0;
     ptrdiff_t i = 0;
-    if (stream && lead >= LANES) {
+    if (job->lead >= LANES) {
         LAST(0)
         i = LANES;
     }
-    if (stream && i < lead) {
-        LAST((lead - i))
-        i = lead;
+    if (i < job->lead) {
+        LAST((job->lead - i))
+        i = job->lead;
     }
     for (; LANES_PARTS == 1 && i + 2 * LANES <= n; i += 2 * LANES) {
         LANE(w0, b0, s0, dw0, db0, ds0, i, 0)
@@ -395,12 +394,17 @@ VARIANT(grad_slopes, 1, SHIFTED, 2, job->added, 0)
  * taken: whole rows are at hand then. */
 static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sums, int fresh, double *dw,
                           double *db, double *dslope) {
-    A sums[3][TILE], *const kept[3] = {sums[0], sums[1], sums[2]};
     double *const totals[3] = {dw, db, dslope};
     const int kinds = job->activation ? 3 : 2;
     FN(GradTerms) terms;
     const ptrdiff_t least = WHOLE_LINES(1) ? LANES : 2 * LANES;
-    const int stream = job->affine.stream && n >= least && FN(common_lead)(job->dx, job->rows, n) >= 0;
+    const int stream = job->affine.stream && n >= least && FN(common_lead)(job->dx, job->rows, n, 1) >= 0;
+    job->lead = stream || n >= LED_LANES * LANES ? FN(common_lead)(job->dx, job->rows, n, stream) : 0;
+    if (job->lead < 0) job->lead = 0;
+    /* what is kept of the first element after the lead begins a line, too */
+    A sums[3][TILE + LANES] __attribute__((aligned(LANES_ALIGN)));
+    const ptrdiff_t begin = (LANES - job->lead % LANES) % LANES;
+    A *const kept[3] = {sums[0] + begin, sums[1] + begin, sums[2] + begin};
     for (int kind = 0; kind < kinds; ++kind) FN(kept_clear)(kept[kind], n);
     const ptrdiff_t together = take_sums ? job->together : job->rows;
     for (ptrdiff_t first = 0; first < job->rows; first += together) {

@@ -250,7 +250,7 @@ cdef int rows_backward(Units *a) noexcept nogil:
     b.sums = a.grad_weight if b.slots == 1 else <double *> malloc(3 * b.slots * b.elements * sizeof(double))
     if b.sums == NULL:
         return -1
-    room = lay_parameters(a, &t, False)
+    room = lay_parameters(a, &t)
     if a.threads == 1:
         for i in range(b.slots):
             backward_slot(a, &t, &b, i)

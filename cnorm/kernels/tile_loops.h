@@ -27,10 +27,9 @@
 #define EXACT (sizeof(A) == 8)
 
 /* Elements at y to store before the first whole lanes: to the next line where these are streamed, and else, of a
- * long run, to where few vectors are stored across two lines, which takes nearly twice the time. */
+ * long run, to where no vector is stored across two lines, which takes up to twice the time. */
 INLINE ptrdiff_t FN(lead)(const void *y, ptrdiff_t n, const int stream) {
-    const uintptr_t stored = LANES_NATIVE * sizeof(S) / sizeof(A);
-    const uintptr_t align = stream ? LANES_ALIGN : stored < LANES_ALIGN / 2 ? stored : LANES_ALIGN / 2;
+    const uintptr_t align = stream ? LANES_ALIGN : LANES_NATIVE * sizeof(S) / sizeof(A);
     return stream || n >= LED_LANES * LANES ? (ptrdiff_t)(-(uintptr_t)y % align / sizeof(S)) : 0;
 }
 
@@ -99,13 +98,13 @@ INLINE void FN(strip_keep)(A *v, ptrdiff_t j, ptrdiff_t part, AL a) {
  * memory of its own; */
 #define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
 /* and if every row comes to a line after as many elements: these, or -1. The lines of which two rows have a part
- * are read and written; short rows have too many. */
-static ptrdiff_t FN(common_lead)(char *const *y, ptrdiff_t rows, ptrdiff_t n) {
+ * are read and written if streamed; short rows have too many. */
+static ptrdiff_t FN(common_lead)(char *const *y, ptrdiff_t rows, ptrdiff_t n, int stream) {
     uintptr_t apart = 0;
     for (ptrdiff_t row = 1; row < rows; ++row) apart |= (uintptr_t)y[row] ^ (uintptr_t)y[0];
     if (apart % LANES_ALIGN || (uintptr_t)y[0] % sizeof(S)) return -1;
-    const ptrdiff_t lead = FN(lead)(y[0], n, 1);
-    return lead == 0 || n * (ptrdiff_t)sizeof(S) >= STREAMED_ROW ? lead : -1;
+    const ptrdiff_t lead = FN(lead)(y[0], n, stream);
+    return lead == 0 || !stream || n * (ptrdiff_t)sizeof(S) >= STREAMED_ROW ? lead : -1;
 }
 /* Sums of `n` columns down some rows, in the accumulator: whole lanes are cleared, and then added up. */
 INLINE void FN(kept_clear)(A *kept, ptrdiff_t n) {

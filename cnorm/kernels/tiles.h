@@ -127,6 +127,7 @@ typedef struct {
     const double *row_slope;          /* one per row, or NULL: then those of `affine` */
     void *final[3];                   /* one block is all: its sums, of the accumulation type; NULL: those in double */
     double sums[4][GRAD_ROWS];        /* those of grad_sums_vector */
+    ptrdiff_t lead;                   /* elements of each row before its dx is stored in whole lines */
 } GradRows;
 
 typedef struct Tile {

@@ -74,8 +74,8 @@ cdef enum:
 
 
 cdef inline bint lies(const void *values, Py_ssize_t phase) noexcept nogil:
-    """Whether they begin `phase` bytes into half a line, so that lanes of theirs cross none."""
-    return values == NULL or (<Py_ssize_t> values - phase) % (LANES_ALIGN // 2) == 0
+    """Whether they begin `phase` bytes into a line, so that lanes of theirs cross none."""
+    return values == NULL or (<Py_ssize_t> values - phase) % LANES_ALIGN == 0
 
 
 cdef inline const void *laid(const void *values, Py_ssize_t bytes, Py_ssize_t phase, char *room) noexcept nogil:
@@ -87,16 +87,15 @@ cdef inline const void *laid(const void *values, Py_ssize_t bytes, Py_ssize_t ph
     return room
 
 
-cdef void *lay_parameters(Units *a, const Tiling *t, bint led) noexcept nogil:
-    """Weight and bias of many rows to where whole lanes of them lie: where the rows' do, or, if these are `led`
-    (stored a few elements first, up to a line of y), those after the lead. To be freed; NULL: they are used as
-    they lie."""
+cdef void *lay_parameters(Units *a, const Tiling *t) noexcept nogil:
+    """Weight and bias of many rows to where whole lanes of them lie: as the rows' do after the few elements that
+    are stored first, up to a line of y. To be freed; NULL: they are used as they lie."""
     cdef Py_ssize_t bytes = t.elements * t.loops.wide, phase = 0
     cdef Py_ssize_t least = LAID_ELEMENTS if a.threads == 1 else LAID_BY_ONE
     cdef char *room
     if a.row_weight == NULL or units_of(a) < LAID_ROWS or units_of(a) * t.elements < least:
         return NULL
-    if led and bytes >= LED_LANES * LANES_ALIGN and a.y.stride[1] % LANES_ALIGN == 0:
+    if bytes >= LED_LANES * LANES_ALIGN and a.y.stride[1] % LANES_ALIGN == 0:
         phase = (-(t.loops.wide // t.loops.size) * (-<Py_ssize_t> a.y.data & (LANES_ALIGN - 1))) & (LANES_ALIGN - 1)
     if lies(a.row_weight, phase) and lies(a.row_bias, phase):
         return NULL
@@ -432,7 +431,7 @@ cdef int forward_all(Units *a, const Tiling *t) noexcept nogil:
 cdef int units_forward(Units *a) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias, of each unit."""
     cdef Tiling t = tiling_of(a, False)
-    cdef void *room = lay_parameters(a, &t, True)
+    cdef void *room = lay_parameters(a, &t)
     cdef int failed
     set_memory(a, &t)
     failed = forward_all(a, &t)
