@@ -404,8 +404,11 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
     /* what is kept of the first element after the lead begins a line, too */
     A sums[3][TILE + LANES] __attribute__((aligned(LANES_ALIGN)));
     const ptrdiff_t begin = (LANES - job->lead % LANES) % LANES;
-    A *const kept[3] = {sums[0] + begin, sums[1] + begin, sums[2] + begin};
-    for (int kind = 0; kind < kinds; ++kind) FN(kept_clear)(kept[kind], n);
+    A *kept[3] = {sums[0] + begin, sums[1] + begin, sums[2] + begin};
+    for (int kind = 0; kind < kinds; ++kind) {
+        if (job->final[kind]) kept[kind] = (A *)job->final[kind] + at;
+        memset(kept[kind], 0, n * sizeof(A));
+    }
     const ptrdiff_t together = take_sums ? job->together : job->rows;
     for (ptrdiff_t first = 0; first < job->rows; first += together) {
         const ptrdiff_t stop = first + together < job->rows ? first + together : job->rows;
@@ -429,9 +432,10 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
         }
 #undef CALL
     }
-    for (int kind = 0; kind < kinds; ++kind)
-        if (job->final[kind]) FN(kept_final)(kept[kind], n, (A *)job->final[kind] + at);
-        else if (fresh) FN(kept_set)(kept[kind], n, totals[kind]);
+    for (int kind = 0; kind < kinds; ++kind) {
+        if (job->final[kind]) continue;
+        if (fresh) FN(kept_set)(kept[kind], n, totals[kind]);
         else FN(kept_add)(kept[kind], n, totals[kind]);
+    }
     if (stream) STREAM_END;
 }

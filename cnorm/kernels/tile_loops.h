@@ -113,11 +113,8 @@ INLINE void FN(kept_clear)(A *kept, ptrdiff_t n) {
 INLINE void FN(kept_add)(const A *restrict kept, ptrdiff_t n, double *restrict total) {
     for (ptrdiff_t j = 0; j < n; ++j) total[j] += (double)kept[j];
 }
-INLINE void FN(kept_final)(const A *restrict kept, ptrdiff_t n, A *restrict total) {
-    for (ptrdiff_t j = 0; j < n; ++j) total[j] = 0 + kept[j]; /* -0 becomes 0, as in any sum */
-}
 INLINE void FN(kept_set)(const A *restrict kept, ptrdiff_t n, double *restrict total) {
-    for (ptrdiff_t j = 0; j < n; ++j) total[j] = 0 + (double)kept[j];
+    for (ptrdiff_t j = 0; j < n; ++j) total[j] = (double)kept[j];
 }
 
 /* g through an activation whose input was z; what the slope's gradient gains goes to on_slope, if any. */
