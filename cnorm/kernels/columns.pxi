@@ -274,9 +274,8 @@ cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, co
     f.q = room + 4 * bytes
     f.r = room + 5 * bytes
     f.rstd = room + 6 * bytes
-    # also what is read once: plain stores of a result near the cache's size cost more than these
     f.stream = streamed(&a.y, &a.x, &a.dy, a.shape[0] * l.rows * l.columns * l.loops.size,
-                        not a.given or a.dy.data != NULL)
+                        STREAM_ONCE if a.given and a.dy.data == NULL else STREAM_AGAIN)
     f.shifted = False
     for k from 0 <= k < l.columns by STRIP:
         strip_affine(a, l, sample, sums, count, visit, k, min(STRIP, l.columns - k), f)
@@ -400,7 +399,7 @@ cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, dou
         for i in range(items):
             apply_stretch(a, l, &f, backward, joined, sample, (items - 1 - i) * rows, rows)
     else:
-        for i in prange(items, num_threads=threads, schedule="dynamic"):
+        for i in prange(items, num_threads=threads, schedule="guided"):
             apply_stretch(a, l, &f, backward, joined, sample, (items - 1 - i) * rows, rows)
     free(room)
     return 0
@@ -418,7 +417,7 @@ cdef int columns_forward(Columns *a) noexcept nogil:
     cdef Py_ssize_t i
     cdef int failed = 0
     if a.shape[0] >= 2 * a.threads and a.threads > 1:
-        for i in prange(a.shape[0], num_threads=a.threads, schedule="dynamic",
+        for i in prange(a.shape[0], num_threads=a.threads, schedule="guided",
                         chunksize=chunk_of(a.shape[0], a.threads)):
             failed += forward_sample(a, &l, i, 1)  # summed over the threads
         return -1 if failed else 0

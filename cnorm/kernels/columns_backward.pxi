@@ -155,7 +155,7 @@ cdef int sample_grad_sums(Columns *a, const Layout *l, double *sums, Py_ssize_t 
         for i in range(items):
             grad_strip_item(a, l, &f, gathered, gradient, sample, i, slots)
     else:
-        for i in prange(items, num_threads=threads, schedule="dynamic"):
+        for i in prange(items, num_threads=threads, schedule="guided"):
             grad_strip_item(a, l, &f, gathered, gradient, sample, i, slots)
     column_totals(a, l, sample, slots, sums)
     free(slots)
@@ -190,7 +190,7 @@ cdef int columns_backward(Columns *a) noexcept nogil:
     cdef Py_ssize_t i
     cdef int failed = 0
     if a.shape[0] >= 2 * a.threads and a.threads > 1:
-        for i in prange(a.shape[0], num_threads=a.threads, schedule="dynamic",
+        for i in prange(a.shape[0], num_threads=a.threads, schedule="guided",
                         chunksize=chunk_of(a.shape[0], a.threads)):
             failed += backward_sample(a, &l, i, 1)  # summed over the threads
         return -1 if failed else 0

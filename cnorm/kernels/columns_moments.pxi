@@ -296,7 +296,7 @@ cdef int sample_moments(Columns *a, const Layout *l, Py_ssize_t sample, int thre
         for i in range(items):
             strip_item(a, l, gathered, sample, i, slots)
     else:
-        for i in prange(items, num_threads=threads, schedule="dynamic"):
+        for i in prange(items, num_threads=threads, schedule="guided"):
             strip_item(a, l, gathered, sample, i, slots)
     for i in range(l.parts):
         counts[i] = <double> (min((i + 1) * l.part * l.fold, l.rows) - i * l.part * l.fold)

@@ -188,13 +188,13 @@ cdef int backward_apart(const Units *a, const Tiling *t, const Blocks *b) noexce
     cdef double *kept = <double *> malloc(SLOT * items * sizeof(double))
     if kept == NULL:
         return -1
-    for i in prange(items, num_threads=a.threads, schedule="dynamic", chunksize=chunk_of(items, a.threads)):
+    for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
         tile_item(a, t, i, kept)
     if t.tiles > 1:
         for i in range(b.rows):
             total_item(t, i, kept)
     items = b.slots * stretches
-    for i in prange(items, num_threads=a.threads, schedule="dynamic", chunksize=chunk_of(items, a.threads)):
+    for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
         stretch_item(a, t, b, kept, i // stretches, i % stretches * STRETCH)
     free(kept)
     return 0
@@ -255,7 +255,7 @@ cdef int rows_backward(Units *a) noexcept nogil:
         for i in range(b.slots):
             backward_slot(a, &t, &b, i)
     elif b.slots >= 2 * a.threads:
-        for i in prange(b.slots, num_threads=a.threads, schedule="dynamic"):
+        for i in prange(b.slots, num_threads=a.threads, schedule="guided"):
             backward_slot(a, &t, &b, i)
     else:
         failed = backward_apart(a, &t, &b)

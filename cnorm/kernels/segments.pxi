@@ -109,7 +109,7 @@ cdef int segments_forward_banded(Units *a, const Tiling *t, Py_ssize_t band) noe
         for i in range(bands):
             forward_band(a, t, i * band, min(units, (i + 1) * band))
     else:
-        for i in prange(bands, num_threads=a.threads, schedule="dynamic"):
+        for i in prange(bands, num_threads=a.threads, schedule="guided"):
             forward_band(a, t, i * band, min(units, (i + 1) * band))
     return 0
 
@@ -135,7 +135,7 @@ cdef int segments_given_banded(const Units *a, const Tiling *t) noexcept nogil:
         for i in range(items):
             given_band(a, t, i, bands, f)
     else:
-        for i in prange(items, num_threads=a.threads, schedule="dynamic", chunksize=chunk_of(items, a.threads)):
+        for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
             given_band(a, t, i, bands, f)
     free(f)
     return 0
@@ -336,7 +336,7 @@ cdef void segments_backward_banded(const Units *a, const Tiling *t, Py_ssize_t b
         for i in range(bands):
             backward_band(a, t, i * band, min(units, (i + 1) * band))
     else:
-        for i in prange(bands, num_threads=a.threads, schedule="dynamic"):
+        for i in prange(bands, num_threads=a.threads, schedule="guided"):
             backward_band(a, t, i * band, min(units, (i + 1) * band))
 
 
@@ -396,20 +396,20 @@ cdef int segments_backward(Units *a) noexcept nogil:
             for i in range(units):
                 segments_backward_unit(a, &t, i, slots)
         else:
-            for i in prange(units, num_threads=a.threads, schedule="dynamic",
+            for i in prange(units, num_threads=a.threads, schedule="guided",
                             chunksize=chunk_of(units, a.threads)):
                 backward_item(a, &t, i, slots, count)
     else:
         if a.sums_mode != 2:
             for i in prange(items, num_threads=a.threads, use_threads_if=not serial,
-                            schedule="dynamic", chunksize=chunk_of(items, a.threads)):
+                            schedule="guided", chunksize=chunk_of(items, a.threads)):
                 sums_item(a, &t, slots, i, count)
         for i in range(units):
             affine[i] = given_affine(a, &t, i)
             finish_unit(a, &t, affine + i, i, slots + SLOT * count * i)
         if a.sums_mode != 1:
             for i in prange(items, num_threads=a.threads, use_threads_if=not serial,
-                            schedule="dynamic", chunksize=chunk_of(items, a.threads)):
+                            schedule="guided", chunksize=chunk_of(items, a.threads)):
                 grad_item(a, &t, affine, i, count)
     free(slots)
     free(affine)

@@ -17,7 +17,10 @@ cdef inline char *unit_at(const Units *a, const View *v, Py_ssize_t unit) noexce
 
 
 cdef inline Py_ssize_t chunk_of(Py_ssize_t items, int threads) noexcept nogil:
-    """Items a thread takes at a time: few enough to balance, enough to pay for the taking."""
+    """The fewest items a thread takes at a time: few enough to balance, enough to pay for the taking.
+
+    All loops are `guided`: a thread takes its share of what is left, which is mostly the same items as in the loop
+    before and in the call before, and these are in its own cache."""
     return max(1, items // (8 * threads))
 
 
@@ -30,15 +33,14 @@ cdef enum:
     # Bytes that a call reads and writes from which on it stores its result past the cache, which
     # is slower but leaves the cache to the input.
     STREAM_ONCE = 64 << 20    # the input is read once, or twice within a stretch that stays in cache
-    STREAM_GRAD = 40 << 20    # the same backward, where two parts of three are input
+    STREAM_GRAD = 40 << 20    # rows backward, which are written a few at a time
     STREAM_AGAIN = 32 << 20   # it is read twice from end to end, or its units' segments lie apart
 
 
 cdef inline bint streamed(const View *y, const View *x, const View *dy, Py_ssize_t bytes,
-                          bint again) noexcept nogil:
+                          Py_ssize_t least) noexcept nogil:
     """Whether to store past the cache: not in place, where the line is in cache anyhow."""
     cdef Py_ssize_t total = bytes * (2 if dy.data == NULL else 3)
-    cdef Py_ssize_t least = STREAM_AGAIN if again else STREAM_ONCE if dy.data == NULL else STREAM_GRAD
     return total >= least and y.data != x.data and y.data != dy.data
 
 
@@ -56,7 +58,8 @@ cdef inline void set_memory(Units *a, Tiling *t) noexcept nogil:
     cdef Py_ssize_t segment = t.elements * t.loops.size, bytes = units_of(a) * t.segments * segment
     cdef bint backward = a.dy.data != NULL, in_order = a.given and not backward
     cdef bint apart = t.segments > 1 and a.x.stride[2] != segment and not in_order
-    a.stream = streamed(&a.y, &a.x, &a.dy, bytes, apart)
+    a.stream = streamed(&a.y, &a.x, &a.dy, bytes,
+                        STREAM_AGAIN if apart else STREAM_GRAD if backward and a.by_element else STREAM_ONCE)
     a.ahead = a.x.stride[1] if apart else 0
     if apart and t.runs == 1 and bytes * (3 if backward else 2) >= NEAR_BYTES:
         if APART_LEAST <= segment <= APART_MOST:
@@ -243,7 +246,7 @@ cdef int moments_by_parts(Units *a, const Tiling *t) noexcept nogil:
     cdef Moments m
     if slots == NULL:
         return -1
-    for i in prange(items, num_threads=a.threads, schedule="dynamic", chunksize=chunk_of(items, a.threads)):
+    for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
         part_slot(a, t, slots, i)
     for i in range(units):
         m = slot_total(slots + i * t.parts, t.parts)
@@ -280,7 +283,7 @@ cdef int forward_by_parts(Units *a, const Tiling *t) noexcept nogil:
                 a.lo[i] = given.lo[i]
             if a.rstd != NULL:
                 a.rstd[i] = given.rstd[i]
-    for i in prange(items, num_threads=a.threads, schedule="dynamic", chunksize=chunk_of(items, a.threads)):
+    for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
         apply_item(&given, t, i)
     free(kept)
     return 0
@@ -371,7 +374,7 @@ cdef int units_forward_together(Units *a, const Tiling *t) noexcept nogil:
         return 0
     step = (chunk_of(units_of(a), a.threads) + together - 1) // together * together
     items = (a.shape[1] + step - 1) // step
-    for i in prange(a.shape[0] * items, num_threads=a.threads, schedule="dynamic"):
+    for i in prange(a.shape[0] * items, num_threads=a.threads, schedule="guided"):
         together_item(a, t, i, items, step, together)
     return 0
 
@@ -396,7 +399,7 @@ cdef int forward_given(const Units *a, const Tiling *t) noexcept nogil:
         for i in range(items):
             given_segment(a, t, i)
     else:
-        for i in prange(items, num_threads=a.threads, schedule="dynamic",
+        for i in prange(items, num_threads=a.threads, schedule="guided",
                         chunksize=chunk_of(items, a.threads)):
             given_segment(a, t, i)
     return 0
@@ -422,7 +425,7 @@ cdef int forward_all(Units *a, const Tiling *t) noexcept nogil:
         for i in range(units):
             forward_unit(a, t, i)
     else:
-        for i in prange(units, num_threads=a.threads, schedule="dynamic",
+        for i in prange(units, num_threads=a.threads, schedule="guided",
                         chunksize=chunk_of(units, a.threads)):
             forward_unit(a, t, i)
     return 0
@@ -454,7 +457,7 @@ cdef int units_moments(Units *a) noexcept nogil:
         for i in range(units):
             moments_unit(a, &t, i)
     else:
-        for i in prange(units, num_threads=a.threads, schedule="dynamic",
+        for i in prange(units, num_threads=a.threads, schedule="guided",
                         chunksize=chunk_of(units, a.threads)):
             moments_unit(a, &t, i)
     return 0

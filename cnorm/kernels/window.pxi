@@ -291,7 +291,7 @@ cdef int window_both(const Window *a, bint backward) noexcept nogil:
         return window_stretch(a, 0, items, backward)
     stretch = chunk_of(items, a.threads)
     stretches = (items + stretch - 1) // stretch
-    for i in prange(stretches, num_threads=a.threads, schedule="dynamic"):
+    for i in prange(stretches, num_threads=a.threads, schedule="guided"):
         failed += window_stretch(a, i * stretch, min((i + 1) * stretch, items), backward)  # over the threads
     return -1 if failed else 0
 
