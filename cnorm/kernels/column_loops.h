@@ -79,9 +79,14 @@ static void FN(column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
 /* The accumulators of a call, for COLUMNS_AT_ONCE columns, between the groups of rows. */
 #define COLUMNS_AT_ONCE (SUMMED * (ptrdiff_t)(sizeof(double) / sizeof(A)))
 
+/* One lane that is summed, at j of a row; in halves where rows cross lines of memory. */
+INLINE AL FN(summed_load)(const char *row, ptrdiff_t j, ptrdiff_t part, AL fill, const int halves) {
+    return halves && !part ? LOAD_HALVES((const S *)row + j) : FN(strip_load)(row, j, part, fill);
+}
+
 INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
                                   ptrdiff_t part, const void *shift, A *first, A *second,
-                                  const int centred, const int K) {
+                                  const int centred, const int halves, const int K) {
     AL s[STRIP], a[STRIP], b[STRIP];
     EACH_LANE {
         s[k] = FN(strip_vector)(shift, AT, PART);
@@ -91,7 +96,7 @@ INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const from = x[row];
         EACH_LANE {
-            AL d = FN(strip_load)(from, AT, PART, s[k]);
+            AL d = FN(summed_load)(from, AT, PART, s[k], halves);
             if (centred == SHIFTED) d = SUB(d, s[k]);
             a[k] = ADD(a[k], d);
             b[k] = ADD(b[k], MUL(d, d));
@@ -110,9 +115,10 @@ static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
     A a[COLUMNS_AT_ONCE], b[COLUMNS_AT_ONCE];
     FN(kept_clear)(a, columns);
     FN(kept_clear)(b, columns);
-#define CALL(K, part) FN(column_sums_strip)(x, begin, end, j, part, shift, a, b, centred, K)
-    if (FN(any_nonzero)(shift, columns)) { enum { centred = SHIFTED }; STRIPS(CALL) }
-    else { enum { centred = CENTRED }; STRIPS(CALL) }
+#define CALL(K, part) FN(column_sums_strip)(x, begin, end, j, part, shift, a, b, centred, halves, K)
+    if (FN(any_nonzero)(shift, columns)) { enum { centred = SHIFTED, halves = 0 }; STRIPS(CALL) }
+    else if (CROSSES((const S *)x[0])) { enum { centred = CENTRED, halves = 1 }; STRIPS(CALL) }
+    else { enum { centred = CENTRED, halves = 0 }; STRIPS(CALL) }
 #undef CALL
     FN(kept_add)(a, columns, first);
     FN(kept_add)(b, columns, second);
@@ -179,7 +185,7 @@ static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t row
 INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *dy, ptrdiff_t begin,
                                        ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
                                        const ColumnAffine *a, A *const kept[4], const int centred,
-                                       const int activation, const int K) {
+                                       const int halves, const int activation, const int K) {
     AL hi[STRIP], g_[STRIP], gd[STRIP], d_[STRIP], slopes[STRIP], *const on_slope = slopes;
     COLUMN_ACTIVATION
     EACH_LANE {
@@ -192,9 +198,9 @@ INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const x_row = x[row], *const dy_row = dy[row];
         EACH_LANE {
-            AL d = FN(strip_load)(x_row, AT, PART, hi[k]);
+            AL d = FN(summed_load)(x_row, AT, PART, hi[k], halves);
             if (centred == SHIFTED) d = SUB(d, hi[k]);
-            AL g = FN(strip_load)(dy_row, AT, PART, SET(0));
+            AL g = FN(summed_load)(dy_row, AT, PART, SET(0), halves);
             COLUMN_THROUGH(g, d)
             g_[k] = ADD(g_[k], g);
             gd[k] = ADD(gd[k], MUL(g, d));
@@ -218,10 +224,11 @@ static void FN(column_grad_sums)(const char *const *x, const char *const *dy, pt
     FN(kept_clear)(kept[1], columns);
     if (EXACT) FN(kept_clear)(kept[2], columns);
     if (activation) FN(kept_clear)(kept[3], columns);
-#define CALL(K, part) FN(column_grad_sums_strip)(x, dy, begin, end, j, part, a, kept, centred, activated, K)
-    if (activation) { enum { centred = SHIFTED, activated = 1 }; STRIPS(CALL) }
-    else if (a->shifted) { enum { centred = SHIFTED, activated = 0 }; STRIPS(CALL) }
-    else { enum { centred = CENTRED, activated = 0 }; STRIPS(CALL) }
+#define CALL(K, part) FN(column_grad_sums_strip)(x, dy, begin, end, j, part, a, kept, centred, halves, activated, K)
+    if (activation) { enum { centred = SHIFTED, halves = 0, activated = 1 }; STRIPS(CALL) }
+    else if (a->shifted) { enum { centred = SHIFTED, halves = 0, activated = 0 }; STRIPS(CALL) }
+    else if (CROSSES((const S *)x[0])) { enum { centred = CENTRED, halves = 1, activated = 0 }; STRIPS(CALL) }
+    else { enum { centred = CENTRED, halves = 0, activated = 0 }; STRIPS(CALL) }
 #undef CALL
     FN(kept_add)(kept[0], columns, sum_g);
     FN(kept_add)(kept[1], columns, sum_gd);

@@ -302,7 +302,7 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
     }
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
-        const int crosses = !vector && (CROSSES(x) || CROSSES(dy));
+        const int crosses = (!vector || n > 4 * LANES) && (CROSSES(x) || CROSSES(dy));
         ptrdiff_t i = 0;
         while (i + CASCADE <= n) {
             const ptrdiff_t stop = i + CASCADE;
