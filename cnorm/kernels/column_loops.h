@@ -27,6 +27,12 @@
         else if (left > LANES) call(STRIP >= 2 ? 2 : 1, part);                                   \
         else if (left) call(1, part);                                                            \
     }
+/* Bytes on from what is loaded that are asked for, where rows lie end to end: a processor sees several loads that
+ * each go on by a row, and not that all memory is read. */
+INLINE ptrdiff_t FN(reach)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns) {
+    return rows > 1 && x[1] - x[0] == columns * (ptrdiff_t)sizeof(S) ? COLUMNS_REACH : 0;
+}
+#define REACH(row) __builtin_prefetch((row) + AT * sizeof(S) + reach, 0, 3)
 #define EACH_LANE _Pragma("GCC unroll 4") for (int k = 0; k < K; ++k)
 #define AT (j + k * LANES)
 #define PART (k == K - 1 ? part : 0)
@@ -86,7 +92,7 @@ INLINE AL FN(summed_load)(const char *row, ptrdiff_t j, ptrdiff_t part, AL fill,
 
 INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
                                   ptrdiff_t part, const void *shift, A *first, A *second,
-                                  const int centred, const int halves, const int K) {
+                                  ptrdiff_t reach, const int centred, const int halves, const int K) {
     AL s[STRIP], a[STRIP], b[STRIP];
     EACH_LANE {
         s[k] = FN(strip_vector)(shift, AT, PART);
@@ -96,6 +102,7 @@ INLINE void FN(column_sums_strip)(const char *const *x, ptrdiff_t begin, ptrdiff
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const from = x[row];
         EACH_LANE {
+            REACH(from);
             AL d = FN(summed_load)(from, AT, PART, s[k], halves);
             if (centred == SHIFTED) d = SUB(d, s[k]);
             a[k] = ADD(a[k], d);
@@ -115,7 +122,8 @@ static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
     A a[COLUMNS_AT_ONCE], b[COLUMNS_AT_ONCE];
     FN(kept_clear)(a, columns);
     FN(kept_clear)(b, columns);
-#define CALL(K, part) FN(column_sums_strip)(x, begin, end, j, part, shift, a, b, centred, halves, K)
+    const ptrdiff_t reach = FN(reach)(x, rows, columns);
+#define CALL(K, part) FN(column_sums_strip)(x, begin, end, j, part, shift, a, b, reach, centred, halves, K)
     if (FN(any_nonzero)(shift, columns)) { enum { centred = SHIFTED, halves = 0 }; STRIPS(CALL) }
     else if (CROSSES((const S *)x[0])) { enum { centred = CENTRED, halves = 1 }; STRIPS(CALL) }
     else { enum { centred = CENTRED, halves = 0 }; STRIPS(CALL) }
@@ -126,7 +134,7 @@ static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
 
 INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff_t begin,
                                    ptrdiff_t end, ptrdiff_t j, ptrdiff_t part, const ColumnAffine *a,
-                                   const int centred, const int activation, const int stream,
+                                   ptrdiff_t reach, const int centred, const int activation, const int stream,
                                    const int K) {
     AL hi[STRIP], scale[STRIP], bias[STRIP], slope[STRIP];
     EACH_LANE {
@@ -139,6 +147,7 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
         const char *const from = x[row];
         char *const to = y[row];
         EACH_LANE {
+            REACH(from);
             AL z = FN(strip_load)(from, AT, PART, hi[k]);
             if (centred == SHIFTED) z = SUB(z, hi[k]);
             z = ADD(MUL(z, scale[k]), bias[k]);
@@ -163,7 +172,8 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
 /* y = (x - hi) * scale + bias, then the activation. */
 static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
                              ptrdiff_t group, const ColumnAffine *a, int activation) {
-#define CALL(K, part) FN(column_apply_strip)(x, y, begin, end, j, part, a, centred, activated, streamed, K)
+    const ptrdiff_t reach = FN(reach)(x, rows, columns);
+#define CALL(K, part) FN(column_apply_strip)(x, y, begin, end, j, part, a, reach, centred, activated, streamed, K)
     APPLIED(CALL, y)
 #undef CALL
 }
@@ -184,8 +194,8 @@ static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t row
 
 INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *dy, ptrdiff_t begin,
                                        ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
-                                       const ColumnAffine *a, A *const kept[4], const int centred,
-                                       const int halves, const int activation, const int K) {
+                                       const ColumnAffine *a, A *const kept[4], ptrdiff_t reach,
+                                       const int centred, const int halves, const int activation, const int K) {
     AL hi[STRIP], g_[STRIP], gd[STRIP], d_[STRIP], slopes[STRIP], *const on_slope = slopes;
     COLUMN_ACTIVATION
     EACH_LANE {
@@ -198,6 +208,8 @@ INLINE void FN(column_grad_sums_strip)(const char *const *x, const char *const *
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const x_row = x[row], *const dy_row = dy[row];
         EACH_LANE {
+            REACH(x_row);
+            REACH(dy_row);
             AL d = FN(summed_load)(x_row, AT, PART, hi[k], halves);
             if (centred == SHIFTED) d = SUB(d, hi[k]);
             AL g = FN(summed_load)(dy_row, AT, PART, SET(0), halves);
@@ -224,7 +236,9 @@ static void FN(column_grad_sums)(const char *const *x, const char *const *dy, pt
     FN(kept_clear)(kept[1], columns);
     if (EXACT) FN(kept_clear)(kept[2], columns);
     if (activation) FN(kept_clear)(kept[3], columns);
-#define CALL(K, part) FN(column_grad_sums_strip)(x, dy, begin, end, j, part, a, kept, centred, halves, activated, K)
+    const ptrdiff_t reach = FN(reach)(x, rows, columns);
+#define CALL(K, part)                                                                            \
+    FN(column_grad_sums_strip)(x, dy, begin, end, j, part, a, kept, reach, centred, halves, activated, K)
     if (activation) { enum { centred = SHIFTED, halves = 0, activated = 1 }; STRIPS(CALL) }
     else if (a->shifted) { enum { centred = SHIFTED, halves = 0, activated = 0 }; STRIPS(CALL) }
     else if (CROSSES((const S *)x[0])) { enum { centred = CENTRED, halves = 1, activated = 0 }; STRIPS(CALL) }
@@ -238,8 +252,8 @@ static void FN(column_grad_sums)(const char *const *x, const char *const *dy, pt
 
 INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const *dy, char *const *dx,
                                         ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
-                                        const ColumnAffine *a, const int centred, const int activation,
-                                        const int stream, const int K) {
+                                        const ColumnAffine *a, ptrdiff_t reach, const int centred,
+                                        const int activation, const int stream, const int K) {
     AL hi[STRIP], p[STRIP], q[STRIP], r[STRIP], rstd[STRIP], *const on_slope = NULL;
     COLUMN_ACTIVATION
     EACH_LANE {
@@ -253,6 +267,8 @@ INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const 
         const char *const x_row = x[row], *const dy_row = dy[row];
         char *const to = dx[row];
         EACH_LANE {
+            REACH(x_row);
+            REACH(dy_row);
             AL d = FN(strip_load)(x_row, AT, PART, hi[k]);
             if (centred == SHIFTED) d = SUB(d, hi[k]);
             AL g = FN(strip_load)(dy_row, AT, PART, SET(0));
@@ -266,13 +282,16 @@ INLINE void FN(column_grad_apply_strip)(const char *const *x, const char *const 
 static void FN(column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx,
                                   ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group, const ColumnAffine *a,
                                   int activation) {
-#define CALL(K, part) FN(column_grad_apply_strip)(x, dy, dx, begin, end, j, part, a, centred, activated, streamed, K)
+    const ptrdiff_t reach = FN(reach)(x, rows, columns);
+#define CALL(K, part)                                                                            \
+    FN(column_grad_apply_strip)(x, dy, dx, begin, end, j, part, a, reach, centred, activated, streamed, K)
     APPLIED(CALL, dx)
 #undef CALL
 }
 #undef COLUMN_THROUGH
 #undef COLUMN_ACTIVATION
 #undef APPLIED
+#undef REACH
 #undef EACH_LANE
 #undef AT
 #undef PART

@@ -394,13 +394,13 @@ cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, dou
     column_affine(a, l, sample, sums, count, BACKWARD if backward else FORWARD, room, &f)
     rows = fold * max(ROW_GROUP, chunk_of((l.rows + fold - 1) // fold, threads))
     items = (l.rows + rows - 1) // rows
-    # the last rows first: the sums have just read them
+    # sums have just read the last rows: these first
     if threads == 1:
         for i in range(items):
-            apply_stretch(a, l, &f, backward, joined, sample, (items - 1 - i) * rows, rows)
+            apply_stretch(a, l, &f, backward, joined, sample, (i if a.given else items - 1 - i) * rows, rows)
     else:
         for i in prange(items, num_threads=threads, schedule="guided"):
-            apply_stretch(a, l, &f, backward, joined, sample, (items - 1 - i) * rows, rows)
+            apply_stretch(a, l, &f, backward, joined, sample, (i if a.given else items - 1 - i) * rows, rows)
     free(room)
     return 0
 

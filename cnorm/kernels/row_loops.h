@@ -104,9 +104,7 @@ INLINE void FN(sums_of_rows)(const RowJob *job, ptrdiff_t n, AL *first, AL *seco
 #define EACH(n)                                                                                  \
     for (ptrdiff_t row = 0; row < job->rows; ++row)                                              \
         FN(sums_any)(job->x + row * job->x_stride, 1, 0, n, 0, first + row, second + row, centred, 0);
-    /* without a mean, rows of four lanes that come from memory would take a fifth longer (as measured) */
-    if (!centred && n >= 4 * LANES) EACH(n)
-    else BY_LANES(n, EACH)
+    BY_LANES(n, EACH)
 #undef EACH
 }
 

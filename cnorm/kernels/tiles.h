@@ -41,6 +41,9 @@ enum { LED_LANES = 8 };
 /* Bytes of a row from which on it is stored past the cache though it does not begin where a line does. */
 enum { STREAMED_ROW = 1 << 12 };
 
+/* Bytes on that the loops over columns ask for. */
+enum { COLUMNS_REACH = 1 << 11 };
+
 /* Columns are summed this many at a time, of float twice as many, at most. */
 enum { SUMMED = 1 << 10 };
 
