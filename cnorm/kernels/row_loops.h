@@ -327,7 +327,7 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
         LANE(w0, b0, s0, dw0, db0, ds0, i, part)                                                 \
         ROWS_ABREAST(k) {                                                                        \
             STEP(z, w0, b0, s0, dw0, db0, ds0, i, part)                                          \
-            FN(strip_store)(dx[k], i, part, z, stream && i >= job->lead && WHOLE_LINES(1));           \
+            FN(strip_store)(dx[k], i, part, z, stream && i >= job->lead && WHOLE_LINES(1));      \
         }                                                                                        \
         KEEP(dw0, db0, ds0, i, part)                                                             \
     }

@@ -87,7 +87,7 @@ static void FN(window_squares)(const WindowTile *w) {
 
 /* y = x * (k + alpha * sum of squares) ** -beta, then the activation. */
 INLINE void FN(window_apply_any)(const WindowTile *tile, double beta, const int activation) {
-    const WindowTile copy = *tile, *const w = &copy;
+    const WindowTile own = *tile, *const w = &own; /* which no store can change */
     const AL slope = SET(w->slope);
 #define LANE(K, part)                                                                            \
     {                                                                                            \
@@ -111,7 +111,7 @@ static void FN(window_apply)(const WindowTile *w) {
 
 /* power = scale ** -beta, shared = g * x * scale ** (-beta - 1): what a channel did to its window. */
 INLINE void FN(window_prepare_any)(const WindowTile *tile, double beta, const int activation) {
-    const WindowTile copy = *tile, *const w = &copy;
+    const WindowTile own = *tile, *const w = &own; /* which no store can change */
     const AL slope = SET(w->slope);
 #define LANE(K, part)                                                                            \
     {                                                                                            \
@@ -138,7 +138,7 @@ static void FN(window_prepare)(const WindowTile *w) {
 
 /* dx = g * power - 2 * alpha * beta * x * (sum of `shared` over the windows that x is in) */
 static void FN(window_grad)(const WindowTile *tile) {
-    const WindowTile copy = *tile, *const w = &copy;
+    const WindowTile own = *tile, *const w = &own; /* which no store can change */
     const AL c = SET(2 * w->alpha * w->beta), slope = SET(w->slope);
     const int activation = w->activation;
 #define LANE(K, part)                                                                            \
