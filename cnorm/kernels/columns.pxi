@@ -11,7 +11,7 @@
 #    their means (their counts are equal).
 # e) What is done element by element takes rows that lie end to end as one run: rows are folded to whole
 #    lanes (`spread`), and begin where a line of memory does, with the coefficients of that column.
-#    It goes from the last stretch of rows to the first, for the sums have left the last in cache. With
+#    It goes from the last stretch of rows to the first where sums have left the last in cache. With
 #    given statistics the gradient waits for no sum: it is made in the visit that takes them.
 
 cdef enum:
@@ -281,6 +281,7 @@ cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, co
         strip_affine(a, l, sample, sums, count, visit, k, min(STRIP, l.columns - k), f)
     if l.rows == 1:
         return
+    # forward: hi, scale and bias, and the slope of an activation
     for k in range(COEFFICIENTS if visit == BACKWARD else 4 if a.activation else 3):
         done = row
         while done < bytes:
@@ -375,8 +376,10 @@ cdef void apply_joined(const Columns *a, const Layout *l, const ColumnAffine *f,
 
 
 cdef inline void apply_stretch(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward,
-                               bint joined, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
-    cdef Py_ssize_t last = min(first + rows, l.rows)
+                               bint joined, Py_ssize_t sample, Py_ssize_t rows, Py_ssize_t item,
+                               Py_ssize_t items) noexcept nogil:
+    """Stretch `item` of `rows` rows; the last of them first where sums have just read it."""
+    cdef Py_ssize_t first = (item if a.given else items - 1 - item) * rows, last = min(first + rows, l.rows)
     if joined:
         apply_joined(a, l, f, backward, sample, first, last)
     else:
@@ -394,13 +397,12 @@ cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, dou
     column_affine(a, l, sample, sums, count, BACKWARD if backward else FORWARD, room, &f)
     rows = fold * max(ROW_GROUP, chunk_of((l.rows + fold - 1) // fold, threads))
     items = (l.rows + rows - 1) // rows
-    # sums have just read the last rows: these first
     if threads == 1:
         for i in range(items):
-            apply_stretch(a, l, &f, backward, joined, sample, (i if a.given else items - 1 - i) * rows, rows)
+            apply_stretch(a, l, &f, backward, joined, sample, rows, i, items)
     else:
         for i in prange(items, num_threads=threads, schedule="guided"):
-            apply_stretch(a, l, &f, backward, joined, sample, (i if a.given else items - 1 - i) * rows, rows)
+            apply_stretch(a, l, &f, backward, joined, sample, rows, i, items)
     free(room)
     return 0
 

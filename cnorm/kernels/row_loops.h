@@ -396,9 +396,10 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
     const int kinds = job->activation ? 3 : 2;
     FN(GradTerms) terms;
     const ptrdiff_t least = WHOLE_LINES(1) ? LANES : 2 * LANES;
-    const int stream = job->affine.stream && n >= least && FN(common_lead)(job->dx, job->rows, n, 1) >= 0;
-    job->lead = stream || n >= LED_LANES * LANES ? FN(common_lead)(job->dx, job->rows, n, stream) : 0;
-    if (job->lead < 0) job->lead = 0;
+    ptrdiff_t lead = job->affine.stream && n >= least ? FN(common_lead)(job->dx, job->rows, n, 1) : -1;
+    const int stream = lead >= 0;
+    if (!stream) lead = FN(common_lead)(job->dx, job->rows, n, 0);
+    job->lead = lead > 0 ? lead : 0;
     /* what is kept of the first element after the lead begins a line, too */
     A sums[3][TILE + LANES] __attribute__((aligned(LANES_ALIGN)));
     const ptrdiff_t begin = (LANES - job->lead % LANES) % LANES;

@@ -100,10 +100,11 @@ INLINE void FN(strip_keep)(A *v, ptrdiff_t j, ptrdiff_t part, AL a) {
 /* and if every row comes to a line after as many elements: these, or -1. The lines of which two rows have a part
  * are read and written if streamed; short rows have too many. */
 static ptrdiff_t FN(common_lead)(char *const *y, ptrdiff_t rows, ptrdiff_t n, int stream) {
+    const ptrdiff_t lead = FN(lead)(y[0], n, stream);
+    if (lead == 0 && !stream) return 0;
     uintptr_t apart = 0;
     for (ptrdiff_t row = 1; row < rows; ++row) apart |= (uintptr_t)y[row] ^ (uintptr_t)y[0];
     if (apart % LANES_ALIGN || (uintptr_t)y[0] % sizeof(S)) return -1;
-    const ptrdiff_t lead = FN(lead)(y[0], n, stream);
     return lead == 0 || !stream || n * (ptrdiff_t)sizeof(S) >= STREAMED_ROW ? lead : -1;
 }
 /* Sums of `n` columns down some rows, in the accumulator: whole lanes are cleared, and then added up. */

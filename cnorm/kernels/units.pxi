@@ -19,7 +19,7 @@ cdef inline char *unit_at(const Units *a, const View *v, Py_ssize_t unit) noexce
 cdef inline Py_ssize_t chunk_of(Py_ssize_t items, int threads) noexcept nogil:
     """The fewest items a thread takes at a time: few enough to balance, enough to pay for the taking.
 
-    All loops are `guided`: a thread takes its share of what is left, which is mostly the same items as in the loop
+    Loops are `guided`: a thread takes its share of what is left, which is mostly the same items as in the loop
     before and in the call before, and these are in its own cache."""
     return max(1, items // (8 * threads))
 
