@@ -74,8 +74,8 @@ cdef class Channels(Call):
         cdef const Py_ssize_t *shape
         cdef const Py_ssize_t *strides[ARRAYS]
         self.layouts(arrays, &shape, strides)
-        p[0] = plan_channels(cnp.PyArray_NDIM(self.x), shape, strides, arrays, self.batch_axis,
-                             self.channel_axis, self.groups, cnp.PyArray_ITEMSIZE(self.x))
+        plan_channels(p, cnp.PyArray_NDIM(self.x), shape, strides, arrays, self.batch_axis, self.channel_axis,
+                      self.groups, cnp.PyArray_ITEMSIZE(self.x))
         return 0
 
     cdef int units_job(self, const Plan *p, Units *a) except -1:

@@ -12,8 +12,8 @@ cdef struct Plan:
     Py_ssize_t shape[5]
     Py_ssize_t stride[4][4]   # per array, in bytes; the last axis is contiguous
 
-cdef Plan plan_rows(int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
+cdef void plan_rows(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
                     int normalized, Py_ssize_t itemsize) noexcept nogil
-cdef Plan plan_channels(int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
+cdef void plan_channels(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
                         int batch_axis, int channel_axis, Py_ssize_t groups,
                         Py_ssize_t itemsize) noexcept nogil

@@ -11,6 +11,8 @@ follows from the order of the axes in memory; within a family the results depend
 alone, never on strides.
 """
 
+from libc.string cimport memset
+
 cdef struct Axis:
     Py_ssize_t size
     Py_ssize_t stride[4]
@@ -62,50 +64,45 @@ cdef void put_axes(Plan *p, int first, int last, const Axis *axes, int count, in
         put(p, at + i, axes + i, arrays)
 
 
-cdef Plan blank() noexcept nogil:
-    cdef Plan p
-    cdef int i, k
+cdef void clear(Plan *p) noexcept nogil:
+    cdef int i
+    memset(p, 0, sizeof(Plan))
     p.family = COPY
     for i in range(5):
         p.shape[i] = 1
-    for k in range(ARRAYS):
-        for i in range(4):
-            p.stride[k][i] = 0
-    return p
 
 
-cdef Plan plan_rows(int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
+cdef void plan_rows(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
                     int normalized, Py_ssize_t itemsize) noexcept nogil:
     """LayerNorm and RMSNorm over the last `normalized` axes: a unit is a row of one segment."""
-    cdef Plan p = blank()
     cdef int axes[MAX_DIMS]
     cdef Axis outer[MAX_DIMS]
     cdef Axis inner[MAX_DIMS]
     cdef int i, outers, inners
+    clear(p)
     for i in range(ndim):
         axes[i] = i
     outers = collapse(ndim - normalized, axes, shape, strides, arrays, outer)
     inners = collapse(normalized, axes + ndim - normalized, shape, strides, arrays, inner)
     if outers > 2 or inners > 2 or (inners and not contiguous(inner + inners - 1, arrays, itemsize)):
-        return p
-    put_axes(&p, 0, 1, outer, outers, arrays)
-    put_axes(&p, 3, 4, inner, inners, arrays)
+        return
+    put_axes(p, 0, 1, outer, outers, arrays)
+    put_axes(p, 3, 4, inner, inners, arrays)
     p.family = UNITS
-    return p
 
 
-cdef Plan plan_channels(int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
+cdef void plan_channels(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
                         int batch_axis, int channel_axis, Py_ssize_t groups,
                         Py_ssize_t itemsize) noexcept nogil:
     """BatchNorm (groups 0: a unit is a channel) and GroupNorm (a unit is a group of one sample).
 
     batch_axis is -1 where the input has none.
     """
-    cdef Plan p = blank()
     cdef int axes[MAX_DIMS]
     cdef Axis spatial[MAX_DIMS]
     cdef Axis sample, channel
     cdef int i, k, count = 0, spatials
+    clear(p)
     sample.size = 1
     channel.size = shape[channel_axis]
     for k in range(arrays):
@@ -122,21 +119,21 @@ cdef Plan plan_channels(int ndim, const Py_ssize_t *shape, const Py_ssize_t **st
     spatials = collapse(count, axes, shape, strides, arrays, spatial)
     if spatials and spatials <= 2 and contiguous(spatial + spatials - 1, arrays, itemsize):
         p.family = UNITS
-        put_axes(&p, 3, 4, spatial, spatials, arrays)
+        put_axes(p, 3, 4, spatial, spatials, arrays)
         if groups == 0:
-            put(&p, 1, &channel, arrays)
-            put(&p, 2, &sample, arrays)
+            put(p, 1, &channel, arrays)
+            put(p, 2, &sample, arrays)
         else:
-            put(&p, 0, &sample, arrays)
+            put(p, 0, &sample, arrays)
             channel.size //= groups
-            put(&p, 2, &channel, arrays)
+            put(p, 2, &channel, arrays)
             for k in range(arrays):
                 channel.stride[k] *= channel.size
             channel.size = groups
-            put(&p, 1, &channel, arrays)
-        return p
+            put(p, 1, &channel, arrays)
+        return
     if not contiguous(&channel, arrays, itemsize):
-        return p
+        return
     if groups == 0 and batch_axis >= 0:
         # the batch is one more axis of rows
         for i in range(count, 0, -1):
@@ -145,12 +142,11 @@ cdef Plan plan_channels(int ndim, const Py_ssize_t *shape, const Py_ssize_t **st
         spatials = collapse(count + 1, axes, shape, strides, arrays, spatial)
         sample.size = 1
     if spatials > 3:
-        return p
+        return
     p.family = COLUMNS
-    put(&p, 0, &sample, arrays)
-    put_axes(&p, 1, 3, spatial, spatials, arrays)
+    put(p, 0, &sample, arrays)
+    put_axes(p, 1, 3, spatial, spatials, arrays)
     p.shape[4] = channel.size
-    return p
 
 
 NAMES = {COPY: "copy", UNITS: "units", COLUMNS: "columns"}
@@ -192,8 +188,8 @@ def plan(shape, *strides, itemsize, normalized=None, channel_axis=None, batch_ax
         for i in range(ndim):
             steps[k][i] = strides[k][i]
     if normalized is not None:
-        p = plan_rows(ndim, sizes, pointers, arrays, normalized, itemsize)
+        plan_rows(&p, ndim, sizes, pointers, arrays, normalized, itemsize)
     else:
-        p = plan_channels(ndim, sizes, pointers, arrays, batch_axis, channel_axis % ndim, groups, itemsize)
+        plan_channels(&p, ndim, sizes, pointers, arrays, batch_axis, channel_axis % ndim, groups, itemsize)
     return (NAMES[p.family], tuple(p.shape[i] for i in range(5)),
             tuple(tuple(p.stride[k][i] for i in range(4)) for k in range(arrays)))

@@ -22,7 +22,7 @@
 #include <sys/mman.h>
 #endif
 
-enum { RECYCLE_SLOTS = 32, RECYCLE_LEAST = 1 << 20 };
+enum { RECYCLE_SLOTS = 32, RECYCLE_LEAST = 1 << 19 };
 
 static struct { void *block; size_t size; } recycle_kept[RECYCLE_SLOTS]; /* oldest first */
 static int recycle_count = 0;

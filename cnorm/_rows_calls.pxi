@@ -57,8 +57,8 @@ cdef class RowsCall(Call):
         cdef const Py_ssize_t *shape
         cdef const Py_ssize_t *strides[ARRAYS]
         self.layouts(arrays, &shape, strides)
-        p[0] = plan_rows(cnp.PyArray_NDIM(self.x), shape, strides, arrays, self.normalized,
-                         cnp.PyArray_ITEMSIZE(self.x))
+        plan_rows(p, cnp.PyArray_NDIM(self.x), shape, strides, arrays, self.normalized,
+                  cnp.PyArray_ITEMSIZE(self.x))
         return 0
 
     cdef int job(self, const Plan *p, Units *a) except -1:

@@ -3,8 +3,9 @@
 #
 # a) Fewer than WIDE columns would leave lanes idle: `fold` consecutive rows then count as one row of
 #    fold * C columns. The fold follows from C alone; rows that do not lie end to end are gathered.
-# b) A part is a stretch of such rows, PART_ROWS or more, at most PARTS of them in a sample; it is visited
-#    in blocks of BLOCK_ROWS: sums about a shift, in the accumulator down a block, in double over blocks.
+# b) A part is a stretch of such rows, PART_ROWS of them unless there are PARTS parts; their number is a power
+#    of two, which threads share evenly. A part is visited in blocks of BLOCK_ROWS: sums about a shift, in the
+#    accumulator down a block, in double over blocks.
 # c) A part is summed again, about its mean, where a column's shift was a bad guess, and in double where
 #    a sum overflowed. A column's choice depends on that column's data alone.
 # d) Parts merge in a tree, a vector of columns at a time; columns of a group merge about the mean of
@@ -13,12 +14,16 @@
 #    lanes (`spread`), and begin where a line of memory does, with the coefficients of that column.
 #    It goes from the last stretch of rows to the first where sums have left the last in cache. With
 #    given statistics the gradient waits for no sum: it is made in the visit that takes them.
+# f) One part of more columns than a thread sums at a time: such a strip goes from its first sum to its last
+#    result by itself, in the cache of one thread.
 
 cdef enum:
     WIDE = 32
     PARTS = 64
     PART_ROWS = 512
-    STRIP = 256            # columns that a thread visits at a time
+    PART_EVEN = 16         # rows that a part's are a multiple of
+    STRIP_LEAST = 128      # columns that a thread sums at a time of parts that are fewer than threads, at least;
+    STRIP_EVEN = 64        # a multiple of these, and not many more than STRIP
     WIDE_BLOCK = 16        # rows and columns at a time where sums are taken again in double
     ROW_GROUP = 8
     FAR_BYTES = 1 << 23
@@ -43,6 +48,7 @@ cdef struct Layout:
     Py_ssize_t parts
     Py_ssize_t strip         # columns that a thread sums at a time
     Py_ssize_t strips
+    Py_ssize_t lead          # more columns of the first, so that the others begin where a line of y does
     Py_ssize_t group         # rows that the loops take together
     Py_ssize_t spread_group  # the same of `spread` rows
 
@@ -64,6 +70,30 @@ cdef inline Py_ssize_t spread_of(Py_ssize_t columns) noexcept nogil:
     return spread
 
 
+cdef inline Py_ssize_t up_to(Py_ssize_t n, Py_ssize_t multiple) noexcept nogil:
+    return (n + multiple - 1) // multiple * multiple
+
+
+cdef Py_ssize_t lead_of(const View *y, Py_ssize_t size) noexcept nogil:
+    """Columns before the first line of memory that begins in a row, if that is the same for all rows."""
+    if (y.stride[0] | y.stride[1] | y.stride[2] | y.stride[3]) % LANES_ALIGN:
+        return 0
+    return (-<Py_ssize_t> y.data & (LANES_ALIGN - 1)) // size
+
+
+cdef inline void set_strips(const Columns *a, Layout *l) noexcept nogil:
+    """Of rows as much as can be, for memory is read fastest in its order, unless that leaves threads idle."""
+    cdef Py_ssize_t most = SUMMED * (8 // l.loops.wide) - STRIP_EVEN, least = STRIP_EVEN
+    l.lead = 0
+    l.strips = (l.wide + most - 1) // most
+    if l.parts < a.threads:
+        l.lead = lead_of(&a.y, l.loops.size)
+        l.strips = up_to((l.wide + STRIP - 1) // STRIP, (a.threads + l.parts - 1) // l.parts)
+        least = STRIP_LEAST
+    l.strip = up_to(max((l.wide + l.strips - 1) // l.strips, least), STRIP_EVEN)
+    l.strips = max(1, (l.wide - l.lead + l.strip - 1) // l.strip)
+
+
 cdef Layout layout_of(const Columns *a) noexcept nogil:
     cdef Layout l
     cdef bint far
@@ -76,20 +106,31 @@ cdef Layout layout_of(const Columns *a) noexcept nogil:
     l.rest = (l.rows - (l.folded - 1) * l.fold) * l.columns
     if l.rest == l.wide:
         l.rest = 0
-    l.part = max(PART_ROWS, (l.folded + PARTS - 1) // PARTS)
-    l.part = (l.part + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
+    l.parts = 1
+    while l.parts < PARTS and l.parts * PART_ROWS < l.folded:
+        l.parts *= 2
+    l.part = up_to((l.folded + l.parts - 1) // l.parts, PART_EVEN)
     l.parts = (l.folded + l.part - 1) // l.part
-    # of rows as much as can be, for memory is read fastest in its order, unless that leaves threads idle
-    l.strip = min(l.wide, <Py_ssize_t> SUMMED * (8 // l.loops.wide))
-    if l.parts * ((l.wide + l.strip - 1) // l.strip) < 2 * a.threads:
-        l.strip = STRIP
-    l.strips = (l.wide + l.strip - 1) // l.strip
+    set_strips(a, &l)
     l.spread = spread_of(l.columns)
     l.repeat = max(l.spread, l.fold)
     far = a.shape[0] * l.rows * l.columns * l.loops.size > FAR_BYTES
     l.group = group_of(l.wide * l.loops.size, far, False)
     l.spread_group = group_of(l.spread * l.columns * l.loops.size, far, True)
     return l
+
+
+cdef inline Py_ssize_t strip_begin(const Layout *l, Py_ssize_t strip) noexcept nogil:
+    return strip * l.strip + l.lead if strip > 0 else 0
+
+
+cdef inline Py_ssize_t strip_size(const Layout *l, Py_ssize_t strip) noexcept nogil:
+    return (strip_begin(l, strip + 1) if strip + 1 < l.strips else l.wide) - strip_begin(l, strip)
+
+
+cdef inline bint by_itself(const Columns *a, const Layout *l) noexcept nogil:
+    """Whether no strip needs another's sums."""
+    return l.parts == 1 and l.strips > 1 and a.group == 1
 
 
 cdef inline char *row_at(const Columns *a, const View *v, Py_ssize_t sample, Py_ssize_t row) noexcept nogil:
@@ -154,15 +195,6 @@ include "columns_moments.pxi"
 
 # ---- apply ----
 
-cdef enum:
-    COEFFICIENTS = 7   # hi, scale, bias, slope, q, r, rstd
-
-cdef enum Visit:
-    SUMS
-    FORWARD
-    BACKWARD
-
-
 cdef inline bint joined_rows(const Columns *a, bint backward) noexcept nogil:
     """Whether the rows of every array lie end to end."""
     return end_to_end(a, &a.x) and end_to_end(a, &a.y) and (not backward or end_to_end(a, &a.dy))
@@ -207,53 +239,24 @@ cdef void strip_affine(const Columns *a, const Layout *l, Py_ssize_t sample, con
     """Coefficients of n columns; what the visit does not use stays as it is."""
     cdef double lo[STRIP]
     cdef double rstd[STRIP]
-    cdef double scale[STRIP]
-    cdef double value[STRIP]
-    cdef double part[STRIP]
-    cdef Py_ssize_t j, groups = l.columns // a.group, bytes = first * l.loops.wide
-    cdef const double *of_column
-    by_column(a.rstd + sample * groups, 1, a.group, first, n, rstd)
+    cdef double sum_g[STRIP]
+    cdef double sum_gd[STRIP]
+    cdef Py_ssize_t bytes = first * l.loops.wide
+    cdef bint summed = visit == BACKWARD and not a.given
+    cdef Parameters of
+    by_column(a.rstd + sample * (l.columns // a.group), 1, a.group, first, n, rstd)
     f.shifted |= low_parts(a, l, sample, first, n, rstd, <char *> f.hi + bytes, lo)
     if visit == SUMS and not a.activation:
         return
-    if a.weight != NULL:
-        of_column = a.weight + first
-        for j in range(n):
-            scale[j] = rstd[j] * of_column[j]
-        l.loops.narrow(scale, n, <char *> f.scale + bytes)
-    else:
-        memcpy(scale, rstd, n * sizeof(double))
-        l.loops.narrow(rstd, n, <char *> f.scale + bytes)
-    if visit == FORWARD or a.activation:
-        if a.bias != NULL:
-            of_column = a.bias + first
-            for j in range(n):
-                value[j] = of_column[j] - lo[j] * scale[j]
-        else:
-            for j in range(n):
-                value[j] = 0 - lo[j] * scale[j]
-        l.loops.narrow(value, n, <char *> f.bias + bytes)
-    if a.activation == 2:
-        l.loops.narrow(a.slopes + first, n, <char *> f.slope + bytes)
-    elif a.activation:
-        for j in range(n):
-            value[j] = a.slope
-        l.loops.narrow(value, n, <char *> f.slope + bytes)
-    if visit != BACKWARD:
-        return
-    l.loops.narrow(rstd, n, <char *> f.rstd + bytes)
-    if a.given:
-        memset(<char *> f.q + bytes, 0, n * l.loops.wide)
-        memset(<char *> f.r + bytes, 0, n * l.loops.wide)
-        return
-    by_column(sums + 1, 2, a.group, first, n, value)
-    for j in range(n):
-        value[j] = rstd[j] * rstd[j] * value[j] / count
-    l.loops.narrow(value, n, <char *> f.q + bytes)
-    by_column(sums, 2, a.group, first, n, part)
-    for j in range(n):
-        part[j] = rstd[j] * part[j] / count - lo[j] * rstd[j] * value[j]
-    l.loops.narrow(part, n, <char *> f.r + bytes)
+    of.weight = a.weight + first if a.weight != NULL else NULL
+    of.bias = a.bias + first if a.bias != NULL else NULL
+    of.slopes = a.slopes + first if a.slopes != NULL else NULL
+    of.slope = a.slope
+    of.activation = a.activation
+    if summed:
+        by_column(sums, 2, a.group, first, n, sum_g)
+        by_column(sums + 1, 2, a.group, first, n, sum_gd)
+    coefficients(l.loops, visit, n, bytes, lo, rstd, &of, sum_g if summed else NULL, sum_gd, count, f)
 
 
 cdef inline Py_ssize_t coefficient_bytes(const Layout *l) noexcept nogil:
@@ -261,24 +264,30 @@ cdef inline Py_ssize_t coefficient_bytes(const Layout *l) noexcept nogil:
     return (l.repeat * l.columns + LEAD) * l.loops.wide
 
 
-cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, const double *sums,
-                        double count, Visit visit, char *room, ColumnAffine *f) noexcept nogil:
-    """Coefficients of each column, repeated for folded rows; sums: of g and g * (x - hi), for BACKWARD
-    without given statistics."""
-    cdef Py_ssize_t k, done, step, row = l.columns * l.loops.wide, bytes = coefficient_bytes(l)
-    f.hi = room
-    f.scale = room + bytes
-    f.p = f.scale
-    f.bias = room + 2 * bytes
-    f.slope = room + 3 * bytes
-    f.q = room + 4 * bytes
-    f.r = room + 5 * bytes
-    f.rstd = room + 6 * bytes
+cdef inline ColumnAffine columns_in(const Columns *a, const Layout *l, char *room) noexcept nogil:
+    """Coefficients that are to be filled, in room for COEFFICIENTS * coefficient_bytes."""
+    cdef ColumnAffine f = affine_in(room, coefficient_bytes(l))
     f.stream = streamed(&a.y, &a.x, &a.dy, a.shape[0] * l.rows * l.columns * l.loops.size,
                         STREAM_ONCE if a.given and a.dy.data == NULL else STREAM_AGAIN)
-    f.shifted = False
-    for k from 0 <= k < l.columns by STRIP:
-        strip_affine(a, l, sample, sums, count, visit, k, min(STRIP, l.columns - k), f)
+    return f
+
+
+cdef void columns_affine(const Columns *a, const Layout *l, Py_ssize_t sample, const double *sums, double count,
+                         Visit visit, Py_ssize_t first, Py_ssize_t n, ColumnAffine *f) noexcept nogil:
+    """Coefficients of n columns; sums: of g and g * (x - hi), for BACKWARD without given statistics."""
+    cdef Py_ssize_t stop = first + n
+    while first < stop:
+        n = min(<Py_ssize_t> STRIP, stop - first)
+        strip_affine(a, l, sample, sums, count, visit, first, n, f)
+        first += n
+
+
+cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, const double *sums,
+                        double count, Visit visit, char *room, ColumnAffine *f) noexcept nogil:
+    """Coefficients of each column, repeated for folded rows."""
+    cdef Py_ssize_t k, done, step, row = l.columns * l.loops.wide, bytes = coefficient_bytes(l)
+    f[0] = columns_in(a, l, room)
+    columns_affine(a, l, sample, sums, count, visit, 0, l.columns, f)
     if l.rows == 1:
         return
     # forward: hi, scale and bias, and the slope of an activation
@@ -288,22 +297,6 @@ cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, co
             step = min(done, bytes - done)
             memcpy(room + k * bytes + done, room + k * bytes, step)
             done += step
-
-
-cdef inline ColumnAffine affine_at(const ColumnAffine *f, Py_ssize_t bytes) noexcept nogil:
-    """The same from a column on, `bytes` into each array."""
-    cdef ColumnAffine g
-    g.stream = f.stream
-    g.shifted = f.shifted
-    g.hi = <const char *> f.hi + bytes
-    g.scale = <const char *> f.scale + bytes
-    g.p = <const char *> f.p + bytes
-    g.bias = <const char *> f.bias + bytes
-    g.slope = <const char *> f.slope + bytes
-    g.q = <const char *> f.q + bytes
-    g.r = <const char *> f.r + bytes
-    g.rstd = <const char *> f.rstd + bytes
-    return g
 
 
 cdef inline void apply_block(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward,
@@ -375,15 +368,32 @@ cdef void apply_joined(const Columns *a, const Layout *l, const ColumnAffine *f,
               n - lead, columns)
 
 
+cdef inline Py_ssize_t turned(Py_ssize_t item, Py_ssize_t items, int threads) noexcept nogil:
+    """Each thread's share of the items, from its last to its first: what the thread has just summed."""
+    cdef Py_ssize_t share = (items + threads - 1) // threads, first = item // share * share
+    return first + min(first + share, items) - 1 - item
+
+
 cdef inline void apply_stretch(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward,
-                               bint joined, Py_ssize_t sample, Py_ssize_t rows, Py_ssize_t item,
-                               Py_ssize_t items) noexcept nogil:
-    """Stretch `item` of `rows` rows; the last of them first where sums have just read it."""
-    cdef Py_ssize_t first = (item if a.given else items - 1 - item) * rows, last = min(first + rows, l.rows)
+                               bint joined, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
+    cdef Py_ssize_t last = min(first + rows, l.rows)
     if joined:
         apply_joined(a, l, f, backward, sample, first, last)
     else:
         apply_rows(a, l, f, backward, sample, first, last, 0, l.columns)
+
+
+cdef void apply_strip(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward, Py_ssize_t sample,
+                      Py_ssize_t strip) noexcept nogil:
+    """All rows of a strip, from a line of y on."""
+    cdef Py_ssize_t first = strip_begin(l, strip), columns = strip_size(l, strip)
+    cdef ColumnAffine g
+    if strip == 0 and l.lead > 0:
+        apply_rows(a, l, f, backward, sample, 0, l.rows, 0, l.lead)
+        first += l.lead
+        columns -= l.lead
+    g = affine_at(f, first * l.loops.wide)
+    apply_rows(a, l, &g, backward, sample, 0, l.rows, first, columns)
 
 
 cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, double count,
@@ -399,15 +409,45 @@ cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, dou
     items = (l.rows + rows - 1) // rows
     if threads == 1:
         for i in range(items):
-            apply_stretch(a, l, &f, backward, joined, sample, rows, i, items)
+            apply_stretch(a, l, &f, backward, joined, sample, rows * (i if a.given else items - 1 - i), rows)
     else:
         for i in prange(items, num_threads=threads, schedule="guided"):
-            apply_stretch(a, l, &f, backward, joined, sample, rows, i, items)
+            apply_stretch(a, l, &f, backward, joined, sample, rows * (i if a.given else turned(i, items, threads)),
+                          rows)
     free(room)
     return 0
 
 
+cdef void strip_forward(Columns *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t strip,
+                        double *slots, char *room) noexcept nogil:
+    cdef ColumnAffine f = columns_in(a, l, room)
+    cdef Py_ssize_t first = strip_begin(l, strip), n = strip_size(l, strip)
+    strip_moments(a, l, gathered, sample, 0, strip, slots)
+    columns_statistics(a, l, sample, slots, first, n)
+    columns_affine(a, l, sample, NULL, 0, FORWARD, first, n, &f)
+    apply_strip(a, l, &f, False, sample, strip)
+
+
+cdef int forward_by_strips(Columns *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef bint gathered = not end_to_end(a, &a.x)
+    cdef double *slots = <double *> malloc(3 * l.wide * sizeof(double) + COEFFICIENTS * coefficient_bytes(l))
+    cdef char *room = <char *> (slots + 3 * l.wide)
+    if slots == NULL:
+        return -1
+    if threads == 1:
+        for i in range(l.strips):
+            strip_forward(a, l, gathered, sample, i, slots, room)
+    else:
+        for i in prange(l.strips, num_threads=threads, schedule="guided"):
+            strip_forward(a, l, gathered, sample, i, slots, room)
+    free(slots)
+    return 0
+
+
 cdef inline int forward_sample(Columns *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+    if not a.given and by_itself(a, l):
+        return forward_by_strips(a, l, sample, threads)
     if not a.given and sample_moments(a, l, sample, threads) < 0:
         return -1
     return sample_apply(a, l, NULL, 0, sample, threads, False)

@@ -20,7 +20,7 @@ cdef void strip_grad_sums(const Columns *a, const Layout *l, const ColumnAffine 
     cdef double x_buffer[BLOCK_ROWS * FOLDED]
     cdef double dy_buffer[BLOCK_ROWS * FOLDED]
     cdef Rows x, dy
-    cdef Py_ssize_t column = strip * l.strip, count = min(l.strip, l.wide - column), n, k
+    cdef Py_ssize_t column = strip_begin(l, strip), count = strip_size(l, strip), n, k
     cdef Py_ssize_t row = part * l.part, stop = row + whole_rows(l, part), rows, last
     cdef double *sums = slots + SLOT * l.wide * part + column
     cdef ColumnAffine g = affine_at(f, column * l.loops.wide)
@@ -109,23 +109,25 @@ cdef void strip_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *s
             left = a.group
 
 
-cdef void column_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *slots,
-                        double *sums) noexcept nogil:
-    """From slots to each group's weighted sums; parameter gradients of the sample on the way."""
-    cdef Py_ssize_t c, group, at, groups = l.columns // a.group
+cdef void column_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *slots, Py_ssize_t first,
+                        Py_ssize_t n, double *sums) noexcept nogil:
+    """From the slots of n columns, whole groups, to each group's weighted sums; the gradients of the columns'
+    parameters on the way."""
+    cdef Py_ssize_t c, group, at, groups = l.columns // a.group, stop = first + n
     cdef double lo, mean
-    add_parts(a, l, slots)
     if takes_lo(a, l):
-        for group in range(groups):
+        for group in range(first // a.group, stop // a.group):
             lo = 0
             for c in range(group * a.group, (group + 1) * a.group):
                 lo += slots[2 * l.wide + c]
             at = sample * groups + group
             mean = a.mean[at]
             a.lo[at] = lo / <double> (l.rows * a.group) - (mean - first_part(mean, mean, a.rstd[at], a.eps))
-    memset(sums, 0, 2 * groups * sizeof(double))
-    for c from 0 <= c < l.columns by STRIP:
-        strip_totals(a, l, sample, slots, c, min(STRIP, l.columns - c), sums)
+    memset(sums + 2 * (first // a.group), 0, 2 * (n // a.group) * sizeof(double))
+    while first < stop:
+        n = min(<Py_ssize_t> STRIP, stop - first)
+        strip_totals(a, l, sample, slots, first, n, sums)
+        first += n
 
 
 cdef inline void grad_strip_item(const Columns *a, const Layout *l, const ColumnAffine *f, bint gathered,
@@ -157,9 +159,39 @@ cdef int sample_grad_sums(Columns *a, const Layout *l, double *sums, Py_ssize_t 
     else:
         for i in prange(items, num_threads=threads, schedule="guided"):
             grad_strip_item(a, l, &f, gathered, gradient, sample, i, slots)
-    column_totals(a, l, sample, slots, sums)
+    add_parts(a, l, slots)
+    column_totals(a, l, sample, slots, 0, l.columns, sums)
     free(slots)
     free(room)
+    return 0
+
+
+cdef void strip_backward(Columns *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t strip,
+                         double *slots, double *sums, char *room) noexcept nogil:
+    cdef ColumnAffine f = columns_in(a, l, room)
+    cdef Py_ssize_t first = strip_begin(l, strip), n = strip_size(l, strip)
+    columns_affine(a, l, sample, NULL, 0, SUMS, first, n, &f)
+    strip_grad_sums(a, l, &f, gathered, LATER, sample, 0, strip, slots)
+    column_totals(a, l, sample, slots, first, n, sums)
+    columns_affine(a, l, sample, sums, <double> l.rows, BACKWARD, first, n, &f)
+    apply_strip(a, l, &f, True, sample, strip)
+
+
+cdef int backward_by_strips(Columns *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef bint gathered = not (end_to_end(a, &a.x) and end_to_end(a, &a.dy))
+    cdef double *slots = <double *> malloc((SLOT + 2) * l.wide * sizeof(double) + COEFFICIENTS * coefficient_bytes(l))
+    cdef double *sums = slots + SLOT * l.wide
+    cdef char *room = <char *> (sums + 2 * l.wide)
+    if slots == NULL:
+        return -1
+    if threads == 1:
+        for i in range(l.strips):
+            strip_backward(a, l, gathered, sample, i, slots, sums, room)
+    else:
+        for i in prange(l.strips, num_threads=threads, schedule="guided"):
+            strip_backward(a, l, gathered, sample, i, slots, sums, room)
+    free(slots)
     return 0
 
 
@@ -169,6 +201,8 @@ cdef int backward_sample(Columns *a, const Layout *l, Py_ssize_t sample, int thr
     cdef double *sums = a.sums + 2 * groups * sample
     cdef bint at_once = a.given and a.sums_mode == 0
     cdef int failed = 0
+    if a.sums_mode == 0 and not a.given and by_itself(a, l):
+        return backward_by_strips(a, l, sample, threads)
     if a.sums_mode == 0:
         sums = <double *> malloc(2 * groups * sizeof(double))
         if sums == NULL:

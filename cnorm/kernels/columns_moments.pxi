@@ -141,7 +141,7 @@ cdef void strip_moments(const Columns *a, const Layout *l, bint gathered, Py_ssi
                         Py_ssize_t part, Py_ssize_t strip, double *slots) noexcept nogil:
     """Fill a part's slot over one strip of columns: mean, lo and m2 of each."""
     cdef double shift[SUMMED]  # of the accumulator's type
-    cdef Py_ssize_t column = strip * l.strip, count = min(l.strip, l.wide - column), j
+    cdef Py_ssize_t column = strip_begin(l, strip), count = strip_size(l, strip), j
     cdef Py_ssize_t rest = min(count, max(0, l.rest - column)) if part == l.parts - 1 else 0
     cdef double *first = slot_of(l, slots, part) + column
     cdef double *second = first + l.wide
@@ -217,8 +217,8 @@ cdef inline void total_add(Total *t, double value) noexcept nogil:
     t.sum = sum_
 
 
-cdef void column_statistics(Columns *a, const Layout *l, Py_ssize_t at, const double *slots,
-                            Py_ssize_t n) noexcept nogil:
+cdef void strip_statistics(Columns *a, const Layout *l, Py_ssize_t at, const double *slots,
+                           Py_ssize_t n) noexcept nogil:
     """Statistics of n columns that are groups by themselves: what group_statistics comes to."""
     cdef const double *mean = slots
     cdef const double *lo = mean + l.wide
@@ -244,6 +244,16 @@ cdef void column_statistics(Columns *a, const Layout *l, Py_ssize_t at, const do
     memcpy(a.rstd + at, out, n * sizeof(double))
 
 
+cdef void columns_statistics(Columns *a, const Layout *l, Py_ssize_t sample, const double *slots, Py_ssize_t first,
+                             Py_ssize_t n) noexcept nogil:
+    """The same of any number of columns, from part 0 of the slots."""
+    cdef Py_ssize_t stop = first + n
+    while first < stop:
+        n = min(<Py_ssize_t> STRIP, stop - first)
+        strip_statistics(a, l, sample * l.columns + first, slots + first, n)
+        first += n
+
+
 cdef void group_statistics(Columns *a, const Layout *l, Py_ssize_t sample, const double *slots) noexcept nogil:
     """Statistics of each group of columns of a sample, from part 0 of the slots."""
     cdef const double *mean = slots
@@ -253,8 +263,7 @@ cdef void group_statistics(Columns *a, const Layout *l, Py_ssize_t sample, const
     cdef double delta, step, shift, count = <double> l.rows
     cdef Total total
     if a.group == 1:
-        for first from 0 <= first < groups by STRIP:
-            column_statistics(a, l, sample * groups + first, slots + first, min(STRIP, groups - first))
+        columns_statistics(a, l, sample, slots, 0, l.columns)
         return
     for group in range(groups):
         first = group * a.group

@@ -31,6 +31,7 @@ cdef extern from "tiles.h" nogil:
         TILE
         ROWS_TOGETHER
         SUMMED
+        BAND
         LANES_ALIGN
         LED_LANES
         ABREAST
@@ -96,7 +97,7 @@ cdef extern from "tiles.h" nogil:
         void (*apply)(const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                       const Affine *, int) noexcept nogil
         void (*apply_band)(const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                           Py_ssize_t, Py_ssize_t, const Affine *, int) noexcept nogil
+                           Py_ssize_t, Py_ssize_t, const ColumnAffine *, int) noexcept nogil
         void (*forward_rows)(RowJob *) noexcept nogil
         void (*apply_vector)(const char *, char *, Py_ssize_t, Py_ssize_t, const Affine *,
                              int) noexcept nogil
@@ -107,8 +108,11 @@ cdef extern from "tiles.h" nogil:
         void (*grad_apply)(const char *, const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                            Py_ssize_t, Py_ssize_t, const Affine *, int) noexcept nogil
         void (*grad_apply_band)(const char *, const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                                Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const Affine *,
-                                int) noexcept nogil
+                                Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                                const ColumnAffine *, int) noexcept nogil
+        void (*grad_sums_band)(const char *, const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                               Py_ssize_t, Py_ssize_t, Py_ssize_t, const ColumnAffine *, int,
+                               double *) noexcept nogil
         void (*grad_rows)(GradRows *, Py_ssize_t, Py_ssize_t, int, int, double *, double *,
                           double *) noexcept nogil
         void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
@@ -134,6 +138,7 @@ cdef extern from "tiles.h" nogil:
     bint tiles_round(bint by_processor)
 
 include "moments.pxi"
+include "coefficients.pxi"
 include "units.pxi"
 include "columns.pxi"
 include "window.pxi"

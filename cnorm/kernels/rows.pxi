@@ -24,6 +24,7 @@ cdef enum:
     GRAD_BYTES = 1 << 15        # of rows that are taken up again while they are in L1
     EXPECTED = 1 << 10          # of a row whose memory is asked for before it is written
     FETCHED = 1 << 9            # and of one that is asked for while the block before it is written
+    SLOTS = 16
     SLOT_ELEMENTS = 1 << 17
     STRETCH = 1024              # elements of its rows that a thread takes where slots are few
     PARALLEL_SUMS = 1 << 13     # of slots, from which on threads add them up
@@ -232,6 +233,14 @@ cdef void total_blocks(const Units *a, const Tiling *t, const Blocks *b) noexcep
             total_columns(a, t, b, i * STRETCH)
 
 
+cdef inline Py_ssize_t shared_evenly(Py_ssize_t blocks) noexcept nogil:
+    """So many blocks, or some more, that threads share them evenly: a power of two, or a multiple of the slots."""
+    cdef Py_ssize_t even = 1
+    while even < blocks and even < SLOTS:
+        even *= 2
+    return (blocks + even - 1) // even * even
+
+
 cdef int rows_backward(Units *a) noexcept nogil:
     """Gradients of rows; grad_weight, grad_bias and grad_slope, one after the other, are written, the last
     where there is an activation. The sums of one block go to final_weight and final_bias at once."""
@@ -243,8 +252,10 @@ cdef int rows_backward(Units *a) noexcept nogil:
     b.rows = units_of(a)
     b.elements = t.elements
     b.block = min(BLOCK_ROWS, max(LEAST_ROWS, BLOCK_BYTES // (t.elements * t.loops.size)))
+    b.blocks = shared_evenly((b.rows + b.block - 1) // b.block)
+    b.block = max(<Py_ssize_t> LEAST_ROWS, (b.rows + 2 * b.blocks - 1) // (2 * b.blocks) * 2)
     b.blocks = (b.rows + b.block - 1) // b.block
-    b.slots = max(1, min(b.blocks, min(16, SLOT_ELEMENTS // t.elements)))
+    b.slots = max(1, min(b.blocks, min(SLOTS, SLOT_ELEMENTS // t.elements)))
     set_memory(a, &t)
     # one slot is the result itself
     b.sums = a.grad_weight if b.slots == 1 else <double *> malloc(3 * b.slots * b.elements * sizeof(double))
@@ -254,7 +265,7 @@ cdef int rows_backward(Units *a) noexcept nogil:
     if a.threads == 1:
         for i in range(b.slots):
             backward_slot(a, &t, &b, i)
-    elif b.slots >= 2 * a.threads:
+    elif b.slots >= 2 * a.threads or b.slots % a.threads == 0:
         for i in prange(b.slots, num_threads=a.threads, schedule="guided"):
             backward_slot(a, &t, &b, i)
     else:

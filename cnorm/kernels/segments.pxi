@@ -16,20 +16,52 @@ cdef inline void set_channel(const Units *a, Affine *f, Py_ssize_t channel) noex
         f.slope = a.slopes[channel]
 
 
-# ---- bands: segments that lie side by side in memory, each with an Affine of its own, applied in that order ----
+# ---- bands: units or segments that lie side by side in memory, each with coefficients of its own ----
 #
 # a) The segments of a unit with a weight for each, where they are short: channels of a group of small images.
 # b) The same segment of several units: batch norm's channels of small images. Unit by unit, a few lines of memory
 #    are read here and a few there, and written so, which takes up to twice as long. So the statistics of some
 #    units come first, and then, while these are in cache, all that is applied to them, segment by segment.
 # c) Where statistics are given there is nothing to wait for: as b), in the order of all memory.
+# d) Units of one short segment: what is done once a unit is done for many side by side.
 
 cdef enum:
-    BAND = 32                  # segments that the loops take at a time
+    SLOT = 4                   # sums that backward takes of a unit: see there
     BAND_SEGMENT = 1 << 11     # a) bytes of one, at most
     BAND_BYTES = 1 << 19       # b) of all that is read for a band
     BAND_LEAST = 1 << 20       # b) of a call, at least
     BAND_GIVEN = 1 << 12       # c) of a segment, at most
+    BAND_NEAR = 1 << 15        # d) of all that is read for a band
+    BAND_FEW = 4               # d) units of a band, at least
+
+cdef struct Band:
+    double room[COEFFICIENTS * BAND]
+    ColumnAffine affine     # in this room
+    double mean[BAND]
+    double lo[BAND]
+    double rstd[BAND]
+    double sums[SLOT * BAND]
+
+
+cdef inline void open_band(Band *b) noexcept nogil:
+    b.affine = affine_in(<char *> b.room, BAND * sizeof(double))
+
+
+cdef inline Parameters parameters_of(const Units *a, Py_ssize_t channel) noexcept nogil:
+    """Those of a channel and the ones that follow it."""
+    cdef Parameters of
+    of.weight = a.weight + channel if a.weight != NULL else NULL
+    of.bias = a.bias + channel if a.bias != NULL else NULL
+    of.slopes = a.slopes + channel if a.slopes != NULL else NULL
+    of.slope = a.slope
+    of.activation = a.activation
+    return of
+
+
+cdef void band_coefficients(const Units *a, const Tiling *t, Visit visit, Py_ssize_t channel, Py_ssize_t n,
+                            const double *sum_g, const double *sum_gd, double count, Band *b) noexcept nogil:
+    cdef Parameters of = parameters_of(a, channel)
+    coefficients(t.loops, visit, n, 0, b.lo, b.rstd, &of, sum_g, sum_gd, count, &b.affine)
 
 
 cdef inline bint short_segments(const Units *a, const Tiling *t) noexcept nogil:
@@ -37,18 +69,33 @@ cdef inline bint short_segments(const Units *a, const Tiling *t) noexcept nogil:
     return a.by_segment and t.segments > 1 and t.runs == 1 and t.elements * t.loops.size <= BAND_SEGMENT
 
 
+cdef void segment_band(const Units *a, const Tiling *t, const Affine *f, Py_ssize_t channel, Py_ssize_t n,
+                       bint backward, Band *b) noexcept nogil:
+    """Segments of one unit: one mean and deviation, and parameters for each."""
+    cdef Py_ssize_t i
+    open_band(b)
+    for i in range(n):
+        b.lo[i] = f.lo
+        b.rstd[i] = f.rstd
+    b.affine.shifted = f.hi != 0
+    spread(t.loops, f.hi, n, b.affine.hi)
+    band_coefficients(a, t, FORWARD, channel, n, NULL, NULL, 0, b)
+    if backward:
+        spread(t.loops, f.q, n, b.affine.q)
+        spread(t.loops, f.r, n, b.affine.r)
+        spread(t.loops, f.rstd, n, b.affine.rstd)
+
+
 cdef void band_apply(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t inner, const char *x,
                      char *y, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
     """Whole segments."""
-    cdef Affine f[BAND]
-    cdef Py_ssize_t count, i
+    cdef Band b
+    cdef Py_ssize_t count
     while first < stop:
         count = min(<Py_ssize_t> BAND, stop - first)
-        for i in range(count):
-            f[i] = shared[0]
-            set_channel(a, f + i, channel_of(a, inner, first + i))
+        segment_band(a, t, shared, channel_of(a, inner, first), count, False, &b)
         t.loops.apply_band(x + first * a.x.stride[2], y + first * a.y.stride[2], 1, 0, 0, count, a.x.stride[2],
-                           a.y.stride[2], t.elements, f, a.activation)
+                           a.y.stride[2], t.elements, &b.affine, a.activation)
         first += count
 
 
@@ -80,27 +127,48 @@ cdef void segment_apply(const Units *a, const Tiling *t, const Affine *shared, P
 
 
 cdef Py_ssize_t band_of(const Units *a, const Tiling *t) noexcept nogil:
-    """b), c): units in a band, at most; 1 or less: no bands."""
-    cdef Py_ssize_t segment = t.elements * t.loops.size, unit = segment * t.segments, units = units_of(a)
+    """b), c), d): units in a band, at most; 1 or less: no bands."""
+    cdef Py_ssize_t segment = t.elements * t.loops.size, unit = segment * t.segments, units = units_of(a), band
     cdef bint backward = a.dy.data != NULL
     cdef int read = 2 if backward else 1
-    if a.by_element or a.by_segment or t.segments == 1 or t.runs > 1 or a.shape[0] > 1 or a.x.stride[1] != segment:
+    if a.by_element or t.runs > 1 or a.x.stride[1] != segment or (a.by_segment and t.segments > 1):
         return 1
     if a.given and not backward:
-        return 1 if a.stream or segment > BAND_GIVEN else BAND
-    if segment >= APART_LEAST or (read + 1) * units * unit < BAND_LEAST:
+        return 1 if a.stream or segment > BAND_GIVEN or a.shape[0] > 1 else BAND
+    if t.segments == 1:
+        band = BAND_NEAR // (read * unit)
+        return min(<Py_ssize_t> BAND, band) if backward and not a.stream and band >= BAND_FEW else 1
+    if a.shape[0] > 1 or segment >= APART_LEAST or (read + 1) * units * unit < BAND_LEAST:
         return 1
     return min(<Py_ssize_t> BAND, min(BAND_BYTES // (read * unit), units // (2 * a.threads)))
 
 
-cdef void forward_band(Units *a, const Tiling *t, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
-    cdef Affine f[BAND]
+cdef inline void split_means(const Units *a, const Tiling *t, Py_ssize_t n, const double *mean, const double *lo,
+                             const double *rstd, Py_ssize_t bytes, ColumnAffine *f, double *rest) noexcept nogil:
+    """The means of n <= STRIP units as the accumulator's hi, and the rest, with what was low already, if any."""
     cdef Py_ssize_t i
-    for i in range(stop - first):
-        set_forward(a, t, first + i, f + i)
-        set_channel(a, f + i, first + i)
+    f.shifted |= t.loops.split(mean, rstd, a.eps, n, <char *> f.hi + bytes, rest)
+    if lo != NULL:
+        for i in range(n):
+            rest[i] += lo[i]
+
+
+cdef void forward_band(Units *a, const Tiling *t, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    cdef Band b
+    cdef Moments m
+    cdef double low[BAND]
+    cdef Py_ssize_t i, n = stop - first
+    open_band(&b)
+    for i in range(n):
+        m = unit_moments(t, &a.x, unit_at(a, &a.x, first + i), a.centred, a.eps)
+        b.mean[i] = m.mean
+        low[i] = m.lo
+        b.rstd[i] = rstd_of(m.m2, m.count, a.eps)
+        keep_statistics(a, first + i, m, b.rstd[i])
+    split_means(a, t, n, b.mean, low, b.rstd, 0, &b.affine, b.lo)
+    band_coefficients(a, t, FORWARD, first, n, NULL, NULL, 0, &b)
     t.loops.apply_band(unit_at(a, &a.x, first), unit_at(a, &a.y, first), t.segments, a.x.stride[2], a.y.stride[2],
-                       stop - first, a.x.stride[1], a.y.stride[1], t.elements, f, a.activation)
+                       n, a.x.stride[1], a.y.stride[1], t.elements, &b.affine, a.activation)
 
 
 cdef int segments_forward_banded(Units *a, const Tiling *t, Py_ssize_t band) noexcept nogil:
@@ -115,29 +183,36 @@ cdef int segments_forward_banded(Units *a, const Tiling *t, Py_ssize_t band) noe
 
 
 cdef inline void given_band(const Units *a, const Tiling *t, Py_ssize_t item, Py_ssize_t bands,
-                            const Affine *f) noexcept nogil:
+                            const ColumnAffine *f) noexcept nogil:
     cdef Py_ssize_t segment = item // bands, first = (item - segment * bands) * BAND
-    cdef Py_ssize_t count = min(<Py_ssize_t> BAND, units_of(a) - first)
+    cdef ColumnAffine g = affine_at(f, first * t.loops.wide)
     t.loops.apply_band(unit_at(a, &a.x, first) + segment * a.x.stride[2],
-                       unit_at(a, &a.y, first) + segment * a.y.stride[2], 1, 0, 0, count, a.x.stride[1],
-                       a.y.stride[1], t.elements, f + first, a.activation)
+                       unit_at(a, &a.y, first) + segment * a.y.stride[2], 1, 0, 0,
+                       min(<Py_ssize_t> BAND, units_of(a) - first), a.x.stride[1], a.y.stride[1], t.elements, &g,
+                       a.activation)
 
 
 cdef int segments_given_banded(const Units *a, const Tiling *t) noexcept nogil:
-    cdef Py_ssize_t units = units_of(a), bands = (units + BAND - 1) // BAND, items = bands * t.segments, i
-    cdef Affine *f = <Affine *> malloc(units * sizeof(Affine))
-    if f == NULL:
+    cdef Py_ssize_t units = units_of(a), bands = (units + BAND - 1) // BAND, items = bands * t.segments, i, n
+    cdef double lo[STRIP]
+    cdef ColumnAffine f
+    cdef Parameters of
+    cdef char *room = <char *> malloc(COEFFICIENTS * units * t.loops.wide)
+    if room == NULL:
         return -1
-    for i in range(units):
-        f[i] = given_affine(a, t, i)
-        set_channel(a, f + i, i)
+    f = affine_in(room, units * t.loops.wide)
+    for i from 0 <= i < units by STRIP:
+        n = min(<Py_ssize_t> STRIP, units - i)
+        of = parameters_of(a, i)
+        split_means(a, t, n, a.mean + i, a.lo + i if a.lo != NULL else NULL, a.rstd + i, i * t.loops.wide, &f, lo)
+        coefficients(t.loops, FORWARD, n, i * t.loops.wide, lo, a.rstd + i, &of, NULL, NULL, 0, &f)
     if a.threads == 1:
         for i in range(items):
-            given_band(a, t, i, bands, f)
+            given_band(a, t, i, bands, &f)
     else:
         for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
-            given_band(a, t, i, bands, f)
-    free(f)
+            given_band(a, t, i, bands, &f)
+    free(room)
     return 0
 
 
@@ -146,7 +221,6 @@ cdef int segments_given_banded(const Units *a, const Tiling *t) noexcept nogil:
 # unit, or one segment of it where segments have weights of their own.
 
 cdef enum:
-    SLOT = 4
     FEW_SLOTS = 256
 
 
@@ -273,6 +347,24 @@ cdef void segment_grad_apply(const Units *a, const Tiling *t, const Affine *shar
         tile = next_tile(t, tile, stop)
 
 
+cdef void sums_by_band(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
+                       double *slots) noexcept nogil:
+    """The sums of all segments of a unit: what segment_sums comes to."""
+    cdef Band b
+    cdef Py_ssize_t first = 0, count, i, k
+    memset(b.sums, 0, sizeof(b.sums))
+    while first < t.segments:
+        count = min(<Py_ssize_t> BAND, t.segments - first)
+        segment_band(a, t, shared, channel_of(a, unit % a.shape[1], first), count, False, &b)
+        t.loops.grad_sums_band(unit_at(a, &a.x, unit) + first * a.x.stride[2],
+                               unit_at(a, &a.dy, unit) + first * a.dy.stride[2], 1, 0, 0, count, a.x.stride[2],
+                               a.dy.stride[2], t.elements, &b.affine, a.activation, b.sums)
+        for i in range(count):
+            for k in range(SLOT):
+                slots[SLOT * (first + i) + k] = 0 + b.sums[k * BAND + i]
+        first += count
+
+
 cdef inline void set_backward(const Units *a, const Tiling *t, Py_ssize_t unit, double *slots,
                               Affine *f) noexcept nogil:
     """What is applied to a unit, from its sums. `slots` is room for these, or NULL where few are needed."""
@@ -281,26 +373,27 @@ cdef inline void set_backward(const Units *a, const Tiling *t, Py_ssize_t unit, 
     if slots == NULL:
         slots = own
     f[0] = given_affine(a, t, unit)
-    for slot in range(slots_of(a, t)):
-        segment_sums(a, t, f, unit, slot, slots + SLOT * slot)
+    if short_segments(a, t) and t.elements >= SHORT:
+        sums_by_band(a, t, f, unit, slots)
+    else:
+        for slot in range(slots_of(a, t)):
+            segment_sums(a, t, f, unit, slot, slots + SLOT * slot)
     finish_unit(a, t, f, unit, slots)
 
 
 cdef void band_grad_apply(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t unit) noexcept nogil:
     """The gradient of a unit's input."""
-    cdef Affine f[BAND]
+    cdef Band b
     cdef const char *x = unit_at(a, &a.x, unit)
     cdef const char *dy = unit_at(a, &a.dy, unit)
     cdef char *dx = unit_at(a, &a.y, unit)
-    cdef Py_ssize_t first = 0, count, i
+    cdef Py_ssize_t first = 0, count
     while first < t.segments:
         count = min(<Py_ssize_t> BAND, t.segments - first)
-        for i in range(count):
-            f[i] = shared[0]
-            set_channel(a, f + i, channel_of(a, unit % a.shape[1], first + i))
+        segment_band(a, t, shared, channel_of(a, unit % a.shape[1], first), count, True, &b)
         t.loops.grad_apply_band(x + first * a.x.stride[2], dy + first * a.dy.stride[2], dx + first * a.y.stride[2],
-                                1, 0, 0, 0, count, a.x.stride[2], a.dy.stride[2], a.y.stride[2], t.elements, f,
-                                a.activation)
+                                1, 0, 0, 0, count, a.x.stride[2], a.dy.stride[2], a.y.stride[2], t.elements,
+                                &b.affine, a.activation)
         first += count
 
 
@@ -319,25 +412,81 @@ cdef void segments_backward_unit(const Units *a, const Tiling *t, Py_ssize_t uni
             segment_grad_apply(a, t, &f, unit, slot)
 
 
-cdef void backward_band(const Units *a, const Tiling *t, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
-    cdef Affine f[BAND]
-    cdef Py_ssize_t i
-    for i in range(stop - first):
-        set_backward(a, t, first + i, NULL, f + i)
-        set_channel(a, f + i, first + i)
-    t.loops.grad_apply_band(unit_at(a, &a.x, first), unit_at(a, &a.dy, first), unit_at(a, &a.y, first), t.segments,
-                            a.x.stride[2], a.dy.stride[2], a.y.stride[2], stop - first, a.x.stride[1],
-                            a.dy.stride[1], a.y.stride[1], t.elements, f, a.activation)
+cdef void band_sums(const Units *a, const Tiling *t, Py_ssize_t unit, Py_ssize_t n, Band *b) noexcept nogil:
+    """The sums of n units."""
+    cdef double slots[SLOT * FEW_SLOTS]
+    cdef double sums[SLOT]
+    cdef Affine f
+    cdef Py_ssize_t i, k, slot
+    if t.tiles == 1 and (t.segments == 1 or t.elements >= SHORT):  # in place, and one tile
+        if a.activation:
+            band_coefficients(a, t, SUMS, unit % a.shape[1], n, NULL, NULL, 0, b)
+        t.loops.grad_sums_band(unit_at(a, &a.x, unit), unit_at(a, &a.dy, unit), t.segments, a.x.stride[2],
+                               a.dy.stride[2], n, a.x.stride[1], a.dy.stride[1], t.elements, &b.affine,
+                               a.activation, b.sums)
+        for k in range(SLOT):
+            for i in range(n):
+                b.sums[k * BAND + i] = 0 + b.sums[k * BAND + i]
+        return
+    for i in range(n):
+        f = given_affine(a, t, unit + i)
+        memset(sums, 0, sizeof(sums))
+        for slot in range(slots_of(a, t)):
+            segment_sums(a, t, &f, unit + i, slot, slots)
+            for k in range(SLOT):
+                sums[k] += slots[k]
+        for k in range(SLOT):
+            b.sums[k * BAND + i] = sums[k]
+
+
+cdef void backward_band(const Units *a, const Tiling *t, Py_ssize_t unit, Py_ssize_t n) noexcept nogil:
+    """n units of one outer index: unit_totals and finish_affine for all of them."""
+    cdef Band b
+    cdef Py_ssize_t i, inner = unit % a.shape[1]
+    cdef double count = <double> (t.segments * t.elements)
+    cdef double *g = b.sums
+    cdef double *gd = g + BAND
+    cdef const double *d = gd + BAND
+    cdef const double *on_slope = d + BAND
+    cdef double *grad_weight = a.grad_weight + unit
+    open_band(&b)
+    memset(b.sums, 0, sizeof(b.sums))
+    memcpy(b.rstd, a.rstd + unit, n * sizeof(double))
+    split_means(a, t, n, a.mean + unit, a.lo + unit if a.lo != NULL else NULL, b.rstd, 0, &b.affine, b.lo)
+    band_sums(a, t, unit, n, &b)
+    if t.loops.wide == 8 and not a.given:
+        for i in range(n):
+            b.lo[i] = d[i] / count
+    memcpy(a.grad_bias + unit, g, n * sizeof(double))
+    for i in range(n):
+        gd[i] -= b.lo[i] * g[i]
+        grad_weight[i] = b.rstd[i] * gd[i]
+    if a.activation:
+        memcpy(a.grad_slope + unit, on_slope, n * sizeof(double))
+    if a.weight != NULL:
+        for i in range(n):
+            g[i] *= a.weight[inner + i]
+            gd[i] *= a.weight[inner + i]
+    band_coefficients(a, t, BACKWARD, inner, n, NULL if a.given else g, gd, count, &b)
+    t.loops.grad_apply_band(unit_at(a, &a.x, unit), unit_at(a, &a.dy, unit), unit_at(a, &a.y, unit), t.segments,
+                            a.x.stride[2], a.dy.stride[2], a.y.stride[2], n, a.x.stride[1],
+                            a.dy.stride[1], a.y.stride[1], t.elements, &b.affine, a.activation)
+
+
+cdef inline void band_item(const Units *a, const Tiling *t, Py_ssize_t item, Py_ssize_t band) noexcept nogil:
+    cdef Py_ssize_t bands = (a.shape[1] + band - 1) // band, outer = item // bands
+    cdef Py_ssize_t first = (item - outer * bands) * band
+    backward_band(a, t, outer * a.shape[1] + first, min(band, a.shape[1] - first))
 
 
 cdef void segments_backward_banded(const Units *a, const Tiling *t, Py_ssize_t band) noexcept nogil:
-    cdef Py_ssize_t units = units_of(a), bands = (units + band - 1) // band, i
+    cdef Py_ssize_t items = a.shape[0] * ((a.shape[1] + band - 1) // band), i
     if a.threads == 1:
-        for i in range(bands):
-            backward_band(a, t, i * band, min(units, (i + 1) * band))
+        for i in range(items):
+            band_item(a, t, i, band)
     else:
-        for i in prange(bands, num_threads=a.threads, schedule="guided"):
-            backward_band(a, t, i * band, min(units, (i + 1) * band))
+        for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
+            band_item(a, t, i, band)
 
 
 cdef inline void finish_unit(const Units *a, const Tiling *t, Affine *f, Py_ssize_t unit,
@@ -379,12 +528,14 @@ cdef int segments_backward(Units *a) noexcept nogil:
     cdef bint apart = by_parts(units, count, a.threads) or a.sums_mode == 2
     cdef bint serial = a.threads == 1
     cdef bint on_stack = not apart and count <= FEW_SLOTS
-    cdef Py_ssize_t band = band_of(a, &t) if on_stack and a.sums_mode == 0 else 1
+    cdef Py_ssize_t band = 1
     cdef double *slots = NULL
     cdef Affine *affine = <Affine *> malloc(units * sizeof(Affine)) if apart else NULL
     if not on_stack:
         slots = <double *> malloc(SLOT * (count if serial and not apart else items) * sizeof(double))
     set_memory(a, &t)
+    if on_stack and a.sums_mode == 0:
+        band = band_of(a, &t)
     if (slots == NULL and not on_stack) or (apart and affine == NULL):
         free(slots)
         free(affine)

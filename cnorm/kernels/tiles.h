@@ -61,13 +61,7 @@ typedef struct {
     ptrdiff_t reach;                     /* where runs lie apart: to the one to prefetch, else 0 */
 } Affine;
 
-INLINE int any_shifted(const Affine *a, ptrdiff_t count) {
-    int shifted = 0;
-    for (ptrdiff_t i = 0; i < count; ++i) shifted |= a[i].hi != 0;
-    return shifted;
-}
-
-/* The same for columns: each an array over the columns, of the accumulation type. */
+/* The same for columns, and for units that lie side by side: each an array over them, of the accumulation type. */
 typedef struct {
     int stream;
     int shifted; /* some of hi are not 0 */
@@ -94,6 +88,9 @@ typedef struct {
 /* Rows whose elements are taken side by side, forward and backward: more than the registers hold, or than
  * a set of the first cache has lines for, cost more than they save. No result depends on it. */
 enum { ABREAST = LANES_NATIVE == 64 ? 4 : LANES_NATIVE == 32 ? 2 : 1, GRAD_ABREAST = LANES_NATIVE >= 32 ? 2 : 1 };
+
+/* Units that lie side by side and that the loops take at a time, at most. */
+enum { BAND = 32 };
 
 /* Elements after which a sum's lanes are added to what came before; a multiple of two lanes. */
 enum { CASCADE = 256 };
@@ -146,7 +143,7 @@ typedef struct Tile {
     void (*apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                   ptrdiff_t n, const Affine *a, int activation);
     void (*apply_band)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
-                       ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const Affine *a,
+                       ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const ColumnAffine *a,
                        int activation);
     void (*forward_rows)(RowJob *job);
     void (*apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
@@ -160,7 +157,11 @@ typedef struct Tile {
                        int activation);
     void (*grad_apply_band)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                             ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t units, ptrdiff_t x_step,
-                            ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const Affine *a, int activation);
+                            ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const ColumnAffine *a,
+                            int activation);
+    void (*grad_sums_band)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
+                           ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t dy_step, ptrdiff_t n,
+                           const ColumnAffine *a, int activation, double *out);
     void (*grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sums, int fresh, double *dw,
                       double *db, double *dslope);
     void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);

@@ -204,19 +204,36 @@ static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride
     else FN(apply_centred)(x, y, runs, x_stride, y_stride, n, a, SHIFTED);
 }
 
+/* What is applied to one unit of a band. */
+INLINE Affine FN(affine_of)(const ColumnAffine *a, ptrdiff_t unit, const int activation, const int backward) {
+    Affine f = {0};
+    f.hi = ((const A *)a->hi)[unit];
+    f.scale = ((const A *)a->scale)[unit];
+    if (activation || !backward) f.bias = ((const A *)a->bias)[unit];
+    if (activation) f.slope = ((const A *)a->slope)[unit];
+    if (backward) {
+        f.p = ((const A *)a->p)[unit];
+        f.q = ((const A *)a->q)[unit];
+        f.r = ((const A *)a->r)[unit];
+        f.rstd = ((const A *)a->rstd)[unit];
+    }
+    return f;
+}
+
 /* The same of units whose runs lie side by side, `step` bytes from one unit's to the next's: in the order of
- * memory. An Affine for each. */
+ * memory. */
 static void FN(apply_band)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
-                           ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const Affine *a,
+                           ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const ColumnAffine *a,
                            int activation) {
-    const int shifted = any_shifted(a, units);
 #define EACH(centred, activation)                                                                \
     for (ptrdiff_t run = 0; run < runs; ++run)                                                   \
-        for (ptrdiff_t unit = 0; unit < units; ++unit)                                           \
+        for (ptrdiff_t unit = 0; unit < units; ++unit) {                                         \
+            const Affine f = FN(affine_of)(a, unit, activation, 0);                              \
             FN(apply_any)(x + run * x_stride + unit * x_step, y + run * y_stride + unit * y_step, 1, 0, 0, n, 0, \
-                          a + unit, 0, centred, 1, activation, AS_IT_COMES);
+                          &f, 0, centred, 1, activation, AS_IT_COMES);                           \
+        }
     if (activation) EACH(SHIFTED, 1)
-    else if (shifted) EACH(SHIFTED, 0)
+    else if (a->shifted) EACH(SHIFTED, 0)
     else EACH(CENTRED, 0)
 #undef EACH
 }
@@ -425,19 +442,41 @@ static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t ru
 /* As apply_band. */
 static void FN(grad_apply_band)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                                 ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t units, ptrdiff_t x_step,
-                                ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const Affine *a,
+                                ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const ColumnAffine *a,
                                 int activation) {
-    const int shifted = any_shifted(a, units);
 #define EACH(centred, activation)                                                                \
     for (ptrdiff_t run = 0; run < runs; ++run)                                                   \
-        for (ptrdiff_t unit = 0; unit < units; ++unit)                                           \
+        for (ptrdiff_t unit = 0; unit < units; ++unit) {                                         \
+            const Affine f = FN(affine_of)(a, unit, activation, 1);                              \
             FN(grad_apply_any)(x + run * x_stride + unit * x_step, dy + run * dy_stride + unit * dy_step, \
-                               dx + run * dx_stride + unit * dx_step, 1, 0, 0, 0, n, a + unit, centred,  \
-                               activation, AS_IT_COMES);
+                               dx + run * dx_stride + unit * dx_step, 1, 0, 0, 0, n, &f, centred, \
+                               activation, AS_IT_COMES);                                         \
+        }
     if (activation) EACH(SHIFTED, 1)
-    else if (shifted) EACH(SHIFTED, 0)
+    else if (a->shifted) EACH(SHIFTED, 0)
     else EACH(CENTRED, 0)
 #undef EACH
+}
+
+/* The sums of BAND units at most, each over all its runs: out[kind * BAND + unit], kinds as in grad_sums. */
+static void FN(grad_sums_band)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
+                               ptrdiff_t dy_stride, ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t dy_step,
+                               ptrdiff_t n, const ColumnAffine *a, int activation, double *out) {
+    AL lanes[4][BAND];
+#define EACH(centred, activation)                                                                \
+    for (ptrdiff_t unit = 0; unit < units; ++unit) {                                             \
+        const Affine f = FN(affine_of)(a, unit, activation, 0);                                  \
+        AL *const to[4] = {&lanes[0][unit], &lanes[1][unit], &lanes[2][unit], &lanes[3][unit]};  \
+        FN(grad_sums_any)(x + unit * x_step, dy + unit * dy_step, runs, x_stride, dy_stride, n, 0, &f, to, 0, \
+                          centred, activation, 0);                                               \
+    }
+    if (activation) EACH(SHIFTED, 1)
+    else if (a->shifted) EACH(SHIFTED, 0)
+    else EACH(CENTRED, 0)
+#undef EACH
+    for (int kind = 0; kind < 4; ++kind)
+        if (kind < 2 || (kind == 2 && EXACT) || (kind == 3 && activation))
+            CAT(A, fold_all)(lanes[kind], units, out + kind * BAND);
 }
 
 static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
