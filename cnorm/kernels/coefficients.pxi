@@ -1,8 +1,7 @@
-# Coefficients: what is applied to channels side by side, each an array over them, of the accumulator's type. For
-# columns, and for the units and segments that loops take in bands.
+# Coefficients: what is applied to channels side by side, each an array of doubles over them. The loops take those
+# of a band of units or segments as they are; columns round theirs to the accumulator's type.
 
 cdef enum:
-    COEFFICIENTS = 7   # hi, scale, bias, slope, q, r, rstd
     STRIP = 256        # channels that are prepared at a time
 
 cdef enum Visit:
@@ -19,86 +18,48 @@ cdef struct Parameters:
     int activation
 
 
-cdef inline ColumnAffine affine_in(char *room, Py_ssize_t bytes) noexcept nogil:
-    """Coefficients that are to be filled: COEFFICIENTS arrays of so many bytes."""
-    cdef ColumnAffine f
-    f.stream = False
-    f.shifted = False
-    f.hi = room
-    f.scale = room + bytes
-    f.p = f.scale
-    f.bias = room + 2 * bytes
-    f.slope = room + 3 * bytes
-    f.q = room + 4 * bytes
-    f.r = room + 5 * bytes
-    f.rstd = room + 6 * bytes
-    return f
+cdef inline void spread(double value, Py_ssize_t n, double *out) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = value
 
 
-cdef inline ColumnAffine affine_at(const ColumnAffine *f, Py_ssize_t bytes) noexcept nogil:
-    """The same from a channel on, `bytes` into each array."""
-    cdef ColumnAffine g
-    g.stream = f.stream
-    g.shifted = f.shifted
-    g.hi = <const char *> f.hi + bytes
-    g.scale = <const char *> f.scale + bytes
-    g.p = <const char *> f.p + bytes
-    g.bias = <const char *> f.bias + bytes
-    g.slope = <const char *> f.slope + bytes
-    g.q = <const char *> f.q + bytes
-    g.r = <const char *> f.r + bytes
-    g.rstd = <const char *> f.rstd + bytes
-    return g
-
-
-cdef inline void spread(const Tile *loops, double value, Py_ssize_t n, const void *out) noexcept nogil:
-    """The same number for n <= STRIP channels."""
-    cdef double values[STRIP]
-    cdef Py_ssize_t j
-    for j in range(n):
-        values[j] = value
-    loops.narrow(values, n, <void *> out)
-
-
-cdef void coefficients(const Tile *loops, Visit visit, Py_ssize_t n, Py_ssize_t bytes, const double *lo,
-                       const double *rstd, const Parameters *of, const double *sum_g, const double *sum_gd,
-                       double count, ColumnAffine *f) noexcept nogil:
-    """All but hi, of n <= STRIP channels, `bytes` into the arrays; what the visit does not use stays as it is.
+cdef inline void coefficients(Visit visit, Py_ssize_t n, const double *lo, const double *rstd,
+                              const Parameters *of, const double *sum_g, const double *sum_gd, double count,
+                              BandAffine *f) noexcept nogil:
+    """All but hi and rstd; what the visit does not use stays as it is.
 
     sums: of g and g * (x - hi), over `count` elements, for BACKWARD; NULL with given statistics.
     """
-    cdef double scale[STRIP]
-    cdef double value[STRIP]
-    cdef double part[STRIP]
-    cdef Py_ssize_t j
+    cdef Py_ssize_t i
+    cdef double *scale = f.scale
+    cdef double *bias = f.bias
+    cdef double *q = f.q
+    cdef double *r = f.r
     if of.weight != NULL:
-        for j in range(n):
-            scale[j] = rstd[j] * of.weight[j]
+        for i in range(n):
+            scale[i] = rstd[i] * of.weight[i]
     else:
-        memcpy(scale, rstd, n * sizeof(double))
-    loops.narrow(scale, n, <char *> f.scale + bytes)
+        for i in range(n):
+            scale[i] = rstd[i]
     if visit == FORWARD or of.activation:
         if of.bias != NULL:
-            for j in range(n):
-                value[j] = of.bias[j] - lo[j] * scale[j]
+            for i in range(n):
+                bias[i] = of.bias[i] - lo[i] * scale[i]
         else:
-            for j in range(n):
-                value[j] = 0 - lo[j] * scale[j]
-        loops.narrow(value, n, <char *> f.bias + bytes)
+            for i in range(n):
+                bias[i] = 0 - lo[i] * scale[i]
     if of.activation == 2:
-        loops.narrow(of.slopes, n, <char *> f.slope + bytes)
+        memcpy(f.slope, of.slopes, n * sizeof(double))
     elif of.activation:
-        spread(loops, of.slope, n, <char *> f.slope + bytes)
+        spread(of.slope, n, f.slope)
     if visit != BACKWARD:
         return
-    loops.narrow(rstd, n, <char *> f.rstd + bytes)
     if sum_g == NULL:
-        memset(<char *> f.q + bytes, 0, n * loops.wide)
-        memset(<char *> f.r + bytes, 0, n * loops.wide)
+        spread(0, n, q)
+        spread(0, n, r)
         return
-    for j in range(n):
-        value[j] = rstd[j] * rstd[j] * sum_gd[j] / count
-    loops.narrow(value, n, <char *> f.q + bytes)
-    for j in range(n):
-        part[j] = rstd[j] * sum_g[j] / count - lo[j] * rstd[j] * value[j]
-    loops.narrow(part, n, <char *> f.r + bytes)
+    for i in range(n):
+        q[i] = rstd[i] * rstd[i] * sum_gd[i] / count
+    for i in range(n):
+        r[i] = rstd[i] * sum_g[i] / count - lo[i] * rstd[i] * q[i]

@@ -195,6 +195,26 @@ include "columns_moments.pxi"
 
 # ---- apply ----
 
+cdef enum:
+    COEFFICIENTS = 7   # hi, scale, bias, slope, q, r, rstd
+
+
+cdef inline ColumnAffine affine_at(const ColumnAffine *f, Py_ssize_t bytes) noexcept nogil:
+    """The same from a column on, `bytes` into each array."""
+    cdef ColumnAffine g
+    g.stream = f.stream
+    g.shifted = f.shifted
+    g.hi = <const char *> f.hi + bytes
+    g.scale = <const char *> f.scale + bytes
+    g.p = <const char *> f.p + bytes
+    g.bias = <const char *> f.bias + bytes
+    g.slope = <const char *> f.slope + bytes
+    g.q = <const char *> f.q + bytes
+    g.r = <const char *> f.r + bytes
+    g.rstd = <const char *> f.rstd + bytes
+    return g
+
+
 cdef inline bint joined_rows(const Columns *a, bint backward) noexcept nogil:
     """Whether the rows of every array lie end to end."""
     return end_to_end(a, &a.x) and end_to_end(a, &a.y) and (not backward or end_to_end(a, &a.dy))
@@ -241,8 +261,10 @@ cdef void strip_affine(const Columns *a, const Layout *l, Py_ssize_t sample, con
     cdef double rstd[STRIP]
     cdef double sum_g[STRIP]
     cdef double sum_gd[STRIP]
+    cdef double room[5 * STRIP]
     cdef Py_ssize_t bytes = first * l.loops.wide
     cdef bint summed = visit == BACKWARD and not a.given
+    cdef BandAffine c
     cdef Parameters of
     by_column(a.rstd + sample * (l.columns // a.group), 1, a.group, first, n, rstd)
     f.shifted |= low_parts(a, l, sample, first, n, rstd, <char *> f.hi + bytes, lo)
@@ -253,10 +275,24 @@ cdef void strip_affine(const Columns *a, const Layout *l, Py_ssize_t sample, con
     of.slopes = a.slopes + first if a.slopes != NULL else NULL
     of.slope = a.slope
     of.activation = a.activation
+    c.scale = room
+    c.bias = room + STRIP
+    c.slope = room + 2 * STRIP
+    c.q = room + 3 * STRIP
+    c.r = room + 4 * STRIP
     if summed:
         by_column(sums, 2, a.group, first, n, sum_g)
         by_column(sums + 1, 2, a.group, first, n, sum_gd)
-    coefficients(l.loops, visit, n, bytes, lo, rstd, &of, sum_g if summed else NULL, sum_gd, count, f)
+    coefficients(visit, n, lo, rstd, &of, sum_g if summed else NULL, sum_gd, count, &c)
+    l.loops.narrow(c.scale, n, <char *> f.scale + bytes)
+    if visit == FORWARD or a.activation:
+        l.loops.narrow(c.bias, n, <char *> f.bias + bytes)
+    if a.activation:
+        l.loops.narrow(c.slope, n, <char *> f.slope + bytes)
+    if visit == BACKWARD:
+        l.loops.narrow(c.q, n, <char *> f.q + bytes)
+        l.loops.narrow(c.r, n, <char *> f.r + bytes)
+        l.loops.narrow(rstd, n, <char *> f.rstd + bytes)
 
 
 cdef inline Py_ssize_t coefficient_bytes(const Layout *l) noexcept nogil:
@@ -264,11 +300,21 @@ cdef inline Py_ssize_t coefficient_bytes(const Layout *l) noexcept nogil:
     return (l.repeat * l.columns + LEAD) * l.loops.wide
 
 
-cdef inline ColumnAffine columns_in(const Columns *a, const Layout *l, char *room) noexcept nogil:
+cdef inline ColumnAffine affine_in(const Columns *a, const Layout *l, char *room) noexcept nogil:
     """Coefficients that are to be filled, in room for COEFFICIENTS * coefficient_bytes."""
-    cdef ColumnAffine f = affine_in(room, coefficient_bytes(l))
+    cdef Py_ssize_t bytes = coefficient_bytes(l)
+    cdef ColumnAffine f
+    f.hi = room
+    f.scale = room + bytes
+    f.p = f.scale
+    f.bias = room + 2 * bytes
+    f.slope = room + 3 * bytes
+    f.q = room + 4 * bytes
+    f.r = room + 5 * bytes
+    f.rstd = room + 6 * bytes
     f.stream = streamed(&a.y, &a.x, &a.dy, a.shape[0] * l.rows * l.columns * l.loops.size,
                         STREAM_ONCE if a.given and a.dy.data == NULL else STREAM_AGAIN)
+    f.shifted = False
     return f
 
 
@@ -286,7 +332,7 @@ cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, co
                         double count, Visit visit, char *room, ColumnAffine *f) noexcept nogil:
     """Coefficients of each column, repeated for folded rows."""
     cdef Py_ssize_t k, done, step, row = l.columns * l.loops.wide, bytes = coefficient_bytes(l)
-    f[0] = columns_in(a, l, room)
+    f[0] = affine_in(a, l, room)
     columns_affine(a, l, sample, sums, count, visit, 0, l.columns, f)
     if l.rows == 1:
         return
@@ -401,7 +447,8 @@ cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, dou
     cdef bint joined = joined_rows(a, backward)
     cdef Py_ssize_t fold = l.spread if joined else 1, rows, items, i
     cdef ColumnAffine f
-    cdef char *room = <char *> malloc(COEFFICIENTS * coefficient_bytes(l))
+    cdef double own[OWN]
+    cdef char *room = <char *> room_for(COEFFICIENTS * coefficient_bytes(l), own)
     if room == NULL:
         return -1
     column_affine(a, l, sample, sums, count, BACKWARD if backward else FORWARD, room, &f)
@@ -414,13 +461,13 @@ cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, dou
         for i in prange(items, num_threads=threads, schedule="guided"):
             apply_stretch(a, l, &f, backward, joined, sample, rows * (i if a.given else turned(i, items, threads)),
                           rows)
-    free(room)
+    give_back(room, own)
     return 0
 
 
 cdef void strip_forward(Columns *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t strip,
                         double *slots, char *room) noexcept nogil:
-    cdef ColumnAffine f = columns_in(a, l, room)
+    cdef ColumnAffine f = affine_in(a, l, room)
     cdef Py_ssize_t first = strip_begin(l, strip), n = strip_size(l, strip)
     strip_moments(a, l, gathered, sample, 0, strip, slots)
     columns_statistics(a, l, sample, slots, first, n)

@@ -144,11 +144,11 @@ cdef int sample_grad_sums(Columns *a, const Layout *l, double *sums, Py_ssize_t 
     cdef Gradient gradient = LATER
     cdef bint gathered = not (end_to_end(a, &a.x) and end_to_end(a, &a.dy))
     cdef ColumnAffine f
-    cdef double *slots = <double *> malloc(SLOT * l.parts * l.wide * sizeof(double))
-    cdef char *room = <char *> malloc(COEFFICIENTS * coefficient_bytes(l))
-    if slots == NULL or room == NULL:
-        free(slots)
-        free(room)
+    cdef double own[OWN]
+    cdef double *slots = <double *> room_for(
+        SLOT * l.parts * l.wide * sizeof(double) + COEFFICIENTS * coefficient_bytes(l), own)
+    cdef char *room = <char *> (slots + SLOT * l.parts * l.wide)
+    if slots == NULL:
         return -1
     if apply:
         gradient = AS_RUN if l.strips == 1 and joined_rows(a, True) else BY_ROW
@@ -161,14 +161,13 @@ cdef int sample_grad_sums(Columns *a, const Layout *l, double *sums, Py_ssize_t 
             grad_strip_item(a, l, &f, gathered, gradient, sample, i, slots)
     add_parts(a, l, slots)
     column_totals(a, l, sample, slots, 0, l.columns, sums)
-    free(slots)
-    free(room)
+    give_back(slots, own)
     return 0
 
 
 cdef void strip_backward(Columns *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t strip,
                          double *slots, double *sums, char *room) noexcept nogil:
-    cdef ColumnAffine f = columns_in(a, l, room)
+    cdef ColumnAffine f = affine_in(a, l, room)
     cdef Py_ssize_t first = strip_begin(l, strip), n = strip_size(l, strip)
     columns_affine(a, l, sample, NULL, 0, SUMS, first, n, &f)
     strip_grad_sums(a, l, &f, gathered, LATER, sample, 0, strip, slots)
@@ -200,11 +199,12 @@ cdef int backward_sample(Columns *a, const Layout *l, Py_ssize_t sample, int thr
     cdef double count = <double> (l.rows * a.group)
     cdef double *sums = a.sums + 2 * groups * sample
     cdef bint at_once = a.given and a.sums_mode == 0
+    cdef double own[OWN]
     cdef int failed = 0
     if a.sums_mode == 0 and not a.given and by_itself(a, l):
         return backward_by_strips(a, l, sample, threads)
     if a.sums_mode == 0:
-        sums = <double *> malloc(2 * groups * sizeof(double))
+        sums = <double *> room_for(2 * groups * sizeof(double), own)
         if sums == NULL:
             return -1
     if a.sums_mode != 2:
@@ -214,7 +214,7 @@ cdef int backward_sample(Columns *a, const Layout *l, Py_ssize_t sample, int thr
     if not failed and a.sums_mode != 1 and not at_once:
         failed = sample_apply(a, l, sums, count, sample, threads, True)
     if a.sums_mode == 0:
-        free(sums)
+        give_back(sums, own)
     return failed
 
 

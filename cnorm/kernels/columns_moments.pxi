@@ -298,7 +298,8 @@ cdef int sample_moments(Columns *a, const Layout *l, Py_ssize_t sample, int thre
     cdef double counts[PARTS]
     cdef Py_ssize_t i, items = l.parts * l.strips
     cdef bint gathered = not end_to_end(a, &a.x)
-    cdef double *slots = <double *> malloc(3 * l.parts * l.wide * sizeof(double))
+    cdef double own[OWN]
+    cdef double *slots = <double *> room_for(3 * l.parts * l.wide * sizeof(double), own)
     if slots == NULL:
         return -1
     if threads == 1:
@@ -311,5 +312,5 @@ cdef int sample_moments(Columns *a, const Layout *l, Py_ssize_t sample, int thre
         counts[i] = <double> (min((i + 1) * l.part * l.fold, l.rows) - i * l.part * l.fold)
     merge_slots(l, slots, counts)
     group_statistics(a, l, sample, slots)
-    free(slots)
+    give_back(slots, own)
     return 0

@@ -16,6 +16,16 @@ cdef extern from "tiles.h" nogil:
         const void *shift
         const void *slopes
 
+    ctypedef struct BandAffine:
+        int shifted
+        double *hi
+        double *scale
+        double *bias
+        double *slope
+        double *q
+        double *r
+        double *rstd
+
     ctypedef struct ColumnAffine:
         int stream, shifted
         const void *hi
@@ -97,7 +107,7 @@ cdef extern from "tiles.h" nogil:
         void (*apply)(const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                       const Affine *, int) noexcept nogil
         void (*apply_band)(const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                           Py_ssize_t, Py_ssize_t, const ColumnAffine *, int) noexcept nogil
+                           Py_ssize_t, Py_ssize_t, const BandAffine *, int) noexcept nogil
         void (*forward_rows)(RowJob *) noexcept nogil
         void (*apply_vector)(const char *, char *, Py_ssize_t, Py_ssize_t, const Affine *,
                              int) noexcept nogil
@@ -109,9 +119,9 @@ cdef extern from "tiles.h" nogil:
                            Py_ssize_t, Py_ssize_t, const Affine *, int) noexcept nogil
         void (*grad_apply_band)(const char *, const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                                 Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                                const ColumnAffine *, int) noexcept nogil
+                                const BandAffine *, int) noexcept nogil
         void (*grad_sums_band)(const char *, const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                               Py_ssize_t, Py_ssize_t, Py_ssize_t, const ColumnAffine *, int,
+                               Py_ssize_t, Py_ssize_t, Py_ssize_t, const BandAffine *, int,
                                double *) noexcept nogil
         void (*grad_rows)(GradRows *, Py_ssize_t, Py_ssize_t, int, int, double *, double *,
                           double *) noexcept nogil
@@ -136,6 +146,20 @@ cdef extern from "tiles.h" nogil:
 
     const Tile *TILES[4]
     bint tiles_round(bint by_processor)
+
+cdef enum:
+    OWN = 1024   # doubles of its stack that a kernel takes before it allocates
+
+
+cdef inline void *room_for(Py_ssize_t size, double *own) noexcept nogil:
+    """Memory of so many bytes: `own`, which holds OWN doubles, or more; NULL where there is none."""
+    return own if size <= OWN * <Py_ssize_t> sizeof(double) else malloc(size)
+
+
+cdef inline void give_back(void *room, const double *own) noexcept nogil:
+    if room != own:
+        free(room)
+
 
 include "moments.pxi"
 include "coefficients.pxi"

@@ -35,16 +35,26 @@ cdef enum:
     BAND_FEW = 4               # d) units of a band, at least
 
 cdef struct Band:
-    double room[COEFFICIENTS * BAND]
-    ColumnAffine affine     # in this room
-    double mean[BAND]
+    BandAffine affine       # in what follows
+    double hi[BAND]
+    double scale[BAND]
+    double bias[BAND]
+    double slope[BAND]
+    double q[BAND]
+    double r[BAND]
     double lo[BAND]
     double rstd[BAND]
     double sums[SLOT * BAND]
 
 
 cdef inline void open_band(Band *b) noexcept nogil:
-    b.affine = affine_in(<char *> b.room, BAND * sizeof(double))
+    b.affine.hi = b.hi
+    b.affine.scale = b.scale
+    b.affine.bias = b.bias
+    b.affine.slope = b.slope
+    b.affine.q = b.q
+    b.affine.r = b.r
+    b.affine.rstd = b.rstd
 
 
 cdef inline Parameters parameters_of(const Units *a, Py_ssize_t channel) noexcept nogil:
@@ -58,32 +68,24 @@ cdef inline Parameters parameters_of(const Units *a, Py_ssize_t channel) noexcep
     return of
 
 
-cdef void band_coefficients(const Units *a, const Tiling *t, Visit visit, Py_ssize_t channel, Py_ssize_t n,
-                            const double *sum_g, const double *sum_gd, double count, Band *b) noexcept nogil:
-    cdef Parameters of = parameters_of(a, channel)
-    coefficients(t.loops, visit, n, 0, b.lo, b.rstd, &of, sum_g, sum_gd, count, &b.affine)
-
-
 cdef inline bint short_segments(const Units *a, const Tiling *t) noexcept nogil:
     """a)"""
     return a.by_segment and t.segments > 1 and t.runs == 1 and t.elements * t.loops.size <= BAND_SEGMENT
 
 
-cdef void segment_band(const Units *a, const Tiling *t, const Affine *f, Py_ssize_t channel, Py_ssize_t n,
-                       bint backward, Band *b) noexcept nogil:
+cdef void segment_band(const Units *a, const Affine *f, Py_ssize_t channel, Py_ssize_t n, bint backward,
+                       Band *b) noexcept nogil:
     """Segments of one unit: one mean and deviation, and parameters for each."""
-    cdef Py_ssize_t i
+    cdef Parameters of = parameters_of(a, channel)
     open_band(b)
-    for i in range(n):
-        b.lo[i] = f.lo
-        b.rstd[i] = f.rstd
     b.affine.shifted = f.hi != 0
-    spread(t.loops, f.hi, n, b.affine.hi)
-    band_coefficients(a, t, FORWARD, channel, n, NULL, NULL, 0, b)
+    spread(f.hi, n, b.hi)
+    spread(f.lo, n, b.lo)
+    spread(f.rstd, n, b.rstd)
+    coefficients(FORWARD, n, b.lo, b.rstd, &of, NULL, NULL, 0, &b.affine)
     if backward:
-        spread(t.loops, f.q, n, b.affine.q)
-        spread(t.loops, f.r, n, b.affine.r)
-        spread(t.loops, f.rstd, n, b.affine.rstd)
+        spread(f.q, n, b.q)
+        spread(f.r, n, b.r)
 
 
 cdef void band_apply(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t inner, const char *x,
@@ -93,7 +95,7 @@ cdef void band_apply(const Units *a, const Tiling *t, const Affine *shared, Py_s
     cdef Py_ssize_t count
     while first < stop:
         count = min(<Py_ssize_t> BAND, stop - first)
-        segment_band(a, t, shared, channel_of(a, inner, first), count, False, &b)
+        segment_band(a, shared, channel_of(a, inner, first), count, False, &b)
         t.loops.apply_band(x + first * a.x.stride[2], y + first * a.y.stride[2], 1, 0, 0, count, a.x.stride[2],
                            a.y.stride[2], t.elements, &b.affine, a.activation)
         first += count
@@ -143,30 +145,41 @@ cdef Py_ssize_t band_of(const Units *a, const Tiling *t) noexcept nogil:
     return min(<Py_ssize_t> BAND, min(BAND_BYTES // (read * unit), units // (2 * a.threads)))
 
 
-cdef inline void split_means(const Units *a, const Tiling *t, Py_ssize_t n, const double *mean, const double *lo,
-                             const double *rstd, Py_ssize_t bytes, ColumnAffine *f, double *rest) noexcept nogil:
-    """The means of n <= STRIP units as the accumulator's hi, and the rest, with what was low already, if any."""
-    cdef Py_ssize_t i
-    f.shifted |= t.loops.split(mean, rstd, a.eps, n, <char *> f.hi + bytes, rest)
+cdef bint split_means(const Units *a, const Tiling *t, Py_ssize_t n, const double *mean, const double *lo,
+                      const double *rstd, double *hi, double *rest) noexcept nogil:
+    """split_mean of n units; whether hi is not 0 for some. lo may be NULL."""
+    cdef Py_ssize_t i, shifted = 0  # as wide as a double: the loop takes lanes of them
+    if t.loops.wide == 8:
+        for i in range(n):
+            hi[i] = first_part(mean[i], mean[i], rstd[i], a.eps)
+    else:
+        for i in range(n):
+            hi[i] = first_part(mean[i], <double> <float> mean[i], rstd[i], a.eps)
+    for i in range(n):
+        rest[i] = mean[i] - hi[i]
+        shifted |= <Py_ssize_t> (hi[i] != 0)
     if lo != NULL:
         for i in range(n):
             rest[i] += lo[i]
+    return shifted != 0
 
 
 cdef void forward_band(Units *a, const Tiling *t, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
     cdef Band b
     cdef Moments m
+    cdef double mean[BAND]
     cdef double low[BAND]
+    cdef Parameters of = parameters_of(a, first)
     cdef Py_ssize_t i, n = stop - first
     open_band(&b)
     for i in range(n):
         m = unit_moments(t, &a.x, unit_at(a, &a.x, first + i), a.centred, a.eps)
-        b.mean[i] = m.mean
+        mean[i] = m.mean
         low[i] = m.lo
         b.rstd[i] = rstd_of(m.m2, m.count, a.eps)
         keep_statistics(a, first + i, m, b.rstd[i])
-    split_means(a, t, n, b.mean, low, b.rstd, 0, &b.affine, b.lo)
-    band_coefficients(a, t, FORWARD, first, n, NULL, NULL, 0, &b)
+    b.affine.shifted = split_means(a, t, n, mean, low, b.rstd, b.hi, b.lo)
+    coefficients(FORWARD, n, b.lo, b.rstd, &of, NULL, NULL, 0, &b.affine)
     t.loops.apply_band(unit_at(a, &a.x, first), unit_at(a, &a.y, first), t.segments, a.x.stride[2], a.y.stride[2],
                        n, a.x.stride[1], a.y.stride[1], t.elements, &b.affine, a.activation)
 
@@ -183,9 +196,13 @@ cdef int segments_forward_banded(Units *a, const Tiling *t, Py_ssize_t band) noe
 
 
 cdef inline void given_band(const Units *a, const Tiling *t, Py_ssize_t item, Py_ssize_t bands,
-                            const ColumnAffine *f) noexcept nogil:
+                            const BandAffine *f) noexcept nogil:
     cdef Py_ssize_t segment = item // bands, first = (item - segment * bands) * BAND
-    cdef ColumnAffine g = affine_at(f, first * t.loops.wide)
+    cdef BandAffine g = f[0]
+    g.hi += first
+    g.scale += first
+    g.bias += first
+    g.slope += first
     t.loops.apply_band(unit_at(a, &a.x, first) + segment * a.x.stride[2],
                        unit_at(a, &a.y, first) + segment * a.y.stride[2], 1, 0, 0,
                        min(<Py_ssize_t> BAND, units_of(a) - first), a.x.stride[1], a.y.stride[1], t.elements, &g,
@@ -193,26 +210,27 @@ cdef inline void given_band(const Units *a, const Tiling *t, Py_ssize_t item, Py
 
 
 cdef int segments_given_banded(const Units *a, const Tiling *t) noexcept nogil:
-    cdef Py_ssize_t units = units_of(a), bands = (units + BAND - 1) // BAND, items = bands * t.segments, i, n
-    cdef double lo[STRIP]
-    cdef ColumnAffine f
-    cdef Parameters of
-    cdef char *room = <char *> malloc(COEFFICIENTS * units * t.loops.wide)
+    cdef Py_ssize_t units = units_of(a), bands = (units + BAND - 1) // BAND, items = bands * t.segments, i
+    cdef double own[OWN]
+    cdef double *room = <double *> room_for(5 * units * sizeof(double), own)
+    cdef double *lo = room + 4 * units
+    cdef BandAffine f
+    cdef Parameters of = parameters_of(a, 0)
     if room == NULL:
         return -1
-    f = affine_in(room, units * t.loops.wide)
-    for i from 0 <= i < units by STRIP:
-        n = min(<Py_ssize_t> STRIP, units - i)
-        of = parameters_of(a, i)
-        split_means(a, t, n, a.mean + i, a.lo + i if a.lo != NULL else NULL, a.rstd + i, i * t.loops.wide, &f, lo)
-        coefficients(t.loops, FORWARD, n, i * t.loops.wide, lo, a.rstd + i, &of, NULL, NULL, 0, &f)
+    f.hi = room
+    f.scale = room + units
+    f.bias = room + 2 * units
+    f.slope = room + 3 * units
+    f.shifted = split_means(a, t, units, a.mean, a.lo, a.rstd, f.hi, lo)
+    coefficients(FORWARD, units, lo, a.rstd, &of, NULL, NULL, 0, &f)
     if a.threads == 1:
         for i in range(items):
             given_band(a, t, i, bands, &f)
     else:
         for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
             given_band(a, t, i, bands, &f)
-    free(room)
+    give_back(room, own)
     return 0
 
 
@@ -355,7 +373,7 @@ cdef void sums_by_band(const Units *a, const Tiling *t, const Affine *shared, Py
     memset(b.sums, 0, sizeof(b.sums))
     while first < t.segments:
         count = min(<Py_ssize_t> BAND, t.segments - first)
-        segment_band(a, t, shared, channel_of(a, unit % a.shape[1], first), count, False, &b)
+        segment_band(a, shared, channel_of(a, unit % a.shape[1], first), count, False, &b)
         t.loops.grad_sums_band(unit_at(a, &a.x, unit) + first * a.x.stride[2],
                                unit_at(a, &a.dy, unit) + first * a.dy.stride[2], 1, 0, 0, count, a.x.stride[2],
                                a.dy.stride[2], t.elements, &b.affine, a.activation, b.sums)
@@ -390,7 +408,7 @@ cdef void band_grad_apply(const Units *a, const Tiling *t, const Affine *shared,
     cdef Py_ssize_t first = 0, count
     while first < t.segments:
         count = min(<Py_ssize_t> BAND, t.segments - first)
-        segment_band(a, t, shared, channel_of(a, unit % a.shape[1], first), count, True, &b)
+        segment_band(a, shared, channel_of(a, unit % a.shape[1], first), count, True, &b)
         t.loops.grad_apply_band(x + first * a.x.stride[2], dy + first * a.dy.stride[2], dx + first * a.y.stride[2],
                                 1, 0, 0, 0, count, a.x.stride[2], a.dy.stride[2], a.y.stride[2], t.elements,
                                 &b.affine, a.activation)
@@ -417,10 +435,12 @@ cdef void band_sums(const Units *a, const Tiling *t, Py_ssize_t unit, Py_ssize_t
     cdef double slots[SLOT * FEW_SLOTS]
     cdef double sums[SLOT]
     cdef Affine f
+    cdef Parameters of
     cdef Py_ssize_t i, k, slot
     if t.tiles == 1 and (t.segments == 1 or t.elements >= SHORT):  # in place, and one tile
         if a.activation:
-            band_coefficients(a, t, SUMS, unit % a.shape[1], n, NULL, NULL, 0, b)
+            of = parameters_of(a, unit % a.shape[1])
+            coefficients(SUMS, n, b.lo, b.rstd, &of, NULL, NULL, 0, &b.affine)
         t.loops.grad_sums_band(unit_at(a, &a.x, unit), unit_at(a, &a.dy, unit), t.segments, a.x.stride[2],
                                a.dy.stride[2], n, a.x.stride[1], a.dy.stride[1], t.elements, &b.affine,
                                a.activation, b.sums)
@@ -449,10 +469,11 @@ cdef void backward_band(const Units *a, const Tiling *t, Py_ssize_t unit, Py_ssi
     cdef const double *d = gd + BAND
     cdef const double *on_slope = d + BAND
     cdef double *grad_weight = a.grad_weight + unit
+    cdef Parameters of = parameters_of(a, inner)
     open_band(&b)
     memset(b.sums, 0, sizeof(b.sums))
     memcpy(b.rstd, a.rstd + unit, n * sizeof(double))
-    split_means(a, t, n, a.mean + unit, a.lo + unit if a.lo != NULL else NULL, b.rstd, 0, &b.affine, b.lo)
+    b.affine.shifted = split_means(a, t, n, a.mean + unit, a.lo + unit if a.lo != NULL else NULL, b.rstd, b.hi, b.lo)
     band_sums(a, t, unit, n, &b)
     if t.loops.wide == 8 and not a.given:
         for i in range(n):
@@ -467,7 +488,7 @@ cdef void backward_band(const Units *a, const Tiling *t, Py_ssize_t unit, Py_ssi
         for i in range(n):
             g[i] *= a.weight[inner + i]
             gd[i] *= a.weight[inner + i]
-    band_coefficients(a, t, BACKWARD, inner, n, NULL if a.given else g, gd, count, &b)
+    coefficients(BACKWARD, n, b.lo, b.rstd, &of, NULL if a.given else g, gd, count, &b.affine)
     t.loops.grad_apply_band(unit_at(a, &a.x, unit), unit_at(a, &a.dy, unit), unit_at(a, &a.y, unit), t.segments,
                             a.x.stride[2], a.dy.stride[2], a.y.stride[2], n, a.x.stride[1],
                             a.dy.stride[1], a.y.stride[1], t.elements, &b.affine, a.activation)

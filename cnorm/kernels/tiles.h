@@ -61,7 +61,13 @@ typedef struct {
     ptrdiff_t reach;                     /* where runs lie apart: to the one to prefetch, else 0 */
 } Affine;
 
-/* The same for columns, and for units that lie side by side: each an array over them, of the accumulation type. */
+/* The same for units or segments that lie side by side: each an array over them. p is scale. */
+typedef struct {
+    int shifted; /* some of hi are not 0 */
+    double *hi, *scale, *bias, *slope, *q, *r, *rstd;
+} BandAffine;
+
+/* The same for columns: each an array over the columns, of the accumulation type. */
 typedef struct {
     int stream;
     int shifted; /* some of hi are not 0 */
@@ -143,7 +149,7 @@ typedef struct Tile {
     void (*apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                   ptrdiff_t n, const Affine *a, int activation);
     void (*apply_band)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
-                       ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const ColumnAffine *a,
+                       ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const BandAffine *a,
                        int activation);
     void (*forward_rows)(RowJob *job);
     void (*apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
@@ -157,11 +163,11 @@ typedef struct Tile {
                        int activation);
     void (*grad_apply_band)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                             ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t units, ptrdiff_t x_step,
-                            ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const ColumnAffine *a,
+                            ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const BandAffine *a,
                             int activation);
     void (*grad_sums_band)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
                            ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t dy_step, ptrdiff_t n,
-                           const ColumnAffine *a, int activation, double *out);
+                           const BandAffine *a, int activation, double *out);
     void (*grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sums, int fresh, double *dw,
                       double *db, double *dslope);
     void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);

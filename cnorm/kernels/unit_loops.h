@@ -205,17 +205,17 @@ static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride
 }
 
 /* What is applied to one unit of a band. */
-INLINE Affine FN(affine_of)(const ColumnAffine *a, ptrdiff_t unit, const int activation, const int backward) {
+INLINE Affine FN(affine_of)(const BandAffine *a, ptrdiff_t unit, const int activation, const int backward) {
     Affine f = {0};
-    f.hi = ((const A *)a->hi)[unit];
-    f.scale = ((const A *)a->scale)[unit];
-    if (activation || !backward) f.bias = ((const A *)a->bias)[unit];
-    if (activation) f.slope = ((const A *)a->slope)[unit];
+    f.hi = a->hi[unit];
+    f.scale = a->scale[unit];
+    if (activation || !backward) f.bias = a->bias[unit];
+    if (activation) f.slope = a->slope[unit];
     if (backward) {
-        f.p = ((const A *)a->p)[unit];
-        f.q = ((const A *)a->q)[unit];
-        f.r = ((const A *)a->r)[unit];
-        f.rstd = ((const A *)a->rstd)[unit];
+        f.p = f.scale;
+        f.q = a->q[unit];
+        f.r = a->r[unit];
+        f.rstd = a->rstd[unit];
     }
     return f;
 }
@@ -223,7 +223,7 @@ INLINE Affine FN(affine_of)(const ColumnAffine *a, ptrdiff_t unit, const int act
 /* The same of units whose runs lie side by side, `step` bytes from one unit's to the next's: in the order of
  * memory. */
 static void FN(apply_band)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
-                           ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const ColumnAffine *a,
+                           ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const BandAffine *a,
                            int activation) {
 #define EACH(centred, activation)                                                                \
     for (ptrdiff_t run = 0; run < runs; ++run)                                                   \
@@ -442,7 +442,7 @@ static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t ru
 /* As apply_band. */
 static void FN(grad_apply_band)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                                 ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t units, ptrdiff_t x_step,
-                                ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const ColumnAffine *a,
+                                ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const BandAffine *a,
                                 int activation) {
 #define EACH(centred, activation)                                                                \
     for (ptrdiff_t run = 0; run < runs; ++run)                                                   \
@@ -461,7 +461,7 @@ static void FN(grad_apply_band)(const char *x, const char *dy, char *dx, ptrdiff
 /* The sums of BAND units at most, each over all its runs: out[kind * BAND + unit], kinds as in grad_sums. */
 static void FN(grad_sums_band)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
                                ptrdiff_t dy_stride, ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t dy_step,
-                               ptrdiff_t n, const ColumnAffine *a, int activation, double *out) {
+                               ptrdiff_t n, const BandAffine *a, int activation, double *out) {
     AL lanes[4][BAND];
 #define EACH(centred, activation)                                                                \
     for (ptrdiff_t unit = 0; unit < units; ++unit) {                                             \
