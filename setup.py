@@ -29,6 +29,10 @@ if X86:
 # The same bits on every build need -ffp-contract=off; never -ffast-math, which breaks NaN.
 FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
+# GCC's own way to clear or copy what is a few hundred bytes long is one instruction whose stores no load is served
+# from until they are done, and a small call waits for it.
+BY_CALL = ["-mmemset-strategy=libcall:-1:noalign", "-mmemcpy-strategy=libcall:-1:noalign"]
+
 OPENMP = {
     "darwin": (["-Xpreprocessor", "-fopenmp"], ["-lomp"]),
     "default": (["-fopenmp"], ["-fopenmp"]),
@@ -55,8 +59,9 @@ class BuildExt(build_ext):
             )
             openmp, link = [], []
         extra = os.environ.get("CNORM_CFLAGS", "").split()
+        by_call = BY_CALL if self._compiles("compiler", BY_CALL) else []
         for extension in self.extensions:
-            extension.extra_compile_args += openmp + extra
+            extension.extra_compile_args += openmp + by_call + extra
             extension.extra_link_args += link + extra
         # The builds are large single files: compile them side by side.
         self.parallel = self.parallel or os.cpu_count()

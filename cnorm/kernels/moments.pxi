@@ -111,7 +111,9 @@ cdef inline Tiling tiling_of(const Units *a, bint segment_alone) noexcept nogil:
     t.runs = a.shape[3]
     t.length = a.shape[4]
     t.elements = t.runs * t.length
-    t.together = 1 if segment_alone or 2 * t.elements > TILE else TILE // t.elements
+    t.together = 1
+    if not segment_alone and t.segments > 1 and 2 * t.elements <= TILE:
+        t.together = TILE // t.elements
     t.chunks = (t.elements + TILE - 1) // TILE
     t.tiles = t.segments * t.chunks if t.together == 1 else (t.segments + t.together - 1) // t.together
     t.parts = (t.tiles + PART - 1) // PART
