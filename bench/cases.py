@@ -162,6 +162,7 @@ def _batch(direction):
         yield Case("batch_norm", usual, direction, "bfloat16", layout=layout)
         yield Case("batch_norm", (4, 32, 16, 56, 56), direction, layout=layout)
         yield Case("batch_norm", usual, direction, layout=layout, training=False)
+        yield Case("batch_norm", (1, 512, 7, 7), direction, layout=layout, training=False)
     yield Case("batch_norm", (16, 64, 1000), direction)
     for shape in [(4096, 256), (128, 1024), (65536, 64)]:
         yield Case("batch_norm", shape, direction, headline=shape == (4096, 256))

@@ -131,10 +131,11 @@ def test_a_channel_alone_and_beside_others_in_a_large_batch(build, dtype, rng, l
             _assert_same_bits(found, expected, f"gradient of channel {c}")
 
 
-@pytest.mark.parametrize("length", [2, 16, 49, 100])
-def test_a_channel_alone_and_among_small_images(build, dtype, rng, length):
+@pytest.mark.parametrize("samples", [1, 3, 200])
+@pytest.mark.parametrize("length", [2, 16, 49, 100, 1003])
+def test_a_channel_alone_and_among_small_images(build, dtype, rng, length, samples):
     """Many channels of small images are taken a band at a time."""
-    samples, channels = 200, 3000 // length
+    channels = max(3000 // length, 9)
     x, dy = rng.standard_normal((2, samples, channels, length), np.float32).astype(dtype)
     x[:, 3] += 100
     w, b, slopes = np.linspace([0.5, -1, -0.3], [2, 1, 0.4], channels).T.astype(accumulation(dtype))
@@ -142,13 +143,19 @@ def test_a_channel_alone_and_among_small_images(build, dtype, rng, length):
 
     def run(x, dy, at, slope):
         w_, b_ = np.ascontiguousarray(w[at]), np.ascontiguousarray(b[at])
-        training = F.batch_norm(
-            x, None, None, w_, b_, training=True, return_stats=True, negative_slope=slope
+        how = {"return_stats": True, "negative_slope": slope}
+        training = F.batch_norm(x, None, None, w_, b_, training=True, **how)
+        evaluated = F.batch_norm(x, given[0][at], given[1][at], w_, b_, **how)
+        alone = F.instance_norm(x, None, None, w_, b_, **how)
+        how = {"bias": b_, "negative_slope": slope}
+        return (
+            *training,
+            *evaluated,
+            *alone,
+            *F.batch_norm_backward(dy, x, *training[1:], w_, **how),
+            *F.batch_norm_backward(dy, x, *evaluated[1:], w_, training=False, **how),
+            *F.instance_norm_backward(dy, x, *alone[1:], w_, **how),
         )
-        evaluated = F.batch_norm(x, given[0][at], given[1][at], w_, b_, negative_slope=slope)
-        stats = training[1:]
-        backward = F.batch_norm_backward(dy, x, *stats, w_, bias=b_, negative_slope=slope)
-        return training[0], evaluated, backward[0], *stats, *backward[1:]
 
     for slope in (None, slopes):
         for threads in (1, 2, 8):
@@ -281,22 +288,37 @@ def test_a_result_past_the_cache_wherever_its_rows_begin(build, dtype, rng, rest
             _assert_same_bits(call(out), expected, name)
 
 
+@pytest.mark.parametrize("rows", [37, 2100])
 @pytest.mark.parametrize("columns", [300, 700, 2500])
-def test_columns_summed_by_whole_rows_or_by_strips(build, dtype, rng, columns):
+def test_columns_summed_by_whole_rows_or_by_strips(build, dtype, rng, rows, columns):
     """How many threads there are decides; some columns are summed again, or in double."""
-    x, dy = rng.standard_normal((2, 2100, columns), np.float32).astype(dtype)
+    x, dy = rng.standard_normal((2, rows, columns), np.float32).astype(dtype)
     x[:, 7] += 100
-    x[600:, 270] = 3e4
+    x[rows // 4 :, 270] = 3e4
     if dtype.itemsize >= 4:
         x[:, 290] *= 1e25
-    found = []
-    for threads in (1, 2, 3, 8):
-        with cnorm.num_threads(threads):
-            y, mean, rstd = F.batch_norm(x, None, None, training=True, return_stats=True)
-            found.append((y, mean, rstd, *F.batch_norm_backward(dy, x, mean, rstd)))
-    for other in found[1:]:
-        for i, expected in enumerate(found[0]):
-            _assert_same_bits(other[i], expected, f"array {i}")
+    w, b, slopes = np.linspace([0.5, -1, -0.3], [2, 1, 0.4], columns).T.astype(accumulation(dtype))
+    cropped_x, cropped_dy = (np.pad(a, ((0, 0), (3, 2)))[:, 3:-2] for a in (x, dy))
+
+    def run(x, dy, slope, place):
+        out, grad = (_at(np.empty((rows, columns), dtype), place) for _ in range(2))
+        y, *stats = F.batch_norm(
+            x, None, None, w, b, True, out=out, return_stats=True, negative_slope=slope
+        )
+        back = F.batch_norm_backward(dy, x, *stats, w, bias=b, negative_slope=slope, out=grad)
+        return (y, *stats, *back)
+
+    for slope in (None, slopes):
+        with cnorm.num_threads(1):
+            expected = run(x, dy, slope, 0)
+        for threads in (1, 2, 3, 8):
+            with cnorm.num_threads(threads):
+                for place in (0, 16, dtype.itemsize):
+                    others = [run(x, dy, slope, place), run(cropped_x, cropped_dy, slope, place)]
+                    for other in others:
+                        for i, (a, e) in enumerate(zip(other, expected, strict=True)):
+                            what = f"array {i}, {threads} threads, results {place} bytes on"
+                            _assert_same_bits(np.ascontiguousarray(a), np.ascontiguousarray(e), what)
 
 
 def test_threads_change_nothing_in_this_process(operation, rng):

@@ -22,8 +22,8 @@ cdef enum:
     PARTS = 64
     PART_ROWS = 512
     PART_EVEN = 16         # rows that a part's are a multiple of
-    STRIP_LEAST = 128      # columns that a thread sums at a time of parts that are fewer than threads, at least;
-    STRIP_EVEN = 64        # a multiple of these, and not many more than STRIP
+    STRIP_EVEN = 64        # columns that a strip's are a multiple of
+    STRIP_LEAST = 128      # of a strip, at least, where parts are fewer than threads: about STRIP of them then
     WIDE_BLOCK = 16        # rows and columns at a time where sums are taken again in double
     ROW_GROUP = 8
     FAR_BYTES = 1 << 23
@@ -81,20 +81,21 @@ cdef Py_ssize_t lead_of(const View *y, Py_ssize_t size) noexcept nogil:
     return (-<Py_ssize_t> y.data & (LANES_ALIGN - 1)) // size
 
 
-cdef inline void set_strips(const Columns *a, Layout *l) noexcept nogil:
+cdef inline void set_strips(const Columns *a, int threads, Layout *l) noexcept nogil:
     """Of rows as much as can be, for memory is read fastest in its order, unless that leaves threads idle."""
     cdef Py_ssize_t most = SUMMED * (8 // l.loops.wide) - STRIP_EVEN, least = STRIP_EVEN
     l.lead = 0
     l.strips = (l.wide + most - 1) // most
-    if l.parts < a.threads:
+    if l.parts < threads:
         l.lead = lead_of(&a.y, l.loops.size)
-        l.strips = up_to((l.wide + STRIP - 1) // STRIP, (a.threads + l.parts - 1) // l.parts)
+        l.strips = up_to((l.wide + STRIP - 1) // STRIP, (threads + l.parts - 1) // l.parts)
         least = STRIP_LEAST
     l.strip = up_to(max((l.wide + l.strips - 1) // l.strips, least), STRIP_EVEN)
     l.strips = max(1, (l.wide - l.lead + l.strip - 1) // l.strip)
 
 
-cdef Layout layout_of(const Columns *a) noexcept nogil:
+cdef Layout layout_of(const Columns *a, int threads) noexcept nogil:
+    """For so many threads in a sample."""
     cdef Layout l
     cdef bint far
     l.loops = TILES[a.storage]
@@ -111,13 +112,18 @@ cdef Layout layout_of(const Columns *a) noexcept nogil:
         l.parts *= 2
     l.part = up_to((l.folded + l.parts - 1) // l.parts, PART_EVEN)
     l.parts = (l.folded + l.part - 1) // l.part
-    set_strips(a, &l)
+    set_strips(a, threads, &l)
     l.spread = spread_of(l.columns)
     l.repeat = max(l.spread, l.fold)
     far = a.shape[0] * l.rows * l.columns * l.loops.size > FAR_BYTES
     l.group = group_of(l.wide * l.loops.size, far, False)
     l.spread_group = group_of(l.spread * l.columns * l.loops.size, far, True)
     return l
+
+
+cdef inline bint samples_apart(const Columns *a) noexcept nogil:
+    """Whether each thread takes samples of its own."""
+    return a.threads > 1 and a.shape[0] >= 2 * a.threads
 
 
 cdef inline Py_ssize_t strip_begin(const Layout *l, Py_ssize_t strip) noexcept nogil:
@@ -502,10 +508,11 @@ cdef inline int forward_sample(Columns *a, const Layout *l, Py_ssize_t sample, i
 
 cdef int columns_forward(Columns *a) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias; mean, lo, m2 and rstd are written (read where given)."""
-    cdef Layout l = layout_of(a)
+    cdef bint apart = samples_apart(a)
+    cdef Layout l = layout_of(a, 1 if apart else a.threads)
     cdef Py_ssize_t i
     cdef int failed = 0
-    if a.shape[0] >= 2 * a.threads and a.threads > 1:
+    if apart:
         for i in prange(a.shape[0], num_threads=a.threads, schedule="guided",
                         chunksize=chunk_of(a.shape[0], a.threads)):
             failed += forward_sample(a, &l, i, 1)  # summed over the threads
@@ -517,7 +524,7 @@ cdef int columns_forward(Columns *a) noexcept nogil:
 
 
 cdef int columns_moments(Columns *a) noexcept nogil:
-    cdef Layout l = layout_of(a)
+    cdef Layout l = layout_of(a, a.threads)
     cdef Py_ssize_t i
     for i in range(a.shape[0]):
         if sample_moments(a, &l, i, a.threads) < 0:

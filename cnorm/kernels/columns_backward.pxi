@@ -220,10 +220,11 @@ cdef int backward_sample(Columns *a, const Layout *l, Py_ssize_t sample, int thr
 
 cdef int columns_backward(Columns *a) noexcept nogil:
     """Gradients; y is the gradient of the input. grad_* are per sample and column."""
-    cdef Layout l = layout_of(a)
+    cdef bint apart = samples_apart(a)
+    cdef Layout l = layout_of(a, 1 if apart else a.threads)
     cdef Py_ssize_t i
     cdef int failed = 0
-    if a.shape[0] >= 2 * a.threads and a.threads > 1:
+    if apart:
         for i in prange(a.shape[0], num_threads=a.threads, schedule="guided",
                         chunksize=chunk_of(a.shape[0], a.threads)):
             failed += backward_sample(a, &l, i, 1)  # summed over the threads
