@@ -29,8 +29,8 @@ if X86:
 # The same bits on every build need -ffp-contract=off; never -ffast-math, which breaks NaN.
 FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
-# GCC's own way to clear or copy what is a few hundred bytes long is one instruction whose stores no load is served
-# from until they are done, and a small call waits for it.
+# GCC's own way to clear or copy a few hundred bytes is one instruction, and no load is served from
+# its stores until all are done: a small call would wait for it.
 BY_CALL = ["-mmemset-strategy=libcall:-1:noalign", "-mmemcpy-strategy=libcall:-1:noalign"]
 
 OPENMP = {

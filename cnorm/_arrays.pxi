@@ -282,7 +282,7 @@ cdef inline void set_view(View *v, cnp.ndarray a, const Plan *p, int which) noex
 
 
 cdef enum:
-    LENT = 1024   # doubles of its stack that a function lends to a call
+    LENT = 4096   # doubles of its stack that a function lends to a call
 
 
 cdef class Call:
