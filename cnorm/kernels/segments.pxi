@@ -31,7 +31,8 @@ cdef enum:
     BAND_BYTES = 1 << 19       # b) of all that is read for a band
     BAND_LEAST = 1 << 20       # b) of a call, at least
     BAND_GIVEN = 1 << 12       # c) of a segment, at most
-    BAND_NEAR = 1 << 15        # d) of all that is read for a band
+    BAND_NEAR = 1 << 15        # d) of all that is read for a band,
+    BAND_FAR = 1 << 12         # and that where it comes from memory: reads and writes alternate within a page
     BAND_FEW = 4               # d) units of a band, at least
 
 cdef struct Band:
@@ -138,7 +139,7 @@ cdef Py_ssize_t band_of(const Units *a, const Tiling *t) noexcept nogil:
     if a.given and not backward:
         return 1 if a.stream or segment > BAND_GIVEN or a.shape[0] > 1 else BAND
     if t.segments == 1:
-        band = BAND_NEAR // (read * unit)
+        band = (BAND_NEAR if (read + 1) * units * unit < NEAR_BYTES else BAND_FAR) // (read * unit)
         return min(<Py_ssize_t> BAND, band) if backward and not a.stream and band >= BAND_FEW else 1
     if a.shape[0] > 1 or segment >= APART_LEAST or (read + 1) * units * unit < BAND_LEAST:
         return 1
