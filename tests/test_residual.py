@@ -28,6 +28,17 @@ def test_the_sum_is_rounded_as_an_addition_is(build, norm, dtype, rng):
     np.testing.assert_array_equal(y.astype(float), expected.astype(float))
 
 
+@pytest.mark.parametrize("length", [1, 7, 33, 300])
+def test_without_a_weight_and_with_a_slope_for_each_row(build, norm, dtype, rng, length):
+    plain, added = norm
+    x, residual = _pair(rng, dtype, (3, 40, length))
+    slopes = {"negative_slope": rng.uniform(-1, 1, 40), "channel_axis": 1}
+    y, total = added(x, residual, length, **slopes)
+    np.testing.assert_array_equal(total.astype(float), (x + residual).astype(float))
+    expected = plain(x + residual, length, **slopes)
+    np.testing.assert_array_equal(y.astype(float), expected.astype(float))
+
+
 def test_in_place_on_the_residual(norm, rng):
     _, added = norm
     x, residual = _pair(rng, np.float32)

@@ -129,12 +129,11 @@ cdef void segment_apply(const Units *a, const Tiling *t, const Affine *shared, P
             element += step
 
 
-cdef Py_ssize_t band_of(const Units *a, const Tiling *t) noexcept nogil:
+cdef Py_ssize_t band_of(const Units *a, const Tiling *t, bint backward) noexcept nogil:
     """b), c), d): units in a band, at most; 1 or less: no bands."""
     cdef Py_ssize_t segment = t.elements * t.loops.size, unit = segment * t.segments, units = units_of(a), band
-    cdef bint backward = a.dy.data != NULL
     cdef int read = 2 if backward else 1
-    if a.by_element or t.runs > 1 or a.x.stride[1] != segment or (a.by_segment and t.segments > 1):
+    if a.by_element or a.add or t.runs > 1 or a.x.stride[1] != segment or (a.by_segment and t.segments > 1):
         return 1
     if a.given and not backward:
         return 1 if a.stream or segment > BAND_GIVEN or a.shape[0] > 1 else BAND
@@ -557,7 +556,7 @@ cdef int segments_backward(Units *a) noexcept nogil:
         slots = <double *> malloc(SLOT * (count if serial and not apart else items) * sizeof(double))
     set_memory(a, &t)
     if on_stack and a.sums_mode == 0:
-        band = band_of(a, &t)
+        band = band_of(a, &t, True)
     if (slots == NULL and not on_stack) or (apart and affine == NULL):
         free(slots)
         free(affine)

@@ -407,7 +407,7 @@ cdef int forward_given(const Units *a, const Tiling *t) noexcept nogil:
 
 cdef int forward_all(Units *a, const Tiling *t) noexcept nogil:
     """Every unit, in the way that suits their number and size."""
-    cdef Py_ssize_t units = units_of(a), band = band_of(a, t), i
+    cdef Py_ssize_t units = units_of(a), band = band_of(a, t, False), i
     if one_tile(a, t):
         return units_forward_together(a, t)
     if a.given and band > 1:
