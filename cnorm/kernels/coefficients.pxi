@@ -18,6 +18,38 @@ cdef struct Parameters:
     int activation
 
 
+cdef inline Parameters parameters_from(Py_ssize_t channel, const double *weight, const double *bias,
+                                       const double *slopes, double slope, int activation) noexcept nogil:
+    """Those of a channel and the ones that follow it."""
+    cdef Parameters of
+    of.weight = weight + channel if weight != NULL else NULL
+    of.bias = bias + channel if bias != NULL else NULL
+    of.slopes = slopes + channel if slopes != NULL else NULL
+    of.slope = slope
+    of.activation = activation
+    return of
+
+
+cdef bint split_means(const Tile *loops, double eps, Py_ssize_t n, const double *mean, const double *lo,
+                      const double *rstd, double *hi, double *rest) noexcept nogil:
+    """Means as the elements lose them (first_part), and the rest, with what was low already; whether hi is
+    not 0 for some. lo may be NULL."""
+    cdef Py_ssize_t i, shifted = 0  # as wide as a double: the loop takes lanes of them
+    if loops.wide == 8:
+        for i in range(n):
+            hi[i] = first_part(mean[i], mean[i], rstd[i], eps)
+    else:
+        for i in range(n):
+            hi[i] = first_part(mean[i], <double> <float> mean[i], rstd[i], eps)
+    for i in range(n):
+        rest[i] = mean[i] - hi[i]
+        shifted |= <Py_ssize_t> (hi[i] != 0)
+    if lo != NULL:
+        for i in range(n):
+            rest[i] += lo[i]
+    return shifted != 0
+
+
 cdef inline void spread(double value, Py_ssize_t n, double *out) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):

@@ -46,17 +46,6 @@ static int FN(any_nonzero)(const void *source, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; ++i) any |= ((const A *)source)[i] != 0;
     return any;
 }
-/* Means in two parts; whether any has the first. */
-static int FN(split)(const double *restrict mean, const double *restrict rstd, double eps, ptrdiff_t n,
-                     void *restrict hi, double *restrict rest) {
-    for (ptrdiff_t i = 0; i < n; ++i) {
-        const A a = (A)first_part(mean[i], (double)(A)mean[i], rstd[i], eps);
-        ((A *)hi)[i] = a;
-        rest[i] = mean[i] - (double)a;
-    }
-    return FN(any_nonzero)(hi, n);
-}
-
 INLINE void FN(column_head_strip)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
                                   ptrdiff_t part, A *shift, const int K) {
     const A rows = (A)(end - begin);

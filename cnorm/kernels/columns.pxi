@@ -70,10 +70,6 @@ cdef inline Py_ssize_t spread_of(Py_ssize_t columns) noexcept nogil:
     return spread
 
 
-cdef inline Py_ssize_t up_to(Py_ssize_t n, Py_ssize_t multiple) noexcept nogil:
-    return (n + multiple - 1) // multiple * multiple
-
-
 cdef Py_ssize_t lead_of(const View *y, Py_ssize_t size) noexcept nogil:
     """Columns before the first line of memory that begins in a row, if that is the same for all rows."""
     if (y.stride[0] | y.stride[1] | y.stride[2] | y.stride[3]) % LANES_ALIGN:
@@ -107,9 +103,7 @@ cdef Layout layout_of(const Columns *a, int threads) noexcept nogil:
     l.rest = (l.rows - (l.folded - 1) * l.fold) * l.columns
     if l.rest == l.wide:
         l.rest = 0
-    l.parts = 1
-    while l.parts < PARTS and l.parts * PART_ROWS < l.folded:
-        l.parts *= 2
+    l.parts = power_of_two((l.folded + PART_ROWS - 1) // PART_ROWS, PARTS)
     l.part = up_to((l.folded + l.parts - 1) // l.parts, PART_EVEN)
     l.parts = (l.folded + l.part - 1) // l.part
     set_strips(a, threads, &l)
@@ -245,18 +239,15 @@ cdef void by_column(const double *of_group, Py_ssize_t step, Py_ssize_t group, P
 
 
 cdef bint low_parts(const Columns *a, const Layout *l, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t n,
-                    const double *rstd, void *hi, double *lo) noexcept nogil:
+                    const double *rstd, double *hi, double *lo) noexcept nogil:
     """The mean of n columns: as the accumulator's type holds it, and the rest; whether it holds any."""
-    cdef double value[STRIP]
-    cdef Py_ssize_t j, at = sample * (l.columns // a.group)
-    cdef bint shifted
-    by_column(a.mean + at, 1, a.group, first, n, value)
-    shifted = l.loops.split(value, rstd, a.eps, n, hi, lo)
+    cdef double mean[STRIP]
+    cdef double low[STRIP]
+    cdef Py_ssize_t at = sample * (l.columns // a.group)
+    by_column(a.mean + at, 1, a.group, first, n, mean)
     if a.lo != NULL:
-        by_column(a.lo + at, 1, a.group, first, n, value)
-        for j in range(n):
-            lo[j] += value[j]
-    return shifted
+        by_column(a.lo + at, 1, a.group, first, n, low)
+    return split_means(l.loops, a.eps, n, mean, low if a.lo != NULL else NULL, rstd, hi, lo)
 
 
 cdef void strip_affine(const Columns *a, const Layout *l, Py_ssize_t sample, const double *sums,
@@ -267,20 +258,18 @@ cdef void strip_affine(const Columns *a, const Layout *l, Py_ssize_t sample, con
     cdef double rstd[STRIP]
     cdef double sum_g[STRIP]
     cdef double sum_gd[STRIP]
+    cdef double hi[STRIP]
     cdef double room[5 * STRIP]
     cdef Py_ssize_t bytes = first * l.loops.wide
     cdef bint summed = visit == BACKWARD and not a.given
     cdef BandAffine c
     cdef Parameters of
     by_column(a.rstd + sample * (l.columns // a.group), 1, a.group, first, n, rstd)
-    f.shifted |= low_parts(a, l, sample, first, n, rstd, <char *> f.hi + bytes, lo)
+    f.shifted |= low_parts(a, l, sample, first, n, rstd, hi, lo)
+    l.loops.narrow(hi, n, <char *> f.hi + bytes)
     if visit == SUMS and not a.activation:
         return
-    of.weight = a.weight + first if a.weight != NULL else NULL
-    of.bias = a.bias + first if a.bias != NULL else NULL
-    of.slopes = a.slopes + first if a.slopes != NULL else NULL
-    of.slope = a.slope
-    of.activation = a.activation
+    of = parameters_from(first, a.weight, a.bias, a.slopes, a.slope, a.activation)
     c.scale = room
     c.bias = room + STRIP
     c.slope = room + 2 * STRIP

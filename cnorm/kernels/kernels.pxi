@@ -128,7 +128,6 @@ cdef extern from "tiles.h" nogil:
         void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
         void (*narrow)(const double *, Py_ssize_t, void *) noexcept nogil
         void (*store64)(const double *, Py_ssize_t, char *) noexcept nogil
-        int (*split)(const double *, const double *, double, Py_ssize_t, void *, double *) noexcept nogil
         void (*column_head)(const char **, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         void (*column_sums)(const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, double *,
                             double *) noexcept nogil
@@ -159,6 +158,18 @@ cdef inline void *room_for(Py_ssize_t size, double *own) noexcept nogil:
 cdef inline void give_back(void *room, const double *own) noexcept nogil:
     if room != own:
         free(room)
+
+
+cdef inline Py_ssize_t up_to(Py_ssize_t n, Py_ssize_t multiple) noexcept nogil:
+    return (n + multiple - 1) // multiple * multiple
+
+
+cdef inline Py_ssize_t power_of_two(Py_ssize_t least, Py_ssize_t most) noexcept nogil:
+    """The first that is as much as `least`, but not over `most`, which is one itself."""
+    cdef Py_ssize_t n = 1
+    while n < least and n < most:
+        n *= 2
+    return n
 
 
 include "moments.pxi"

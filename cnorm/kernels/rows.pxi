@@ -233,14 +233,6 @@ cdef void total_blocks(const Units *a, const Tiling *t, const Blocks *b) noexcep
             total_columns(a, t, b, i * STRETCH)
 
 
-cdef inline Py_ssize_t shared_evenly(Py_ssize_t blocks) noexcept nogil:
-    """So many blocks, or some more, that threads share them evenly: a power of two, or a multiple of the slots."""
-    cdef Py_ssize_t even = 1
-    while even < blocks and even < SLOTS:
-        even *= 2
-    return (blocks + even - 1) // even * even
-
-
 cdef int rows_backward(Units *a) noexcept nogil:
     """Gradients of rows; grad_weight, grad_bias and grad_slope, one after the other, are written, the last
     where there is an activation. The sums of one block go to final_weight and final_bias at once."""
@@ -252,8 +244,10 @@ cdef int rows_backward(Units *a) noexcept nogil:
     b.rows = units_of(a)
     b.elements = t.elements
     b.block = min(BLOCK_ROWS, max(LEAST_ROWS, BLOCK_BYTES // (t.elements * t.loops.size)))
-    b.blocks = shared_evenly((b.rows + b.block - 1) // b.block)
-    b.block = max(<Py_ssize_t> LEAST_ROWS, (b.rows + 2 * b.blocks - 1) // (2 * b.blocks) * 2)
+    # so many, or some more, that threads share them evenly: a power of two, or a multiple of the slots
+    b.blocks = (b.rows + b.block - 1) // b.block
+    b.blocks = up_to(b.blocks, power_of_two(b.blocks, SLOTS))
+    b.block = max(<Py_ssize_t> LEAST_ROWS, up_to((b.rows + b.blocks - 1) // b.blocks, 2))
     b.blocks = (b.rows + b.block - 1) // b.block
     b.slots = max(1, min(b.blocks, min(SLOTS, SLOT_ELEMENTS // t.elements)))
     set_memory(a, &t)

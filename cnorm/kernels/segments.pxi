@@ -59,14 +59,7 @@ cdef inline void open_band(Band *b) noexcept nogil:
 
 
 cdef inline Parameters parameters_of(const Units *a, Py_ssize_t channel) noexcept nogil:
-    """Those of a channel and the ones that follow it."""
-    cdef Parameters of
-    of.weight = a.weight + channel if a.weight != NULL else NULL
-    of.bias = a.bias + channel if a.bias != NULL else NULL
-    of.slopes = a.slopes + channel if a.slopes != NULL else NULL
-    of.slope = a.slope
-    of.activation = a.activation
-    return of
+    return parameters_from(channel, a.weight, a.bias, a.slopes, a.slope, a.activation)
 
 
 cdef inline bint short_segments(const Units *a, const Tiling *t) noexcept nogil:
@@ -133,7 +126,7 @@ cdef Py_ssize_t band_of(const Units *a, const Tiling *t, bint backward) noexcept
     """b), c), d): units in a band, at most; 1 or less: no bands."""
     cdef Py_ssize_t segment = t.elements * t.loops.size, unit = segment * t.segments, units = units_of(a), band
     cdef int read = 2 if backward else 1
-    if a.by_element or a.add or t.runs > 1 or a.x.stride[1] != segment or (a.by_segment and t.segments > 1):
+    if a.by_element or t.runs > 1 or a.x.stride[1] != segment or (a.by_segment and t.segments > 1):
         return 1
     if a.given and not backward:
         return 1 if a.stream or segment > BAND_GIVEN or a.shape[0] > 1 else BAND
@@ -143,25 +136,6 @@ cdef Py_ssize_t band_of(const Units *a, const Tiling *t, bint backward) noexcept
     if a.shape[0] > 1 or segment >= APART_LEAST or (read + 1) * units * unit < BAND_LEAST:
         return 1
     return min(<Py_ssize_t> BAND, min(BAND_BYTES // (read * unit), units // (2 * a.threads)))
-
-
-cdef bint split_means(const Units *a, const Tiling *t, Py_ssize_t n, const double *mean, const double *lo,
-                      const double *rstd, double *hi, double *rest) noexcept nogil:
-    """split_mean of n units; whether hi is not 0 for some. lo may be NULL."""
-    cdef Py_ssize_t i, shifted = 0  # as wide as a double: the loop takes lanes of them
-    if t.loops.wide == 8:
-        for i in range(n):
-            hi[i] = first_part(mean[i], mean[i], rstd[i], a.eps)
-    else:
-        for i in range(n):
-            hi[i] = first_part(mean[i], <double> <float> mean[i], rstd[i], a.eps)
-    for i in range(n):
-        rest[i] = mean[i] - hi[i]
-        shifted |= <Py_ssize_t> (hi[i] != 0)
-    if lo != NULL:
-        for i in range(n):
-            rest[i] += lo[i]
-    return shifted != 0
 
 
 cdef void forward_band(Units *a, const Tiling *t, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
@@ -178,7 +152,7 @@ cdef void forward_band(Units *a, const Tiling *t, Py_ssize_t first, Py_ssize_t s
         low[i] = m.lo
         b.rstd[i] = rstd_of(m.m2, m.count, a.eps)
         keep_statistics(a, first + i, m, b.rstd[i])
-    b.affine.shifted = split_means(a, t, n, mean, low, b.rstd, b.hi, b.lo)
+    b.affine.shifted = split_means(t.loops, a.eps, n, mean, low, b.rstd, b.hi, b.lo)
     coefficients(FORWARD, n, b.lo, b.rstd, &of, NULL, NULL, 0, &b.affine)
     t.loops.apply_band(unit_at(a, &a.x, first), unit_at(a, &a.y, first), t.segments, a.x.stride[2], a.y.stride[2],
                        n, a.x.stride[1], a.y.stride[1], t.elements, &b.affine, a.activation)
@@ -222,7 +196,7 @@ cdef int segments_given_banded(const Units *a, const Tiling *t) noexcept nogil:
     f.scale = room + units
     f.bias = room + 2 * units
     f.slope = room + 3 * units
-    f.shifted = split_means(a, t, units, a.mean, a.lo, a.rstd, f.hi, lo)
+    f.shifted = split_means(t.loops, a.eps, units, a.mean, a.lo, a.rstd, f.hi, lo)
     coefficients(FORWARD, units, lo, a.rstd, &of, NULL, NULL, 0, &f)
     if a.threads == 1:
         for i in range(items):
@@ -473,7 +447,8 @@ cdef void backward_band(const Units *a, const Tiling *t, Py_ssize_t unit, Py_ssi
     open_band(&b)
     memset(b.sums, 0, sizeof(b.sums))
     memcpy(b.rstd, a.rstd + unit, n * sizeof(double))
-    b.affine.shifted = split_means(a, t, n, a.mean + unit, a.lo + unit if a.lo != NULL else NULL, b.rstd, b.hi, b.lo)
+    b.affine.shifted = split_means(t.loops, a.eps, n, a.mean + unit, a.lo + unit if a.lo != NULL else NULL, b.rstd,
+                                   b.hi, b.lo)
     band_sums(a, t, unit, n, &b)
     if t.loops.wide == 8 and not a.given:
         for i in range(n):

@@ -136,7 +136,6 @@ static const Tile FN(tile) = {
     sizeof(S), sizeof(A), ACCUMULATOR, FN(rounded), FN(widen), FN(widen64), FN(head), FN(sums),
     FN(apply), FN(apply_band), FN(forward_rows), FN(apply_vector), FN(grad_sums), FN(grad_sums_vector),
     FN(grad_apply), FN(grad_apply_band), FN(grad_sums_band), FN(grad_rows), FN(add), FN(narrow), FN(store64),
-    FN(split),
     FN(column_head), FN(column_sums), FN(column_apply), FN(column_grad_sums), FN(column_grad_apply),
     FN(window_squares), FN(window_apply), FN(window_prepare), FN(window_grad),
 };

@@ -173,8 +173,6 @@ typedef struct Tile {
     void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);
     void (*narrow)(const double *x, ptrdiff_t n, void *out);  /* to the accumulator */
     void (*store64)(const double *x, ptrdiff_t n, char *out); /* to the storage type, rounded once */
-    /* means as the elements lose them: see first_part */
-    int (*split)(const double *mean, const double *rstd, double eps, ptrdiff_t n, void *hi, double *rest);
     void (*column_head)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift);
     void (*column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
                         const void *shift, double *first, double *second);

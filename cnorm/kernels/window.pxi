@@ -207,7 +207,7 @@ cdef void last_item(const Window *a, Py_ssize_t item, const Room *room) noexcept
 # ---- both ----
 
 cdef inline Py_ssize_t whole_lines(Py_ssize_t bytes) noexcept nogil:
-    return (bytes + LANES_ALIGN - 1) // LANES_ALIGN * LANES_ALIGN
+    return up_to(bytes, LANES_ALIGN)
 
 
 cdef inline Py_ssize_t kinds_of(const Room *room, bint legacy) noexcept nogil:
