@@ -190,6 +190,17 @@ cdef inline bint plain(cnp.ndarray a, int number) noexcept:
     return cnp.PyArray_TYPE(a) == number and cnp.PyArray_IS_C_CONTIGUOUS(a) and native(a)
 
 
+cdef inline bint plain_floats(object a, int number) noexcept:
+    """A C-contiguous native array of a dtype, or a subclass that was seen to be one."""
+    return (cnp.PyArray_CheckExact(a) or type(a) is KNOWN_SUBCLASS) and plain(<cnp.ndarray> a, number)
+
+
+cdef inline bint plain_vector(object a, int number, Py_ssize_t n) noexcept:
+    """n of them."""
+    return plain_floats(a, number) and cnp.PyArray_NDIM(<cnp.ndarray> a) == 1 and (
+        cnp.PyArray_DIM(<cnp.ndarray> a, 0) == n)
+
+
 cdef cnp.ndarray plain_array(object values, str name):
     """A C-contiguous, native array from parameters or statistics of any float type."""
     cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
@@ -222,7 +233,11 @@ cdef cnp.ndarray doubles(object values, str name):
 
 cdef int copy_doubles(double *to, Py_ssize_t n, object values, str name) except -1:
     """The same, n of them, as a copy."""
-    cdef cnp.ndarray a = plain_array(values, name)
+    cdef cnp.ndarray a
+    if plain_vector(values, cnp.NPY_FLOAT32, n):  # the usual one
+        kernels.widen64(FLOAT32, cnp.PyArray_BYTES(<cnp.ndarray> values), n, to)
+        return 0
+    a = plain_array(values, name)
     if cnp.PyArray_SIZE(a) != n:
         raise RuntimeError(f"{name} should contain {n} elements not {cnp.PyArray_SIZE(a)}")
     kernels.widen64(storage_of(a), cnp.PyArray_BYTES(a), n, to)
@@ -401,20 +416,8 @@ cdef class Call:
         return 0
 
 
-cdef int run_units(units_kernel kernel, Units *job, Py_ssize_t size, str what) except -1:
+cdef int run_norm(norm_kernel kernel, Norm *job, Py_ssize_t size, str what) except -1:
     """Run a kernel on so many bytes: while it would take other Python threads longer to start, alone."""
-    cdef int failed
-    if size < FREE_GIL:
-        failed = kernel(job)
-    else:
-        with nogil:
-            failed = kernel(job)
-    if failed:
-        raise MemoryError(f"cnorm could not allocate the {what} of this call")
-    return 0
-
-
-cdef int run_columns(columns_kernel kernel, Columns *job, Py_ssize_t size, str what) except -1:
     cdef int failed
     if size < FREE_GIL:
         failed = kernel(job)

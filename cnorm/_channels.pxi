@@ -78,9 +78,9 @@ cdef class Channels(Call):
                       self.groups, cnp.PyArray_ITEMSIZE(self.x))
         return 0
 
-    cdef int units_job(self, const Plan *p, Units *a) except -1:
+    cdef int job(self, const Plan *p, Norm *a) except -1:
         cdef int i
-        memset(a, 0, sizeof(Units))
+        memset(a, 0, sizeof(Norm))
         for i in range(5):
             a.shape[i] = p.shape[i]
         a.storage = self.storage
@@ -95,6 +95,7 @@ cdef class Channels(Call):
         a.by_segment = self.groups != 0
         a.activation = self.activation
         a.slope = self.slope
+        a.group = self.channels // self.groups if self.groups else 1
         a.eps = self.eps
         a.mean = self.mean
         a.rstd = self.rstd
@@ -105,55 +106,24 @@ cdef class Channels(Call):
         a.slopes = data64(self.slopes)
         return 0
 
-    cdef int columns_job(self, const Plan *p, Columns *a) except -1:
-        cdef Units u
-        cdef int i
-        self.units_job(p, &u)
-        memset(a, 0, sizeof(Columns))
-        for i in range(5):
-            a.shape[i] = u.shape[i]
-        a.storage = u.storage
-        a.threads = u.threads
-        a.x = u.x
-        a.y = u.y
-        a.dy = u.dy
-        a.given = u.given
-        a.activation = u.activation
-        a.slope = u.slope
-        a.group = self.channels // self.groups if self.groups else 1
-        a.eps = u.eps
-        a.mean = u.mean
-        a.rstd = u.rstd
-        a.m2 = u.m2
-        a.lo = u.lo
-        a.weight = u.weight
-        a.bias = u.bias
-        a.slopes = u.slopes
-        return 0
-
     cdef cnp.ndarray forward(self, object out):
         cdef Plan p
-        cdef Units u
-        cdef Columns c
+        cdef Norm a
         self.settle(&p, out, None)
         if self.elements == 0:
             self.empty_statistics()
             return self.final
-        if p.family == UNITS:
-            self.units_job(&p, &u)
-            run_units(kernels.units_forward, &u, self.bytes, "statistics")
-        else:
-            if not self.given:  # the kernel keeps them meanwhile
-                self.keep_all()
-            self.columns_job(&p, &c)
-            run_columns(kernels.columns_forward, &c, self.bytes, "statistics")
+        if p.family != UNITS and not self.given:  # the kernel keeps them meanwhile
+            self.keep_all()
+        self.job(&p, &a)
+        run_norm(kernels.units_forward if p.family == UNITS else kernels.columns_forward, &a, self.bytes,
+                 "statistics")
         return self.finish()
 
     cdef int moments(self) except -1:
         """mean, lo, m2 and rstd, nothing applied."""
         cdef Plan p
-        cdef Units u
-        cdef Columns c
+        cdef Norm a
         self.keep_all()
         if self.elements == 0:
             self.empty_statistics()
@@ -162,12 +132,9 @@ cdef class Channels(Call):
         if p.family == COPY:
             self.x = np.ascontiguousarray(self.x)
             self.plan(1, &p)
-        if p.family == UNITS:
-            self.units_job(&p, &u)
-            run_units(kernels.units_moments, &u, self.bytes, "statistics")
-        else:
-            self.columns_job(&p, &c)
-            run_columns(kernels.columns_moments, &c, self.bytes, "statistics")
+        self.job(&p, &a)
+        run_norm(kernels.units_moments if p.family == UNITS else kernels.columns_moments, &a, self.bytes,
+                 "statistics")
         return 0
 
     cdef void empty_statistics(self) noexcept:
@@ -188,8 +155,7 @@ cdef class Channels(Call):
                               double count=0):
         """grad_input; `grads` then holds the sums over the batch."""
         cdef Plan p
-        cdef Units u
-        cdef Columns c
+        cdef Norm a
         cdef Py_ssize_t rows = max(self.samples, 1) if self.groups else 1, n = rows * self.channels
         cdef double *g = self.room(3 * n)
         memset(g, 0, 3 * n * sizeof(double))
@@ -207,29 +173,21 @@ cdef class Channels(Call):
         if not self.elements:
             if sums_mode == 1:
                 sums[...] = 0
-        elif p.family == UNITS:
-            self.units_job(&p, &u)
-            if sums_mode == 0:
-                u.lo = NULL
-            u.grad_weight = g
-            u.grad_bias = g + n
-            u.grad_slope = g + 2 * n
-            u.sums = data64(sums)
-            u.sums_mode = sums_mode
-            u.count = count
-            run_units(kernels.units_backward, &u, self.bytes, "sums")
         else:
-            if self.lo == NULL and self.storage == FLOAT64:
+            if p.family != UNITS and self.lo == NULL and self.storage == FLOAT64:
                 self.lo = self.room(self.units())
                 memset(self.lo, 0, self.units() * sizeof(double))
-            self.columns_job(&p, &c)
-            c.grad_weight = g
-            c.grad_bias = g + n
-            c.grad_slope = g + 2 * n
-            c.sums = data64(sums)
-            c.sums_mode = sums_mode
-            c.count = count
-            run_columns(kernels.columns_backward, &c, self.bytes, "sums")
+            self.job(&p, &a)
+            if p.family == UNITS and sums_mode == 0:
+                a.lo = NULL
+            a.grad_weight = g
+            a.grad_bias = g + n
+            a.grad_slope = g + 2 * n
+            a.sums = data64(sums)
+            a.sums_mode = sums_mode
+            a.count = count
+            run_norm(kernels.units_backward if p.family == UNITS else kernels.columns_backward, &a, self.bytes,
+                     "sums")
         if rows > 1:
             over_samples(g, rows, self.channels)
         return self.finish() if sums_mode != 1 else None
@@ -389,7 +347,7 @@ cdef int assign(list targets, list values) except -1:
 
 
 cdef int check_running(object running, str name, Py_ssize_t channels) except -1:
-    if running is None:
+    if running is None or plain_vector(running, cnp.NPY_FLOAT32, channels):
         return 0
     if not isinstance(running, cnp.ndarray):
         raise TypeError(f"{name} must be a NumPy array, but got {type(running).__name__}")
@@ -407,7 +365,7 @@ cdef int check_writable(object running, str name) except -1:
 
 cdef int check_length(object parameter, str name, Py_ssize_t channels) except -1:
     cdef Py_ssize_t n
-    if parameter is None:
+    if parameter is None or plain_vector(parameter, cnp.NPY_FLOAT32, channels):
         return 0
     n = cnp.PyArray_SIZE(parameter) if isinstance(parameter, cnp.ndarray) else np.size(parameter)
     if n != channels:

@@ -61,9 +61,9 @@ cdef class RowsCall(Call):
                   cnp.PyArray_ITEMSIZE(self.x))
         return 0
 
-    cdef int job(self, const Plan *p, Units *a) except -1:
+    cdef int job(self, const Plan *p, Norm *a) except -1:
         cdef int i
-        memset(a, 0, sizeof(Units))
+        memset(a, 0, sizeof(Norm))
         for i in range(5):
             a.shape[i] = p.shape[i]
         a.storage = self.storage
@@ -102,14 +102,14 @@ cdef class RowsCall(Call):
     cdef cnp.ndarray forward(self, object out, object one=None, object other=None):
         """The norm of x; with `one` and `other`, of their sum, which is written to x."""
         cdef Plan p
-        cdef Units a
+        cdef Norm a
         self.settle(&p, out, one, other)
         if self.elements == 0:
             self.empty_statistics()
             return self.final
         self.job(&p, &a)
         a.add = one is not None
-        run_units(kernels.units_forward, &a, self.bytes, "statistics")
+        run_norm(kernels.units_forward, &a, self.bytes, "statistics")
         return self.finish()
 
     cdef int empty_statistics(self) except -1:
@@ -123,7 +123,7 @@ cdef class RowsCall(Call):
         """grad_input, plus `plus`. The sums of weight, bias and slope go to `grads`; those of grad_weight
         and grad_bias there, where these are given."""
         cdef Plan p
-        cdef Units a
+        cdef Norm a
         self.grads = self.room(3 * self.length)
         self.settle(&p, out, grad_output, plus)
         if self.elements:
@@ -136,7 +136,7 @@ cdef class RowsCall(Call):
                 a.final_weight = cnp.PyArray_DATA(self.grad_weight)
             if self.grad_bias is not None:
                 a.final_bias = cnp.PyArray_DATA(self.grad_bias)
-            run_units(kernels.units_backward, &a, self.bytes, "sums")
+            run_norm(kernels.units_backward, &a, self.bytes, "sums")
         else:
             memset(self.grads, 0, 3 * self.length * sizeof(double))
             for a_gradient in (self.grad_weight, self.grad_bias):
@@ -162,24 +162,39 @@ cdef inline bint has_shape(object parameter, tuple shape) except -1:
 
 # ---- the small call: plain arrays, one axis; nothing that costs more than the norm itself ----
 
-cdef inline bint plain_floats(object a, int number) noexcept:
-    """A C-contiguous native array of a dtype, or a subclass that was seen to be one."""
-    return (cnp.PyArray_CheckExact(a) or type(a) is KNOWN_SUBCLASS) and plain(a, number)
+cdef enum Statistics:   # how the caller of forward wants them
+    UNWANTED
+    AS_ARRAYS
+    PACKED     # bytes: rstd of every row, then the means. A module keeps these, as arrays take three times as long
 
 
-cdef inline bint plain_vector(object a, int number, Py_ssize_t n) noexcept:
-    return a is None or (plain_floats(a, number) and cnp.PyArray_NDIM(a) == 1 and cnp.PyArray_DIM(a, 0) == n)
+cdef inline Py_ssize_t packed_size(Py_ssize_t rows, bint centred) noexcept:
+    return rows * <Py_ssize_t> sizeof(double) * (2 if centred else 1)
+
+
+cdef inline bytes packed_statistics(Py_ssize_t rows, bint centred):
+    return PyBytes_FromStringAndSize(NULL, packed_size(rows, centred))
+
+
+cdef cnp.ndarray packed_statistic(bytes packed, Py_ssize_t rows, int which):
+    """One of them as an array: 0 rstd, 1 mean."""
+    cdef cnp.npy_intp n = rows
+    cdef cnp.ndarray a = <cnp.ndarray> cnp.PyArray_SimpleNewFromData(
+        1, &n, cnp.NPY_FLOAT64, PyBytes_AS_STRING(packed) + which * rows * sizeof(double))
+    cnp.set_array_base(a, packed)
+    return a
 
 
 cdef object small_forward(object input, object normalized_shape, object weight, object bias, bint centred,
-                          double eps, object out, bint return_stats):
+                          double eps, object out, Statistics wanted):
     """layer_norm or rms_norm of plain arrays over the last axis; None where the general call must look."""
     cdef cnp.ndarray x, y
     cdef cnp.ndarray mean = None, rstd = None
+    cdef bytes packed = None
     cdef int number, storage, ndim, i
     cdef Py_ssize_t n, rows
     cdef cnp.npy_intp shape[MAX_DIMS]
-    cdef Units a
+    cdef Norm a
     if not cnp.PyArray_CheckExact(input):
         return None
     x = <cnp.ndarray> input
@@ -193,8 +208,9 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
     if type(normalized_shape) is not int or <Py_ssize_t> normalized_shape != n or n == 0:
         return None
     number = accumulation_type(storage)
-    if not plain_vector(weight, number, n) or not plain_vector(bias, number, n) or (
-            weight is None and bias is not None):
+    if weight is not None and not plain_vector(weight, number, n):
+        return None
+    if bias is not None and (weight is None or not plain_vector(bias, number, n)):
         return None
     rows = cnp.PyArray_SIZE(x) // n
     if rows == 0:
@@ -209,7 +225,12 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
                 weight is not None and may_overlap(y, weight)) or (bias is not None and may_overlap(y, bias)):
             return None
     memset(&a, 0, sizeof(a))
-    if return_stats:
+    if wanted == PACKED:
+        packed = packed_statistics(rows, centred)
+        a.rstd = <double *> PyBytes_AS_STRING(packed)
+        if centred:
+            a.mean = a.rstd + rows
+    elif wanted:
         for i in range(ndim - 1):
             shape[i] = cnp.PyArray_DIM(x, i)
         shape[ndim - 1] = 1
@@ -236,9 +257,11 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
         a.row_weight = cnp.PyArray_DATA(weight)
     if bias is not None:
         a.row_bias = cnp.PyArray_DATA(bias)
-    run_units(kernels.units_forward, &a, rows * a.x.stride[1], "statistics")
-    if not return_stats:
+    run_norm(kernels.units_forward, &a, rows * a.x.stride[1], "statistics")
+    if not wanted:
         return y
+    if wanted == PACKED:
+        return y, packed
     return (y, mean, rstd) if centred else (y, rstd)
 
 

@@ -23,6 +23,7 @@ import operator
 import numpy as np
 
 cimport numpy as cnp
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -30,8 +31,8 @@ from libc.math cimport INFINITY, sqrt
 from libc.string cimport memcpy, memset
 
 from cnorm._plan cimport ARRAYS, COPY, MAX_DIMS, UNITS, Plan, plan_channels, plan_rows
-from cnorm.kernels.jobs cimport (BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Columns, Kernels, Units, View,
-                                 Window, columns_kernel, units_kernel)
+from cnorm.kernels.jobs cimport (BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Kernels, Norm, View, Window,
+                                 norm_kernel)
 
 __all__ = [
     "add_layer_norm",
@@ -332,7 +333,6 @@ cdef int given_statistics(Channels call, object mean, object var) except -1:
     """Statistics that do not come from the input, one per channel, for every unit."""
     cdef Py_ssize_t i, n = call.channels, units = call.units()
     cdef double *rstd
-    cdef double eps = call.eps
     call.given = True
     call.keep(&call.mean)
     call.keep(&call.rstd)
@@ -341,8 +341,7 @@ cdef int given_statistics(Channels call, object mean, object var) except -1:
     rstd = call.rstd
     copy_doubles(call.mean, n, mean, "running_mean")
     copy_doubles(rstd, n, var, "running_var")
-    for i in range(n):
-        rstd[i] = 1 / sqrt(rstd[i] + eps)
+    kernels.deviations(rstd, n, call.eps)
     for i from n <= i < units by n:
         memcpy(call.mean + i, call.mean, n * sizeof(double))
         memcpy(rstd + i, rstd, n * sizeof(double))
@@ -663,13 +662,12 @@ cdef tuple stats_shape(cnp.ndarray x, int normalized):
 
 
 cdef object rows_forward(object input, object normalized_shape, object weight, object bias, bint centred,
-                         double eps, object out, object channel_axis, bint return_stats,
-                         object negative_slope):
+                         double eps, object out, object channel_axis, Statistics wanted, object negative_slope):
     cdef cnp.ndarray x
     cdef tuple shape
     cdef RowsCall call
     if negative_slope is None:
-        y = small_forward(input, normalized_shape, weight, bias, centred, eps, out, return_stats)
+        y = small_forward(input, normalized_shape, weight, bias, centred, eps, out, wanted)
         if y is not None:
             return y
     x = floats(input, "input")
@@ -679,17 +677,33 @@ cdef object rows_forward(object input, object normalized_shape, object weight, o
     call.set(x, len(shape), centred, eps)
     row_epilogue(call, negative_slope, channel_axis, len(shape))
     call.parameters(weight, bias, out if isinstance(out, cnp.ndarray) else None, False)
-    if return_stats:
+    if wanted == PACKED:
+        packed = packed_statistics(call.rows(), centred)
+        call.rstd = packed_statistic(packed, call.rows(), 0)
+        if centred:
+            call.mean = packed_statistic(packed, call.rows(), 1)
+    elif wanted:
         call.rstd = new64(call.rows())
         if centred:
             call.mean = new64(call.rows())
     y = call.forward(out)
-    if not return_stats:
+    if not wanted:
         return y
+    if wanted == PACKED:
+        return y, packed
     stats = stats_shape(x, len(shape))
     if centred:
         return y, call.mean.reshape(stats), call.rstd.reshape(stats)
     return y, call.rstd.reshape(stats)
+
+
+cdef object keep_rows(list kept, bint keep, object input, object result):
+    """What a module's forward returns; `kept` takes what its backward will want, or None."""
+    if not keep:
+        kept[0] = None
+        return result
+    kept[0] = (input, (<tuple> result)[1])
+    return (<tuple> result)[0]
 
 
 cdef cnp.ndarray row_statistic(RowsCall call, object values, str name):
@@ -714,9 +728,14 @@ cdef object rows_backward(object grad_output, object input, object normalized_sh
     check_row(x, shape, weight, bias)
     call.set(x, normalized, centred, 0)
     call.lend(memory)
-    if centred:
-        call.mean = row_statistic(call, mean, "mean")
-    call.rstd = row_statistic(call, rstd, "rstd")
+    if type(rstd) is bytes and len(<bytes> rstd) == packed_size(call.rows(), centred):
+        call.rstd = packed_statistic(rstd, call.rows(), 0)
+        if centred:
+            call.mean = packed_statistic(rstd, call.rows(), 1)
+    else:
+        if centred:
+            call.mean = row_statistic(call, mean, "mean")
+        call.rstd = row_statistic(call, rstd, "rstd")
     row_epilogue(call, negative_slope, channel_axis, normalized)
     if call.unit_slopes is not None:
         call.unit_slope_grads = np.zeros(call.rows())
@@ -798,8 +817,16 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
     array([[-1.,  1.],
            [-1.,  1.]], dtype=float32)
     """
-    return rows_forward(input, normalized_shape, weight, bias, True, eps, out, channel_axis, return_stats,
-                        negative_slope)
+    return rows_forward(input, normalized_shape, weight, bias, True, eps, out, channel_axis,
+                        AS_ARRAYS if return_stats else UNWANTED, negative_slope)
+
+
+def _layer_norm_keeping(list kept, bint keep, input, normalized_shape, weight, bias, eps, channel_axis,
+                        negative_slope):
+    """`layer_norm` of a module: `kept` takes (input, rstd for `layer_norm_backward`), or None."""
+    return keep_rows(kept, keep, input,
+                     rows_forward(input, normalized_shape, weight, bias, True, eps, None, channel_axis,
+                                  PACKED if keep else UNWANTED, negative_slope))
 
 
 def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None,
@@ -880,7 +907,14 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
     array([1., 1., 1., 1.])
     """
     return rows_forward(input, normalized_shape, weight, None, False, rms_eps(eps, input), out, channel_axis,
-                        return_stats, negative_slope)
+                        AS_ARRAYS if return_stats else UNWANTED, negative_slope)
+
+
+def _rms_norm_keeping(list kept, bint keep, input, normalized_shape, weight, eps, channel_axis, negative_slope):
+    """`rms_norm` of a module: `kept` takes (input, rstd for `rms_norm_backward`), or None."""
+    return keep_rows(kept, keep, input,
+                     rows_forward(input, normalized_shape, weight, None, False, rms_eps(eps, input), None,
+                                  channel_axis, PACKED if keep else UNWANTED, negative_slope))
 
 
 def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *, out=None,

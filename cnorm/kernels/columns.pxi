@@ -77,7 +77,7 @@ cdef Py_ssize_t lead_of(const View *y, Py_ssize_t size) noexcept nogil:
     return (-<Py_ssize_t> y.data & (LANES_ALIGN - 1)) // size
 
 
-cdef inline void set_strips(const Columns *a, int threads, Layout *l) noexcept nogil:
+cdef inline void set_strips(const Norm *a, int threads, Layout *l) noexcept nogil:
     """Of rows as much as can be, for memory is read fastest in its order, unless that leaves threads idle."""
     cdef Py_ssize_t most = SUMMED * (8 // l.loops.wide) - STRIP_EVEN, least = STRIP_EVEN
     l.lead = 0
@@ -90,7 +90,7 @@ cdef inline void set_strips(const Columns *a, int threads, Layout *l) noexcept n
     l.strips = max(1, (l.wide - l.lead + l.strip - 1) // l.strip)
 
 
-cdef Layout layout_of(const Columns *a, int threads) noexcept nogil:
+cdef Layout layout_of(const Norm *a, int threads) noexcept nogil:
     """For so many threads in a sample."""
     cdef Layout l
     cdef bint far
@@ -115,7 +115,7 @@ cdef Layout layout_of(const Columns *a, int threads) noexcept nogil:
     return l
 
 
-cdef inline bint samples_apart(const Columns *a) noexcept nogil:
+cdef inline bint samples_apart(const Norm *a) noexcept nogil:
     """Whether each thread takes samples of its own."""
     return a.threads > 1 and a.shape[0] >= 2 * a.threads
 
@@ -128,12 +128,12 @@ cdef inline Py_ssize_t strip_size(const Layout *l, Py_ssize_t strip) noexcept no
     return (strip_begin(l, strip + 1) if strip + 1 < l.strips else l.wide) - strip_begin(l, strip)
 
 
-cdef inline bint by_itself(const Columns *a, const Layout *l) noexcept nogil:
+cdef inline bint by_itself(const Norm *a, const Layout *l) noexcept nogil:
     """Whether no strip needs another's sums."""
     return l.parts == 1 and l.strips > 1 and a.group == 1
 
 
-cdef inline char *row_at(const Columns *a, const View *v, Py_ssize_t sample, Py_ssize_t row) noexcept nogil:
+cdef inline char *row_at(const Norm *a, const View *v, Py_ssize_t sample, Py_ssize_t row) noexcept nogil:
     cdef Py_ssize_t outer = row // a.shape[3], first
     row -= outer * a.shape[3]
     first = outer // a.shape[2]
@@ -141,7 +141,7 @@ cdef inline char *row_at(const Columns *a, const View *v, Py_ssize_t sample, Py_
             + row * v.stride[3])
 
 
-cdef inline void rows_at(const Columns *a, const View *v, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t step,
+cdef inline void rows_at(const Norm *a, const View *v, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t step,
                          Py_ssize_t rows, Py_ssize_t bytes, char **out) noexcept nogil:
     """Addresses of rows first, first + step, ..., `bytes` into each."""
     cdef Py_ssize_t i, stride = step * v.stride[3]
@@ -155,7 +155,7 @@ cdef inline void rows_at(const Columns *a, const View *v, Py_ssize_t sample, Py_
             out[i] = row_at(a, v, sample, first + i * step) + bytes
 
 
-cdef inline bint end_to_end(const Columns *a, const View *v) noexcept nogil:
+cdef inline bint end_to_end(const Norm *a, const View *v) noexcept nogil:
     """Whether the rows of a sample lie one after the other."""
     cdef Py_ssize_t row = a.shape[4] * TILES[a.storage].size
     return (v.stride[3] == row
@@ -170,7 +170,7 @@ cdef struct Rows:
     Py_ssize_t rows
 
 
-cdef void ready_rows(const Columns *a, const Layout *l, const View *v, bint gathered, Py_ssize_t sample,
+cdef void ready_rows(const Norm *a, const Layout *l, const View *v, bint gathered, Py_ssize_t sample,
                      Py_ssize_t first, Py_ssize_t rows, Py_ssize_t column, char *buffer,
                      Rows *out) noexcept nogil:
     """Folded rows first .. first + rows, from a column on."""
@@ -215,7 +215,7 @@ cdef inline ColumnAffine affine_at(const ColumnAffine *f, Py_ssize_t bytes) noex
     return g
 
 
-cdef inline bint joined_rows(const Columns *a, bint backward) noexcept nogil:
+cdef inline bint joined_rows(const Norm *a, bint backward) noexcept nogil:
     """Whether the rows of every array lie end to end."""
     return end_to_end(a, &a.x) and end_to_end(a, &a.y) and (not backward or end_to_end(a, &a.dy))
 
@@ -238,7 +238,7 @@ cdef void by_column(const double *of_group, Py_ssize_t step, Py_ssize_t group, P
                 left = group
 
 
-cdef bint low_parts(const Columns *a, const Layout *l, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t n,
+cdef bint low_parts(const Norm *a, const Layout *l, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t n,
                     const double *rstd, double *hi, double *lo) noexcept nogil:
     """The mean of n columns: as the accumulator's type holds it, and the rest; whether it holds any."""
     cdef double mean[STRIP]
@@ -250,7 +250,7 @@ cdef bint low_parts(const Columns *a, const Layout *l, Py_ssize_t sample, Py_ssi
     return split_means(l.loops, a.eps, n, mean, low if a.lo != NULL else NULL, rstd, hi, lo)
 
 
-cdef void strip_affine(const Columns *a, const Layout *l, Py_ssize_t sample, const double *sums,
+cdef void strip_affine(const Norm *a, const Layout *l, Py_ssize_t sample, const double *sums,
                        double count, Visit visit, Py_ssize_t first, Py_ssize_t n,
                        ColumnAffine *f) noexcept nogil:
     """Coefficients of n columns; what the visit does not use stays as it is."""
@@ -295,7 +295,7 @@ cdef inline Py_ssize_t coefficient_bytes(const Layout *l) noexcept nogil:
     return (l.repeat * l.columns + LEAD) * l.loops.wide
 
 
-cdef inline ColumnAffine affine_in(const Columns *a, const Layout *l, char *room) noexcept nogil:
+cdef inline ColumnAffine affine_in(const Norm *a, const Layout *l, char *room) noexcept nogil:
     """Coefficients that are to be filled, in room for COEFFICIENTS * coefficient_bytes."""
     cdef Py_ssize_t bytes = coefficient_bytes(l)
     cdef ColumnAffine f
@@ -313,7 +313,7 @@ cdef inline ColumnAffine affine_in(const Columns *a, const Layout *l, char *room
     return f
 
 
-cdef void columns_affine(const Columns *a, const Layout *l, Py_ssize_t sample, const double *sums, double count,
+cdef void columns_affine(const Norm *a, const Layout *l, Py_ssize_t sample, const double *sums, double count,
                          Visit visit, Py_ssize_t first, Py_ssize_t n, ColumnAffine *f) noexcept nogil:
     """Coefficients of n columns; sums: of g and g * (x - hi), for BACKWARD without given statistics."""
     cdef Py_ssize_t stop = first + n
@@ -323,7 +323,7 @@ cdef void columns_affine(const Columns *a, const Layout *l, Py_ssize_t sample, c
         first += n
 
 
-cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, const double *sums,
+cdef void column_affine(const Norm *a, const Layout *l, Py_ssize_t sample, const double *sums,
                         double count, Visit visit, char *room, ColumnAffine *f) noexcept nogil:
     """Coefficients of each column, repeated for folded rows."""
     cdef Py_ssize_t k, done, step, row = l.columns * l.loops.wide, bytes = coefficient_bytes(l)
@@ -340,7 +340,7 @@ cdef void column_affine(const Columns *a, const Layout *l, Py_ssize_t sample, co
             done += step
 
 
-cdef inline void apply_block(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward,
+cdef inline void apply_block(const Norm *a, const Layout *l, const ColumnAffine *f, bint backward,
                              const char **x, const char **dy, char **y, Py_ssize_t rows,
                              Py_ssize_t columns) noexcept nogil:
     if backward:
@@ -349,7 +349,7 @@ cdef inline void apply_block(const Columns *a, const Layout *l, const ColumnAffi
         l.loops.column_apply(x, y, rows, columns, l.spread_group, f, a.activation)
 
 
-cdef void apply_rows(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward, Py_ssize_t sample,
+cdef void apply_rows(const Norm *a, const Layout *l, const ColumnAffine *f, bint backward, Py_ssize_t sample,
                      Py_ssize_t first, Py_ssize_t last, Py_ssize_t column, Py_ssize_t columns) noexcept nogil:
     """Of rows first .. last, `columns` from a column on, whose coefficients f holds."""
     cdef const char *x[BLOCK_ROWS]
@@ -366,7 +366,7 @@ cdef void apply_rows(const Columns *a, const Layout *l, const ColumnAffine *f, b
         first += rows
 
 
-cdef void apply_run(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward, const char *x,
+cdef void apply_run(const Norm *a, const Layout *l, const ColumnAffine *f, bint backward, const char *x,
                     const char *dy, char *y, Py_ssize_t n, Py_ssize_t columns) noexcept nogil:
     """A run of n elements, `columns` of them as a row: of the first column, f holds the coefficients."""
     cdef const char *x_rows[BLOCK_ROWS]
@@ -391,7 +391,7 @@ cdef void apply_run(const Columns *a, const Layout *l, const ColumnAffine *f, bi
         n -= rows * columns
 
 
-cdef void apply_joined(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward,
+cdef void apply_joined(const Norm *a, const Layout *l, const ColumnAffine *f, bint backward,
                        Py_ssize_t sample, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """Rows first .. last, which lie end to end, as rows that begin where a line of what is written does."""
     cdef Py_ssize_t size = l.loops.size, columns = l.spread * l.columns, n = (last - first) * l.columns, lead
@@ -415,7 +415,7 @@ cdef inline Py_ssize_t turned(Py_ssize_t item, Py_ssize_t items, int threads) no
     return first + min(first + share, items) - 1 - item
 
 
-cdef inline void apply_stretch(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward,
+cdef inline void apply_stretch(const Norm *a, const Layout *l, const ColumnAffine *f, bint backward,
                                bint joined, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
     cdef Py_ssize_t last = min(first + rows, l.rows)
     if joined:
@@ -424,7 +424,7 @@ cdef inline void apply_stretch(const Columns *a, const Layout *l, const ColumnAf
         apply_rows(a, l, f, backward, sample, first, last, 0, l.columns)
 
 
-cdef void apply_strip(const Columns *a, const Layout *l, const ColumnAffine *f, bint backward, Py_ssize_t sample,
+cdef void apply_strip(const Norm *a, const Layout *l, const ColumnAffine *f, bint backward, Py_ssize_t sample,
                       Py_ssize_t strip) noexcept nogil:
     """All rows of a strip, from a line of y on."""
     cdef Py_ssize_t first = strip_begin(l, strip), columns = strip_size(l, strip)
@@ -437,7 +437,7 @@ cdef void apply_strip(const Columns *a, const Layout *l, const ColumnAffine *f, 
     apply_rows(a, l, &g, backward, sample, 0, l.rows, first, columns)
 
 
-cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, double count,
+cdef int sample_apply(const Norm *a, const Layout *l, const double *sums, double count,
                       Py_ssize_t sample, int threads, bint backward) noexcept nogil:
     cdef bint joined = joined_rows(a, backward)
     cdef Py_ssize_t fold = l.spread if joined else 1, rows, items, i
@@ -460,7 +460,7 @@ cdef int sample_apply(const Columns *a, const Layout *l, const double *sums, dou
     return 0
 
 
-cdef void strip_forward(Columns *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t strip,
+cdef void strip_forward(Norm *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t strip,
                         double *slots, char *room) noexcept nogil:
     cdef ColumnAffine f = affine_in(a, l, room)
     cdef Py_ssize_t first = strip_begin(l, strip), n = strip_size(l, strip)
@@ -470,7 +470,7 @@ cdef void strip_forward(Columns *a, const Layout *l, bint gathered, Py_ssize_t s
     apply_strip(a, l, &f, False, sample, strip)
 
 
-cdef int forward_by_strips(Columns *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+cdef int forward_by_strips(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
     cdef Py_ssize_t i
     cdef bint gathered = not end_to_end(a, &a.x)
     cdef double *slots = <double *> malloc(3 * l.wide * sizeof(double) + COEFFICIENTS * coefficient_bytes(l))
@@ -487,7 +487,7 @@ cdef int forward_by_strips(Columns *a, const Layout *l, Py_ssize_t sample, int t
     return 0
 
 
-cdef inline int forward_sample(Columns *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+cdef inline int forward_sample(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
     if not a.given and by_itself(a, l):
         return forward_by_strips(a, l, sample, threads)
     if not a.given and sample_moments(a, l, sample, threads) < 0:
@@ -495,7 +495,7 @@ cdef inline int forward_sample(Columns *a, const Layout *l, Py_ssize_t sample, i
     return sample_apply(a, l, NULL, 0, sample, threads, False)
 
 
-cdef int columns_forward(Columns *a) noexcept nogil:
+cdef int columns_forward(Norm *a) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias; mean, lo, m2 and rstd are written (read where given)."""
     cdef bint apart = samples_apart(a)
     cdef Layout l = layout_of(a, 1 if apart else a.threads)
@@ -512,7 +512,7 @@ cdef int columns_forward(Columns *a) noexcept nogil:
     return 0
 
 
-cdef int columns_moments(Columns *a) noexcept nogil:
+cdef int columns_moments(Norm *a) noexcept nogil:
     cdef Layout l = layout_of(a, a.threads)
     cdef Py_ssize_t i
     for i in range(a.shape[0]):

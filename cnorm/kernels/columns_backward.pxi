@@ -2,7 +2,7 @@
 
 # Per part and (folded) column: sum of g, of g * (x - hi), of (x - hi), of the slope's gradient.
 
-cdef inline bint summed(const Columns *a, const Layout *l, Py_ssize_t k) noexcept nogil:
+cdef inline bint summed(const Norm *a, const Layout *l, Py_ssize_t k) noexcept nogil:
     """Whether this call takes sum k of them."""
     return k < 2 or (k == 2 and l.loops.wide == 8) or (k == 3 and a.activation)
 
@@ -13,7 +13,7 @@ cdef enum Gradient:
     AS_RUN   # the same, of rows that lie end to end
 
 
-cdef void strip_grad_sums(const Columns *a, const Layout *l, const ColumnAffine *f, bint gathered,
+cdef void strip_grad_sums(const Norm *a, const Layout *l, const ColumnAffine *f, bint gathered,
                           Gradient gradient, Py_ssize_t sample, Py_ssize_t part, Py_ssize_t strip,
                           double *slots) noexcept nogil:
     """Sums of a part's strip; and the gradient of its rows where that does not wait for them."""
@@ -51,12 +51,12 @@ cdef void strip_grad_sums(const Columns *a, const Layout *l, const ColumnAffine 
         row += rows
 
 
-cdef inline bint takes_lo(const Columns *a, const Layout *l) noexcept nogil:
+cdef inline bint takes_lo(const Norm *a, const Layout *l) noexcept nogil:
     """Whether the low part of the mean comes out of the sums of (x - hi)."""
     return l.loops.wide == 8 and not a.given and a.sums_mode == 0 and a.lo != NULL
 
 
-cdef void add_parts(const Columns *a, const Layout *l, double *slots) noexcept nogil:
+cdef void add_parts(const Norm *a, const Layout *l, double *slots) noexcept nogil:
     """Add up the parts, then the folded columns; the first C of each sum then hold them."""
     cdef Py_ssize_t part, c, k
     cdef double *sums
@@ -75,7 +75,7 @@ cdef void add_parts(const Columns *a, const Layout *l, double *slots) noexcept n
                 sums[c] += other[c]
 
 
-cdef void strip_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *slots, Py_ssize_t first,
+cdef void strip_totals(Norm *a, const Layout *l, Py_ssize_t sample, double *slots, Py_ssize_t first,
                        Py_ssize_t n, double *sums) noexcept nogil:
     """The gradients of n columns' parameters; and their part in the sums of their groups."""
     cdef double hi[STRIP]
@@ -109,7 +109,7 @@ cdef void strip_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *s
             left = a.group
 
 
-cdef void column_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *slots, Py_ssize_t first,
+cdef void column_totals(Norm *a, const Layout *l, Py_ssize_t sample, double *slots, Py_ssize_t first,
                         Py_ssize_t n, double *sums) noexcept nogil:
     """From the slots of n columns, whole groups, to each group's weighted sums; the gradients of the columns'
     parameters on the way."""
@@ -130,14 +130,14 @@ cdef void column_totals(Columns *a, const Layout *l, Py_ssize_t sample, double *
         first += n
 
 
-cdef inline void grad_strip_item(const Columns *a, const Layout *l, const ColumnAffine *f, bint gathered,
+cdef inline void grad_strip_item(const Norm *a, const Layout *l, const ColumnAffine *f, bint gathered,
                                  Gradient gradient, Py_ssize_t sample, Py_ssize_t item,
                                  double *slots) noexcept nogil:
     cdef Py_ssize_t part = item // l.strips
     strip_grad_sums(a, l, f, gathered, gradient, sample, part, item - part * l.strips, slots)
 
 
-cdef int sample_grad_sums(Columns *a, const Layout *l, double *sums, Py_ssize_t sample, int threads,
+cdef int sample_grad_sums(Norm *a, const Layout *l, double *sums, Py_ssize_t sample, int threads,
                           bint apply) noexcept nogil:
     """Sums of a sample; with `apply` also its gradient, in the same visit."""
     cdef Py_ssize_t i, items = l.parts * l.strips
@@ -165,7 +165,7 @@ cdef int sample_grad_sums(Columns *a, const Layout *l, double *sums, Py_ssize_t 
     return 0
 
 
-cdef void strip_backward(Columns *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t strip,
+cdef void strip_backward(Norm *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t strip,
                          double *slots, double *sums, char *room) noexcept nogil:
     cdef ColumnAffine f = affine_in(a, l, room)
     cdef Py_ssize_t first = strip_begin(l, strip), n = strip_size(l, strip)
@@ -176,7 +176,7 @@ cdef void strip_backward(Columns *a, const Layout *l, bint gathered, Py_ssize_t 
     apply_strip(a, l, &f, True, sample, strip)
 
 
-cdef int backward_by_strips(Columns *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+cdef int backward_by_strips(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
     cdef Py_ssize_t i
     cdef bint gathered = not (end_to_end(a, &a.x) and end_to_end(a, &a.dy))
     cdef double *slots = <double *> malloc((SLOT + 2) * l.wide * sizeof(double) + COEFFICIENTS * coefficient_bytes(l))
@@ -194,7 +194,7 @@ cdef int backward_by_strips(Columns *a, const Layout *l, Py_ssize_t sample, int 
     return 0
 
 
-cdef int backward_sample(Columns *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+cdef int backward_sample(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
     cdef Py_ssize_t groups = l.columns // a.group
     cdef double count = <double> (l.rows * a.group)
     cdef double *sums = a.sums + 2 * groups * sample
@@ -218,7 +218,7 @@ cdef int backward_sample(Columns *a, const Layout *l, Py_ssize_t sample, int thr
     return failed
 
 
-cdef int columns_backward(Columns *a) noexcept nogil:
+cdef int columns_backward(Norm *a) noexcept nogil:
     """Gradients; y is the gradient of the input. grad_* are per sample and column."""
     cdef bint apart = samples_apart(a)
     cdef Layout l = layout_of(a, 1 if apart else a.threads)

@@ -18,7 +18,7 @@ cdef inline double column_count(const Layout *l, Py_ssize_t part, Py_ssize_t col
     return <double> whole
 
 
-cdef void strip_sums(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t part,
+cdef void strip_sums(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t part,
                      Py_ssize_t column, Py_ssize_t count, bint guess, char *shift,
                      double *first, double *second) noexcept nogil:
     """Sums of a part down `count` columns, about `shift` (of the accumulator's type)."""
@@ -44,7 +44,7 @@ cdef void strip_sums(const Columns *a, const Layout *l, bint gathered, Py_ssize_
         r.loops.column_sums(r.at, 1, rest, 1, shift, first, second)
 
 
-cdef void strip_sums_in_double(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
+cdef void strip_sums_in_double(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
                                Py_ssize_t part, Py_ssize_t column, Py_ssize_t count, double *shift,
                                double *first, double *second) noexcept nogil:
     """The same of one column group where floats overflowed; count <= WIDE_BLOCK."""
@@ -118,7 +118,7 @@ cdef bint any_lost(Py_ssize_t n, double tiny, const double *first, const double 
     return found != 0
 
 
-cdef void sum_lost_in_double(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
+cdef void sum_lost_in_double(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
                              Py_ssize_t part, Py_ssize_t column, Py_ssize_t count, double tiny,
                              double *first, double *second, double *kept) noexcept nogil:
     """Sums and shifts of the columns of a strip that floats have lost."""
@@ -137,7 +137,7 @@ cdef void sum_lost_in_double(const Columns *a, const Layout *l, bint gathered, P
                 second[j + k] = again[2 * WIDE_BLOCK + k]
 
 
-cdef void strip_moments(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
+cdef void strip_moments(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
                         Py_ssize_t part, Py_ssize_t strip, double *slots) noexcept nogil:
     """Fill a part's slot over one strip of columns: mean, lo and m2 of each."""
     cdef double shift[SUMMED]  # of the accumulator's type
@@ -217,7 +217,7 @@ cdef inline void total_add(Total *t, double value) noexcept nogil:
     t.sum = sum_
 
 
-cdef void strip_statistics(Columns *a, const Layout *l, Py_ssize_t at, const double *slots,
+cdef void strip_statistics(Norm *a, const Layout *l, Py_ssize_t at, const double *slots,
                            Py_ssize_t n) noexcept nogil:
     """Statistics of n columns that are groups by themselves: what group_statistics comes to."""
     cdef const double *mean = slots
@@ -244,7 +244,7 @@ cdef void strip_statistics(Columns *a, const Layout *l, Py_ssize_t at, const dou
     memcpy(a.rstd + at, out, n * sizeof(double))
 
 
-cdef void columns_statistics(Columns *a, const Layout *l, Py_ssize_t sample, const double *slots, Py_ssize_t first,
+cdef void columns_statistics(Norm *a, const Layout *l, Py_ssize_t sample, const double *slots, Py_ssize_t first,
                              Py_ssize_t n) noexcept nogil:
     """The same of any number of columns, from part 0 of the slots."""
     cdef Py_ssize_t stop = first + n
@@ -254,7 +254,7 @@ cdef void columns_statistics(Columns *a, const Layout *l, Py_ssize_t sample, con
         first += n
 
 
-cdef void group_statistics(Columns *a, const Layout *l, Py_ssize_t sample, const double *slots) noexcept nogil:
+cdef void group_statistics(Norm *a, const Layout *l, Py_ssize_t sample, const double *slots) noexcept nogil:
     """Statistics of each group of columns of a sample, from part 0 of the slots."""
     cdef const double *mean = slots
     cdef const double *lo = mean + l.wide
@@ -286,7 +286,7 @@ cdef void group_statistics(Columns *a, const Layout *l, Py_ssize_t sample, const
         a.rstd[at] = rstd_of(total.sum, count * <double> a.group, a.eps)
 
 
-cdef inline void strip_item(const Columns *a, const Layout *l, bint gathered, Py_ssize_t sample,
+cdef inline void strip_item(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
                             Py_ssize_t item, double *slots) noexcept nogil:
     cdef Py_ssize_t part = item // l.strips
     strip_moments(a, l, gathered, sample, part, item - part * l.strips, slots)
@@ -294,7 +294,7 @@ cdef inline void strip_item(const Columns *a, const Layout *l, bint gathered, Py
         unfold(l, slot_of(l, slots, part), part)
 
 
-cdef int sample_moments(Columns *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+cdef int sample_moments(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
     cdef double counts[PARTS]
     cdef Py_ssize_t i, items = l.parts * l.strips
     cdef bint gathered = not end_to_end(a, &a.x)

@@ -22,9 +22,10 @@ cdef struct Moments:
     double lo
     double m2
 
-cdef struct Units:
-    # The rows and segments families. Axes: outer, inner (together: units), segments of a unit,
-    # runs of a segment, elements of a run.
+cdef struct Norm:
+    # The rows, segments and columns families. Axes of rows and segments: outer, inner (together: units),
+    # segments of a unit, runs of a segment, elements of a run. Of columns: samples, then three axes of rows,
+    # then columns; a unit is then a group of columns of one sample.
     int storage
     int threads
     Py_ssize_t shape[5]
@@ -43,6 +44,7 @@ cdef struct Units:
     int activation    # 0: none, 1: one slope, 2: a slope per channel or element
     double eps
     double slope
+    Py_ssize_t group  # columns: how many share their statistics
     double *mean      # per unit: OUT, or IN where given; may be NULL in rows
     double *rstd
     double *m2        # OUT, may be NULL
@@ -64,36 +66,9 @@ cdef struct Units:
     void *final_weight     # OUT, rows: the same in the accumulation type; then those in double may be left
     void *final_bias       # as they are; may be NULL
 
-cdef struct Columns:
-    # The columns family. Axes: samples, then three axes of rows, then columns (contiguous).
-    int storage
-    int threads
-    Py_ssize_t shape[5]
-    View x
-    View y
-    View dy
-    bint given
-    int activation
-    Py_ssize_t group  # columns that share their statistics
-    double eps
-    double slope
-    double *mean      # per (sample, group)
-    double *rstd
-    double *m2
-    double *lo
-    const double *weight
-    const double *bias
-    const double *slopes
-    double *sums
-    int sums_mode
-    double count
-    double *grad_weight
-    double *grad_bias
-    double *grad_slope
-
 cdef struct Window:
-    # The window family. Channels first: axes sample, channel, (one), run, elements, as in Units.
-    # Channels last: axes sample, three of rows, channels, as in Columns.
+    # The window family. Channels first: axes sample, channel, (one), run, elements, as in segments.
+    # Channels last: axes sample, three of rows, channels, as in columns.
     int storage
     int threads
     Py_ssize_t shape[5]
@@ -111,23 +86,24 @@ cdef struct Window:
     double slope
     const double *slopes   # per channel
 
-ctypedef int (*units_kernel)(Units *) noexcept nogil
-ctypedef int (*columns_kernel)(Columns *) noexcept nogil
+ctypedef int (*norm_kernel)(Norm *) noexcept nogil
 ctypedef int (*window_kernel)(Window *) noexcept nogil
 ctypedef void (*widen_kernel)(int storage, const char *values, Py_ssize_t n, void *out) noexcept nogil
 ctypedef void (*widen64_kernel)(int storage, const char *values, Py_ssize_t n, double *out) noexcept nogil
+ctypedef void (*deviations_kernel)(double *values, Py_ssize_t n, double eps) noexcept nogil
 ctypedef void (*narrow_kernel)(int storage, const double *values, Py_ssize_t n, char *out) noexcept nogil
 
 cdef struct Kernels:
     # What one build offers. Each kernel returns 0, or -1 where memory ran out (nothing was written).
-    units_kernel units_moments
-    units_kernel units_forward
-    units_kernel units_backward
-    columns_kernel columns_moments
-    columns_kernel columns_forward
-    columns_kernel columns_backward
+    norm_kernel units_moments
+    norm_kernel units_forward
+    norm_kernel units_backward
+    norm_kernel columns_moments
+    norm_kernel columns_forward
+    norm_kernel columns_backward
     window_kernel window_forward
     window_kernel window_backward
     widen_kernel widen       # parameters to the type that their storage type is computed in,
     widen64_kernel widen64   # to doubles,
     narrow_kernel narrow     # and doubles rounded to a storage type
+    deviations_kernel deviations   # variances become 1 / sqrt(variance + eps)

@@ -5,7 +5,7 @@ from libc.math cimport sqrt
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from cnorm.kernels.jobs cimport Columns, Kernels, Moments, Units, View, Window
+from cnorm.kernels.jobs cimport Kernels, Moments, Norm, View, Window
 
 cdef extern from "tiles.h" nogil:
     ctypedef struct Affine:
@@ -184,42 +184,42 @@ cdef extern from "lanes.h" nogil:
 
 # What the table offers: the kernels, entered with subnormals counting.
 
-cdef int enter_units_moments(Units *job) noexcept nogil:
+cdef int enter_units_moments(Norm *job) noexcept nogil:
     cdef unsigned before = lanes_enter()
     cdef int failed = units_moments(job)
     lanes_leave(before)
     return failed
 
 
-cdef int enter_units_forward(Units *job) noexcept nogil:
+cdef int enter_units_forward(Norm *job) noexcept nogil:
     cdef unsigned before = lanes_enter()
     cdef int failed = units_forward(job)
     lanes_leave(before)
     return failed
 
 
-cdef int enter_units_backward(Units *job) noexcept nogil:
+cdef int enter_units_backward(Norm *job) noexcept nogil:
     cdef unsigned before = lanes_enter()
     cdef int failed = units_backward(job)
     lanes_leave(before)
     return failed
 
 
-cdef int enter_columns_moments(Columns *job) noexcept nogil:
+cdef int enter_columns_moments(Norm *job) noexcept nogil:
     cdef unsigned before = lanes_enter()
     cdef int failed = columns_moments(job)
     lanes_leave(before)
     return failed
 
 
-cdef int enter_columns_forward(Columns *job) noexcept nogil:
+cdef int enter_columns_forward(Norm *job) noexcept nogil:
     cdef unsigned before = lanes_enter()
     cdef int failed = columns_forward(job)
     lanes_leave(before)
     return failed
 
 
-cdef int enter_columns_backward(Columns *job) noexcept nogil:
+cdef int enter_columns_backward(Norm *job) noexcept nogil:
     cdef unsigned before = lanes_enter()
     cdef int failed = columns_backward(job)
     lanes_leave(before)
@@ -258,6 +258,14 @@ cdef void enter_narrow(int storage, const double *values, Py_ssize_t n, char *ou
     lanes_leave(before)
 
 
+cdef void enter_deviations(double *values, Py_ssize_t n, double eps) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    cdef Py_ssize_t i
+    for i in range(n):
+        values[i] = 1 / sqrt(values[i] + eps)
+    lanes_leave(before)
+
+
 cdef Kernels _kernels
 _kernels.units_moments = enter_units_moments
 _kernels.units_forward = enter_units_forward
@@ -270,6 +278,7 @@ _kernels.window_backward = enter_window_backward
 _kernels.widen = enter_widen
 _kernels.widen64 = enter_widen64
 _kernels.narrow = enter_narrow
+_kernels.deviations = enter_deviations
 
 table = PyCapsule_New(&_kernels, b"cnorm.kernels", NULL)
 

@@ -104,7 +104,7 @@ cdef struct Ready:
     Py_ssize_t runs, stride, length
 
 
-cdef inline Tiling tiling_of(const Units *a, bint segment_alone) noexcept nogil:
+cdef inline Tiling tiling_of(const Norm *a, bint segment_alone) noexcept nogil:
     cdef Tiling t
     t.loops = TILES[a.storage]
     t.segments = a.shape[2]

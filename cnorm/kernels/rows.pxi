@@ -1,6 +1,6 @@
 # Rows: a weight per element of the unit. LayerNorm and RMSNorm; a unit is a row.
 
-cdef void row_apply(const Units *a, const Tiling *t, const Affine *f, const char *x, char *y,
+cdef void row_apply(const Norm *a, const Tiling *t, const Affine *f, const char *x, char *y,
                     const Piece *p) noexcept nogil:
     cdef Py_ssize_t segment, element, step
     for segment in range(p.segment, p.segment + p.count):
@@ -42,11 +42,11 @@ cdef inline Py_ssize_t slot_begin(const Blocks *b, Py_ssize_t slot) noexcept nog
     return slot * b.blocks // b.slots
 
 
-cdef inline Affine row_affine(const Units *a, const Tiling *t, Py_ssize_t row) noexcept nogil:
+cdef inline Affine row_affine(const Norm *a, const Tiling *t, Py_ssize_t row) noexcept nogil:
     return unit_affine(a, t, row, a.mean[row] if a.mean != NULL else 0, 0, a.rstd[row])
 
 
-cdef void tile_grad_sums(const Units *a, const Tiling *t, Py_ssize_t row, Py_ssize_t tile,
+cdef void tile_grad_sums(const Norm *a, const Tiling *t, Py_ssize_t row, Py_ssize_t tile,
                          double *sums) noexcept nogil:
     """Add the sums over one tile of a row, wherever its runs lie."""
     cdef double x_buffer[TILE]
@@ -69,7 +69,7 @@ cdef void tile_grad_sums(const Units *a, const Tiling *t, Py_ssize_t row, Py_ssi
                                                 p.begin, &f, a.activation, sums)
 
 
-cdef void block_job(const Units *a, const Tiling *t, const Blocks *b, Py_ssize_t block,
+cdef void block_job(const Norm *a, const Tiling *t, const Blocks *b, Py_ssize_t block,
                     GradRows *job) noexcept nogil:
     """What the loops must know of a block's rows, but for their addresses."""
     cdef Py_ssize_t first = block * b.block, row = t.elements * t.loops.size
@@ -94,7 +94,7 @@ cdef void block_job(const Units *a, const Tiling *t, const Blocks *b, Py_ssize_t
     job.final[2] = NULL
 
 
-cdef inline void rows_from(const Units *a, const Tiling *t, const View *v, Py_ssize_t first, Py_ssize_t element,
+cdef inline void rows_from(const Norm *a, const Tiling *t, const View *v, Py_ssize_t first, Py_ssize_t element,
                            Py_ssize_t rows, const char **out) noexcept nogil:
     """Addresses of one element of each of a few rows."""
     cdef const char *base = element_at(t, v, unit_at(a, v, first), 0, element)
@@ -106,7 +106,7 @@ cdef inline void rows_from(const Units *a, const Tiling *t, const View *v, Py_ss
             out[i] = element_at(t, v, unit_at(a, v, first + i), 0, element)
 
 
-cdef void stretch_of_block(const Units *a, const Tiling *t, const Blocks *b, Py_ssize_t slot,
+cdef void stretch_of_block(const Norm *a, const Tiling *t, const Blocks *b, Py_ssize_t slot,
                            Py_ssize_t block, Py_ssize_t begin, Py_ssize_t end, bint take_sums,
                            GradRows *job) noexcept nogil:
     """dx and the parameters' sums over elements begin..end of a block's rows."""
@@ -124,7 +124,7 @@ cdef void stretch_of_block(const Units *a, const Tiling *t, const Blocks *b, Py_
         begin += step
 
 
-cdef inline void keep_slopes(const Units *a, const Blocks *b, Py_ssize_t block,
+cdef inline void keep_slopes(const Norm *a, const Blocks *b, Py_ssize_t block,
                              const GradRows *job) noexcept nogil:
     cdef Py_ssize_t i
     if a.unit_slope_grads != NULL:
@@ -138,7 +138,7 @@ cdef inline void set_sums(GradRows *job, Py_ssize_t row, const double *sums) noe
         job.sums[kind][row] = sums[kind]
 
 
-cdef void backward_slot(const Units *a, const Tiling *t, const Blocks *b, Py_ssize_t slot) noexcept nogil:
+cdef void backward_slot(const Norm *a, const Tiling *t, const Blocks *b, Py_ssize_t slot) noexcept nogil:
     cdef GradRows job
     cdef double sums[SLOT]
     cdef Py_ssize_t block, i, tile
@@ -154,7 +154,7 @@ cdef void backward_slot(const Units *a, const Tiling *t, const Blocks *b, Py_ssi
         keep_slopes(a, b, block, &job)
 
 
-cdef inline void tile_item(const Units *a, const Tiling *t, Py_ssize_t item, double *kept) noexcept nogil:
+cdef inline void tile_item(const Norm *a, const Tiling *t, Py_ssize_t item, double *kept) noexcept nogil:
     cdef double *sums = kept + SLOT * item
     cdef Py_ssize_t row = item // t.tiles
     memset(sums, 0, SLOT * sizeof(double))
@@ -170,7 +170,7 @@ cdef inline void total_item(const Tiling *t, Py_ssize_t row, double *kept) noexc
             sums[i] += sums[SLOT * tile + i]
 
 
-cdef void stretch_item(const Units *a, const Tiling *t, const Blocks *b, const double *kept,
+cdef void stretch_item(const Norm *a, const Tiling *t, const Blocks *b, const double *kept,
                        Py_ssize_t slot, Py_ssize_t begin) noexcept nogil:
     cdef GradRows job
     cdef Py_ssize_t block, i
@@ -183,7 +183,7 @@ cdef void stretch_item(const Units *a, const Tiling *t, const Blocks *b, const d
             keep_slopes(a, b, block, &job)
 
 
-cdef int backward_apart(const Units *a, const Tiling *t, const Blocks *b) noexcept nogil:
+cdef int backward_apart(const Norm *a, const Tiling *t, const Blocks *b) noexcept nogil:
     """Slots too few to keep the threads busy: the sums of all rows before any stretch of any slot."""
     cdef Py_ssize_t items = b.rows * t.tiles, stretches = (b.elements + STRETCH - 1) // STRETCH, i
     cdef double *kept = <double *> malloc(SLOT * items * sizeof(double))
@@ -201,7 +201,7 @@ cdef int backward_apart(const Units *a, const Tiling *t, const Blocks *b) noexce
     return 0
 
 
-cdef void total_columns(const Units *a, const Tiling *t, const Blocks *b, Py_ssize_t first) noexcept nogil:
+cdef void total_columns(const Norm *a, const Tiling *t, const Blocks *b, Py_ssize_t first) noexcept nogil:
     """Add up the slots over a stretch of elements, and round what is wanted rounded."""
     cdef double *totals[3]
     cdef Py_ssize_t slot, i, kind, n = min(<Py_ssize_t> STRETCH, b.elements - first), bytes = first * t.loops.wide
@@ -222,7 +222,7 @@ cdef void total_columns(const Units *a, const Tiling *t, const Blocks *b, Py_ssi
         t.loops.narrow(totals[1], n, <char *> a.final_bias + bytes)
 
 
-cdef void total_blocks(const Units *a, const Tiling *t, const Blocks *b) noexcept nogil:
+cdef void total_blocks(const Norm *a, const Tiling *t, const Blocks *b) noexcept nogil:
     """The parameters' gradients of several blocks."""
     cdef Py_ssize_t stretches = (b.elements + STRETCH - 1) // STRETCH, i
     if a.threads == 1 or b.slots * b.elements < PARALLEL_SUMS:
@@ -233,7 +233,7 @@ cdef void total_blocks(const Units *a, const Tiling *t, const Blocks *b) noexcep
             total_columns(a, t, b, i * STRETCH)
 
 
-cdef int rows_backward(Units *a) noexcept nogil:
+cdef int rows_backward(Norm *a) noexcept nogil:
     """Gradients of rows; grad_weight, grad_bias and grad_slope, one after the other, are written, the last
     where there is an activation. The sums of one block go to final_weight and final_bias at once."""
     cdef Tiling t = tiling_of(a, True)

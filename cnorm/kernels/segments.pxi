@@ -3,11 +3,11 @@
 # BatchNorm: a unit is a channel, a segment a sample of it (one weight per unit).
 # GroupNorm: a unit is a group of one sample, a segment a channel of it (a weight per segment).
 
-cdef inline Py_ssize_t channel_of(const Units *a, Py_ssize_t inner, Py_ssize_t segment) noexcept nogil:
+cdef inline Py_ssize_t channel_of(const Norm *a, Py_ssize_t inner, Py_ssize_t segment) noexcept nogil:
     return inner * a.shape[2] + segment if a.by_segment else inner
 
 
-cdef inline void set_channel(const Units *a, Affine *f, Py_ssize_t channel) noexcept nogil:
+cdef inline void set_channel(const Norm *a, Affine *f, Py_ssize_t channel) noexcept nogil:
     """scale, bias, slope and p of one channel; lo goes into the bias."""
     f.scale = f.rstd * a.weight[channel] if a.weight != NULL else f.rstd
     f.p = f.scale
@@ -28,7 +28,7 @@ cdef inline void set_channel(const Units *a, Affine *f, Py_ssize_t channel) noex
 cdef enum:
     SLOT = 4                   # sums that backward takes of a unit: see there
     BAND_SEGMENT = 1 << 11     # a) bytes of one, at most
-    BAND_BYTES = 1 << 19       # b) of all that is read for a band
+    BAND_BYTES = 1 << 18       # b) of all that is read for a band
     BAND_LEAST = 1 << 20       # b) of a call, at least
     BAND_GIVEN = 1 << 12       # c) of a segment, at most
     BAND_NEAR = 1 << 15        # d) of all that is read for a band,
@@ -58,16 +58,16 @@ cdef inline void open_band(Band *b) noexcept nogil:
     b.affine.rstd = b.rstd
 
 
-cdef inline Parameters parameters_of(const Units *a, Py_ssize_t channel) noexcept nogil:
+cdef inline Parameters parameters_of(const Norm *a, Py_ssize_t channel) noexcept nogil:
     return parameters_from(channel, a.weight, a.bias, a.slopes, a.slope, a.activation)
 
 
-cdef inline bint short_segments(const Units *a, const Tiling *t) noexcept nogil:
+cdef inline bint short_segments(const Norm *a, const Tiling *t) noexcept nogil:
     """a)"""
     return a.by_segment and t.segments > 1 and t.runs == 1 and t.elements * t.loops.size <= BAND_SEGMENT
 
 
-cdef void segment_band(const Units *a, const Affine *f, Py_ssize_t channel, Py_ssize_t n, bint backward,
+cdef void segment_band(const Norm *a, const Affine *f, Py_ssize_t channel, Py_ssize_t n, bint backward,
                        Band *b) noexcept nogil:
     """Segments of one unit: one mean and deviation, and parameters for each."""
     cdef Parameters of = parameters_of(a, channel)
@@ -82,7 +82,7 @@ cdef void segment_band(const Units *a, const Affine *f, Py_ssize_t channel, Py_s
         spread(f.r, n, b.r)
 
 
-cdef void band_apply(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t inner, const char *x,
+cdef void band_apply(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t inner, const char *x,
                      char *y, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
     """Whole segments."""
     cdef Band b
@@ -95,7 +95,7 @@ cdef void band_apply(const Units *a, const Tiling *t, const Affine *shared, Py_s
         first += count
 
 
-cdef void segment_apply(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t inner,
+cdef void segment_apply(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t inner,
                         const char *x, char *y, const Piece *p) noexcept nogil:
     cdef Affine f
     cdef Py_ssize_t segment, element, step, size = t.loops.size
@@ -122,7 +122,7 @@ cdef void segment_apply(const Units *a, const Tiling *t, const Affine *shared, P
             element += step
 
 
-cdef Py_ssize_t band_of(const Units *a, const Tiling *t, bint backward) noexcept nogil:
+cdef Py_ssize_t band_of(const Norm *a, const Tiling *t, bint backward) noexcept nogil:
     """b), c), d): units in a band, at most; 1 or less: no bands."""
     cdef Py_ssize_t segment = t.elements * t.loops.size, unit = segment * t.segments, units = units_of(a), band
     cdef int read = 2 if backward else 1
@@ -138,7 +138,7 @@ cdef Py_ssize_t band_of(const Units *a, const Tiling *t, bint backward) noexcept
     return min(<Py_ssize_t> BAND, min(BAND_BYTES // (read * unit), units // (2 * a.threads)))
 
 
-cdef void forward_band(Units *a, const Tiling *t, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+cdef void forward_band(Norm *a, const Tiling *t, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
     cdef Band b
     cdef Moments m
     cdef double mean[BAND]
@@ -158,7 +158,7 @@ cdef void forward_band(Units *a, const Tiling *t, Py_ssize_t first, Py_ssize_t s
                        n, a.x.stride[1], a.y.stride[1], t.elements, &b.affine, a.activation)
 
 
-cdef int segments_forward_banded(Units *a, const Tiling *t, Py_ssize_t band) noexcept nogil:
+cdef int segments_forward_banded(Norm *a, const Tiling *t, Py_ssize_t band) noexcept nogil:
     cdef Py_ssize_t units = units_of(a), bands = (units + band - 1) // band, i
     if a.threads == 1:
         for i in range(bands):
@@ -169,7 +169,7 @@ cdef int segments_forward_banded(Units *a, const Tiling *t, Py_ssize_t band) noe
     return 0
 
 
-cdef inline void given_band(const Units *a, const Tiling *t, Py_ssize_t item, Py_ssize_t bands,
+cdef inline void given_band(const Norm *a, const Tiling *t, Py_ssize_t item, Py_ssize_t bands,
                             const BandAffine *f) noexcept nogil:
     cdef Py_ssize_t segment = item // bands, first = (item - segment * bands) * BAND
     cdef BandAffine g = f[0]
@@ -183,7 +183,7 @@ cdef inline void given_band(const Units *a, const Tiling *t, Py_ssize_t item, Py
                        a.activation)
 
 
-cdef int segments_given_banded(const Units *a, const Tiling *t) noexcept nogil:
+cdef int segments_given_banded(const Norm *a, const Tiling *t) noexcept nogil:
     cdef Py_ssize_t units = units_of(a), bands = (units + BAND - 1) // BAND, items = bands * t.segments, i
     cdef double own[OWN]
     cdef double *room = <double *> room_for(5 * units * sizeof(double), own)
@@ -216,11 +216,11 @@ cdef enum:
     FEW_SLOTS = 256
 
 
-cdef inline Py_ssize_t slots_of(const Units *a, const Tiling *t) noexcept nogil:
+cdef inline Py_ssize_t slots_of(const Norm *a, const Tiling *t) noexcept nogil:
     return t.segments if a.by_segment else t.parts
 
 
-cdef void segment_sums(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
+cdef void segment_sums(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
                        Py_ssize_t slot, double *out) noexcept nogil:
     cdef double x_buffer[TILE]
     cdef double dy_buffer[TILE]
@@ -254,7 +254,7 @@ cdef void segment_sums(const Units *a, const Tiling *t, const Affine *shared, Py
                            a.activation, out)
 
 
-cdef void unit_totals(const Units *a, const Tiling *t, Affine *f, Py_ssize_t unit,
+cdef void unit_totals(const Norm *a, const Tiling *t, Affine *f, Py_ssize_t unit,
                       const double *slots, double *sum_g, double *sum_gd) noexcept nogil:
     """From slots to the unit's weighted sums; parameter gradients on the way."""
     cdef Py_ssize_t slot, count = slots_of(a, t), inner = unit % a.shape[1]
@@ -295,7 +295,7 @@ cdef void unit_totals(const Units *a, const Tiling *t, Affine *f, Py_ssize_t uni
     sum_gd[0] = weight * gd
 
 
-cdef void finish_affine(const Units *a, Affine *f, double count, double sum_g,
+cdef void finish_affine(const Norm *a, Affine *f, double count, double sum_g,
                         double sum_gd) noexcept nogil:
     """q and r of dx = (g * p - r) - (x - hi) * rstd * q, from the unit's two weighted sums."""
     if a.given:  # evaluation: the statistics do not depend on x
@@ -306,7 +306,7 @@ cdef void finish_affine(const Units *a, Affine *f, double count, double sum_g,
     f.r = (f.rstd * sum_g / count if a.centred else 0) - f.lo * f.rstd * f.q
 
 
-cdef void segment_grad_apply(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
+cdef void segment_grad_apply(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
                              Py_ssize_t slot) noexcept nogil:
     """The gradient of the input, over the tiles of one slot."""
     cdef const char *x = unit_at(a, &a.x, unit)
@@ -339,7 +339,7 @@ cdef void segment_grad_apply(const Units *a, const Tiling *t, const Affine *shar
         tile = next_tile(t, tile, stop)
 
 
-cdef void sums_by_band(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
+cdef void sums_by_band(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
                        double *slots) noexcept nogil:
     """The sums of all segments of a unit: what segment_sums comes to."""
     cdef Band b
@@ -357,7 +357,7 @@ cdef void sums_by_band(const Units *a, const Tiling *t, const Affine *shared, Py
         first += count
 
 
-cdef inline void set_backward(const Units *a, const Tiling *t, Py_ssize_t unit, double *slots,
+cdef inline void set_backward(const Norm *a, const Tiling *t, Py_ssize_t unit, double *slots,
                               Affine *f) noexcept nogil:
     """What is applied to a unit, from its sums. `slots` is room for these, or NULL where few are needed."""
     cdef double own[SLOT * FEW_SLOTS]
@@ -373,7 +373,7 @@ cdef inline void set_backward(const Units *a, const Tiling *t, Py_ssize_t unit, 
     finish_unit(a, t, f, unit, slots)
 
 
-cdef void band_grad_apply(const Units *a, const Tiling *t, const Affine *shared, Py_ssize_t unit) noexcept nogil:
+cdef void band_grad_apply(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t unit) noexcept nogil:
     """The gradient of a unit's input."""
     cdef Band b
     cdef const char *x = unit_at(a, &a.x, unit)
@@ -389,7 +389,7 @@ cdef void band_grad_apply(const Units *a, const Tiling *t, const Affine *shared,
         first += count
 
 
-cdef void segments_backward_unit(const Units *a, const Tiling *t, Py_ssize_t unit,
+cdef void segments_backward_unit(const Norm *a, const Tiling *t, Py_ssize_t unit,
                                  double *slots) noexcept nogil:
     """One unit, while it is in cache."""
     cdef Affine f
@@ -404,7 +404,7 @@ cdef void segments_backward_unit(const Units *a, const Tiling *t, Py_ssize_t uni
             segment_grad_apply(a, t, &f, unit, slot)
 
 
-cdef void band_sums(const Units *a, const Tiling *t, Py_ssize_t unit, Py_ssize_t n, Band *b) noexcept nogil:
+cdef void band_sums(const Norm *a, const Tiling *t, Py_ssize_t unit, Py_ssize_t n, Band *b) noexcept nogil:
     """The sums of n units."""
     cdef double slots[SLOT * FEW_SLOTS]
     cdef double sums[SLOT]
@@ -433,7 +433,7 @@ cdef void band_sums(const Units *a, const Tiling *t, Py_ssize_t unit, Py_ssize_t
             b.sums[k * BAND + i] = sums[k]
 
 
-cdef void backward_band(const Units *a, const Tiling *t, Py_ssize_t unit, Py_ssize_t n) noexcept nogil:
+cdef void backward_band(const Norm *a, const Tiling *t, Py_ssize_t unit, Py_ssize_t n) noexcept nogil:
     """n units of one outer index: unit_totals and finish_affine for all of them."""
     cdef Band b
     cdef Py_ssize_t i, inner = unit % a.shape[1]
@@ -469,13 +469,13 @@ cdef void backward_band(const Units *a, const Tiling *t, Py_ssize_t unit, Py_ssi
                             a.dy.stride[1], a.y.stride[1], t.elements, &b.affine, a.activation)
 
 
-cdef inline void band_item(const Units *a, const Tiling *t, Py_ssize_t item, Py_ssize_t band) noexcept nogil:
+cdef inline void band_item(const Norm *a, const Tiling *t, Py_ssize_t item, Py_ssize_t band) noexcept nogil:
     cdef Py_ssize_t bands = (a.shape[1] + band - 1) // band, outer = item // bands
     cdef Py_ssize_t first = (item - outer * bands) * band
     backward_band(a, t, outer * a.shape[1] + first, min(band, a.shape[1] - first))
 
 
-cdef void segments_backward_banded(const Units *a, const Tiling *t, Py_ssize_t band) noexcept nogil:
+cdef void segments_backward_banded(const Norm *a, const Tiling *t, Py_ssize_t band) noexcept nogil:
     cdef Py_ssize_t items = a.shape[0] * ((a.shape[1] + band - 1) // band), i
     if a.threads == 1:
         for i in range(items):
@@ -485,7 +485,7 @@ cdef void segments_backward_banded(const Units *a, const Tiling *t, Py_ssize_t b
             band_item(a, t, i, band)
 
 
-cdef inline void finish_unit(const Units *a, const Tiling *t, Affine *f, Py_ssize_t unit,
+cdef inline void finish_unit(const Norm *a, const Tiling *t, Affine *f, Py_ssize_t unit,
                              const double *slots) noexcept nogil:
     cdef double sum_g, sum_gd, count = <double> (t.segments * t.elements)
     if a.sums_mode == 2:
@@ -500,25 +500,25 @@ cdef inline void finish_unit(const Units *a, const Tiling *t, Affine *f, Py_ssiz
     finish_affine(a, f, count, sum_g, sum_gd)
 
 
-cdef inline void sums_item(const Units *a, const Tiling *t, double *slots, Py_ssize_t item,
+cdef inline void sums_item(const Norm *a, const Tiling *t, double *slots, Py_ssize_t item,
                            Py_ssize_t count) noexcept nogil:
     cdef Py_ssize_t unit = item // count
     cdef Affine f = given_affine(a, t, unit)
     segment_sums(a, t, &f, unit, item - unit * count, slots + SLOT * item)
 
 
-cdef inline void grad_item(const Units *a, const Tiling *t, const Affine *affine, Py_ssize_t item,
+cdef inline void grad_item(const Norm *a, const Tiling *t, const Affine *affine, Py_ssize_t item,
                            Py_ssize_t count) noexcept nogil:
     cdef Py_ssize_t unit = item // count
     segment_grad_apply(a, t, affine + unit, unit, item - unit * count)
 
 
-cdef inline void backward_item(const Units *a, const Tiling *t, Py_ssize_t unit, double *slots,
+cdef inline void backward_item(const Norm *a, const Tiling *t, Py_ssize_t unit, double *slots,
                                Py_ssize_t count) noexcept nogil:
     segments_backward_unit(a, t, unit, slots + SLOT * count * unit if slots != NULL else NULL)
 
 
-cdef int segments_backward(Units *a) noexcept nogil:
+cdef int segments_backward(Norm *a) noexcept nogil:
     cdef Tiling t = tiling_of(a, a.by_segment)
     cdef Py_ssize_t units = units_of(a), count = slots_of(a, &t), items = units * count, i
     cdef bint apart = by_parts(units, count, a.threads) or a.sums_mode == 2

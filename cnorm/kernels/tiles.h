@@ -102,7 +102,7 @@ enum { BAND = 32 };
 enum { CASCADE = 256 };
 
 /* Whole rows, each one tile: what forward_rows takes, and the statistics it leaves. */
-enum { ROWS_TOGETHER = 16 };
+enum { ROWS_TOGETHER = 64 };
 typedef struct {
     const char *x;
     char *y;

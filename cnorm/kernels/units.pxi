@@ -7,11 +7,11 @@
 # c) rows.pxi and segments.pxi say how one piece of a unit is applied: with a weight per element, or
 #    with a scalar per segment.
 
-cdef inline Py_ssize_t units_of(const Units *a) noexcept nogil:
+cdef inline Py_ssize_t units_of(const Norm *a) noexcept nogil:
     return a.shape[0] * a.shape[1]
 
 
-cdef inline char *unit_at(const Units *a, const View *v, Py_ssize_t unit) noexcept nogil:
+cdef inline char *unit_at(const Norm *a, const View *v, Py_ssize_t unit) noexcept nogil:
     cdef Py_ssize_t outer = unit // a.shape[1] if a.shape[0] > 1 else 0
     return v.data + outer * v.stride[0] + (unit - outer * a.shape[1]) * v.stride[1]
 
@@ -53,7 +53,7 @@ cdef enum:
     APART_AHEAD = 1 << 12
 
 
-cdef inline void set_memory(Units *a, Tiling *t) noexcept nogil:
+cdef inline void set_memory(Norm *a, Tiling *t) noexcept nogil:
     """What is stored past the cache, and what is asked for before it is read or written."""
     cdef Py_ssize_t segment = t.elements * t.loops.size, bytes = units_of(a) * t.segments * segment
     cdef bint backward = a.dy.data != NULL, in_order = a.given and not backward
@@ -90,7 +90,7 @@ cdef inline const void *laid(const void *values, Py_ssize_t bytes, Py_ssize_t ph
     return room
 
 
-cdef void *lay_parameters(Units *a, const Tiling *t) noexcept nogil:
+cdef void *lay_parameters(Norm *a, const Tiling *t) noexcept nogil:
     """Weight and bias of many rows to where whole lanes of them lie: as the rows' do after the few elements that
     are stored first, up to a line of y. To be freed; NULL: they are used as they lie."""
     cdef Py_ssize_t bytes = t.elements * t.loops.wide, phase = 0
@@ -113,14 +113,14 @@ include "segments.pxi"
 include "rows.pxi"
 
 
-cdef inline void split_mean(const Units *a, const Tiling *t, double mean, double lo, double rstd,
+cdef inline void split_mean(const Norm *a, const Tiling *t, double mean, double lo, double rstd,
                             Affine *f) noexcept nogil:
     """The mean as the accumulator's hi and the rest."""
     f.hi = first_part(mean, t.loops.rounded(mean), rstd, a.eps)
     f.lo = (mean - f.hi) + lo
 
 
-cdef inline Affine unit_affine(const Units *a, const Tiling *t, Py_ssize_t unit, double mean,
+cdef inline Affine unit_affine(const Norm *a, const Tiling *t, Py_ssize_t unit, double mean,
                                double lo, double rstd) noexcept nogil:
     cdef Affine f
     split_mean(a, t, mean, lo, rstd, &f)
@@ -140,7 +140,7 @@ cdef inline Affine unit_affine(const Units *a, const Tiling *t, Py_ssize_t unit,
     return f
 
 
-cdef void keep_statistics(Units *a, Py_ssize_t unit, Moments m, double rstd) noexcept nogil:
+cdef void keep_statistics(Norm *a, Py_ssize_t unit, Moments m, double rstd) noexcept nogil:
     if a.mean != NULL:
         a.mean[unit] = m.mean
     if a.lo != NULL:
@@ -151,12 +151,12 @@ cdef void keep_statistics(Units *a, Py_ssize_t unit, Moments m, double rstd) noe
         a.rstd[unit] = rstd
 
 
-cdef inline Affine given_affine(const Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+cdef inline Affine given_affine(const Norm *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
     return unit_affine(a, t, unit, a.mean[unit] if a.mean != NULL else 0,
                        a.lo[unit] if a.lo != NULL else 0, a.rstd[unit])
 
 
-cdef inline void apply_part(const Units *a, const Tiling *t, const Affine *f, Py_ssize_t unit,
+cdef inline void apply_part(const Norm *a, const Tiling *t, const Affine *f, Py_ssize_t unit,
                             Py_ssize_t part) noexcept nogil:
     cdef const char *x = unit_at(a, &a.x, unit)
     cdef char *y = unit_at(a, &a.y, unit)
@@ -185,7 +185,7 @@ cdef inline Piece tile_stretch(const Tiling *t, Py_ssize_t tile, Py_ssize_t stop
     return p
 
 
-cdef void add_unit(const Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+cdef void add_unit(const Norm *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
     """x = dy + plus, for one unit: what is normalised is in cache then."""
     cdef char *x = unit_at(a, &a.x, unit)
     cdef const char *one = unit_at(a, &a.dy, unit)
@@ -196,13 +196,13 @@ cdef void add_unit(const Units *a, const Tiling *t, Py_ssize_t unit) noexcept no
                     t.length)
 
 
-cdef inline void forward_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+cdef inline void forward_unit(Norm *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
     if a.add:
         add_unit(a, t, unit)
     normalise_unit(a, t, unit)
 
 
-cdef inline void set_forward(Units *a, const Tiling *t, Py_ssize_t unit, Affine *f) noexcept nogil:
+cdef inline void set_forward(Norm *a, const Tiling *t, Py_ssize_t unit, Affine *f) noexcept nogil:
     """What is applied to a unit, from its statistics, which are kept, or from those that are given."""
     cdef Moments m
     cdef double rstd
@@ -215,7 +215,7 @@ cdef inline void set_forward(Units *a, const Tiling *t, Py_ssize_t unit, Affine 
         f[0] = unit_affine(a, t, unit, m.mean, m.lo, rstd)
 
 
-cdef void normalise_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+cdef void normalise_unit(Norm *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
     cdef Affine f
     cdef Py_ssize_t part
     set_forward(a, t, unit, &f)
@@ -233,13 +233,13 @@ cdef inline Moments slot_total(const Moments *slots, Py_ssize_t parts) noexcept 
     return tree_total(&tree)
 
 
-cdef inline void part_slot(const Units *a, const Tiling *t, Moments *slots,
+cdef inline void part_slot(const Norm *a, const Tiling *t, Moments *slots,
                            Py_ssize_t item) noexcept nogil:
     cdef Py_ssize_t unit = item // t.parts
     slots[item] = part_moments(t, &a.x, unit_at(a, &a.x, unit), item - unit * t.parts, a.centred, a.eps)
 
 
-cdef int moments_by_parts(Units *a, const Tiling *t) noexcept nogil:
+cdef int moments_by_parts(Norm *a, const Tiling *t) noexcept nogil:
     """Statistics of few, large units."""
     cdef Py_ssize_t units = units_of(a), items = units * t.parts, i
     cdef Moments *slots = <Moments *> malloc(items * sizeof(Moments))
@@ -255,16 +255,16 @@ cdef int moments_by_parts(Units *a, const Tiling *t) noexcept nogil:
     return 0
 
 
-cdef inline void apply_item(const Units *a, const Tiling *t, Py_ssize_t item) noexcept nogil:
+cdef inline void apply_item(const Norm *a, const Tiling *t, Py_ssize_t item) noexcept nogil:
     cdef Py_ssize_t unit = item // t.parts
     cdef Affine f = given_affine(a, t, unit)
     apply_part(a, t, &f, unit, item - unit * t.parts)
 
 
-cdef int forward_by_parts(Units *a, const Tiling *t) noexcept nogil:
+cdef int forward_by_parts(Norm *a, const Tiling *t) noexcept nogil:
     cdef Py_ssize_t units = units_of(a), items = units * t.parts, i
     cdef double *kept = NULL
-    cdef Units given = a[0]
+    cdef Norm given = a[0]
     if not a.given:
         # the caller may not want every statistic: the sweep that applies does
         kept = <double *> malloc(3 * units * sizeof(double))
@@ -291,24 +291,47 @@ cdef int forward_by_parts(Units *a, const Tiling *t) noexcept nogil:
 
 # ---- units of one segment that is one tile: many at once ----
 
+cdef extern from *:
+    """
+    #if defined(__unix__)
+    #include <unistd.h>
+    #endif
+    /* Bytes of the processor's first cache, or 0 where nobody says. */
+    static ptrdiff_t first_cache(void) {
+    #if defined(_SC_LEVEL1_DCACHE_SIZE)
+        return sysconf(_SC_LEVEL1_DCACHE_SIZE);
+    #else
+        return 0;
+    #endif
+    }
+    """
+    Py_ssize_t first_cache()
+
 cdef enum:
-    TOGETHER_BYTES = 1 << 14   # of rows that one visit takes: they stay in L1
-    TOGETHER_FAR = 1 << 11     # the same where they come from memory: half a page, so that the other half is
-                               # prefetched while this one is written (a whole one took up to thrice the time)
+    TOGETHER_BYTES = 1 << 14   # of rows that one visit takes, and of its result: they stay in L1,
+    TOGETHER_LONG = 16         # of more rows than these
+    TOGETHER_SHORT = 1 << 13   # so many bytes
+
+# The same where they come from memory, as many more of which are prefetched while these are written: a page, and
+# where the first cache has 32 KiB half of one. Zen 4 takes up to thrice the time for pages, Zen 5 0.8 of it.
+cdef Py_ssize_t TOGETHER_FAR = 1 << 12 if first_cache() > 1 << 15 else 1 << 11
 
 
-cdef inline bint one_tile(const Units *a, const Tiling *t) noexcept nogil:
+cdef inline bint one_tile(const Norm *a, const Tiling *t) noexcept nogil:
     return a.shape[2] == 1 and t.runs == 1 and t.tiles == 1 and not a.given and a.unit_slopes == NULL
 
 
-cdef inline Py_ssize_t together_of(const Units *a, const Tiling *t) noexcept nogil:
+cdef inline Py_ssize_t together_of(const Norm *a, const Tiling *t) noexcept nogil:
     cdef Py_ssize_t row = t.elements * t.loops.size
     cdef bint far = 2 * units_of(a) * row >= NEAR_BYTES
-    cdef Py_ssize_t rows = min(<Py_ssize_t> ROWS_TOGETHER, (TOGETHER_FAR if far else TOGETHER_BYTES) // row)
+    cdef Py_ssize_t rows = TOGETHER_FAR // row
+    if not far:
+        rows = max(TOGETHER_SHORT // row, min(<Py_ssize_t> TOGETHER_LONG, TOGETHER_BYTES // row))
+    rows = min(<Py_ssize_t> ROWS_TOGETHER, rows)
     return max(1, rows if rows < ABREAST else rows // ABREAST * ABREAST)
 
 
-cdef inline void keep_rows(Units *a, Py_ssize_t unit, const RowJob *job) noexcept nogil:
+cdef inline void keep_rows(Norm *a, Py_ssize_t unit, const RowJob *job) noexcept nogil:
     cdef size_t bytes = job.rows * sizeof(double)
     if a.mean != NULL:
         memcpy(a.mean + unit, job.mean, bytes)
@@ -320,7 +343,7 @@ cdef inline void keep_rows(Units *a, Py_ssize_t unit, const RowJob *job) noexcep
         memcpy(a.rstd + unit, job.rstd, bytes)
 
 
-cdef void forward_together(Units *a, const Tiling *t, Py_ssize_t outer, Py_ssize_t inner,
+cdef void forward_together(Norm *a, const Tiling *t, Py_ssize_t outer, Py_ssize_t inner,
                            Py_ssize_t stop, Py_ssize_t together) noexcept nogil:
     """Units inner .. stop of one outer index."""
     cdef RowJob job
@@ -360,13 +383,13 @@ cdef void forward_together(Units *a, const Tiling *t, Py_ssize_t outer, Py_ssize
         unit += job.rows
 
 
-cdef inline void together_item(Units *a, const Tiling *t, Py_ssize_t item, Py_ssize_t items,
+cdef inline void together_item(Norm *a, const Tiling *t, Py_ssize_t item, Py_ssize_t items,
                                Py_ssize_t step, Py_ssize_t together) noexcept nogil:
     cdef Py_ssize_t outer = item // items, first = (item - outer * items) * step
     forward_together(a, t, outer, first, min(first + step, a.shape[1]), together)
 
 
-cdef int units_forward_together(Units *a, const Tiling *t) noexcept nogil:
+cdef int units_forward_together(Norm *a, const Tiling *t) noexcept nogil:
     cdef Py_ssize_t together = together_of(a, t), step, items, i
     if a.threads == 1:
         for i in range(a.shape[0]):
@@ -381,7 +404,7 @@ cdef int units_forward_together(Units *a, const Tiling *t) noexcept nogil:
 
 # ---- statistics that are given: nothing to wait for, so in the order of memory ----
 
-cdef void given_segment(const Units *a, const Tiling *t, Py_ssize_t item) noexcept nogil:
+cdef void given_segment(const Norm *a, const Tiling *t, Py_ssize_t item) noexcept nogil:
     """One segment of one unit; items run over units first, as batch norm's channels lie."""
     cdef Py_ssize_t units = units_of(a), segment = item // units, unit = item - segment * units
     cdef Affine f = given_affine(a, t, unit)
@@ -393,7 +416,7 @@ cdef void given_segment(const Units *a, const Tiling *t, Py_ssize_t item) noexce
     segment_apply(a, t, &f, unit % a.shape[1], unit_at(a, &a.x, unit), unit_at(a, &a.y, unit), &p)
 
 
-cdef int forward_given(const Units *a, const Tiling *t) noexcept nogil:
+cdef int forward_given(const Norm *a, const Tiling *t) noexcept nogil:
     cdef Py_ssize_t items = units_of(a) * t.segments, i
     if a.threads == 1:
         for i in range(items):
@@ -405,7 +428,7 @@ cdef int forward_given(const Units *a, const Tiling *t) noexcept nogil:
     return 0
 
 
-cdef int forward_all(Units *a, const Tiling *t) noexcept nogil:
+cdef int forward_all(Norm *a, const Tiling *t) noexcept nogil:
     """Every unit, in the way that suits their number and size."""
     cdef Py_ssize_t units = units_of(a), band = band_of(a, t, False), i
     if one_tile(a, t):
@@ -431,7 +454,7 @@ cdef int forward_all(Units *a, const Tiling *t) noexcept nogil:
     return 0
 
 
-cdef int units_forward(Units *a) noexcept nogil:
+cdef int units_forward(Norm *a) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias, of each unit."""
     cdef Tiling t = tiling_of(a, False)
     cdef void *room = lay_parameters(a, &t)
@@ -442,12 +465,12 @@ cdef int units_forward(Units *a) noexcept nogil:
     return failed
 
 
-cdef inline void moments_unit(Units *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+cdef inline void moments_unit(Norm *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
     cdef Moments m = unit_moments(t, &a.x, unit_at(a, &a.x, unit), a.centred, a.eps)
     keep_statistics(a, unit, m, rstd_of(m.m2, m.count, a.eps))
 
 
-cdef int units_moments(Units *a) noexcept nogil:
+cdef int units_moments(Norm *a) noexcept nogil:
     """mean, lo, m2 and rstd of each unit."""
     cdef Tiling t = tiling_of(a, False)
     cdef Py_ssize_t units = units_of(a), i
@@ -463,7 +486,7 @@ cdef int units_moments(Units *a) noexcept nogil:
     return 0
 
 
-cdef int units_backward(Units *a) noexcept nogil:
+cdef int units_backward(Norm *a) noexcept nogil:
     """Gradients of the input and of the parameters; y is the gradient of the input."""
     if a.by_element:
         return rows_backward(a)

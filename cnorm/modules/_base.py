@@ -5,7 +5,7 @@ from threading import RLock
 import numpy as np
 
 from ._conversion import Conversion
-from ._grad_mode import grad_mode
+from ._grad_mode import get_grad_mode
 from ._parameter import Parameter
 from ._state import State
 from ._traversal import Traversal
@@ -47,10 +47,11 @@ class Module(Traversal, Conversion, State):
 
     def _forget_transients(self):
         """Create what copies and pickles do not hold: the kept forward pass, and the lock."""
-        self.__dict__.update(_kept=None, _lock=RLock())
+        # in a list: its item is set in a third of the time that an attribute takes
+        self.__dict__.update(_pass=[None], _lock=RLock())
 
     def __getstate__(self):
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_kept", "_lock")}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_pass", "_lock")}
         state.update(_kinds=self._kinds.copy(), _non_persistent=self._non_persistent.copy())
         return state
 
@@ -59,6 +60,15 @@ class Module(Traversal, Conversion, State):
         self._forget_transients()
 
     # --- forward and backward ---------------------------------------------------------------
+
+    @property
+    def _kept(self):
+        """What the last forward pass kept, or None."""
+        return self._pass[0]
+
+    @_kept.setter
+    def _kept(self, values):
+        self._pass[0] = values
 
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
@@ -77,7 +87,7 @@ class Module(Traversal, Conversion, State):
 
     def _keeps(self):
         """Whether this forward pass keeps what backward needs."""
-        mode = grad_mode.get()
+        mode = get_grad_mode()
         return self.training if mode is None else mode
 
     def keep(self, *values):
@@ -85,7 +95,7 @@ class Module(Traversal, Conversion, State):
 
         It can in training mode and inside ``enable_grad()``, not inside ``no_grad()``.
         """
-        self.__dict__["_kept"] = values if self._keeps() else None
+        self._pass[0] = values if self._keeps() else None
 
     def kept(self):
         """What the last forward kept; RuntimeError where it kept nothing."""
@@ -115,11 +125,11 @@ class Module(Traversal, Conversion, State):
         try:
             for parameter, _, total in totals:
                 parameter._grad = total
-            self.__dict__["_kept"] = None
+            self._pass[0] = None
         except BaseException:  # an interrupt
             for parameter, before, _ in totals:
                 parameter._grad = before
-            self.__dict__["_kept"] = kept
+            self._pass[0] = kept
             raise
 
     def train(self, mode=True):

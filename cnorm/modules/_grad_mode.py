@@ -5,6 +5,7 @@ from contextvars import ContextVar
 
 # None: modules in training mode keep, modules in evaluation do not. Each thread has its own.
 grad_mode = ContextVar("cnorm_grad_mode", default=None)
+get_grad_mode = grad_mode.get
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import numpy as np
 
 from ._arrays import as_dtype, as_gradient, as_shape, check_device
 from ._base import Module
-from ._grad_mode import grad_mode
+from ._grad_mode import get_grad_mode
 from ._parameter import Parameter
 from .activation import Activation
 
@@ -51,16 +51,12 @@ class Norm(Module):
 
     def forward(self, input):
         """Return the normalised input: a new array of its shape and dtype."""
-        mode = grad_mode.get()
+        mode = get_grad_mode()
         keep = self.training if mode is None else mode
         activation = self.activation
         slope = None if activation is None else activation.slope
         output, stats = self._forward(input, keep, slope)
-        # Past __setattr__, which would take longer than all of this.
-        if keep:
-            self.__dict__["_kept"] = input, *stats
-        elif self._kept is not None:
-            self.__dict__["_kept"] = None
+        self._pass[0] = (input, *stats) if keep else None
         return output
 
     def _forward(self, input, keep, slope):

@@ -2,7 +2,7 @@
 
 from .. import functional as F
 from ._arrays import as_shape
-from ._grad_mode import grad_mode
+from ._grad_mode import get_grad_mode
 from ._norm import Norm
 
 
@@ -54,24 +54,17 @@ class LayerNorm(Norm):
 
     def forward(self, input):
         # Norm.forward written out: rows may be short, and then each call of a function shows.
-        mode = grad_mode.get()
+        mode = get_grad_mode()
         keep = self.training if mode is None else mode
         slope = None if self.activation is None else self.activation.slope
-        result = F.layer_norm(
-            input, self.normalized_shape, self.weight, self.bias, self.eps,
-            channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope,
+        return F._layer_norm_keeping(
+            self._pass, keep, input, self.normalized_shape, self.weight, self.bias, self.eps,
+            self.channel_axis, slope,
         )  # fmt: skip
-        if not keep:
-            if self._kept is not None:
-                self.__dict__["_kept"] = None
-            return result
-        output, mean, rstd = result
-        self.__dict__["_kept"] = input, mean, rstd
-        return output
 
-    def _backward(self, grad_output, slope, input, mean, rstd):
+    def _backward(self, grad_output, slope, input, stats):
         return F.layer_norm_backward(
-            grad_output, input, self.normalized_shape, mean, rstd, self.weight,
+            grad_output, input, self.normalized_shape, None, stats, self.weight,
             channel_axis=self.channel_axis, negative_slope=slope, bias=self.bias,
         )  # fmt: skip
 
