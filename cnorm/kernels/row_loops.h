@@ -272,13 +272,17 @@ static void FN(grad_terms)(const GradRows *job, ptrdiff_t first, ptrdiff_t stop,
     }
 }
 
-/* dx of R rows, and what they add to the gradients of the parameters (kept: weight, bias, slope). */
+/* dx of R rows, and what they add to the gradients of the parameters (kept: weight, bias, slope); `fresh`: to 0,
+ * whatever is kept there. */
 INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, ptrdiff_t row, ptrdiff_t at,
                              ptrdiff_t n, A *const kept[3], const int R, const int centred,
-                             const int activation, const int added, const int stream) {
+                             const int activation, const int added, const int stream, const int fresh) {
     const A *const weights = (const A *)job->affine.weight + at;
     const A *const shifts = job->affine.shift ? (const A *)job->affine.shift + at : 0;
     const A *const slopes = activation == 2 ? (const A *)job->affine.slopes + at : 0;
+    /* by value: for all the compiler knows, storing the results might change what `job` and `kept` point to */
+    A *const kept_dw = kept[0], *const kept_db = kept[1], *const kept_dslope = kept[2];
+    const ptrdiff_t lead = job->lead, ahead = job->ahead;
     AL hi[GRAD_ABREAST], lo[GRAD_ABREAST], rstd[GRAD_ABREAST], q[GRAD_ABREAST], r[GRAD_ABREAST], slope[GRAD_ABREAST];
     const char *x[GRAD_ABREAST], *dy[GRAD_ABREAST], *plus[GRAD_ABREAST];
     char *dx[GRAD_ABREAST];
@@ -299,8 +303,9 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
     const AL weight = FN(strip_vector)(weights, i, part);                                        \
     const AL shift = activation && shifts ? FN(strip_vector)(shifts, i, part) : SET(0);          \
     const AL slope_ = slopes ? FN(strip_vector)(slopes, i, part) : SET(0);                       \
-    AL dw = FN(strip_vector)(kept[0], i, part), db = FN(strip_vector)(kept[1], i, part);         \
-    AL dslope = activation ? FN(strip_vector)(kept[2], i, part) : SET(0);
+    AL dw = fresh ? SET(0) : FN(strip_vector)(kept_dw, i, part);                                 \
+    AL db = fresh ? SET(0) : FN(strip_vector)(kept_db, i, part);                                 \
+    AL dslope = activation ? FN(strip_vector)(kept_dslope, i, part) : SET(0);
 #define STEP(result, weight, shift, slope_, dw, db, dslope, i, part)                             \
     AL result;                                                                                   \
     {                                                                                            \
@@ -319,34 +324,34 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
         if (added) result = ADD(result, FN(strip_load)(plus[k], i, part, SET(0)));               \
     }
 #define KEEP(dw, db, dslope, i, part)                                                            \
-    FN(strip_keep)(kept[0], i, part, dw);                                                        \
-    FN(strip_keep)(kept[1], i, part, db);                                                        \
-    if (activation) FN(strip_keep)(kept[2], i, part, dslope);
+    FN(strip_keep)(kept_dw, i, part, dw);                                                        \
+    FN(strip_keep)(kept_db, i, part, db);                                                        \
+    if (activation) FN(strip_keep)(kept_dslope, i, part, dslope);
 #define LAST(part)                                                                               \
     {                                                                                            \
         LANE(w0, b0, s0, dw0, db0, ds0, i, part)                                                 \
         ROWS_ABREAST(k) {                                                                        \
             STEP(z, w0, b0, s0, dw0, db0, ds0, i, part)                                          \
-            FN(strip_store)(dx[k], i, part, z, stream && i >= job->lead && WHOLE_LINES(1));      \
+            FN(strip_store)(dx[k], i, part, z, stream && i >= lead && WHOLE_LINES(1));      \
         }                                                                                        \
         KEEP(dw0, db0, ds0, i, part)                                                             \
     }
     ptrdiff_t i = 0;
-    if (job->lead >= LANES) {
+    if (lead >= LANES) {
         LAST(0)
         i = LANES;
     }
-    if (i < job->lead) {
-        LAST((job->lead - i))
-        i = job->lead;
+    if (i < lead) {
+        LAST((lead - i))
+        i = lead;
     }
     for (; LANES_PARTS == 1 && i + 2 * LANES <= n; i += 2 * LANES) {
         LANE(w0, b0, s0, dw0, db0, ds0, i, 0)
         LANE(w1, b1, s1, dw1, db1, ds1, i + LANES, 0)
         ROWS_ABREAST(k) {
-            if (job->ahead) {
-                FN(fetch_pair)(x[k] + BYTES(i) + job->ahead);
-                FN(fetch_pair)(dy[k] + BYTES(i) + job->ahead);
+            if (ahead) {
+                FN(fetch_pair)(x[k] + BYTES(i) + ahead);
+                FN(fetch_pair)(dy[k] + BYTES(i) + ahead);
             }
             STEP(z0, w0, b0, s0, dw0, db0, ds0, i, 0)
             STEP(z1, w1, b1, s1, dw1, db1, ds1, i + LANES, 0)
@@ -362,29 +367,30 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
 #undef LANE
 #undef STEP
 #undef KEEP
-    (void)slope;
+    (void)slope, (void)kept_dslope;
 }
 
 /* Each a function of its own: one function of all would be too much for the compiler. Rows from `row`
  * on, as many as make groups of R; returns the first that is left. */
-#define VARIANT(name, R, centred, activation, added, stream)                                     \
+#define VARIANT(name, R, centred, activation, added, stream, fresh)                              \
     static __attribute__((noinline)) ptrdiff_t FN(name)(                                         \
         const GradRows *job, const FN(GradTerms) *terms, ptrdiff_t row, ptrdiff_t stop, ptrdiff_t at, \
         ptrdiff_t n, A *const kept[3]) {                                                         \
         for (; row + R <= stop; row += R)                                                        \
-            FN(grad_abreast)(job, terms, row, at, n, kept, R, centred, activation, added, stream); \
+            FN(grad_abreast)(job, terms, row, at, n, kept, R, centred, activation, added, stream, fresh); \
         return row;                                                                              \
     }
-VARIANT(grad_plain, GRAD_ABREAST, SHIFTED, 0, 0, 0)
-VARIANT(grad_plain_near, GRAD_ABREAST, CENTRED, 0, 0, 0)
-VARIANT(grad_added, GRAD_ABREAST, SHIFTED, 0, 1, 0)
-VARIANT(grad_added_near, GRAD_ABREAST, CENTRED, 0, 1, 0)
-VARIANT(grad_streamed, GRAD_ABREAST, SHIFTED, 0, 0, 1)
-VARIANT(grad_plain_one, 1, SHIFTED, 0, 0, 0)
-VARIANT(grad_added_one, 1, SHIFTED, 0, 1, 0)
-VARIANT(grad_streamed_one, 1, SHIFTED, 0, 0, 1)
-VARIANT(grad_slope, 1, SHIFTED, 1, job->added, 0)
-VARIANT(grad_slopes, 1, SHIFTED, 2, job->added, 0)
+VARIANT(grad_plain, GRAD_ABREAST, SHIFTED, 0, 0, 0, 0)
+VARIANT(grad_plain_near, GRAD_ABREAST, CENTRED, 0, 0, 0, 0)
+VARIANT(grad_added, GRAD_ABREAST, SHIFTED, 0, 1, 0, 0)
+VARIANT(grad_added_near, GRAD_ABREAST, CENTRED, 0, 1, 0, 0)
+VARIANT(grad_streamed, GRAD_ABREAST, SHIFTED, 0, 0, 1, 0)
+VARIANT(grad_plain_one, 1, SHIFTED, 0, 0, 0, 0)
+VARIANT(grad_alone, 1, SHIFTED, 0, 0, 0, 1)
+VARIANT(grad_added_one, 1, SHIFTED, 0, 1, 0, 0)
+VARIANT(grad_streamed_one, 1, SHIFTED, 0, 0, 1, 0)
+VARIANT(grad_slope, 1, SHIFTED, 1, job->added, 0, 0)
+VARIANT(grad_slopes, 1, SHIFTED, 2, job->added, 0, 0)
 #undef VARIANT
 
 /* Elements at .. at + n of the rows of a job: dx, and the block's sums for the parameters, which are
@@ -404,9 +410,10 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
     A sums[3][TILE + LANES] __attribute__((aligned(LANES_ALIGN)));
     const ptrdiff_t begin = (LANES - job->lead % LANES) % LANES;
     A *kept[3] = {sums[0] + begin, sums[1] + begin, sums[2] + begin};
+    const int alone = job->rows == 1 && !job->activation && !job->added && !stream;
     for (int kind = 0; kind < kinds; ++kind) {
         if (job->final[kind]) kept[kind] = (A *)job->final[kind] + at;
-        memset(kept[kind], 0, n * sizeof(A));
+        if (!alone) memset(kept[kind], 0, n * sizeof(A));
     }
     const ptrdiff_t together = take_sums ? job->together : job->rows;
     for (ptrdiff_t first = 0; first < job->rows; first += together) {
@@ -421,7 +428,8 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
             if (terms.shifted) CALL(grad_added);
             else CALL(grad_added_near);
             CALL(grad_added_one);
-        } else if (stream) {
+        } else if (alone) CALL(grad_alone);
+        else if (stream) {
             CALL(grad_streamed);
             CALL(grad_streamed_one);
         } else {

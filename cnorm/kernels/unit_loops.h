@@ -157,19 +157,21 @@ INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrd
     const int stream = store == PAST_CACHE;
     const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), fill = hi;
-    const ptrdiff_t ahead = a->reach * y_stride;
+    /* by value: for all the compiler knows, storing the result might change what `a` points to */
+    const void *const weights = a->weight, *const shifts = a->shift, *const slopes = a->slopes;
+    const ptrdiff_t ahead = a->reach * y_stride, fetched = a->ahead;
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(source + run * x_stride);
         S *y = (S *)(target + run * y_stride);
 #define STEP(result, value, PIECE)                                                               \
     {                                                                                            \
-        AL z = FN(normalised)(value, hi, lo, scale, vector ? PIECE##_PARAMETER(a->weight) : scale, \
-                              vector && biased ? PIECE##_PARAMETER(a->shift) : bias, vector,     \
+        AL z = FN(normalised)(value, hi, lo, scale, vector ? PIECE##_PARAMETER(weights) : scale, \
+                              vector && biased ? PIECE##_PARAMETER(shifts) : bias, vector,       \
                               centred, biased);                                                  \
-        if (stream) PREFETCH(x, a->ahead);                                                       \
+        if (stream) PREFETCH(x, fetched);                                                           \
         if (store == APART) PREPARE(y, ahead);                                                   \
         if (activation)                                                                          \
-            z = IF_POSITIVE(z, z, MUL(z, vector && activation == 2 ? PIECE##_PARAMETER(a->slopes) : slope)); \
+            z = IF_POSITIVE(z, z, MUL(z, vector && activation == 2 ? PIECE##_PARAMETER(slopes) : slope)); \
         result = z;                                                                              \
     }
 #define WHOLE_PARAMETER(p) PARAMETER(p, at + i)
@@ -399,7 +401,7 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
              slope = SET(a->slope), p = SET(a->p), q = SET(a->q), r = SET(a->r),
              rstd = SET(a->rstd), fill = hi;
     AL *const on_slope = 0;
-    const ptrdiff_t ahead = a->reach * dx_stride;
+    const ptrdiff_t ahead = a->reach * dx_stride, fetched = a->ahead;
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
         S *dx = (S *)(dx_source + run * dx_stride);
@@ -407,7 +409,7 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
     {                                                                                            \
         const AL d = centred == SHIFTED ? SUB(value, hi) : value;                                \
         AL g = PIECE##_DY;                                                                       \
-        if (stream) { PREFETCH(dy, a->ahead); PREFETCH(x, a->ahead); }                           \
+        if (stream) { PREFETCH(dy, fetched); PREFETCH(x, fetched); }                                   \
         if (store == APART) PREPARE(dx, ahead);                                                  \
         THROUGH(g, d, PIECE)                                                                     \
         result = SUB(SUB(MUL(g, p), r), MUL(MUL(d, rstd), q));                                   \
