@@ -134,18 +134,22 @@ INLINE int FN(takes_long_way)(const RowJob *job, double first, double second) {
 
 static void FN(forward_rows)(RowJob *job) {
     const double head = (double)HEAD(job->n);
-    double shift[ROWS_TOGETHER] = {0}, first[ROWS_TOGETHER] = {0}, second[ROWS_TOGETHER];
+    static const double none[ROWS_TOGETHER]; /* to clear as many would take longer than a short row */
+    double shifts[ROWS_TOGETHER], firsts[ROWS_TOGETHER], second[ROWS_TOGETHER];
+    const double *shift = none, *const first = job->centred ? firsts : none;
     AL lanes[2][ROWS_TOGETHER];
     FN(RowTerms) terms;
     const ptrdiff_t rows = job->rows;
     if (job->centred) {
         FN(sums_of_rows)(job, HEAD(job->n), lanes[0], lanes[1], CENTRED);
-        CAT(A, fold_all)(lanes[0], rows, first);
+        CAT(A, fold_all)(lanes[0], rows, firsts);
         CAT(A, fold_all)(lanes[1], rows, second);
         int64_t shifted = 0; /* of a double's size, else the compiler narrows it */
         for (ptrdiff_t row = 0; row < rows; ++row) shifted |= FN(far_from_0)(head, first[row], second[row]);
-        if (shifted)
-            for (ptrdiff_t row = 0; row < rows; ++row) shift[row] = FN(head_shift)(head, first[row], second[row]);
+        if (shifted) {
+            for (ptrdiff_t row = 0; row < rows; ++row) shifts[row] = FN(head_shift)(head, first[row], second[row]);
+            shift = shifts;
+        }
         const int all = job->n > HEAD(job->n); /* else those about 0 are there */
         if (shifted || all) {
             for (ptrdiff_t row = 0; row < rows; ++row) {
@@ -155,7 +159,7 @@ static void FN(forward_rows)(RowJob *job) {
                 else if (all)
                     FN(sums_any)(x, 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], CENTRED, 0);
             }
-            CAT(A, fold_all)(lanes[0], rows, first);
+            CAT(A, fold_all)(lanes[0], rows, firsts);
             CAT(A, fold_all)(lanes[1], rows, second);
         }
     } else {
