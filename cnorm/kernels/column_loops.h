@@ -153,7 +153,6 @@ INLINE void FN(column_apply_strip)(const char *const *x, char *const *y, ptrdiff
     else if (lead >= 0) {                                                                        \
         enum { centred = SHIFTED, activated = 0, streamed = 1 };                                 \
         STRIPS_FROM(lead, call)                                                                  \
-        STREAM_END;                                                                              \
     }                                                                                            \
     else if (a->shifted) { enum { centred = SHIFTED, activated = 0, streamed = 0 }; STRIPS(call) } \
     else { enum { centred = CENTRED, activated = 0, streamed = 0 }; STRIPS(call) }

@@ -422,6 +422,8 @@ cdef inline void apply_stretch(const Norm *a, const Layout *l, const ColumnAffin
         apply_joined(a, l, f, backward, sample, first, last)
     else:
         apply_rows(a, l, f, backward, sample, first, last, 0, l.columns)
+    if f.stream:
+        stream_end()
 
 
 cdef void apply_strip(const Norm *a, const Layout *l, const ColumnAffine *f, bint backward, Py_ssize_t sample,
@@ -435,6 +437,8 @@ cdef void apply_strip(const Norm *a, const Layout *l, const ColumnAffine *f, bin
         columns -= l.lead
     g = affine_at(f, first * l.loops.wide)
     apply_rows(a, l, &g, backward, sample, 0, l.rows, first, columns)
+    if f.stream:
+        stream_end()
 
 
 cdef int sample_apply(const Norm *a, const Layout *l, const double *sums, double count,

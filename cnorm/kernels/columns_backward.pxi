@@ -135,6 +135,8 @@ cdef inline void grad_strip_item(const Norm *a, const Layout *l, const ColumnAff
                                  double *slots) noexcept nogil:
     cdef Py_ssize_t part = item // l.strips
     strip_grad_sums(a, l, f, gathered, gradient, sample, part, item - part * l.strips, slots)
+    if f.stream:
+        stream_end()
 
 
 cdef int sample_grad_sums(Norm *a, const Layout *l, double *sums, Py_ssize_t sample, int threads,

@@ -181,6 +181,7 @@ include "window.pxi"
 cdef extern from "lanes.h" nogil:
     unsigned lanes_enter() noexcept
     void lanes_leave(unsigned) noexcept
+    void stream_end() noexcept
 
 # What the table offers: the kernels, entered with subnormals counting.
 

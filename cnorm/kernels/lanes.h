@@ -572,6 +572,9 @@ LANES_PART(f64, f64, f64v, LANES_FIRST64, , )
 #define STREAM_END ((void)0)
 #endif
 
+/* What a thread stored past the cache is there for the others. It waits for memory: once for many rows. */
+INLINE void stream_end(void) { STREAM_END; }
+
 INLINE void f32_stream(f32 *p, f32l a) { FOR_PARTS STREAM_PART(p + k * f32_native, a.v[k]); }
 INLINE void f64_stream(f64 *p, f64l a) { FOR_PARTS STREAM_PART(p + k * f64_native, a.v[k]); }
 INLINE void f16_stream(f16 *p, f32l a) { FOR_PARTS STREAM_HALF(p + k * f32_native, f16_narrow(a.v[k])); }

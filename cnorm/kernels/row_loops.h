@@ -193,7 +193,6 @@ static void FN(forward_rows)(RowJob *job) {
     else if (job->centred) { VARIANT(1, SHIFTED, 0) }
     else { VARIANT(1, UNCENTRED, 0) }
 #undef VARIANT
-    if (job->affine.stream) STREAM_END;
 }
 
 /* ---- backward: the sums of a few rows, and then, while these are in L1, all that depends on them.
@@ -448,5 +447,4 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
         if (fresh) FN(kept_set)(kept[kind], n, totals[kind]);
         else FN(kept_add)(kept[kind], n, totals[kind]);
     }
-    if (stream) STREAM_END;
 }

@@ -152,6 +152,8 @@ cdef void backward_slot(const Norm *a, const Tiling *t, const Blocks *b, Py_ssiz
                 set_sums(&job, i, sums)
         stretch_of_block(a, t, b, slot, block, 0, b.elements, t.runs == 1, &job)
         keep_slopes(a, b, block, &job)
+    if a.stream:
+        stream_end()
 
 
 cdef inline void tile_item(const Norm *a, const Tiling *t, Py_ssize_t item, double *kept) noexcept nogil:
@@ -181,6 +183,8 @@ cdef void stretch_item(const Norm *a, const Tiling *t, const Blocks *b, const do
         stretch_of_block(a, t, b, slot, block, begin, min(begin + STRETCH, b.elements), False, &job)
         if begin == 0:
             keep_slopes(a, b, block, &job)
+    if a.stream:
+        stream_end()
 
 
 cdef int backward_apart(const Norm *a, const Tiling *t, const Blocks *b) noexcept nogil:

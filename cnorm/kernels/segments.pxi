@@ -402,6 +402,8 @@ cdef void segments_backward_unit(const Norm *a, const Tiling *t, Py_ssize_t unit
     else:
         for slot in range(slots_of(a, t)):
             segment_grad_apply(a, t, &f, unit, slot)
+    if a.stream:
+        stream_end()
 
 
 cdef void band_sums(const Norm *a, const Tiling *t, Py_ssize_t unit, Py_ssize_t n, Band *b) noexcept nogil:
@@ -511,6 +513,8 @@ cdef inline void grad_item(const Norm *a, const Tiling *t, const Affine *affine,
                            Py_ssize_t count) noexcept nogil:
     cdef Py_ssize_t unit = item // count
     segment_grad_apply(a, t, affine + unit, unit, item - unit * count)
+    if a.stream:
+        stream_end()
 
 
 cdef inline void backward_item(const Norm *a, const Tiling *t, Py_ssize_t unit, double *slots,

@@ -190,10 +190,9 @@ INLINE int FN(streams)(const char *y, ptrdiff_t n) {
 
 INLINE void FN(apply_centred)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                               ptrdiff_t n, const Affine *a, const int centred) {
-    if (a->stream && FN(streams)(y, n)) {
+    if (a->stream && FN(streams)(y, n))
         FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, PAST_CACHE);
-        STREAM_END;
-    } else if (a->reach)
+    else if (a->reach)
         FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, APART);
     else
         FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, AS_IT_COMES);
@@ -244,10 +243,8 @@ INLINE void FN(apply_vector_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t 
                                  int activation, const int centred, const int biased) {
     if (activation == 2) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 2, AS_IT_COMES);
     else if (activation) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 1, AS_IT_COMES);
-    else if (a->stream && FN(streams)(y, n)) {
+    else if (a->stream && FN(streams)(y, n))
         FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, PAST_CACHE);
-        STREAM_END;
-    }
     else FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, AS_IT_COMES);
 }
 
@@ -423,10 +420,9 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
 INLINE void FN(grad_apply_centred)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                                    ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
                                    const int centred) {
-    if (a->stream && FN(streams)(dx, n)) {
+    if (a->stream && FN(streams)(dx, n))
         FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, PAST_CACHE);
-        STREAM_END;
-    } else if (a->reach)
+    else if (a->reach)
         FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, APART);
     else
         FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, AS_IT_COMES);

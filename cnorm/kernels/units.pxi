@@ -221,6 +221,8 @@ cdef void normalise_unit(Norm *a, const Tiling *t, Py_ssize_t unit) noexcept nog
     set_forward(a, t, unit, &f)
     for part in range(t.parts):
         apply_part(a, t, &f, unit, part)
+    if a.stream:
+        stream_end()
 
 
 cdef inline Moments slot_total(const Moments *slots, Py_ssize_t parts) noexcept nogil:
@@ -259,6 +261,8 @@ cdef inline void apply_item(const Norm *a, const Tiling *t, Py_ssize_t item) noe
     cdef Py_ssize_t unit = item // t.parts
     cdef Affine f = given_affine(a, t, unit)
     apply_part(a, t, &f, unit, item - unit * t.parts)
+    if a.stream:
+        stream_end()
 
 
 cdef int forward_by_parts(Norm *a, const Tiling *t) noexcept nogil:
@@ -381,6 +385,8 @@ cdef void forward_together(Norm *a, const Tiling *t, Py_ssize_t outer, Py_ssize_
                     normalise_unit(a, t, unit + i)
         inner += job.rows
         unit += job.rows
+    if a.stream:
+        stream_end()
 
 
 cdef inline void together_item(Norm *a, const Tiling *t, Py_ssize_t item, Py_ssize_t items,
@@ -414,6 +420,8 @@ cdef void given_segment(const Norm *a, const Tiling *t, Py_ssize_t item) noexcep
     p.begin = 0
     p.end = t.elements
     segment_apply(a, t, &f, unit % a.shape[1], unit_at(a, &a.x, unit), unit_at(a, &a.y, unit), &p)
+    if a.stream:
+        stream_end()
 
 
 cdef int forward_given(const Norm *a, const Tiling *t) noexcept nogil:
