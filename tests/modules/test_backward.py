@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import cnorm
+import cnorm.functional as F
 
 NORMS = {
     "batch": (lambda: cnorm.BatchNorm2d(4), (3, 4, 2, 2)),
@@ -115,6 +116,51 @@ def test_input_is_kept_by_reference_and_released(norm, x):
 def kept_arrays(norm):
     for module in norm.modules():
         yield from (a for a in module._kept or () if isinstance(a, np.ndarray))
+
+
+@pytest.mark.parametrize("slope", [None, 0.0, 0.25])
+@pytest.mark.parametrize("shape", [(5, 16), (0, 16), (2, 3, 16), (16,)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda t: t.__name__)
+def test_rows_keep_statistics_as_functions_return_them(dtype, shape, slope, rng):
+    activation = None if slope is None else cnorm.LeakyReLU(slope)
+    x, dy = rng.normal(size=(2, *shape)).astype(dtype)
+    layer = cnorm.LayerNorm(16, dtype=dtype, activation=activation)
+    layer.weight[:] = np.linspace(0.5, 2, 16)
+    layer.bias[:] = np.linspace(-1, 1, 16)
+    y, *stats = F.layer_norm(
+        x, 16, layer.weight, layer.bias, negative_slope=slope, return_stats=True
+    )
+    same(layer(x), y)
+    grads = F.layer_norm_backward(
+        dy, x, 16, *stats, layer.weight, bias=layer.bias, negative_slope=slope
+    )
+    for found, expected in zip((layer.backward(dy), *grads_of(layer)), grads, strict=True):
+        same(found, expected)
+    rms = cnorm.RMSNorm(16, dtype=dtype, activation=activation)
+    y, rstd = F.rms_norm(x, 16, rms.weight, negative_slope=slope, return_stats=True)
+    same(rms(x), y)
+    grads = F.rms_norm_backward(dy, x, 16, rstd, rms.weight, negative_slope=slope)
+    for found, expected in zip((rms.backward(dy), *grads_of(rms)), grads, strict=True):
+        same(found, expected)
+
+
+def same(found, expected):
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+def grads_of(norm):
+    return [parameter.grad for parameter in norm.parameters()]
+
+
+@pytest.mark.parametrize("kept", [b"", bytes(8), bytes(79), bytes(160)])
+def test_statistics_that_are_not_those_of_the_rows(kept, rng):
+    """A module's are bytes, of as many rows as its input has."""
+    x = rng.normal(size=(5, 16)).astype(np.float32)
+    with pytest.raises(TypeError, match="rstd must be a float array"):
+        F.rms_norm_backward(x, x, 16, kept)
+    with pytest.raises(TypeError, match="must be a float array"):
+        F.layer_norm_backward(x, x, 16, np.zeros(5), kept[:72])
 
 
 def test_output_is_not_kept(norm, x):
