@@ -160,12 +160,12 @@ cdef inline bint has_shape(object parameter, tuple shape) except -1:
     return np.shape(parameter) == shape
 
 
-# ---- the small call: plain arrays, one axis; nothing that costs more than the norm itself ----
+# ---- statistics, as the caller of forward wants them ----
 
-cdef enum Statistics:   # how the caller of forward wants them
+cdef enum Statistics:
     UNWANTED
     AS_ARRAYS
-    PACKED     # bytes: rstd of every row, then the means. A module keeps these, as arrays take three times as long
+    PACKED     # bytes: rstd of every row, then the means; for a module, as two arrays take as long as a short row
 
 
 cdef inline Py_ssize_t packed_size(Py_ssize_t rows, bint centred) noexcept:
@@ -184,6 +184,8 @@ cdef cnp.ndarray packed_statistic(bytes packed, Py_ssize_t rows, int which):
     cnp.set_array_base(a, packed)
     return a
 
+
+# ---- the small call: plain arrays, one axis; nothing that costs more than the norm itself ----
 
 cdef object small_forward(object input, object normalized_shape, object weight, object bias, bint centred,
                           double eps, object out, Statistics wanted):

@@ -335,7 +335,7 @@ INLINE void FN(grad_abreast)(const GradRows *job, const FN(GradTerms) *terms, pt
         LANE(w0, b0, s0, dw0, db0, ds0, i, part)                                                 \
         ROWS_ABREAST(k) {                                                                        \
             STEP(z, w0, b0, s0, dw0, db0, ds0, i, part)                                          \
-            FN(strip_store)(dx[k], i, part, z, stream && i >= lead && WHOLE_LINES(1));      \
+            FN(strip_store)(dx[k], i, part, z, stream && i >= lead && WHOLE_LINES(1));           \
         }                                                                                        \
         KEEP(dw0, db0, ds0, i, part)                                                             \
     }
@@ -413,7 +413,7 @@ static void FN(grad_rows)(GradRows *job, ptrdiff_t at, ptrdiff_t n, int take_sum
     A sums[3][TILE + LANES] __attribute__((aligned(LANES_ALIGN)));
     const ptrdiff_t begin = (LANES - job->lead % LANES) % LANES;
     A *kept[3] = {sums[0] + begin, sums[1] + begin, sums[2] + begin};
-    const int alone = job->rows == 1 && !job->activation && !job->added && !stream;
+    const int alone = job->rows == 1 && !job->activation && !job->added && !stream; /* then it begins the sums */
     for (int kind = 0; kind < kinds; ++kind) {
         if (job->final[kind]) kept[kind] = (A *)job->final[kind] + at;
         if (!alone) memset(kept[kind], 0, n * sizeof(A));

@@ -312,12 +312,13 @@ cdef extern from *:
     Py_ssize_t first_cache()
 
 cdef enum:
-    TOGETHER_BYTES = 1 << 14   # of rows that one visit takes, and of its result: they stay in L1,
-    TOGETHER_LONG = 16         # of more rows than these
-    TOGETHER_SHORT = 1 << 13   # so many bytes
+    # Of the rows that one visit takes, which stay in L1 with their results:
+    TOGETHER_BYTES = 1 << 14
+    TOGETHER_LONG = 16         # rows, at most; and of short ones more,
+    TOGETHER_SHORT = 1 << 13   # up to so many bytes
 
-# The same where they come from memory, as many more of which are prefetched while these are written: a page, and
-# where the first cache has 32 KiB half of one. Zen 4 takes up to thrice the time for pages, Zen 5 0.8 of it.
+# The same where they come from memory: as much again is prefetched while these are written. A page, or half of one
+# where the first cache has but 32 KiB: Zen 4 takes up to thrice the time for pages, Zen 5 0.8 of it.
 cdef Py_ssize_t TOGETHER_FAR = 1 << 12 if first_cache() > 1 << 15 else 1 << 11
 
 
