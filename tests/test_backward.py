@@ -177,6 +177,16 @@ def test_one_element_in_a_unit(build):
         assert results["grad_bias"].item() == 1
 
 
+@pytest.mark.parametrize("norm", [LayerNorm(axes="last"), RMSNorm(axes="last")], ids=str)
+def test_one_row(build, dtype, norm, rng):
+    """The sums of its parameters' gradients begin and end with it."""
+    for length in (1, 15, 16, 17, 31, 33, 768, 4099):
+        x, dy = rng.normal(size=(2, 1, length)).astype(dtype)
+        p = norm.draw(rng, x.shape, 1, accumulation(dtype))
+        actual, expected = norm.run(F, x, dy, p), oracle(norm, x, dy, p)
+        check(actual, expected, dtype, dy, f"{norm} of {length}")
+
+
 @pytest.mark.parametrize(
     "norm",
     [BatchNorm(training=True), RMSNorm(axes="last"), SwitchNorm(training=True)],
