@@ -1,5 +1,5 @@
 # One source for every build: the shims _baseline.pyx, _avx2.pyx and _avx512.pyx include it.
-from cython.parallel cimport prange
+from cython.parallel cimport prange, threadid
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport sqrt
 from libc.stdlib cimport calloc, free, malloc

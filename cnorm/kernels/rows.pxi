@@ -27,7 +27,10 @@ cdef enum:
     SLOTS = 16
     SLOT_ELEMENTS = 1 << 17
     STRETCH = 1024              # elements of its rows that a thread takes where slots are few
-    PARALLEL_SUMS = 1 << 13     # of slots, from which on threads add them up
+    SHARED_ROWS = 512           # of a slot, over which it does not matter who adds it to the others
+    ADDED = 128                 # elements of the slots that are added up at a time
+    SLOT_EVEN = 512             # doubles, a page: slots are that and ADDED apart, which do not share sets of L1
+    PARALLEL_SUMS = 1 << 14     # of shares, from which on threads add them up
 
 
 cdef struct Blocks:
@@ -35,6 +38,8 @@ cdef struct Blocks:
     Py_ssize_t block            # rows in a block
     Py_ssize_t blocks
     Py_ssize_t slots
+    Py_ssize_t share            # slots that one thread takes and adds up
+    Py_ssize_t stride           # doubles from one slot's sums to the next
     double *sums                # slots x 3 x elements: weight, bias, slope
 
 
@@ -111,7 +116,7 @@ cdef void stretch_of_block(const Norm *a, const Tiling *t, const Blocks *b, Py_s
                            GradRows *job) noexcept nogil:
     """dx and the parameters' sums over elements begin..end of a block's rows."""
     cdef Py_ssize_t first = block * b.block, step
-    cdef double *sums = b.sums + slot * 3 * b.elements
+    cdef double *sums = b.sums + slot * b.stride
     while begin < end:
         step = min(<Py_ssize_t> TILE, min(t.length - begin % t.length, end - begin))
         rows_from(a, t, &a.x, first, begin, job.rows, job.x)
@@ -205,31 +210,75 @@ cdef int backward_apart(const Norm *a, const Tiling *t, const Blocks *b) noexcep
     return 0
 
 
-cdef void total_columns(const Norm *a, const Tiling *t, const Blocks *b, Py_ssize_t first) noexcept nogil:
-    """Add up the slots over a stretch of elements, and round what is wanted rounded."""
-    cdef double *totals[3]
-    cdef Py_ssize_t slot, i, kind, n = min(<Py_ssize_t> STRETCH, b.elements - first), bytes = first * t.loops.wide
-    cdef const double *sums
-    totals[0] = a.grad_weight + first
-    totals[1] = a.grad_bias + first
-    totals[2] = a.grad_slope + first
-    if b.slots > 1:
+cdef inline Py_ssize_t share_of(const Blocks *b, int threads) noexcept nogil:
+    """How many neighbours a thread takes of the slots: a branch of their tree, as large as leaves the threads
+    evenly busy."""
+    cdef Py_ssize_t share = 1, largest = 1, fewest = (b.slots + threads - 1) // threads, each
+    while share < 2 * fewest:
+        each = (up_to(b.slots, share) // share + threads - 1) // threads
+        if min(share * each, b.slots) == fewest:
+            largest = share
+        share *= 2
+    return largest
+
+
+cdef void add_slots(const Norm *a, const Blocks *b, Py_ssize_t first, Py_ssize_t last, Py_ssize_t apart,
+                    Py_ssize_t element, Py_ssize_t stop) noexcept nogil:
+    """Add up slots first .. last over a stretch of elements, in a tree; the first then holds the sums. Those of
+    fewer than `apart` neighbours are added already. Some elements at a time, that all slots' are in L1."""
+    cdef Py_ssize_t kind, step, slot, i, n
+    cdef double *sums
+    cdef double *to
+    cdef const double *other
+    while element < stop:
+        n = min(<Py_ssize_t> ADDED, stop - element)
         for kind in range(3 if a.activation else 2):
-            memcpy(totals[kind], b.sums + kind * b.elements + first, n * sizeof(double))
-            for slot in range(1, b.slots):
-                sums = b.sums + (slot * 3 + kind) * b.elements + first
-                for i in range(n):
-                    totals[kind][i] += sums[i]
+            sums = b.sums + kind * b.elements + element
+            step = apart
+            while step < last - first:
+                slot = first
+                while slot + step < last:
+                    to = sums + slot * b.stride
+                    other = to + step * b.stride
+                    for i in range(n):
+                        to[i] += other[i]
+                    slot += 2 * step
+                step *= 2
+        element += n
+
+
+cdef void backward_share(const Norm *a, const Tiling *t, const Blocks *b, Py_ssize_t share) noexcept nogil:
+    """A share of the slots and their sum: what one thread wrote and another reads takes both long, the one that
+    reads it now and the one that writes there in the next call."""
+    cdef Py_ssize_t first = share * b.share, last = min(first + b.share, b.slots), i
+    for i in range(first, last):
+        backward_slot(a, t, b, i)
+    add_slots(a, b, first, last, 1, 0, b.elements)
+
+
+cdef void total_columns(const Norm *a, const Tiling *t, const Blocks *b, Py_ssize_t first) noexcept nogil:
+    """Add up the shares over a stretch of elements, and round what is wanted rounded."""
+    cdef Py_ssize_t n = min(<Py_ssize_t> STRETCH, b.elements - first), bytes = first * t.loops.wide
+    cdef const double *sums = b.sums + first
+    add_slots(a, b, 0, b.slots, b.share, first, first + n)
     if a.final_weight != NULL:
-        t.loops.narrow(totals[0], n, <char *> a.final_weight + bytes)
+        t.loops.narrow(sums, n, <char *> a.final_weight + bytes)
+    elif b.slots > 1:
+        memcpy(a.grad_weight + first, sums, n * sizeof(double))
+    sums += b.elements
     if a.final_bias != NULL:
-        t.loops.narrow(totals[1], n, <char *> a.final_bias + bytes)
+        t.loops.narrow(sums, n, <char *> a.final_bias + bytes)
+    elif b.slots > 1:
+        memcpy(a.grad_bias + first, sums, n * sizeof(double))
+    sums += b.elements
+    if a.activation and b.slots > 1:
+        memcpy(a.grad_slope + first, sums, n * sizeof(double))
 
 
 cdef void total_blocks(const Norm *a, const Tiling *t, const Blocks *b) noexcept nogil:
     """The parameters' gradients of several blocks."""
     cdef Py_ssize_t stretches = (b.elements + STRETCH - 1) // STRETCH, i
-    if a.threads == 1 or b.slots * b.elements < PARALLEL_SUMS:
+    if a.threads == 1 or stretches == 1 or b.slots // b.share * b.elements < PARALLEL_SUMS:
         for i in range(stretches):
             total_columns(a, t, b, i * STRETCH)
     else:
@@ -242,7 +291,7 @@ cdef int rows_backward(Norm *a) noexcept nogil:
     where there is an activation. The sums of one block go to final_weight and final_bias at once."""
     cdef Tiling t = tiling_of(a, True)
     cdef Blocks b
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, shares
     cdef void *room
     cdef int failed = 0
     b.rows = units_of(a)
@@ -255,19 +304,26 @@ cdef int rows_backward(Norm *a) noexcept nogil:
     b.blocks = (b.rows + b.block - 1) // b.block
     b.slots = max(1, min(b.blocks, min(SLOTS, SLOT_ELEMENTS // t.elements)))
     set_memory(a, &t)
+    b.stride = up_to(3 * b.elements, SLOT_EVEN) + ADDED
     # one slot is the result itself
-    b.sums = a.grad_weight if b.slots == 1 else <double *> malloc(3 * b.slots * b.elements * sizeof(double))
+    b.sums = a.grad_weight if b.slots == 1 else <double *> malloc(b.slots * b.stride * sizeof(double))
     if b.sums == NULL:
         return -1
     room = lay_parameters(a, &t)
+    b.share = share_of(&b, a.threads)
+    shares = (b.slots + b.share - 1) // b.share
     if a.threads == 1:
-        for i in range(b.slots):
-            backward_slot(a, &t, &b, i)
-    elif b.slots >= 2 * a.threads or b.slots % a.threads == 0:
+        backward_share(a, &t, &b, 0)
+    elif b.slots < 2 * a.threads and b.slots % a.threads:
+        b.share = 1
+        failed = backward_apart(a, &t, &b)
+    elif b.rows <= SHARED_ROWS * b.slots:
+        for i in prange(shares, num_threads=a.threads, schedule="static"):
+            backward_share(a, &t, &b, i)
+    else:
+        b.share = 1
         for i in prange(b.slots, num_threads=a.threads, schedule="guided"):
             backward_slot(a, &t, &b, i)
-    else:
-        failed = backward_apart(a, &t, &b)
     if b.blocks > 1 and not failed:
         total_blocks(a, &t, &b)
     if b.slots > 1:

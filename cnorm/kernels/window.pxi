@@ -266,33 +266,41 @@ cdef int allocate(const Window *a, Room *room) noexcept nogil:
     return 0
 
 
-cdef int window_stretch(const Window *a, Py_ssize_t begin, Py_ssize_t end, bint backward) noexcept nogil:
-    cdef Room room = room_of(a, backward)
-    cdef Py_ssize_t item
-    if allocate(a, &room) < 0:
-        return -1
-    for item in range(begin, end):
-        if a.channels_last:
-            last_item(a, item, &room)
-        else:
-            first_item(a, item, &room)
-    release(&room)
+cdef int window_item(const Window *a, Py_ssize_t item, bint backward, Room *room) noexcept nogil:
+    """One item, in the room of its thread, which is made when it is first needed."""
+    if room.block == NULL:
+        room[0] = room_of(a, backward)
+        if allocate(a, room) < 0:
+            room.block = NULL
+            return -1
+    if a.channels_last:
+        last_item(a, item, room)
+    else:
+        first_item(a, item, room)
     return 0
 
 
 cdef int window_both(const Window *a, bint backward) noexcept nogil:
     cdef Room room = room_of(a, backward)
-    cdef Py_ssize_t items = a.shape[0] * a.shape[3], stretch, stretches, i
-    cdef int failed = 0
+    cdef Room *rooms
+    cdef Py_ssize_t items = a.shape[0] * a.shape[3], i
+    cdef int failed = 0, thread
     if a.channels_last:
         items = a.shape[0] * a.shape[1] * a.shape[2]
     items *= spans_of(a, &room)
+    rooms = <Room *> calloc(a.threads, sizeof(Room))
+    if rooms == NULL:
+        return -1
     if a.threads == 1:
-        return window_stretch(a, 0, items, backward)
-    stretch = chunk_of(items, a.threads)
-    stretches = (items + stretch - 1) // stretch
-    for i in prange(stretches, num_threads=a.threads, schedule="guided"):
-        failed += window_stretch(a, i * stretch, min((i + 1) * stretch, items), backward)  # over the threads
+        for i in range(items):
+            failed += window_item(a, i, backward, rooms)
+    else:
+        for i in prange(items, num_threads=a.threads, schedule="guided"):
+            failed += window_item(a, i, backward, rooms + threadid())  # summed over the threads
+    for thread in range(a.threads):
+        if rooms[thread].block != NULL:
+            release(rooms + thread)
+    free(rooms)
     return -1 if failed else 0
 
 
