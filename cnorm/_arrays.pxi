@@ -7,14 +7,13 @@ cdef extern from "Python.h":
     Py_ssize_t PyNumber_AsSsize_t(object, PyObject *) except? -1
 
 cdef extern from "_recycle.h":
-    object recycle_like(cnp.ndarray, cnp.NPY_ORDER)
+    object recycle_like(cnp.ndarray)
+    object recycle_simple(int, int, const cnp.npy_intp *)
     void recycle_set_limit(size_t)
     void recycle_empty()
     void recycle_forked()
-    size_t recycle_bytes
+    size_t recycle_bytes()
     size_t recycle_limit
-    enum:
-        RECYCLE_LEAST
 
 cdef int BFLOAT16_TYPE = -1   # NumPy's number for ml_dtypes.bfloat16, once one has been seen
 
@@ -137,9 +136,11 @@ cdef cnp.ndarray checked_out(object out, cnp.ndarray like, str name="out"):
 
 
 cdef inline cnp.ndarray empty_like(cnp.ndarray a):
-    if cnp.PyArray_NBYTES(a) >= RECYCLE_LEAST and recycle_limit > 0:
-        return <cnp.ndarray> recycle_like(a, cnp.NPY_KEEPORDER)
-    return <cnp.ndarray> PyArray_NewLikeArray(a, cnp.NPY_KEEPORDER, NULL, 0)
+    return <cnp.ndarray> recycle_like(a)
+
+
+cdef inline cnp.ndarray new_array(int number, int ndim, const cnp.npy_intp *shape):
+    return <cnp.ndarray> recycle_simple(number, ndim, shape)
 
 
 cdef cnp.ndarray copy_like(cnp.ndarray a, cnp.ndarray like):
@@ -214,7 +215,7 @@ cdef cnp.ndarray plain_array(object values, str name):
 cdef cnp.ndarray converted(cnp.ndarray a, int number):
     """A plain array as a new one of float32 or float64: for the usual short one NumPy's own conversion takes
     longer, and of half types much."""
-    cdef cnp.ndarray to = <cnp.ndarray> cnp.PyArray_SimpleNew(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), number)
+    cdef cnp.ndarray to = new_array(number, cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a))
     cdef Py_ssize_t n = cnp.PyArray_SIZE(a)
     if number == cnp.NPY_FLOAT64:
         kernels.widen64(storage_of(a), cnp.PyArray_BYTES(a), n, data64(to))
@@ -249,7 +250,7 @@ cdef inline double *data64(object a) noexcept:
 
 
 cdef inline cnp.ndarray new64(cnp.npy_intp n):
-    return <cnp.ndarray> cnp.PyArray_SimpleNew(1, &n, cnp.NPY_FLOAT64)
+    return new_array(cnp.NPY_FLOAT64, 1, &n)
 
 
 cdef cnp.ndarray array64(const double *values, Py_ssize_t n):
@@ -264,7 +265,7 @@ cdef cnp.ndarray gradient_array(object parameter, int storage, int ndim, cnp.npy
     Without a parameter: of the accumulation type, of the shape that one would have.
     """
     if parameter is None:
-        return <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, accumulation_type(storage))
+        return new_array(accumulation_type(storage), ndim, shape)
     if not isinstance(parameter, cnp.ndarray) or storage_of(parameter) < 0 or not native(parameter):
         return None
     return <cnp.ndarray> PyArray_NewLikeArray(parameter, cnp.NPY_CORDER, NULL, 0)

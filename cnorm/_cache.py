@@ -1,8 +1,9 @@
 """Memory of freed results, kept for the next ones: the bound, and how to give it back.
 
 New memory of a few MB comes from the system page by page; touching it for the first time costs as
-much as a kernel takes. Results of 512 KiB and more therefore use the memory of freed results of
-their size, up to a bound. Memory comes back only when the last array that refers to it is gone.
+much as a kernel takes, and for a few KB the allocation takes as long as a norm. Results therefore
+use the memory of freed results of their size, up to a bound. Memory comes back only when the last
+array that refers to it is gone.
 """
 
 from . import functional
@@ -14,7 +15,8 @@ def set_cache_limit(limit):
     Parameters
     ----------
     limit : int
-        Bytes; 0 keeps nothing. The default is 256 MiB.
+        Bytes; 0 keeps nothing. The default is 256 MiB. Of results of less than 512 KiB, at most
+        4 MiB are kept.
 
     Raises
     ------

@@ -51,8 +51,8 @@ cdef class Channels(Call):
         cdef cnp.npy_intp shape[2]
         shape[0] = self.channels if ndim == 1 else self.samples
         shape[1] = self.groups
-        self.mean_array = <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, cnp.NPY_FLOAT64)
-        self.rstd_array = <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, cnp.NPY_FLOAT64)
+        self.mean_array = new_array(cnp.NPY_FLOAT64, ndim, shape)
+        self.rstd_array = new_array(cnp.NPY_FLOAT64, ndim, shape)
         self.mean = data64(self.mean_array)
         self.rstd = data64(self.rstd_array)
         return 0

@@ -53,6 +53,13 @@ cdef class RowsCall(Call):
             n *= cnp.PyArray_DIM(self.x, i)
         return n
 
+    cdef int keep_in(self, bytes packed) except -1:
+        """Statistics that are, or will be, packed."""
+        self.rstd = packed_statistic(packed, self.rows(), 0)
+        if self.centred:
+            self.mean = packed_statistic(packed, self.rows(), 1)
+        return 0
+
     cdef int plan(self, int arrays, Plan *p) except -1:
         cdef const Py_ssize_t *shape
         cdef const Py_ssize_t *strides[ARRAYS]
@@ -236,10 +243,10 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
         for i in range(ndim - 1):
             shape[i] = cnp.PyArray_DIM(x, i)
         shape[ndim - 1] = 1
-        rstd = <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, cnp.NPY_FLOAT64)
+        rstd = new_array(cnp.NPY_FLOAT64, ndim, shape)
         a.rstd = <double *> cnp.PyArray_DATA(rstd)
         if centred:
-            mean = <cnp.ndarray> cnp.PyArray_SimpleNew(ndim, shape, cnp.NPY_FLOAT64)
+            mean = new_array(cnp.NPY_FLOAT64, ndim, shape)
             a.mean = <double *> cnp.PyArray_DATA(mean)
     a.storage = storage
     a.shape[0] = 1
@@ -299,7 +306,8 @@ cdef int row_epilogue(RowsCall call, object negative_slope, object channel_axis,
         return 0
     shape = shape_of(call.x)[first:] if axis >= first else shape_of(call.x)[:first]
     at = axis - first if axis >= first else axis
-    spread = np.ascontiguousarray(np.broadcast_to(call.slopes.reshape([-1 if i == at else 1 for i in range(len(shape))]), shape))
+    spread = call.slopes.reshape([-1 if i == at else 1 for i in range(len(shape))])
+    spread = np.ascontiguousarray(np.broadcast_to(spread, shape))
     if axis >= first:
         call.slopes = row_parameter(spread, "negative_slope", call.storage, None)
     else:

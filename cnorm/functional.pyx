@@ -168,7 +168,7 @@ include "_window_calls.pxi"
 
 def _cache():
     """Bytes kept for the next results, and their bound."""
-    return recycle_bytes, recycle_limit
+    return recycle_bytes(), recycle_limit
 
 
 def _set_cache_limit(size_t limit):
@@ -679,9 +679,7 @@ cdef object rows_forward(object input, object normalized_shape, object weight, o
     call.parameters(weight, bias, out if isinstance(out, cnp.ndarray) else None, False)
     if wanted == PACKED:
         packed = packed_statistics(call.rows(), centred)
-        call.rstd = packed_statistic(packed, call.rows(), 0)
-        if centred:
-            call.mean = packed_statistic(packed, call.rows(), 1)
+        call.keep_in(packed)
     elif wanted:
         call.rstd = new64(call.rows())
         if centred:
@@ -729,9 +727,7 @@ cdef object rows_backward(object grad_output, object input, object normalized_sh
     call.set(x, normalized, centred, 0)
     call.lend(memory)
     if type(rstd) is bytes and len(<bytes> rstd) == packed_size(call.rows(), centred):
-        call.rstd = packed_statistic(rstd, call.rows(), 0)
-        if centred:
-            call.mean = packed_statistic(rstd, call.rows(), 1)
+        call.keep_in(rstd)
     else:
         if centred:
             call.mean = row_statistic(call, mean, "mean")

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -88,6 +89,74 @@ def test_an_array_may_be_resized_and_outlive_the_cache(x):
     y[...] = 1
     del y
     assert kept() <= F._cache()[1]
+
+
+def rows(n):
+    """An input of n rows of 4 KiB, and what is a result of its size."""
+    return np.ones((n, 1024), np.float32)
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (768,), (3, 5, 7), (64, 1024), (127, 1024)])
+def test_a_small_result_is_an_array_like_any_other(shape):
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    y = F.layer_norm(x, shape[-1])
+    like = np.empty_like(x)
+    assert y.base is None and y.flags.owndata and y.ctypes.data % 64 == 0
+    assert y.flags.num == like.flags.num and y.strides == like.strides and y.dtype == like.dtype
+    address, expected = y.ctypes.data, y.copy()
+    del y
+    assert kept() == x.nbytes
+    y = F.layer_norm(x, shape[-1])
+    assert kept() == 0 and np.array_equal(y, expected)
+    if x.nbytes < 16384:  # others are placed anew
+        assert y.ctypes.data == address
+    y.resize(2 * x.size, refcheck=False)
+    assert np.array_equal(y[: x.size], expected.ravel()) and not y[x.size :].any()
+    y.resize(3, refcheck=False)
+    del y
+    assert kept() == 12
+
+
+def test_small_results_have_a_bound_of_their_own():
+    large = F.layer_norm(rows(1024), 1024)
+    address = large.ctypes.data
+    del large
+    results = [F.layer_norm(rows(n), 1024) for n in range(1, 128)]
+    del results
+    assert 0 < kept() - 1024 * 4096 <= 4 << 20
+    again = F.layer_norm(rows(1024), 1024)
+    assert abs(again.ctypes.data - address) < 8192
+    cnorm.set_cache_limit(8192)
+    assert kept() <= 8192
+    cnorm.set_cache_limit(0)
+    F.layer_norm(rows(1), 1024)
+    assert kept() == 0
+
+
+def test_nothing_is_kept_of_nothing():
+    y = F.layer_norm(np.empty((0, 16), np.float32), 16)
+    assert y.shape == (0, 16) and y.flags.owndata
+    del y
+    assert kept() == 0
+
+
+@pytest.mark.parametrize("n", [1, 1024])
+def test_tracemalloc_knows_of_results(n):
+    x = rows(n)
+    tracemalloc.start()
+    try:
+        y = F.layer_norm(x, 1024)
+        traced = tracemalloc.take_snapshot().filter_traces(
+            [tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)]
+        )
+        assert sum(trace.size for trace in traced.traces) == y.nbytes
+        del y
+        traced = tracemalloc.take_snapshot().filter_traces(
+            [tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)]
+        )
+        assert not traced.traces
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("limit, error", [(-1, ValueError), (1.5, TypeError), (True, TypeError)])
