@@ -7,12 +7,18 @@ Where an implementation cannot run a case, `prepare` raises; the comparison then
 
 import importlib.util
 import os
-from functools import partial
 
 import numpy as np
 from cases import ROWS, arrays
 
 EPS = 1e-5
+
+
+def bound(function, *arguments, **keywords):
+    """Return the call, written out, as a function of nothing: `partial` copies its keywords."""
+    names = {f"argument{i}": value for i, value in enumerate(arguments)} | keywords
+    text = [*list(names)[: len(arguments)], *(f"{name}={name}" for name in keywords)]
+    return eval(f"lambda: function({', '.join(text)})", {"function": function} | names)
 
 
 class Unsupported(Exception):
@@ -62,14 +68,15 @@ class Cnorm(Implementation):
             return self._module(case, a)
         if case.op in ROWS:
             return self._rows(F, case, a, out)
-        return self._channels(F, case, a, out | {"channel_axis": case.channel_axis})
+        axis = {} if case.channel_axis == 1 else {"channel_axis": case.channel_axis}
+        return self._channels(F, case, a, out | axis)
 
     def _module(self, case, a):
         if self.with_out or case.op != "layer_norm":
             raise Unsupported("modules allocate their result")
         layer = self.cnorm.LayerNorm(case.parameter_size)
         layer.eval()
-        return partial(layer, a["x"])
+        return bound(layer, a["x"])
 
     def _rows(self, F, case, a, out):
         x, weight, bias, shape = a["x"], a["weight"], a["bias"], (case.parameter_size,)
@@ -79,12 +86,12 @@ class Cnorm(Implementation):
         if case.direction == "forward":
             if len(inputs) == 2 and out:
                 out["residual_out"] = np.ones_like(x)
-            return partial(forward, *inputs, shape, *parameters, **out)
+            return bound(forward, *inputs, shape, *parameters, **out)
         _, *kept = forward(*inputs, shape, *parameters, return_stats=True)
         if len(inputs) == 2:
             s, *stats = kept
-            return partial(backward, a["dy"], None, s, shape, *stats, weight, **out)
-        return partial(backward, a["dy"], x, shape, *kept, weight, **out)
+            return bound(backward, a["dy"], None, s, shape, *stats, weight, **out)
+        return bound(backward, a["dy"], x, shape, *kept, weight, **out)
 
     def _channels(self, F, case, a, keywords):
         x, weight, bias = a["x"], a["weight"], a["bias"]
@@ -96,16 +103,16 @@ class Cnorm(Implementation):
             "local_response_norm": (case.size,),
         }[case.op]
         if case.direction == "forward":
-            return partial(forward, x, *first, **keywords)
+            return bound(forward, x, *first, **keywords)
         dy = a["dy"]
         if case.op == "local_response_norm":
-            return partial(backward, dy, x, case.size, **keywords)
-        _, mean, rstd = forward(x, *first, return_stats=True, channel_axis=keywords["channel_axis"])
+            return bound(backward, dy, x, case.size, **keywords)
+        _, mean, rstd = forward(x, *first, return_stats=True, channel_axis=case.channel_axis)
         if case.op == "group_norm":
-            return partial(backward, dy, x, case.groups, mean, rstd, weight, **keywords)
+            return bound(backward, dy, x, case.groups, mean, rstd, weight, **keywords)
         if case.op == "batch_norm":
             keywords["training"] = case.training
-        return partial(backward, dy, x, mean, rstd, weight, **keywords)
+        return bound(backward, dy, x, mean, rstd, weight, **keywords)
 
 
 class CnormOut(Cnorm):
@@ -186,11 +193,11 @@ class NumPy(Implementation):
         a = arrays(case)
         if case.op == "np.add":
             x, y, out = a["x"], a["x"].copy(), np.ones_like(a["x"])
-            return partial(np.add, x, y, out=out)
+            return bound(np.add, x, y, out=out)
         if case.direction == "backward":
             raise Unsupported("NumPy has no gradients")
         f = formula(np, case)
-        return partial(f, **a)
+        return bound(f, **a)
 
 
 class Jax(Implementation):
@@ -286,13 +293,13 @@ class Torch(Implementation):
             wanted = [v.requires_grad_() for n, v in a.items() if not n.startswith("running")]
             y = f(**a)
             y = y[0] if isinstance(y, tuple) else y
-            return partial(torch.autograd.grad, y, wanted, dy, retain_graph=True, allow_unused=True)
+            return bound(torch.autograd.grad, y, wanted, dy, retain_graph=True, allow_unused=True)
         if case.module:
             layer = self._compiled(torch.nn.LayerNorm(case.parameter_size))
-            return partial(layer, a["x"])
+            return bound(layer, a["x"])
         if case.op in ROWS and "residual" not in a:
             return self._short(case, a)
-        return partial(f, **a)
+        return bound(f, **a)
 
     def _short(self, case, a):
         """The call without `forward` around it: no more Python than a user would run."""
@@ -300,9 +307,9 @@ class Torch(Implementation):
         x, weight, bias = a["x"], a["weight"], a["bias"]
         if case.op == "layer_norm":
             call = self._compiled(lambda x, w, b: F.layer_norm(x, shape, w, b))
-            return partial(call, x, weight, bias)
+            return bound(call, x, weight, bias)
         call = self._compiled(lambda x, w: F.rms_norm(x, shape, w))
-        return partial(call, x, weight)
+        return bound(call, x, weight)
 
 
 class TorchCompile(Torch):
@@ -371,7 +378,7 @@ class OnnxRuntime(Implementation):
         for name, value in zip(inputs, self.kept, strict=False):
             binding.bind_ortvalue_input(name, value)
         binding.bind_ortvalue_output("y", self.kept[-1])
-        return partial(session.run_with_iobinding, binding)
+        return bound(session.run_with_iobinding, binding)
 
     def _node(self, helper, case, a):
         """Return the inputs by name, the node, and the opset that has it."""
@@ -430,7 +437,7 @@ class Copy(Implementation):
 
             torch.set_num_threads(self.threads)
             ta, tb, tout = map(torch.from_numpy, (a, b, out))
-            return partial(torch.add, ta, tb, out=tout) if backward else partial(tout.copy_, ta)
+            return bound(torch.add, ta, tb, out=tout) if backward else bound(tout.copy_, ta)
         return self._numpy(a, b, out, backward)
 
     def _numpy(self, a, b, out, backward):
@@ -446,7 +453,7 @@ class Copy(Implementation):
                 np.copyto(out, a)
 
         if self.threads == 1 or a.nbytes < 2**18:
-            return partial(part, a, b, out)
+            return bound(part, a, b, out)
         return lambda: list(pool.map(part, *parts))
 
 

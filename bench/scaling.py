@@ -8,11 +8,10 @@ threads lies below the one on a single thread by the number of threads.
 
 import argparse
 import timeit
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from implementations import available_threads
+from implementations import available_threads, bound
 from tqdm import tqdm
 
 import cnorm
@@ -27,18 +26,18 @@ def layer_norm(size):
     x, dy, weight, bias = arrays(shape, ROW)
     _, *stats = F.layer_norm(x, ROW, weight, bias, return_stats=True)
     return (
-        partial(F.layer_norm, x, ROW, weight, bias, out=np.ones_like(x)),
-        partial(F.layer_norm_backward, dy, x, (ROW,), *stats, weight, out=np.ones_like(x)),
+        bound(F.layer_norm, x, ROW, weight, bias, out=np.ones_like(x)),
+        bound(F.layer_norm_backward, dy, x, (ROW,), *stats, weight, out=np.ones_like(x)),
     )
 
 
 def batch_norm(size):
     x, dy, weight, bias = arrays((8, 32, size // 256), 32)
-    call = partial(F.batch_norm, x, None, None, weight, bias, True)
-    _, *stats = call(return_stats=True)
+    forward = (x, None, None, weight, bias, True)
+    _, *stats = F.batch_norm(*forward, return_stats=True)
     return (
-        partial(call, out=np.ones_like(x)),
-        partial(F.batch_norm_backward, dy, x, *stats, weight, out=np.ones_like(x)),
+        bound(F.batch_norm, *forward, out=np.ones_like(x)),
+        bound(F.batch_norm_backward, dy, x, *stats, weight, out=np.ones_like(x)),
     )
 
 
