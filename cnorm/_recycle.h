@@ -128,48 +128,49 @@ static void *recycle_realloc(void *context, void *block, size_t size) {
 
 static size_t recycle_bytes(void) { return recycle_small.bytes + recycle_large.bytes; }
 
-static int recycle_over(void) {
-    return recycle_small.bytes > RECYCLE_SMALL_BYTES || recycle_bytes() > recycle_limit;
-}
-
-/* Free the oldest blocks until what is kept fits the bounds. */
-static void recycle_shrink(void) {
-    for (;;) {
-        void *block = NULL;
-        recycle_lock();
-        if (recycle_over()) {
-            const int small = recycle_small.bytes > RECYCLE_SMALL_BYTES || !recycle_large.count;
-            block = recycle_remove(small ? &recycle_small : &recycle_large, 0);
-        }
-        recycle_unlock();
-        if (!block) return;
-        free(recycle_memory(block));
-    }
-}
-
-static void recycle_free(void *context, void *block, size_t size) {
+/* Keep a block, if there is room. */
+static inline int recycle_keep(void *block, size_t size) {
     RecycleKept *kept = recycle_class(size);
-    void *oldest = block;
-    int over = 0;
-    (void)context;
-    if (block && size <= recycle_limit) {
-        recycle_lock();
-        oldest = kept->count == RECYCLE_SLOTS ? recycle_remove(kept, 0) : NULL;
+    recycle_lock();
+    const int fits = kept->count < RECYCLE_SLOTS && recycle_bytes() + size <= recycle_limit
+                     && recycle_small.bytes + size * (kept == &recycle_small) <= RECYCLE_SMALL_BYTES;
+    if (fits) {
         kept->slots[kept->count].block = block;
         kept->slots[kept->count++].size = size;
         kept->bytes += size;
-        over = recycle_over();
-        recycle_unlock();
     }
-    if (oldest) free(recycle_memory(oldest));
-    if (over) recycle_shrink();
+    recycle_unlock();
+    return fits;
+}
+
+/* Free the oldest block of a class, or of the other where it has none; whether there was one. */
+static int recycle_drop(RecycleKept *kept) {
+    void *block = NULL;
+    recycle_lock();
+    if (!kept->count) kept = kept == &recycle_small ? &recycle_large : &recycle_small;
+    if (kept->count) block = recycle_remove(kept, 0);
+    recycle_unlock();
+    free(recycle_memory(block));
+    return block != NULL;
+}
+
+static void recycle_displace(void *block, size_t size) {
+    if (size <= recycle_limit)
+        while (recycle_drop(recycle_class(size)))
+            if (recycle_keep(block, size)) return;
+    free(recycle_memory(block));
+}
+
+static void recycle_free(void *context, void *block, size_t size) {
+    (void)context;
+    if (block && !recycle_keep(block, size)) recycle_displace(block, size);
 }
 
 static void recycle_set_limit(size_t limit) {
     recycle_lock();
     recycle_limit = limit;
     recycle_unlock();
-    recycle_shrink();
+    while (recycle_bytes() > limit && recycle_drop(&recycle_large)) {}
 }
 
 static void recycle_empty(void) {
