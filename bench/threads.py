@@ -2,15 +2,20 @@
 
     python bench/threads.py --rounds 10
 
-Prints, for each case, the best time on one thread and on all, and how many times as fast that is.
+A round takes each case on new arrays, on one thread and on all in turns; what a second thread gains
+is the ratio of both in a round, and the table has the median of the rounds. Beside it, with torch,
+that of a parallel copy of the same bytes (backward, of a sum of two arrays): a machine that others
+use has spells in which its processors are far apart, or memory gives two no more than one.
 """
 
 import argparse
+import importlib.util
 import itertools
 import math
+import statistics
 
 from cases import Case
-from implementations import CnormOut, available_threads
+from implementations import CnormOut, Copy, available_threads
 from scaling import seconds
 from tqdm import tqdm
 
@@ -20,6 +25,7 @@ ROWS = [(512, 768), (1024, 768), (128, 4096), (1024, 1024), (4096, 256), (16384,
 IMAGES = [(4, 64, 56, 56), (8, 128, 32, 32)]
 MATRICES = [(4096, 256), (1024, 1024)]
 ENOUGH = 1.8  # of two threads
+TURNS = 3
 
 
 def cases():
@@ -36,14 +42,21 @@ def cases():
             yield Case("local_response_norm", shape, direction, layout=layout)
 
 
-def measure(case, threads):
-    """Return the seconds per call on one thread and on `threads`."""
-    call = CnormOut(threads).prepare(case)
-    found = []
-    for n in (1, threads):
-        with cnorm.num_threads(n):
-            found.append(seconds(call, at_least=0.005, repeats=5))
-    return found
+def measure(implementation, set_threads, case, threads):
+    """Return the seconds per call on one thread and on `threads`, of the same arrays in turns."""
+    call = implementation(threads).prepare(case)
+    best = [math.inf, math.inf]
+    for _ in range(TURNS):
+        for i, n in enumerate((1, threads)):
+            set_threads(n)
+            best[i] = min(best[i], seconds(call, at_least=0.003, repeats=2))
+    set_threads(threads)
+    return best
+
+
+def gain(times):
+    """Return the median of what more threads gained in each round."""
+    return statistics.median(one / all_ for one, all_ in times)
 
 
 def main(argv=None):
@@ -53,19 +66,31 @@ def main(argv=None):
     threads = available_threads()
     if threads == 1:
         parser.error("there is one processor only")
+    measured = [(CnormOut, cnorm.set_num_threads)]
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        measured.append((Copy, torch.set_num_threads))
     grid = list(cases())
-    best = {case.name: [math.inf, math.inf] for case in grid}
+    times = {case.name: [[] for _ in measured] for case in grid}
     # a round is over all cases: a noisy spell then spoils one round of each, not all of one
     for case in tqdm(grid * args.rounds, unit="case"):
-        best[case.name] = list(map(min, best[case.name], measure(case, threads)))
-    times = {name: one / all_ for name, (one, all_) in best.items()}
-    for name, (one, all_) in best.items():
-        print(f"{name:56} {1e6 * one:8.1f} us {1e6 * all_:8.1f} us {times[name]:6.2f}")
-    mean = math.exp(sum(map(math.log, times.values())) / len(times))
-    print(f"{threads} threads: {mean:.2f} times as fast (geometric mean of {len(times)} cases)")
-    if threads == 2:
-        enough = sum(value >= ENOUGH for value in times.values())
-        print(f"{enough} of them {ENOUGH} times or more, the least {min(times.values()):.2f}")
+        for found, (implementation, set_threads) in zip(times[case.name], measured, strict=True):
+            found.append(measure(implementation, set_threads, case, threads))
+    gains = {name: [gain(rounds) for rounds in found] for name, found in times.items()}
+    print(f"{'':56} {'1 thread':>11} {threads:4} threads    gain  copy's")
+    for name, found in times.items():
+        one, all_ = (1e6 * statistics.median(t) for t in zip(*found[0], strict=True))
+        columns = "".join(f"{value:8.2f}" for value in gains[name])
+        print(f"{name:56} {one:8.1f} us {all_:8.1f} us{columns}")
+    for (implementation, _), column in zip(
+        measured, zip(*gains.values(), strict=True), strict=True
+    ):
+        mean = math.exp(sum(map(math.log, column)) / len(column))
+        print(f"{implementation.name}: {mean:.2f} times as fast, the geometric mean of {len(grid)}")
+        if threads == 2:
+            enough = sum(value >= ENOUGH for value in column)
+            print(f"  {enough} of them {ENOUGH} times or more, the least {min(column):.2f}")
 
 
 if __name__ == "__main__":

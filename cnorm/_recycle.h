@@ -48,7 +48,7 @@ static void recycle_lock(void) {}
 static void recycle_unlock(void) {}
 #endif
 
-enum { PAGE = 4096, LINE = 64, BESIDE = 41 * LINE, PLACED = 4 * PAGE, MORE = PAGE + LINE, HUGE = 1 << 22 };
+enum { PAGE = 4096, LINE = 64, BESIDE = 41 * LINE, PLACED = 4 * PAGE, MORE = PAGE + LINE, HUGE_FROM = 1 << 22 };
 
 static size_t recycle_room(size_t size) { return size < PLACED ? size + 2 * LINE : size + MORE; }
 
@@ -71,7 +71,7 @@ static void *recycle_new(size_t size, uintptr_t read) {
     if (size >= PLACED) {
         if (posix_memalign(&memory, PAGE, recycle_room(size))) return NULL;
 #if defined(__linux__) && defined(MADV_HUGEPAGE) /* as NumPy does for its own; only a hint */
-        if (size >= HUGE) madvise(memory, recycle_room(size) / PAGE * PAGE, MADV_HUGEPAGE);
+        if (size >= HUGE_FROM) madvise(memory, recycle_room(size) / PAGE * PAGE, MADV_HUGEPAGE);
 #endif
         return recycle_block(memory, size, read);
     }
