@@ -7,6 +7,7 @@ Where an implementation cannot run a case, `prepare` raises; the comparison then
 
 import importlib.util
 import os
+import timeit
 
 import numpy as np
 from cases import ROWS, arrays
@@ -18,7 +19,17 @@ def bound(function, *arguments, **keywords):
     """Return the call, written out, as a function of nothing: `partial` copies its keywords."""
     names = {f"argument{i}": value for i, value in enumerate(arguments)} | keywords
     text = [*list(names)[: len(arguments)], *(f"{name}={name}" for name in keywords)]
-    return eval(f"lambda: function({', '.join(text)})", {"function": function} | names)
+    names["function"] = function
+    text = f"function({', '.join(text)})"
+    call = eval(f"lambda: {text}", names)
+    call.statement = text, names
+    return call
+
+
+def timer(call):
+    """Return a timer of a call; of what `bound` wrote out, without the function around it."""
+    text, names = getattr(call, "statement", ("call()", {"call": call}))
+    return timeit.Timer(text, globals=names)
 
 
 class Unsupported(Exception):

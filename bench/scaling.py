@@ -7,11 +7,10 @@ threads lies below the one on a single thread by the number of threads.
 """
 
 import argparse
-import timeit
 from pathlib import Path
 
 import numpy as np
-from implementations import available_threads, bound
+from implementations import available_threads, bound, timer
 from tqdm import tqdm
 
 import cnorm
@@ -49,11 +48,11 @@ def arrays(shape, parameters):
 
 def seconds(call, at_least=0.02, repeats=5):
     """Return the best time per call of a few batches."""
-    timer = timeit.Timer(call)
+    timing = timer(call)
     number = 1
-    while (elapsed := timer.timeit(number)) < at_least and number < 2**16:
+    while (elapsed := timing.timeit(number)) < at_least and number < 2**16:
         number *= 2
-    return min([elapsed, *timer.repeat(repeats, number)]) / number
+    return min([elapsed, *timing.repeat(repeats, number)]) / number
 
 
 def measure(sizes, threads):

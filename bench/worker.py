@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import sys
-import timeit
 import warnings
 
 import implementations
@@ -32,7 +31,7 @@ class Worker:
     def prepare(self, case):
         case = Case(**(case | {"shape": tuple(case["shape"])}))
         self.timer = None  # let go of the last case's arrays first
-        self.timer = timeit.Timer(self.implementation.prepare(case))
+        self.timer = implementations.timer(self.implementation.prepare(case))
         self.timer.timeit(2)
         self.number = 1
         while (seconds := self.timer.timeit(self.number)) < BATCH_SECONDS / 2:

@@ -6,8 +6,8 @@
  * that refers to it is gone.
  *
  * Blocks begin at a line. That of a few pages begins 41 lines, more than half a page, on from the array that it is
- * for, modulo a page: where a result is written just behind what is read, a processor takes one for the other and
- * waits; at half a page, or as far as a row is long, both would share the sets of the first cache; and few rows are
+ * for, if any, modulo a page: where a result is written just behind what is read, a processor takes one for the other
+ * and waits; at half a page, or as far as a row is long, both would share the sets of the first cache; and few rows are
  * a multiple of 41 lines. The address of the memory that a block is part of lies just before it.
  */
 #ifndef CNORM_RECYCLE_H
@@ -27,7 +27,8 @@
 
 enum { RECYCLE_SLOTS = 32, RECYCLE_LARGE = 1 << 19, RECYCLE_SMALL_BYTES = 1 << 22 };
 
-/* The blocks of one class, the oldest first: a few small ones must not displace what took the system's time. */
+/* The blocks of one class, the oldest first: many small ones must not take the slots of what took the system's
+ * time. */
 typedef struct {
     struct { void *block; size_t size; } slots[RECYCLE_SLOTS];
     int count;
@@ -98,8 +99,7 @@ static inline void *recycle_take(size_t size, uintptr_t read) {
     for (int i = kept->count - 1; i >= 0 && !block; --i)
         if (kept->slots[i].size == size) block = recycle_remove(kept, i);
     recycle_unlock();
-    if (!block) return recycle_new(size, read);
-    return size < PLACED ? block : recycle_block(recycle_memory(block), size, read);
+    return block ? recycle_block(recycle_memory(block), size, read) : recycle_new(size, read);
 }
 
 static _Thread_local uintptr_t recycle_read; /* what the next block is for that NumPy asks for */
@@ -220,7 +220,8 @@ static PyObject *recycle_array(PyArray_Descr *type, int ndim, npy_intp const *sh
     return array;
 }
 
-/* A new array like another, in its memory order. Of nothing, NumPy frees more bytes than it asked for. */
+/* A new array like another, in its memory order. NumPy makes the empty ones, which have bytes, too, and the small
+ * ones that are not C-contiguous. */
 static PyObject *recycle_like(PyArrayObject *like) {
     const size_t size = PyArray_NBYTES(like);
     PyObject *before, *array, *used;

@@ -29,7 +29,7 @@ cdef enum:
     STRETCH = 1024              # elements of its rows that a thread takes where slots are few
     SHARED_ROWS = 512           # of a slot, over which it does not matter who adds it to the others
     ADDED = 128                 # elements of the slots that are added up at a time
-    SLOT_EVEN = 512             # doubles, a page: slots are that and ADDED apart, which do not share sets of L1
+    SLOT_EVEN = 512             # doubles, a page: slots are some and ADDED apart; few share the same sets of L1
     PARALLEL_SUMS = 1 << 14     # of shares, from which on threads add them up
 
 
@@ -38,9 +38,9 @@ cdef struct Blocks:
     Py_ssize_t block            # rows in a block
     Py_ssize_t blocks
     Py_ssize_t slots
-    Py_ssize_t share            # slots that one thread takes and adds up
+    Py_ssize_t share            # slots that a thread takes at a time and adds up
     Py_ssize_t stride           # doubles from one slot's sums to the next
-    double *sums                # slots x 3 x elements: weight, bias, slope
+    double *sums                # each slot's 3 x elements: weight, bias, slope
 
 
 cdef inline Py_ssize_t slot_begin(const Blocks *b, Py_ssize_t slot) noexcept nogil:
@@ -287,8 +287,8 @@ cdef void total_blocks(const Norm *a, const Tiling *t, const Blocks *b) noexcept
 
 
 cdef int rows_backward(Norm *a) noexcept nogil:
-    """Gradients of rows; grad_weight, grad_bias and grad_slope, one after the other, are written, the last
-    where there is an activation. The sums of one block go to final_weight and final_bias at once."""
+    """Gradients of rows; grad_weight, grad_bias and grad_slope, which lie one after the other, are written, the
+    last where there is an activation; final_weight and final_bias instead, where there are any."""
     cdef Tiling t = tiling_of(a, True)
     cdef Blocks b
     cdef Py_ssize_t i, shares
