@@ -17,6 +17,7 @@ from operations import (
     oracle,
 )
 
+import cnorm
 import cnorm.functional as F
 from cnorm import _reference
 
@@ -185,6 +186,25 @@ def test_one_row(build, dtype, norm, rng):
         p = norm.draw(rng, x.shape, 1, accumulation(dtype))
         actual, expected = norm.run(F, x, dy, p), oracle(norm, x, dy, p)
         check(actual, expected, dtype, dy, f"{norm} of {length}")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(33, 4099), (80, 4099), (112, 4099), (208, 4099), (176, 12289), (900, 31)],
+    ids=str,
+)
+@pytest.mark.parametrize("norm", [LayerNorm(axes="last"), RMSNorm(axes="last")], ids=str)
+def test_any_number_of_blocks_of_rows(build, norm, shape, rng):
+    """Their sums add up in a tree, of 3, 5, 7, 13, 10 and 16 leaves; threads take its branches."""
+    x, dy = rng.normal(size=(2, *shape)).astype(np.float32)
+    p = norm.draw(rng, shape, 1, np.float32)
+    expected, first = oracle(norm, x, dy, p), None
+    for threads in (1, 2, 3, 4, 5, 7, 16):
+        with cnorm.num_threads(threads):
+            actual = norm.run(F, x, dy, p)
+        check(actual, expected, x.dtype, dy, f"{norm} {shape} on {threads} threads")
+        first = first or actual
+        assert all(np.array_equal(actual[name], first[name]) for name in actual if name != "stats")
 
 
 @pytest.mark.parametrize(
