@@ -140,21 +140,21 @@ def test_nothing_is_kept_of_nothing():
     assert kept() == 0
 
 
+def traced():
+    """Bytes of arrays that tracemalloc knows of."""
+    arrays = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+    return sum(t.size for t in tracemalloc.take_snapshot().filter_traces([arrays]).traces)
+
+
 @pytest.mark.parametrize("n", [1, 1024])
 def test_tracemalloc_knows_of_results(n):
     x = rows(n)
     tracemalloc.start()
     try:
         y = F.layer_norm(x, 1024)
-        traced = tracemalloc.take_snapshot().filter_traces(
-            [tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)]
-        )
-        assert sum(trace.size for trace in traced.traces) == y.nbytes
+        assert traced() == y.nbytes
         del y
-        traced = tracemalloc.take_snapshot().filter_traces(
-            [tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)]
-        )
-        assert not traced.traces
+        assert traced() == 0
     finally:
         tracemalloc.stop()
 
