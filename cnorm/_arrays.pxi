@@ -421,10 +421,10 @@ cdef int run_norm(norm_kernel kernel, Norm *job, Py_ssize_t size, str what) exce
     """Run a kernel on so many bytes: while it would take other Python threads longer to start, alone."""
     cdef int failed
     if size < FREE_GIL:
-        failed = kernel(job)
+        failed = kernels.run_norm(kernel, job)
     else:
         with nogil:
-            failed = kernel(job)
+            failed = kernels.run_norm(kernel, job)
     if failed:
         raise MemoryError(f"cnorm could not allocate the {what} of this call")
     return 0

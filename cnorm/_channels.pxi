@@ -116,7 +116,7 @@ cdef class Channels(Call):
         if p.family != UNITS and not self.given:  # the kernel keeps them meanwhile
             self.keep_all()
         self.job(&p, &a)
-        run_norm(kernels.units_forward if p.family == UNITS else kernels.columns_forward, &a, self.bytes,
+        run_norm(kernels.segments_forward if p.family == UNITS else kernels.columns_forward, &a, self.bytes,
                  "statistics")
         return self.finish()
 
@@ -133,7 +133,7 @@ cdef class Channels(Call):
             self.x = np.ascontiguousarray(self.x)
             self.plan(1, &p)
         self.job(&p, &a)
-        run_norm(kernels.units_moments if p.family == UNITS else kernels.columns_moments, &a, self.bytes,
+        run_norm(kernels.segments_moments if p.family == UNITS else kernels.columns_moments, &a, self.bytes,
                  "statistics")
         return 0
 
@@ -186,7 +186,7 @@ cdef class Channels(Call):
             a.sums = data64(sums)
             a.sums_mode = sums_mode
             a.count = count
-            run_norm(kernels.units_backward if p.family == UNITS else kernels.columns_backward, &a, self.bytes,
+            run_norm(kernels.segments_backward if p.family == UNITS else kernels.columns_backward, &a, self.bytes,
                      "sums")
         if rows > 1:
             over_samples(g, rows, self.channels)

@@ -116,7 +116,7 @@ cdef class RowsCall(Call):
             return self.final
         self.job(&p, &a)
         a.add = one is not None
-        run_norm(kernels.units_forward, &a, self.bytes, "statistics")
+        run_norm(kernels.rows_forward, &a, self.bytes, "statistics")
         return self.finish()
 
     cdef int empty_statistics(self) except -1:
@@ -143,7 +143,7 @@ cdef class RowsCall(Call):
                 a.final_weight = cnp.PyArray_DATA(self.grad_weight)
             if self.grad_bias is not None:
                 a.final_bias = cnp.PyArray_DATA(self.grad_bias)
-            run_norm(kernels.units_backward, &a, self.bytes, "sums")
+            run_norm(kernels.rows_backward, &a, self.bytes, "sums")
         else:
             memset(self.grads, 0, 3 * self.length * sizeof(double))
             for a_gradient in (self.grad_weight, self.grad_bias):
@@ -266,7 +266,7 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
         a.row_weight = cnp.PyArray_DATA(weight)
     if bias is not None:
         a.row_bias = cnp.PyArray_DATA(bias)
-    run_norm(kernels.units_forward, &a, rows * a.x.stride[1], "statistics")
+    run_norm(kernels.rows_forward, &a, rows * a.x.stride[1], "statistics")
     if not wanted:
         return y
     if wanted == PACKED:

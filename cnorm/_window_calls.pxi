@@ -41,7 +41,8 @@ cdef class WindowCall(Channels):
         self.job.slope = self.slope
         self.job.slopes = data64(self.slopes)
         with nogil:
-            failed = kernels.window_forward(&self.job) if grad_output is None else kernels.window_backward(&self.job)
+            failed = kernels.run_window(kernels.window_forward if grad_output is None else kernels.window_backward,
+                                        &self.job)
         if failed:
             raise MemoryError("cnorm could not allocate the sums of this call")
         return self.finish()

@@ -1,3 +1,3 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # The kernels, compiled for baseline (setup.py says with which flags).
-include "kernels.pxi"
+include "kernels.pyx"

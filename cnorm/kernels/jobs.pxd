@@ -95,14 +95,18 @@ ctypedef void (*narrow_kernel)(int storage, const double *values, Py_ssize_t n, 
 
 cdef struct Kernels:
     # What one build offers. Each kernel returns 0, or -1 where memory ran out (nothing was written).
-    norm_kernel units_moments
-    norm_kernel units_forward
-    norm_kernel units_backward
+    norm_kernel rows_forward
+    norm_kernel rows_backward
+    norm_kernel segments_moments
+    norm_kernel segments_forward
+    norm_kernel segments_backward
     norm_kernel columns_moments
     norm_kernel columns_forward
     norm_kernel columns_backward
     window_kernel window_forward
     window_kernel window_backward
+    int (*run_norm)(norm_kernel, Norm *) noexcept nogil         # runs one of them
+    int (*run_window)(window_kernel, Window *) noexcept nogil
     widen_kernel widen       # parameters to the type that their storage type is computed in,
     widen64_kernel widen64   # to doubles,
     narrow_kernel narrow     # and doubles rounded to a storage type

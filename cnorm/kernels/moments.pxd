@@ -10,11 +10,11 @@
 # c) Sums that overflow a float (inputs near 1e30), or underflow one, are taken again in double.
 # d) Parts, units and ranks merge by `merged` (Chan et al. 1979), in a fixed tree.
 
-cdef enum:
-    PART = 8           # tiles in a part
-    SHORT = 32         # segments shorter than this are laid end to end before they are summed
 
-cdef double TINY = 1e-30  # below this, squares of floats have lost bits
+from libc.math cimport sqrt
+from cnorm.kernels.jobs cimport Moments, Norm, View
+from cnorm.kernels.loops cimport TILE, TILES, Affine, far_from_mean, Tile
+from cnorm.kernels.tuning cimport PART, SHORT, TINY
 
 
 cdef inline bint finite(double a) noexcept nogil:
@@ -81,16 +81,6 @@ cdef inline Moments tree_total(Tree *t) noexcept nogil:
 
 # ---- tiles of a unit (rows and segments families) ----
 
-cdef struct Tiling:
-    const Tile *loops
-    Py_ssize_t segments, runs, length
-    Py_ssize_t elements      # of a segment
-    Py_ssize_t together      # segments in a tile
-    Py_ssize_t chunks        # tiles in a segment
-    Py_ssize_t tiles         # in a unit
-    Py_ssize_t parts         # in a unit
-    Py_ssize_t reach         # segments on to the one to prefetch, where they lie apart, or 0
-
 
 cdef struct Piece:
     # `count` whole segments from `segment` on, or elements begin..end of one.
@@ -102,6 +92,24 @@ cdef struct Ready:
     const Tile *loops
     const char *data
     Py_ssize_t runs, stride, length
+
+
+cdef struct Tiling
+
+# What is applied to elements of one unit, whose x and y begin at these addresses.
+ctypedef void (*apply_range)(const Norm *, const Tiling *, const Affine *, Py_ssize_t unit, const char *x, char *y,
+                             const Piece *) noexcept nogil
+
+cdef struct Tiling:
+    apply_range apply
+    const Tile *loops
+    Py_ssize_t segments, runs, length
+    Py_ssize_t elements      # of a segment
+    Py_ssize_t together      # segments in a tile
+    Py_ssize_t chunks        # tiles in a segment
+    Py_ssize_t tiles         # in a unit
+    Py_ssize_t parts         # in a unit
+    Py_ssize_t reach         # segments on to the one to prefetch, where they lie apart, or 0
 
 
 cdef inline Tiling tiling_of(const Norm *a, bint segment_alone) noexcept nogil:
@@ -118,6 +126,7 @@ cdef inline Tiling tiling_of(const Norm *a, bint segment_alone) noexcept nogil:
     t.tiles = t.segments * t.chunks if t.together == 1 else (t.segments + t.together - 1) // t.together
     t.parts = (t.tiles + PART - 1) // PART
     t.reach = 0
+    t.apply = NULL
     return t
 
 
@@ -136,6 +145,20 @@ cdef inline Piece tile_piece(const Tiling *t, Py_ssize_t tile) noexcept nogil:
     return p
 
 
+cdef inline Py_ssize_t next_tile(const Tiling *t, Py_ssize_t tile, Py_ssize_t stop) noexcept nogil:
+    if t.chunks == 1:
+        return stop
+    return min(stop, (tile // t.chunks + 1) * t.chunks)
+
+
+cdef inline Piece tile_stretch(const Tiling *t, Py_ssize_t tile, Py_ssize_t stop) noexcept nogil:
+    """As many tiles from this one on as make one piece: whole segments, or a stretch of one."""
+    cdef Piece p = tile_piece(t, tile), last = tile_piece(t, next_tile(t, tile, stop) - 1)
+    p.count = last.segment + last.count - p.segment
+    p.end = last.end
+    return p
+
+
 cdef inline const char *element_at(const Tiling *t, const View *v, const char *base, Py_ssize_t segment,
                                    Py_ssize_t element) noexcept nogil:
     cdef Py_ssize_t run = 0
@@ -145,8 +168,8 @@ cdef inline const char *element_at(const Tiling *t, const View *v, const char *b
     return base + segment * v.stride[2] + run * v.stride[3] + element * t.loops.size
 
 
-cdef void gather(const Tiling *t, const View *v, const char *base, const Piece *p, bint wide,
-                 char *buffer) noexcept nogil:
+cdef inline void gather(const Tiling *t, const View *v, const char *base, const Piece *p, bint wide,
+                        char *buffer) noexcept nogil:
     """Lay a piece end to end in a buffer, widened to the accumulator or (wide) to double."""
     cdef Py_ssize_t segment, element, step
     cdef int size = 8 if wide else t.loops.wide
@@ -187,8 +210,8 @@ cdef inline Ready ready_tile(const Tiling *t, const View *v, const char *base, c
     return r
 
 
-cdef void part_sums(const Tiling *t, const View *v, const char *base, Py_ssize_t part, bint wide,
-                    double shift, bint guess, bint centred, double *out) noexcept nogil:
+cdef inline void part_sums(const Tiling *t, const View *v, const char *base, Py_ssize_t part, bint wide,
+                           double shift, bint guess, bint centred, double *out) noexcept nogil:
     """out = {count, shift, sum of d, sum of d*d} of a part; guess: take the shift from its head."""
     cdef double buffer[TILE]
     cdef double sums[2]
@@ -211,8 +234,8 @@ cdef void part_sums(const Tiling *t, const View *v, const char *base, Py_ssize_t
     out[1] = shift
 
 
-cdef Moments part_moments(const Tiling *t, const View *v, const char *base, Py_ssize_t part,
-                          bint centred, double eps) noexcept nogil:
+cdef inline Moments part_moments(const Tiling *t, const View *v, const char *base, Py_ssize_t part,
+                                 bint centred, double eps) noexcept nogil:
     cdef double s[4]
     cdef bint wide = False
     cdef Moments m
@@ -233,8 +256,8 @@ cdef Moments part_moments(const Tiling *t, const View *v, const char *base, Py_s
     return m
 
 
-cdef Moments unit_moments(const Tiling *t, const View *v, const char *base, bint centred,
-                          double eps) noexcept nogil:
+cdef inline Moments unit_moments(const Tiling *t, const View *v, const char *base, bint centred,
+                                 double eps) noexcept nogil:
     cdef Tree tree
     cdef Py_ssize_t part
     if t.parts == 1:
@@ -244,3 +267,17 @@ cdef Moments unit_moments(const Tiling *t, const View *v, const char *base, bint
     for part in range(t.parts):
         tree_push(&tree, part_moments(t, v, base, part, centred, eps))
     return tree_total(&tree)
+
+
+cdef inline Moments slot_total(const Moments *slots, Py_ssize_t parts) noexcept nogil:
+    cdef Tree tree
+    cdef Py_ssize_t part
+    tree.pushed = 0
+    tree.top = 0
+    for part in range(parts):
+        tree_push(&tree, slots[part])
+    return tree_total(&tree)
+
+
+cdef inline double rstd_of(double m2, double count, double eps) noexcept nogil:
+    return 1 / sqrt(m2 / count + eps)

@@ -8,9 +8,15 @@
 #    see rows of a window.
 # d) Backward, `shared` of each channel goes to every channel of its window: the window turned round.
 
-cdef enum:
-    SPAN = 1024               # elements of a channel at a time, or positions: at most
-    KEPT_BYTES = 24 << 10     # what a visit keeps: it stays in L1
+
+from cython.parallel cimport prange, threadid
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+from cnorm.kernels.coefficients cimport set_value
+from cnorm.kernels.jobs cimport View, Window
+from cnorm.kernels.loops cimport LANES_ALIGN, TILES, Tile, WindowTile
+from cnorm.kernels.tuning cimport KEPT_BYTES, SPAN
+from cnorm.kernels.workspace cimport up_to
 
 
 cdef struct Room:
@@ -51,6 +57,7 @@ cdef inline Py_ssize_t spans_of(const Window *a, const Room *room) noexcept nogi
 
 
 # ---- channels first ----
+
 
 cdef void to_channel(const Window *a, const Room *room, Py_ssize_t channel, const WindowTile *zeroth,
                      WindowTile *w) noexcept nogil:
@@ -141,6 +148,7 @@ cdef void first_item(const Window *a, Py_ssize_t item, const Room *room) noexcep
 
 # ---- channels last ----
 
+
 cdef inline char *position(const View *v, const Py_ssize_t *at) noexcept nogil:
     return v.data + at[0] * v.stride[0] + at[1] * v.stride[1] + at[2] * v.stride[2] + at[3] * v.stride[3]
 
@@ -205,6 +213,7 @@ cdef void last_item(const Window *a, Py_ssize_t item, const Room *room) noexcept
 
 
 # ---- both ----
+
 
 cdef inline Py_ssize_t whole_lines(Py_ssize_t bytes) noexcept nogil:
     return up_to(bytes, LANES_ALIGN)

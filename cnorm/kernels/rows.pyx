@@ -1,6 +1,25 @@
 # Rows: a weight per element of the unit. LayerNorm and RMSNorm; a unit is a row.
 
-cdef void row_apply(const Norm *a, const Tiling *t, const Affine *f, const char *x, char *y,
+
+from cython.parallel cimport prange
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from cnorm.kernels.jobs cimport Norm, View
+from cnorm.kernels.loops cimport (
+    GRAD_ABREAST, LANES_ALIGN, LED_LANES, TILE, TILES, Affine, GradRows, stream_end)
+from cnorm.kernels.moments cimport element_at, gather, Piece, Tiling, tiling_of
+from cnorm.kernels.segments_apply cimport segment_apply
+from cnorm.kernels.tuning cimport (
+    ADDED, BLOCK_BYTES, BLOCK_ROWS, EXPECTED, FETCHED, GRAD_BYTES, LAID_BY_ONE, LAID_ELEMENTS,
+    LAID_ROWS, LEAST_ROWS, NEAR_BYTES, PARALLEL_SUMS, SHARED_ROWS, SLOT, SLOT_ELEMENTS, SLOT_EVEN,
+    SLOTS, STRETCH)
+from cnorm.kernels.unit_sweeps cimport (
+    forward_by_parts, forward_units, one_tile, units_forward_together)
+from cnorm.kernels.units cimport by_parts, chunk_of, set_memory, unit_affine, unit_at, units_of
+from cnorm.kernels.workspace cimport power_of_two, up_to
+
+
+cdef void row_apply(const Norm *a, const Tiling *t, const Affine *f, Py_ssize_t unit, const char *x, char *y,
                     const Piece *p) noexcept nogil:
     cdef Py_ssize_t segment, element, step
     for segment in range(p.segment, p.segment + p.count):
@@ -13,24 +32,59 @@ cdef void row_apply(const Norm *a, const Tiling *t, const Affine *f, const char 
             element += step
 
 
+cdef inline bint lies(const void *values, Py_ssize_t phase) noexcept nogil:
+    """Whether they begin `phase` bytes into a line, so that lanes of theirs cross none."""
+    return values == NULL or (<Py_ssize_t> values - phase) % LANES_ALIGN == 0
+
+
+cdef inline const void *laid(const void *values, Py_ssize_t bytes, Py_ssize_t phase, char *room) noexcept nogil:
+    """A copy of them that does, where they do not."""
+    if lies(values, phase):
+        return values
+    room += (phase - <Py_ssize_t> room) & (LANES_ALIGN - 1)
+    memcpy(room, values, bytes)
+    return room
+
+
+cdef void *lay_parameters(Norm *a, const Tiling *t) noexcept nogil:
+    """Weight and bias of many rows to where whole lanes of them lie: as the rows' do after the few elements that
+    are stored first, up to a line of y. To be freed; NULL: they are used as they lie."""
+    cdef Py_ssize_t bytes = t.elements * t.loops.wide, phase = 0
+    cdef Py_ssize_t least = LAID_ELEMENTS if a.threads == 1 else LAID_BY_ONE
+    cdef char *room
+    if a.row_weight == NULL or units_of(a) < LAID_ROWS or units_of(a) * t.elements < least:
+        return NULL
+    if bytes >= LED_LANES * LANES_ALIGN and a.y.stride[1] % LANES_ALIGN == 0:
+        phase = (-(t.loops.wide // t.loops.size) * (-<Py_ssize_t> a.y.data & (LANES_ALIGN - 1))) & (LANES_ALIGN - 1)
+    if lies(a.row_weight, phase) and lies(a.row_bias, phase):
+        return NULL
+    room = <char *> malloc(2 * (bytes + LANES_ALIGN))
+    if room != NULL:
+        a.row_weight = laid(a.row_weight, bytes, phase, room)
+        a.row_bias = laid(a.row_bias, bytes, phase, room + bytes + LANES_ALIGN)
+    return room
+
+
+cdef int rows_forward(Norm *a) noexcept nogil:
+    """y = (x - mean) * rstd * weight + bias, of each row."""
+    cdef Tiling t = tiling_of(a, False)
+    cdef void *room = lay_parameters(a, &t)
+    cdef int failed
+    t.apply = row_apply if a.by_element else segment_apply  # without a weight, a row is one segment
+    set_memory(a, &t)
+    if one_tile(a, &t):
+        failed = units_forward_together(a, &t)
+    elif by_parts(units_of(a), t.parts, a.threads):
+        failed = forward_by_parts(a, &t)
+    else:
+        failed = forward_units(a, &t)
+    free(room)
+    return failed
+
+
 # ---- backward ----
 # The gradients of the parameters are sums down the rows: in the accumulator over the rows of a block,
 # then in double in one of a few slots. Blocks and slots are numbered by the shape.
-
-cdef enum:
-    BLOCK_ROWS = 64
-    LEAST_ROWS = 16             # each block's sums are added to those in double
-    BLOCK_BYTES = 1 << 17       # of x, about
-    GRAD_BYTES = 1 << 15        # of rows that are taken up again while they are in L1
-    EXPECTED = 1 << 10          # of a row whose memory is asked for before it is written
-    FETCHED = 1 << 9            # and of one that is asked for while the block before it is written
-    SLOTS = 16
-    SLOT_ELEMENTS = 1 << 17
-    STRETCH = 1024              # elements of its rows that a thread takes where slots are few
-    SHARED_ROWS = 512           # of a slot, over which it does not matter who adds it to the others
-    ADDED = 128                 # elements of the slots that are added up at a time
-    SLOT_EVEN = 512             # doubles, a page: slots are some and ADDED apart; few share the same sets of L1
-    PARALLEL_SUMS = 1 << 14     # of shares, from which on threads add them up
 
 
 cdef struct Blocks:

@@ -1,13 +1,16 @@
 # Coefficients: what is applied to channels side by side, each an array of doubles over them. The loops take those
 # of a band of units or segments as they are; columns round theirs to the accumulator's type.
 
-cdef enum:
-    STRIP = 256        # channels that are prepared at a time
+
+from libc.string cimport memcpy
+from cnorm.kernels.loops cimport BandAffine, first_part, Tile
+
 
 cdef enum Visit:
     SUMS
     FORWARD
     BACKWARD
+
 
 cdef struct Parameters:
     # Of channels side by side; weight and bias may be NULL.
@@ -30,8 +33,8 @@ cdef inline Parameters parameters_from(Py_ssize_t channel, const double *weight,
     return of
 
 
-cdef bint split_means(const Tile *loops, double eps, Py_ssize_t n, const double *mean, const double *lo,
-                      const double *rstd, double *hi, double *rest) noexcept nogil:
+cdef inline bint split_means(const Tile *loops, double eps, Py_ssize_t n, const double *mean, const double *lo,
+                             const double *rstd, double *hi, double *rest) noexcept nogil:
     """Means as the elements lose them (first_part), and the rest, with what was low already; whether hi is
     not 0 for some. lo may be NULL."""
     cdef Py_ssize_t i, shifted = 0  # as wide as a double: the loop takes lanes of them
@@ -48,6 +51,17 @@ cdef bint split_means(const Tile *loops, double eps, Py_ssize_t n, const double 
         for i in range(n):
             rest[i] += lo[i]
     return shifted != 0
+
+
+cdef inline double shift_at(const Tile *loops, const char *shift, Py_ssize_t column) noexcept nogil:
+    return (<const double *> shift)[column] if loops.wide == 8 else <double> (<const float *> shift)[column]
+
+
+cdef inline void set_value(const Tile *loops, char *vector, Py_ssize_t column, double value) noexcept nogil:
+    if loops.wide == 8:
+        (<double *> vector)[column] = value
+    else:
+        (<float *> vector)[column] = <float> value
 
 
 cdef inline void spread(double value, Py_ssize_t n, double *out) noexcept nogil:

@@ -1,6 +1,140 @@
-# Columns, backward: sums down the columns, then the gradient of each row. See columns.pxi.
+from cython.parallel cimport prange
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from cnorm.kernels.coefficients cimport BACKWARD, FORWARD, SUMS
+from cnorm.kernels.columns_apply cimport (
+    affine_at, affine_in, apply_joined, apply_rows, apply_stretch, apply_strip, by_column,
+    coefficient_bytes, column_affine, columns_affine, joined_rows, low_parts, turned)
+from cnorm.kernels.columns_layout cimport (
+    by_itself, end_to_end, Layout, layout_of, ready_rows, Rows, samples_apart, strip_begin,
+    strip_size)
+from cnorm.kernels.columns_moments cimport (
+    columns_statistics, group_statistics, merge_slots, slot_of, strip_moments, unfold, whole_rows)
+from cnorm.kernels.jobs cimport Norm
+from cnorm.kernels.loops cimport ColumnAffine, first_part, stream_end
+from cnorm.kernels.tuning cimport (
+    BLOCK_ROWS, COEFFICIENTS, FOLDED, OWN, PARTS, ROW_GROUP, SLOT, STRIP)
+from cnorm.kernels.units cimport chunk_of
+from cnorm.kernels.workspace cimport give_back, room_for
 
+
+cdef inline void strip_item(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
+                            Py_ssize_t item, double *slots) noexcept nogil:
+    cdef Py_ssize_t part = item // l.strips
+    strip_moments(a, l, gathered, sample, part, item - part * l.strips, slots)
+    if l.fold > 1:  # which makes one strip
+        unfold(l, slot_of(l, slots, part), part)
+
+
+cdef int sample_moments(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+    cdef double counts[PARTS]
+    cdef Py_ssize_t i, items = l.parts * l.strips
+    cdef bint gathered = not end_to_end(a, &a.x)
+    cdef double own[OWN]
+    cdef double *slots = <double *> room_for(3 * l.parts * l.wide * sizeof(double), own)
+    if slots == NULL:
+        return -1
+    if threads == 1:
+        for i in range(items):
+            strip_item(a, l, gathered, sample, i, slots)
+    else:
+        for i in prange(items, num_threads=threads, schedule="guided"):
+            strip_item(a, l, gathered, sample, i, slots)
+    for i in range(l.parts):
+        counts[i] = <double> (min((i + 1) * l.part * l.fold, l.rows) - i * l.part * l.fold)
+    merge_slots(l, slots, counts)
+    group_statistics(a, l, sample, slots)
+    give_back(slots, own)
+    return 0
+
+
+cdef int columns_moments(Norm *a) noexcept nogil:
+    cdef Layout l = layout_of(a, a.threads)
+    cdef Py_ssize_t i
+    for i in range(a.shape[0]):
+        if sample_moments(a, &l, i, a.threads) < 0:
+            return -1
+    return 0
+
+
+cdef int sample_apply(const Norm *a, const Layout *l, const double *sums, double count,
+                      Py_ssize_t sample, int threads, bint backward) noexcept nogil:
+    cdef bint joined = joined_rows(a, backward)
+    cdef Py_ssize_t fold = l.spread if joined else 1, rows, items, i
+    cdef ColumnAffine f
+    cdef double own[OWN]
+    cdef char *room = <char *> room_for(COEFFICIENTS * coefficient_bytes(l), own)
+    if room == NULL:
+        return -1
+    column_affine(a, l, sample, sums, count, BACKWARD if backward else FORWARD, room, &f)
+    rows = fold * max(ROW_GROUP, chunk_of((l.rows + fold - 1) // fold, threads))
+    items = (l.rows + rows - 1) // rows
+    if threads == 1:
+        for i in range(items):
+            apply_stretch(a, l, &f, backward, joined, sample, rows * (i if a.given else items - 1 - i), rows)
+    else:
+        for i in prange(items, num_threads=threads, schedule="guided"):
+            apply_stretch(a, l, &f, backward, joined, sample, rows * (i if a.given else turned(i, items, threads)),
+                          rows)
+    give_back(room, own)
+    return 0
+
+
+cdef void strip_forward(Norm *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t strip,
+                        double *slots, char *room) noexcept nogil:
+    cdef ColumnAffine f = affine_in(a, l, room)
+    cdef Py_ssize_t first = strip_begin(l, strip), n = strip_size(l, strip)
+    strip_moments(a, l, gathered, sample, 0, strip, slots)
+    columns_statistics(a, l, sample, slots, first, n)
+    columns_affine(a, l, sample, NULL, 0, FORWARD, first, n, &f)
+    apply_strip(a, l, &f, False, sample, strip)
+
+
+cdef int forward_by_strips(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef bint gathered = not end_to_end(a, &a.x)
+    cdef double *slots = <double *> malloc(3 * l.wide * sizeof(double) + COEFFICIENTS * coefficient_bytes(l))
+    cdef char *room = <char *> (slots + 3 * l.wide)
+    if slots == NULL:
+        return -1
+    if threads == 1:
+        for i in range(l.strips):
+            strip_forward(a, l, gathered, sample, i, slots, room)
+    else:
+        for i in prange(l.strips, num_threads=threads, schedule="guided"):
+            strip_forward(a, l, gathered, sample, i, slots, room)
+    free(slots)
+    return 0
+
+
+cdef inline int forward_sample(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+    if not a.given and by_itself(a, l):
+        return forward_by_strips(a, l, sample, threads)
+    if not a.given and sample_moments(a, l, sample, threads) < 0:
+        return -1
+    return sample_apply(a, l, NULL, 0, sample, threads, False)
+
+
+cdef int columns_forward(Norm *a) noexcept nogil:
+    """y = (x - mean) * rstd * weight + bias; mean, lo, m2 and rstd are written (read where given)."""
+    cdef bint apart = samples_apart(a)
+    cdef Layout l = layout_of(a, 1 if apart else a.threads)
+    cdef Py_ssize_t i
+    cdef int failed = 0
+    if apart:
+        for i in prange(a.shape[0], num_threads=a.threads, schedule="guided",
+                        chunksize=chunk_of(a.shape[0], a.threads)):
+            failed += forward_sample(a, &l, i, 1)  # summed over the threads
+        return -1 if failed else 0
+    for i in range(a.shape[0]):
+        if forward_sample(a, &l, i, a.threads) < 0:
+            return -1
+    return 0
+
+
+# ---- backward ----
 # Per part and (folded) column: sum of g, of g * (x - hi), of (x - hi), of the slope's gradient.
+
 
 cdef inline bint summed(const Norm *a, const Layout *l, Py_ssize_t k) noexcept nogil:
     """Whether this call takes sum k of them."""

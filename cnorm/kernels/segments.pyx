@@ -1,141 +1,22 @@
-# Segments: a scalar weight per segment. BatchNorm, GroupNorm, InstanceNorm, channels first.
-#
-# BatchNorm: a unit is a channel, a segment a sample of it (one weight per unit).
-# GroupNorm: a unit is a group of one sample, a segment a channel of it (a weight per segment).
-
-cdef inline Py_ssize_t channel_of(const Norm *a, Py_ssize_t inner, Py_ssize_t segment) noexcept nogil:
-    return inner * a.shape[2] + segment if a.by_segment else inner
-
-
-cdef inline void set_channel(const Norm *a, Affine *f, Py_ssize_t channel) noexcept nogil:
-    """scale, bias, slope and p of one channel; lo goes into the bias."""
-    f.scale = f.rstd * a.weight[channel] if a.weight != NULL else f.rstd
-    f.p = f.scale
-    f.bias = (a.bias[channel] if a.bias != NULL else 0) - f.lo * f.scale
-    if a.activation == 2:
-        f.slope = a.slopes[channel]
-
-
-# ---- bands: units or segments that lie side by side in memory, each with coefficients of its own ----
-#
-# a) The segments of a unit with a weight for each, where they are short: channels of a group of small images.
-# b) The same segment of several units: batch norm's channels of small images. Unit by unit, a few lines of memory
-#    are read here and a few there, and written so, which takes up to twice as long. So the statistics of some
-#    units come first, and then, while these are in cache, all that is applied to them, segment by segment.
-# c) Where statistics are given there is nothing to wait for: as b), in the order of all memory.
-# d) Units of one short segment: what is done once a unit is done for many side by side.
-
-cdef enum:
-    SLOT = 4                   # sums that backward takes of a unit: see there
-    BAND_SEGMENT = 1 << 11     # a) bytes of one, at most
-    BAND_BYTES = 1 << 18       # b) of all that is read for a band
-    BAND_LEAST = 1 << 20       # b) of a call, at least
-    BAND_GIVEN = 1 << 12       # c) of a segment, at most
-    BAND_NEAR = 1 << 15        # d) of all that is read for a band,
-    BAND_FAR = 1 << 12         # and that where it comes from memory: reads and writes alternate within a page
-    BAND_FEW = 4               # d) units of a band, at least
-
-cdef struct Band:
-    BandAffine affine       # in what follows
-    double hi[BAND]
-    double scale[BAND]
-    double bias[BAND]
-    double slope[BAND]
-    double q[BAND]
-    double r[BAND]
-    double lo[BAND]
-    double rstd[BAND]
-    double sums[SLOT * BAND]
-
-
-cdef inline void open_band(Band *b) noexcept nogil:
-    b.affine.hi = b.hi
-    b.affine.scale = b.scale
-    b.affine.bias = b.bias
-    b.affine.slope = b.slope
-    b.affine.q = b.q
-    b.affine.r = b.r
-    b.affine.rstd = b.rstd
-
-
-cdef inline Parameters parameters_of(const Norm *a, Py_ssize_t channel) noexcept nogil:
-    return parameters_from(channel, a.weight, a.bias, a.slopes, a.slope, a.activation)
-
-
-cdef inline bint short_segments(const Norm *a, const Tiling *t) noexcept nogil:
-    """a)"""
-    return a.by_segment and t.segments > 1 and t.runs == 1 and t.elements * t.loops.size <= BAND_SEGMENT
-
-
-cdef void segment_band(const Norm *a, const Affine *f, Py_ssize_t channel, Py_ssize_t n, bint backward,
-                       Band *b) noexcept nogil:
-    """Segments of one unit: one mean and deviation, and parameters for each."""
-    cdef Parameters of = parameters_of(a, channel)
-    open_band(b)
-    b.affine.shifted = f.hi != 0
-    spread(f.hi, n, b.hi)
-    spread(f.lo, n, b.lo)
-    spread(f.rstd, n, b.rstd)
-    coefficients(FORWARD, n, b.lo, b.rstd, &of, NULL, NULL, 0, &b.affine)
-    if backward:
-        spread(f.q, n, b.q)
-        spread(f.r, n, b.r)
-
-
-cdef void band_apply(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t inner, const char *x,
-                     char *y, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
-    """Whole segments."""
-    cdef Band b
-    cdef Py_ssize_t count
-    while first < stop:
-        count = min(<Py_ssize_t> BAND, stop - first)
-        segment_band(a, shared, channel_of(a, inner, first), count, False, &b)
-        t.loops.apply_band(x + first * a.x.stride[2], y + first * a.y.stride[2], 1, 0, 0, count, a.x.stride[2],
-                           a.y.stride[2], t.elements, &b.affine, a.activation)
-        first += count
-
-
-cdef void segment_apply(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t inner,
-                        const char *x, char *y, const Piece *p) noexcept nogil:
-    cdef Affine f
-    cdef Py_ssize_t segment, element, step, size = t.loops.size
-    if short_segments(a, t):
-        band_apply(a, t, shared, inner, x, y, p.segment, p.segment + p.count)
-        return
-    f = shared[0]
-    if not a.by_segment:
-        set_channel(a, &f, inner)
-        if t.runs == 1:
-            t.loops.apply(x + p.segment * a.x.stride[2] + p.begin * size,
-                          y + p.segment * a.y.stride[2] + p.begin * size,
-                          p.count, a.x.stride[2], a.y.stride[2], p.end - p.begin, &f, a.activation)
-            return
-    for segment in range(p.segment, p.segment + p.count):
-        if a.by_segment:
-            set_channel(a, &f, channel_of(a, inner, segment))
-        element = p.begin
-        while element < p.end:
-            step = min(t.length - element % t.length, p.end - element)
-            t.loops.apply(element_at(t, &a.x, x, segment, element),
-                          <char *> element_at(t, &a.y, y, segment, element),
-                          1, 0, 0, step, &f, a.activation)
-            element += step
-
-
-cdef Py_ssize_t band_of(const Norm *a, const Tiling *t, bint backward) noexcept nogil:
-    """b), c), d): units in a band, at most; 1 or less: no bands."""
-    cdef Py_ssize_t segment = t.elements * t.loops.size, unit = segment * t.segments, units = units_of(a), band
-    cdef int read = 2 if backward else 1
-    if a.by_element or t.runs > 1 or a.x.stride[1] != segment or (a.by_segment and t.segments > 1):
-        return 1
-    if a.given and not backward:
-        return 1 if a.stream or segment > BAND_GIVEN or a.shape[0] > 1 else BAND
-    if t.segments == 1:
-        band = (BAND_NEAR if (read + 1) * units * unit < NEAR_BYTES else BAND_FAR) // (read * unit)
-        return min(<Py_ssize_t> BAND, band) if backward and not a.stream and band >= BAND_FEW else 1
-    if a.shape[0] > 1 or segment >= APART_LEAST or (read + 1) * units * unit < BAND_LEAST:
-        return 1
-    return min(<Py_ssize_t> BAND, min(BAND_BYTES // (read * unit), units // (2 * a.threads)))
+from cython.parallel cimport prange
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from cnorm.kernels.coefficients cimport (
+    BACKWARD, FORWARD, SUMS, coefficients, Parameters, split_means)
+from cnorm.kernels.jobs cimport Moments, Norm
+from cnorm.kernels.loops cimport BAND, TILE, Affine, BandAffine, stream_end
+from cnorm.kernels.moments cimport (
+    element_at, gather, next_tile, Piece, Ready, ready_tile, rstd_of, tile_piece, tile_stretch,
+    Tiling, tiling_of, unit_moments)
+from cnorm.kernels.segments_apply cimport (
+    Band, band_of, channel_of, open_band, parameters_of, segment_apply, segment_band, set_channel,
+    short_segments)
+from cnorm.kernels.tuning cimport FEW_SLOTS, OWN, PART, SHORT, SLOT
+from cnorm.kernels.unit_sweeps cimport (
+    forward_by_parts, forward_units, moments_by_parts, one_tile, units_forward_together)
+from cnorm.kernels.units cimport (
+    by_parts, chunk_of, given_affine, keep_statistics, set_memory, unit_at, units_of)
+from cnorm.kernels.workspace cimport give_back, room_for
 
 
 cdef void forward_band(Norm *a, const Tiling *t, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
@@ -208,12 +89,79 @@ cdef int segments_given_banded(const Norm *a, const Tiling *t) noexcept nogil:
     return 0
 
 
+# ---- statistics that are given: nothing to wait for, so in the order of memory ----
+
+
+cdef void given_segment(const Norm *a, const Tiling *t, Py_ssize_t item) noexcept nogil:
+    """One segment of one unit; items run over units first, as batch norm's channels lie."""
+    cdef Py_ssize_t units = units_of(a), segment = item // units, unit = item - segment * units
+    cdef Affine f = given_affine(a, t, unit)
+    cdef Piece p
+    p.segment = segment
+    p.count = 1
+    p.begin = 0
+    p.end = t.elements
+    segment_apply(a, t, &f, unit, unit_at(a, &a.x, unit), unit_at(a, &a.y, unit), &p)
+    if a.stream:
+        stream_end()
+
+
+cdef int forward_given(const Norm *a, const Tiling *t) noexcept nogil:
+    cdef Py_ssize_t items = units_of(a) * t.segments, i
+    if a.threads == 1:
+        for i in range(items):
+            given_segment(a, t, i)
+    else:
+        for i in prange(items, num_threads=a.threads, schedule="guided",
+                        chunksize=chunk_of(items, a.threads)):
+            given_segment(a, t, i)
+    return 0
+
+
+cdef int segments_forward(Norm *a) noexcept nogil:
+    """y = (x - mean) * rstd * weight + bias, of each unit."""
+    cdef Tiling t = tiling_of(a, False)
+    cdef Py_ssize_t units = units_of(a), band
+    t.apply = segment_apply
+    set_memory(a, &t)
+    band = band_of(a, &t, False)
+    if one_tile(a, &t):
+        return units_forward_together(a, &t)
+    if a.given and band > 1:
+        return segments_given_banded(a, &t)
+    if a.given and units * t.segments >= a.threads:
+        return forward_given(a, &t)
+    if by_parts(units, t.parts, a.threads):
+        return forward_by_parts(a, &t)
+    if band > 1:
+        return segments_forward_banded(a, &t, band)
+    return forward_units(a, &t)
+
+
+cdef inline void moments_unit(Norm *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
+    cdef Moments m = unit_moments(t, &a.x, unit_at(a, &a.x, unit), a.centred, a.eps)
+    keep_statistics(a, unit, m, rstd_of(m.m2, m.count, a.eps))
+
+
+cdef int segments_moments(Norm *a) noexcept nogil:
+    """mean, lo, m2 and rstd of each unit."""
+    cdef Tiling t = tiling_of(a, False)
+    cdef Py_ssize_t units = units_of(a), i
+    if by_parts(units, t.parts, a.threads):
+        return moments_by_parts(a, &t)
+    if a.threads == 1:
+        for i in range(units):
+            moments_unit(a, &t, i)
+    else:
+        for i in prange(units, num_threads=a.threads, schedule="guided",
+                        chunksize=chunk_of(units, a.threads)):
+            moments_unit(a, &t, i)
+    return 0
+
+
 # ---- backward ----
 # Per slot: sum of g, of g * (x - hi), of (x - hi), of the slope's gradient. A slot is a part of the
 # unit, or one segment of it where segments have weights of their own.
-
-cdef enum:
-    FEW_SLOTS = 256
 
 
 cdef inline Py_ssize_t slots_of(const Norm *a, const Tiling *t) noexcept nogil:
@@ -304,6 +252,21 @@ cdef void finish_affine(const Norm *a, Affine *f, double count, double sum_g,
         return
     f.q = f.rstd * f.rstd * sum_gd / count
     f.r = (f.rstd * sum_g / count if a.centred else 0) - f.lo * f.rstd * f.q
+
+
+cdef inline void finish_unit(const Norm *a, const Tiling *t, Affine *f, Py_ssize_t unit,
+                             const double *slots) noexcept nogil:
+    cdef double sum_g, sum_gd, count = <double> (t.segments * t.elements)
+    if a.sums_mode == 2:
+        sum_g = a.sums[2 * unit]
+        sum_gd = a.sums[2 * unit + 1]
+        count = a.count
+    else:
+        unit_totals(a, t, f, unit, slots, &sum_g, &sum_gd)
+        if a.sums != NULL:
+            a.sums[2 * unit] = sum_g
+            a.sums[2 * unit + 1] = sum_gd
+    finish_affine(a, f, count, sum_g, sum_gd)
 
 
 cdef void segment_grad_apply(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
@@ -485,21 +448,6 @@ cdef void segments_backward_banded(const Norm *a, const Tiling *t, Py_ssize_t ba
     else:
         for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
             band_item(a, t, i, band)
-
-
-cdef inline void finish_unit(const Norm *a, const Tiling *t, Affine *f, Py_ssize_t unit,
-                             const double *slots) noexcept nogil:
-    cdef double sum_g, sum_gd, count = <double> (t.segments * t.elements)
-    if a.sums_mode == 2:
-        sum_g = a.sums[2 * unit]
-        sum_gd = a.sums[2 * unit + 1]
-        count = a.count
-    else:
-        unit_totals(a, t, f, unit, slots, &sum_g, &sum_gd)
-        if a.sums != NULL:
-            a.sums[2 * unit] = sum_g
-            a.sums[2 * unit + 1] = sum_gd
-    finish_affine(a, f, count, sum_g, sum_gd)
 
 
 cdef inline void sums_item(const Norm *a, const Tiling *t, double *slots, Py_ssize_t item,

@@ -1,5 +1,15 @@
 # Columns, statistics: parts of a sample, their merging, groups of columns. See columns.pxi.
 
+
+from libc.string cimport memcpy, memset
+from cnorm.kernels.coefficients cimport set_value, shift_at
+from cnorm.kernels.columns_layout cimport Layout, ready_rows, Rows, strip_begin, strip_size
+from cnorm.kernels.jobs cimport Norm
+from cnorm.kernels.loops cimport SUMMED, TILES, far_from_mean
+from cnorm.kernels.moments cimport finite, rstd_of
+from cnorm.kernels.tuning cimport BLOCK_ROWS, FOLDED, STRIP, TINY, WIDE_BLOCK
+
+
 cdef inline double *slot_of(const Layout *l, double *slots, Py_ssize_t part) noexcept nogil:
     """Per part and column: sum of d, sum of d*d, shift."""
     return slots + 3 * l.wide * part
@@ -18,9 +28,9 @@ cdef inline double column_count(const Layout *l, Py_ssize_t part, Py_ssize_t col
     return <double> whole
 
 
-cdef void strip_sums(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t part,
-                     Py_ssize_t column, Py_ssize_t count, bint guess, char *shift,
-                     double *first, double *second) noexcept nogil:
+cdef inline void strip_sums(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t part,
+                            Py_ssize_t column, Py_ssize_t count, bint guess, char *shift,
+                            double *first, double *second) noexcept nogil:
     """Sums of a part down `count` columns, about `shift` (of the accumulator's type)."""
     cdef double buffer[BLOCK_ROWS * FOLDED]
     cdef Rows r
@@ -44,9 +54,9 @@ cdef void strip_sums(const Norm *a, const Layout *l, bint gathered, Py_ssize_t s
         r.loops.column_sums(r.at, 1, rest, 1, shift, first, second)
 
 
-cdef void strip_sums_in_double(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
-                               Py_ssize_t part, Py_ssize_t column, Py_ssize_t count, double *shift,
-                               double *first, double *second) noexcept nogil:
+cdef inline void strip_sums_in_double(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
+                                      Py_ssize_t part, Py_ssize_t column, Py_ssize_t count, double *shift,
+                                      double *first, double *second) noexcept nogil:
     """The same of one column group where floats overflowed; count <= WIDE_BLOCK."""
     cdef double buffer[BLOCK_ROWS * FOLDED]
     cdef double wide[BLOCK_ROWS * WIDE_BLOCK]
@@ -72,18 +82,7 @@ cdef void strip_sums_in_double(const Norm *a, const Layout *l, bint gathered, Py
         row += rows
 
 
-cdef inline double shift_at(const Tile *loops, const char *shift, Py_ssize_t column) noexcept nogil:
-    return (<const double *> shift)[column] if loops.wide == 8 else <double> (<const float *> shift)[column]
-
-
-cdef inline void set_value(const Tile *loops, char *vector, Py_ssize_t column, double value) noexcept nogil:
-    if loops.wide == 8:
-        (<double *> vector)[column] = value
-    else:
-        (<float *> vector)[column] = <float> value
-
-
-cdef void slot_moments(const Layout *l, double *first, Py_ssize_t n, double count) noexcept nogil:
+cdef inline void slot_moments(const Layout *l, double *first, Py_ssize_t n, double count) noexcept nogil:
     """Turn sums into mean, lo, m2 (as `about`) in n columns, which have one count."""
     cdef double *second = first + l.wide
     cdef double *shift = second + l.wide
@@ -98,7 +97,7 @@ cdef void slot_moments(const Layout *l, double *first, Py_ssize_t n, double coun
         shift[j] = 0 if m2 < 0 else m2
 
 
-cdef bint any_far(Py_ssize_t n, double count, const double *first, const double *second) noexcept nogil:
+cdef inline bint any_far(Py_ssize_t n, double count, const double *first, const double *second) noexcept nogil:
     """Whether a shift was a bad guess."""
     cdef Py_ssize_t j, far = 0  # as wide as a double: the loop takes lanes of them
     for j in range(n):
@@ -111,16 +110,16 @@ cdef inline bint lost(double first, double second, double tiny) noexcept nogil:
     return (first - first != 0) | (second - second != 0) | (second < tiny)
 
 
-cdef bint any_lost(Py_ssize_t n, double tiny, const double *first, const double *second) noexcept nogil:
+cdef inline bint any_lost(Py_ssize_t n, double tiny, const double *first, const double *second) noexcept nogil:
     cdef Py_ssize_t j, found = 0
     for j in range(n):
         found |= <Py_ssize_t> lost(first[j], second[j], tiny)
     return found != 0
 
 
-cdef void sum_lost_in_double(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
-                             Py_ssize_t part, Py_ssize_t column, Py_ssize_t count, double tiny,
-                             double *first, double *second, double *kept) noexcept nogil:
+cdef inline void sum_lost_in_double(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
+                                    Py_ssize_t part, Py_ssize_t column, Py_ssize_t count, double tiny,
+                                    double *first, double *second, double *kept) noexcept nogil:
     """Sums and shifts of the columns of a strip that floats have lost."""
     cdef double again[3 * WIDE_BLOCK]
     cdef Py_ssize_t j, k, n
@@ -137,8 +136,8 @@ cdef void sum_lost_in_double(const Norm *a, const Layout *l, bint gathered, Py_s
                 second[j + k] = again[2 * WIDE_BLOCK + k]
 
 
-cdef void strip_moments(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
-                        Py_ssize_t part, Py_ssize_t strip, double *slots) noexcept nogil:
+cdef inline void strip_moments(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
+                               Py_ssize_t part, Py_ssize_t strip, double *slots) noexcept nogil:
     """Fill a part's slot over one strip of columns: mean, lo and m2 of each."""
     cdef double shift[SUMMED]  # of the accumulator's type
     cdef Py_ssize_t column = strip_begin(l, strip), count = strip_size(l, strip), j
@@ -181,7 +180,7 @@ cdef inline void merge_columns(const Layout *l, double *to, double count, const 
         m2[c] = m2[c] + other_m2[c] + delta * delta * weight
 
 
-cdef void unfold(const Layout *l, double *slot, Py_ssize_t part) noexcept nogil:
+cdef inline void unfold(const Layout *l, double *slot, Py_ssize_t part) noexcept nogil:
     """Merge the moments of the columns that folded rows made of one; the first C then hold them."""
     cdef double count = column_count(l, part, 0), other
     cdef Py_ssize_t k
@@ -192,7 +191,7 @@ cdef void unfold(const Layout *l, double *slot, Py_ssize_t part) noexcept nogil:
         count += other
 
 
-cdef void merge_slots(const Layout *l, double *slots, double *counts) noexcept nogil:
+cdef inline void merge_slots(const Layout *l, double *slots, double *counts) noexcept nogil:
     """Merge the parts' moments in a tree; part 0 then holds the sample's."""
     cdef Py_ssize_t step = 1, part
     while step < l.parts:
@@ -217,8 +216,8 @@ cdef inline void total_add(Total *t, double value) noexcept nogil:
     t.sum = sum_
 
 
-cdef void strip_statistics(Norm *a, const Layout *l, Py_ssize_t at, const double *slots,
-                           Py_ssize_t n) noexcept nogil:
+cdef inline void strip_statistics(Norm *a, const Layout *l, Py_ssize_t at, const double *slots,
+                                  Py_ssize_t n) noexcept nogil:
     """Statistics of n columns that are groups by themselves: what group_statistics comes to."""
     cdef const double *mean = slots
     cdef const double *lo = mean + l.wide
@@ -244,8 +243,8 @@ cdef void strip_statistics(Norm *a, const Layout *l, Py_ssize_t at, const double
     memcpy(a.rstd + at, out, n * sizeof(double))
 
 
-cdef void columns_statistics(Norm *a, const Layout *l, Py_ssize_t sample, const double *slots, Py_ssize_t first,
-                             Py_ssize_t n) noexcept nogil:
+cdef inline void columns_statistics(Norm *a, const Layout *l, Py_ssize_t sample, const double *slots, Py_ssize_t first,
+                                    Py_ssize_t n) noexcept nogil:
     """The same of any number of columns, from part 0 of the slots."""
     cdef Py_ssize_t stop = first + n
     while first < stop:
@@ -254,7 +253,7 @@ cdef void columns_statistics(Norm *a, const Layout *l, Py_ssize_t sample, const 
         first += n
 
 
-cdef void group_statistics(Norm *a, const Layout *l, Py_ssize_t sample, const double *slots) noexcept nogil:
+cdef inline void group_statistics(Norm *a, const Layout *l, Py_ssize_t sample, const double *slots) noexcept nogil:
     """Statistics of each group of columns of a sample, from part 0 of the slots."""
     cdef const double *mean = slots
     cdef const double *lo = mean + l.wide
@@ -284,33 +283,3 @@ cdef void group_statistics(Norm *a, const Layout *l, Py_ssize_t sample, const do
         a.lo[at] = (mean[first] - a.mean[at]) + shift
         a.m2[at] = total.sum
         a.rstd[at] = rstd_of(total.sum, count * <double> a.group, a.eps)
-
-
-cdef inline void strip_item(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
-                            Py_ssize_t item, double *slots) noexcept nogil:
-    cdef Py_ssize_t part = item // l.strips
-    strip_moments(a, l, gathered, sample, part, item - part * l.strips, slots)
-    if l.fold > 1:  # which makes one strip
-        unfold(l, slot_of(l, slots, part), part)
-
-
-cdef int sample_moments(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
-    cdef double counts[PARTS]
-    cdef Py_ssize_t i, items = l.parts * l.strips
-    cdef bint gathered = not end_to_end(a, &a.x)
-    cdef double own[OWN]
-    cdef double *slots = <double *> room_for(3 * l.parts * l.wide * sizeof(double), own)
-    if slots == NULL:
-        return -1
-    if threads == 1:
-        for i in range(items):
-            strip_item(a, l, gathered, sample, i, slots)
-    else:
-        for i in prange(items, num_threads=threads, schedule="guided"):
-            strip_item(a, l, gathered, sample, i, slots)
-    for i in range(l.parts):
-        counts[i] = <double> (min((i + 1) * l.part * l.fold, l.rows) - i * l.part * l.fold)
-    merge_slots(l, slots, counts)
-    group_statistics(a, l, sample, slots)
-    give_back(slots, own)
-    return 0

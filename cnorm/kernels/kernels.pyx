@@ -1,0 +1,91 @@
+# The kernels of one build: the shims _baseline.pyx, _avx2.pyx and _avx512.pyx include this file.
+from cpython.pycapsule cimport PyCapsule_New
+from libc.math cimport sqrt
+
+from cnorm.kernels.jobs cimport Kernels, Norm, Window, norm_kernel, window_kernel
+from cnorm.kernels.loops cimport TILES, lanes_enter, lanes_leave, tiles_round
+from cnorm.kernels.machine cimport MACHINE
+
+include "rows.pyx"
+include "segments.pyx"
+include "columns.pyx"
+include "window.pyx"
+
+# What the table offers. Kernels are entered with subnormals counting.
+
+cdef int run_norm(norm_kernel kernel, Norm *job) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    cdef int failed = kernel(job)
+    lanes_leave(before)
+    return failed
+
+
+cdef int run_window(window_kernel kernel, Window *job) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    cdef int failed = kernel(job)
+    lanes_leave(before)
+    return failed
+
+
+cdef void widen(int storage, const char *values, Py_ssize_t n, void *out) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    TILES[storage].widen(values, n, out)
+    lanes_leave(before)
+
+
+cdef void widen64(int storage, const char *values, Py_ssize_t n, double *out) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    TILES[storage].widen64(values, n, out)
+    lanes_leave(before)
+
+
+cdef void narrow(int storage, const double *values, Py_ssize_t n, char *out) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    TILES[storage].store64(values, n, out)
+    lanes_leave(before)
+
+
+cdef void deviations(double *values, Py_ssize_t n, double eps) noexcept nogil:
+    cdef unsigned before = lanes_enter()
+    cdef Py_ssize_t i
+    for i in range(n):
+        values[i] = 1 / sqrt(values[i] + eps)
+    lanes_leave(before)
+
+
+cdef Kernels _kernels
+_kernels.rows_forward = rows_forward
+_kernels.rows_backward = rows_backward
+_kernels.segments_moments = segments_moments
+_kernels.segments_forward = segments_forward
+_kernels.segments_backward = segments_backward
+_kernels.columns_moments = columns_moments
+_kernels.columns_forward = columns_forward
+_kernels.columns_backward = columns_backward
+_kernels.window_forward = window_forward
+_kernels.window_backward = window_backward
+_kernels.run_norm = run_norm
+_kernels.run_window = run_window
+_kernels.widen = widen
+_kernels.widen64 = widen64
+_kernels.narrow = narrow
+_kernels.deviations = deviations
+
+table = PyCapsule_New(&_kernels, b"cnorm.kernels", NULL)
+
+
+def set_machine(Py_ssize_t l1, Py_ssize_t l2, Py_ssize_t l3):
+    """Tell the schedule the sizes of the caches in bytes: L1 and L2 of a core, and the shared L3."""
+    MACHINE.l1 = l1
+    MACHINE.l2 = l2
+    MACHINE.l3 = l3
+    MACHINE.rows_from_memory = 1 << 12 if l1 > 1 << 15 else 1 << 11
+
+
+def round_bfloat16(bint by_processor):
+    """Let the processor round bfloat16, or do it in integers: the same bits, for tests. Returns which holds
+    from now on: not every processor can."""
+    return tiles_round(by_processor)
+
+
+round_bfloat16(True)
