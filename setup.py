@@ -120,7 +120,7 @@ setup(
     ext_modules=cythonize(
         [
             extension("_plan"),
-            extension("functional", depends=["cnorm/kernels/jobs.pxd", *FUNCTIONAL]),
+            extension("functional", depends=["cnorm/kernels/job.pxd", *FUNCTIONAL]),
             extension("kernels._cpu"),
             *(extension(f"kernels._{name}", BUILDS[name], SOURCES) for name in chosen),
         ],

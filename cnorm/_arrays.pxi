@@ -290,11 +290,11 @@ cdef object gradient(const double *sums, Py_ssize_t n, object parameter, int sto
 
 # ---- a call ----
 
-cdef inline void set_view(View *v, cnp.ndarray a, const Plan *p, int which) noexcept:
+cdef inline void set_tensor(Tensor *v, cnp.ndarray a, const Plan *p, int which) noexcept:
     cdef int i
     v.data = cnp.PyArray_BYTES(a)
     for i in range(4):
-        v.stride[i] = p.stride[which][i]
+        v.strides[i] = p.stride[which][i]
 
 
 cdef enum:
@@ -402,7 +402,7 @@ cdef class Call:
         cdef cnp.ndarray values
         if negative_slope is None:
             return 0
-        self.activation = 1
+        self.activation = ACT_SLOPE
         if isinstance(negative_slope, (float, int)) and not isinstance(negative_slope, bool):
             self.slope = negative_slope
             return 0
@@ -410,14 +410,14 @@ cdef class Call:
         if cnp.PyArray_SIZE(values) == 1:
             self.slope = data64(values)[0]
         elif cnp.PyArray_SIZE(values) == channels:
-            self.activation = 2
+            self.activation = ACT_SLOPES
             self.slopes = values
         else:
             raise ValueError(f"negative_slope must hold 1 or {channels} values, but got {values.size}")
         return 0
 
 
-cdef int run_norm(norm_kernel kernel, Norm *job, Py_ssize_t size, str what) except -1:
+cdef int run_norm(norm_kernel kernel, Job *job, Py_ssize_t size, str what) except -1:
     """Run a kernel on so many bytes: while it would take other Python threads longer to start, alone."""
     cdef int failed
     if size < FREE_GIL:

@@ -78,37 +78,37 @@ cdef class Channels(Call):
                       self.groups, cnp.PyArray_ITEMSIZE(self.x))
         return 0
 
-    cdef int job(self, const Plan *p, Norm *a) except -1:
+    cdef int job(self, const Plan *p, Job *a) except -1:
         cdef int i
-        memset(a, 0, sizeof(Norm))
+        memset(a, 0, sizeof(Job))
         for i in range(5):
             a.shape[i] = p.shape[i]
-        a.storage = self.storage
+        a.dtype = self.storage
         a.threads = threads_for(self.bytes)
-        set_view(&a.x, self.x, p, 0)
+        set_tensor(&a.x, self.x, p, 0)
         if self.y is not None:
-            set_view(&a.y, self.y, p, 1)
+            set_tensor(&a.y, self.y, p, 1)
         if self.dy is not None:
-            set_view(&a.dy, self.dy, p, 2)
+            set_tensor(&a.dy, self.dy, p, 2)
         a.centred = True
-        a.given = self.given
-        a.by_segment = self.groups != 0
+        a.stats_given = self.given
+        a.channels.by_segment = self.groups != 0
         a.activation = self.activation
         a.slope = self.slope
-        a.group = self.channels // self.groups if self.groups else 1
+        a.channels.channels_per_group = self.channels // self.groups if self.groups else 1
         a.eps = self.eps
         a.mean = self.mean
         a.rstd = self.rstd
         a.m2 = self.m2
         a.lo = self.lo
-        a.weight = self.weight
-        a.bias = self.bias
-        a.slopes = data64(self.slopes)
+        a.channels.weight = self.weight
+        a.channels.bias = self.bias
+        a.channels.slopes = data64(self.slopes)
         return 0
 
     cdef cnp.ndarray forward(self, object out):
         cdef Plan p
-        cdef Norm a
+        cdef Job a
         self.settle(&p, out, None)
         if self.elements == 0:
             self.empty_statistics()
@@ -123,7 +123,7 @@ cdef class Channels(Call):
     cdef int moments(self) except -1:
         """mean, lo, m2 and rstd, nothing applied."""
         cdef Plan p
-        cdef Norm a
+        cdef Job a
         self.keep_all()
         if self.elements == 0:
             self.empty_statistics()
@@ -151,16 +151,16 @@ cdef class Channels(Call):
             if self.rstd != NULL:
                 self.rstd[i] = 1 / sqrt(self.eps) if self.eps > 0 else INFINITY
 
-    cdef cnp.ndarray backward(self, object grad_output, object out, object sums=None, int sums_mode=0,
+    cdef cnp.ndarray backward(self, object grad_output, object out, object sums=None, int sums_mode=SUMS_INTERNAL,
                               double count=0):
         """grad_input; `grads` then holds the sums over the batch."""
         cdef Plan p
-        cdef Norm a
+        cdef Job a
         cdef Py_ssize_t rows = max(self.samples, 1) if self.groups else 1, n = rows * self.channels
         cdef double *g = self.room(3 * n)
         memset(g, 0, 3 * n * sizeof(double))
         self.grads = g
-        if sums_mode == 1:  # nothing is written: the input stands for the result
+        if sums_mode == SUMS_ONLY:  # nothing is written: the input stands for the result
             self.final = self.y = self.x
             self.dy = grad_output
             self.plan(3, &p)
@@ -171,26 +171,26 @@ cdef class Channels(Call):
         else:
             self.settle(&p, out, grad_output)
         if not self.elements:
-            if sums_mode == 1:
+            if sums_mode == SUMS_ONLY:
                 sums[...] = 0
         else:
             if p.family != UNITS and self.lo == NULL and self.storage == FLOAT64:
                 self.lo = self.room(self.units())
                 memset(self.lo, 0, self.units() * sizeof(double))
             self.job(&p, &a)
-            if p.family == UNITS and sums_mode == 0:
+            if p.family == UNITS and sums_mode == SUMS_INTERNAL:
                 a.lo = NULL
-            a.grad_weight = g
-            a.grad_bias = g + n
-            a.grad_slope = g + 2 * n
-            a.sums = data64(sums)
-            a.sums_mode = sums_mode
-            a.count = count
+            a.channels.grad_weight = g
+            a.channels.grad_bias = g + n
+            a.channels.grad_slope = g + 2 * n
+            a.channels.sums = data64(sums)
+            a.channels.sums_mode = sums_mode
+            a.channels.count = count
             run_norm(kernels.segments_backward if p.family == UNITS else kernels.columns_backward, &a, self.bytes,
                      "sums")
         if rows > 1:
             over_samples(g, rows, self.channels)
-        return self.finish() if sums_mode != 1 else None
+        return self.finish() if sums_mode != SUMS_ONLY else None
 
 
 cdef void over_samples(double *grads, Py_ssize_t rows, Py_ssize_t channels) noexcept:

@@ -68,54 +68,58 @@ cdef class RowsCall(Call):
                   cnp.PyArray_ITEMSIZE(self.x))
         return 0
 
-    cdef int job(self, const Plan *p, Norm *a) except -1:
+    cdef int job(self, const Plan *p, bint add, Job *a) except -1:
         cdef int i
-        memset(a, 0, sizeof(Norm))
+        memset(a, 0, sizeof(Job))
         for i in range(5):
             a.shape[i] = p.shape[i]
-        a.storage = self.storage
+        a.dtype = self.storage
         a.threads = threads_for(self.bytes)
-        set_view(&a.x, self.x, p, 0)
-        set_view(&a.y, self.y, p, 1)
-        if self.dy is not None:
-            set_view(&a.dy, self.dy, p, 2)
-        if self.plus is not None:
-            set_view(&a.plus, self.plus, p, 3)
+        set_tensor(&a.x, self.x, p, 0)
+        set_tensor(&a.y, self.y, p, 1)
+        if add:
+            a.elements.fuse_add = True
+            set_tensor(&a.elements.addend[0], self.dy, p, 2)
+            set_tensor(&a.elements.addend[1], self.plus, p, 3)
+        else:
+            if self.dy is not None:
+                set_tensor(&a.dy, self.dy, p, 2)
+            if self.plus is not None:
+                a.elements.add_to_grad = True
+                set_tensor(&a.elements.addend[0], self.plus, p, 3)
         a.centred = self.centred
-        a.by_element = self.weight is not None
         a.activation = self.activation
         a.slope = self.slope
         a.eps = self.eps
         a.mean = data64(self.mean)
         a.rstd = data64(self.rstd)
         if self.weight is not None:
-            a.row_weight = cnp.PyArray_DATA(self.weight)
+            a.elements.weight = cnp.PyArray_DATA(self.weight)
         if self.bias is not None:
-            a.row_bias = cnp.PyArray_DATA(self.bias)
+            a.elements.bias = cnp.PyArray_DATA(self.bias)
         if self.slopes is not None:
-            a.row_slopes = cnp.PyArray_DATA(self.slopes)
-        a.unit_slopes = data64(self.unit_slopes)
-        a.unit_slope_grads = data64(self.unit_slope_grads)
+            a.elements.slopes = cnp.PyArray_DATA(self.slopes)
+        a.elements.unit_slopes = data64(self.unit_slopes)
+        a.elements.unit_slope_grads = data64(self.unit_slope_grads)
         return 0
 
     cdef int parameters(self, object weight, object bias, cnp.ndarray out, bint always) except -1:
         """Weight, bias and slopes of an element each; a weight of ones where only others are given."""
         self.weight = row_parameter(weight, "weight", self.storage, out)
         self.bias = row_parameter(bias, "bias", self.storage, out)
-        if self.weight is None and (self.bias is not None or self.activation == 2 or always):
+        if self.weight is None and (self.bias is not None or self.activation == ACT_SLOPES or always):
             self.weight = ones(self.length, self.storage)
         return 0
 
     cdef cnp.ndarray forward(self, object out, object one=None, object other=None):
         """The norm of x; with `one` and `other`, of their sum, which is written to x."""
         cdef Plan p
-        cdef Norm a
+        cdef Job a
         self.settle(&p, out, one, other)
         if self.elements == 0:
             self.empty_statistics()
             return self.final
-        self.job(&p, &a)
-        a.add = one is not None
+        self.job(&p, one is not None, &a)
         run_norm(kernels.rows_forward, &a, self.bytes, "statistics")
         return self.finish()
 
@@ -130,19 +134,18 @@ cdef class RowsCall(Call):
         """grad_input, plus `plus`. The sums of weight, bias and slope go to `grads`; those of grad_weight
         and grad_bias there, where these are given."""
         cdef Plan p
-        cdef Norm a
+        cdef Job a
         self.grads = self.room(3 * self.length)
         self.settle(&p, out, grad_output, plus)
         if self.elements:
-            self.job(&p, &a)
-            a.add_grad = plus is not None
-            a.grad_weight = self.grads
-            a.grad_bias = a.grad_weight + self.length
-            a.grad_slope = a.grad_bias + self.length
+            self.job(&p, False, &a)
+            a.elements.grad_weight = self.grads
+            a.elements.grad_bias = a.elements.grad_weight + self.length
+            a.elements.grad_slope = a.elements.grad_bias + self.length
             if self.grad_weight is not None:
-                a.final_weight = cnp.PyArray_DATA(self.grad_weight)
+                a.elements.final_weight = cnp.PyArray_DATA(self.grad_weight)
             if self.grad_bias is not None:
-                a.final_bias = cnp.PyArray_DATA(self.grad_bias)
+                a.elements.final_bias = cnp.PyArray_DATA(self.grad_bias)
             run_norm(kernels.rows_backward, &a, self.bytes, "sums")
         else:
             memset(self.grads, 0, 3 * self.length * sizeof(double))
@@ -203,7 +206,7 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
     cdef int number, storage, ndim, i
     cdef Py_ssize_t n, rows
     cdef cnp.npy_intp shape[MAX_DIMS]
-    cdef Norm a
+    cdef Job a
     if not cnp.PyArray_CheckExact(input):
         return None
     x = <cnp.ndarray> input
@@ -248,7 +251,7 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
         if centred:
             mean = new_array(cnp.NPY_FLOAT64, ndim, shape)
             a.mean = <double *> cnp.PyArray_DATA(mean)
-    a.storage = storage
+    a.dtype = storage
     a.shape[0] = 1
     a.shape[1] = rows
     a.shape[2] = 1
@@ -256,17 +259,16 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
     a.shape[4] = n
     a.x.data = cnp.PyArray_BYTES(x)
     a.y.data = cnp.PyArray_BYTES(y)
-    a.x.stride[1] = n * cnp.PyArray_ITEMSIZE(x)
-    a.y.stride[1] = a.x.stride[1]
-    a.threads = threads_for(rows * a.x.stride[1])
+    a.x.strides[1] = n * cnp.PyArray_ITEMSIZE(x)
+    a.y.strides[1] = a.x.strides[1]
+    a.threads = threads_for(rows * a.x.strides[1])
     a.centred = centred
     a.eps = eps
     if weight is not None:
-        a.by_element = True
-        a.row_weight = cnp.PyArray_DATA(weight)
+        a.elements.weight = cnp.PyArray_DATA(weight)
     if bias is not None:
-        a.row_bias = cnp.PyArray_DATA(bias)
-    run_norm(kernels.rows_forward, &a, rows * a.x.stride[1], "statistics")
+        a.elements.bias = cnp.PyArray_DATA(bias)
+    run_norm(kernels.rows_forward, &a, rows * a.x.strides[1], "statistics")
     if not wanted:
         return y
     if wanted == PACKED:
@@ -302,7 +304,7 @@ cdef int row_epilogue(RowsCall call, object negative_slope, object channel_axis,
         return 0
     axis = axis_of(channel_axis, ndim) if np.size(negative_slope) > 1 else 0
     call.epilogue(negative_slope, cnp.PyArray_DIM(call.x, axis) if ndim else 1)
-    if call.activation != 2:
+    if call.activation != ACT_SLOPES:
         return 0
     shape = shape_of(call.x)[first:] if axis >= first else shape_of(call.x)[:first]
     at = axis - first if axis >= first else axis
@@ -311,7 +313,7 @@ cdef int row_epilogue(RowsCall call, object negative_slope, object channel_axis,
     if axis >= first:
         call.slopes = row_parameter(spread, "negative_slope", call.storage, None)
     else:
-        call.activation = 1
+        call.activation = ACT_SLOPE
         call.slopes = None
         call.unit_slopes = spread
     return 0

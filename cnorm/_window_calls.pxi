@@ -2,7 +2,7 @@
 
 cdef class WindowCall(Channels):
     """One call of a response norm."""
-    cdef Window job
+    cdef WindowJob job
 
     cdef int response(self, object size, double alpha, double beta, double k, bint legacy) except -1:
         cdef Py_ssize_t n = operator.index(size)
@@ -31,12 +31,12 @@ cdef class WindowCall(Channels):
         for i in range(5):
             self.job.shape[i] = p.shape[i]
         self.job.channels_last = p.family != UNITS
-        self.job.storage = self.storage
+        self.job.dtype = self.storage
         self.job.threads = threads_for(4 * self.bytes)
-        set_view(&self.job.x, self.x, &p, 0)
-        set_view(&self.job.y, self.y, &p, 1)
+        set_tensor(&self.job.x, self.x, &p, 0)
+        set_tensor(&self.job.y, self.y, &p, 1)
         if grad_output is not None:
-            set_view(&self.job.dy, self.dy, &p, 2)
+            set_tensor(&self.job.dy, self.dy, &p, 2)
         self.job.activation = self.activation
         self.job.slope = self.slope
         self.job.slopes = data64(self.slopes)

@@ -31,8 +31,9 @@ from libc.math cimport INFINITY, sqrt
 from libc.string cimport memcpy, memset
 
 from cnorm._plan cimport ARRAYS, COPY, MAX_DIMS, UNITS, Plan, plan_channels, plan_rows
-from cnorm.kernels.jobs cimport (BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Kernels, Norm, View, Window,
-                                 norm_kernel)
+from cnorm.kernels.job cimport (ACT_NONE, ACT_SLOPE, ACT_SLOPES, BFLOAT16, FLOAT16, FLOAT32, FLOAT64,
+                                    SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, ElementParams, Job, Kernels, Tensor,
+                                    WindowJob, norm_kernel)
 
 __all__ = [
     "add_layer_norm",
@@ -341,7 +342,7 @@ cdef int given_statistics(Channels call, object mean, object var) except -1:
     rstd = call.rstd
     copy_doubles(call.mean, n, mean, "running_mean")
     copy_doubles(rstd, n, var, "running_var")
-    kernels.deviations(rstd, n, call.eps)
+    kernels.rstds(rstd, n, call.eps)
     for i from n <= i < units by n:
         memcpy(call.mean + i, call.mean, n * sizeof(double))
         memcpy(rstd + i, rstd, n * sizeof(double))
@@ -1277,7 +1278,7 @@ def _grad_sums(grad_output, input, mean, lo, rstd, weight=None, bias=None, *, ch
     cdef Py_ssize_t n = call.channels
     call.parameters(weight, bias, negative_slope)
     sums = np.zeros((call.units(), 2))
-    call.backward(dy, None, sums, 1)
+    call.backward(dy, None, sums, SUMS_ONLY)
     return sums, array64(call.grads, n), array64(call.grads + n, n), array64(call.grads + 2 * n, n)
 
 
@@ -1287,7 +1288,7 @@ def _grad_apply(grad_output, input, mean, lo, rstd, weight, bias, sums, count, *
     cdef Channels call = steps_call(input, channel_axis, groups, mean, lo, rstd)
     cdef cnp.ndarray dy = gradient_like(grad_output, call.x)
     call.parameters(weight, bias, negative_slope)
-    return call.backward(dy, out, np.ascontiguousarray(sums), 2, count)
+    return call.backward(dy, out, np.ascontiguousarray(sums), SUMS_GIVEN, count)
 
 
 def _track(running_mean, running_var, factor, mean, var, count=None):

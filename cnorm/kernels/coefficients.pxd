@@ -1,19 +1,24 @@
-# Coefficients: what is applied to channels side by side, each an array of doubles over them. The loops take those
-# of a band of units or segments as they are; columns round theirs to the accumulator's type.
-
-
+# Coefficients of channels that lie side by side, each an array of doubles over the channels. The loops take the
+# arrays of a batch of units or segments as they are; columns round theirs to the accumulation type. The formulas are
+# in statistics.h.
 from libc.string cimport memcpy
-from cnorm.kernels.loops cimport BandAffine, first_part, Tile
+
+from cnorm.kernels.job cimport ACT_NONE, ACT_SLOPES
+from cnorm.kernels.loops cimport CoefficientArrays, LoopTable
+from cnorm.kernels.statistics cimport dev_coeff_from_sum, grad_offset_from_sum, mean_hi_part
 
 
-cdef enum Visit:
-    SUMS
-    FORWARD
-    BACKWARD
+cdef enum Pass:         # what a pass over the data computes
+    PASS_SUMS           # the sums of backward
+    PASS_FORWARD
+    PASS_BACKWARD       # the gradient of the input
 
+cdef enum:
+    N_GRAD_SUMS = 4     # sums that backward takes of a unit: of g, of g * d, of d (float64 only), of the slope's
+                        # gradient; d = x - mean_hi
 
-cdef struct Parameters:
-    # Of channels side by side; weight and bias may be NULL.
+cdef struct ChannelValues:
+    # Parameters of channels side by side; weight and bias may be NULL.
     const double *weight
     const double *bias
     const double *slopes
@@ -21,91 +26,92 @@ cdef struct Parameters:
     int activation
 
 
-cdef inline Parameters parameters_from(Py_ssize_t channel, const double *weight, const double *bias,
-                                       const double *slopes, double slope, int activation) noexcept nogil:
+cdef inline ChannelValues channel_values_from(Py_ssize_t channel, const double *weight, const double *bias,
+                                              const double *slopes, double slope, int activation) noexcept nogil:
     """Those of a channel and the ones that follow it."""
-    cdef Parameters of
-    of.weight = weight + channel if weight != NULL else NULL
-    of.bias = bias + channel if bias != NULL else NULL
-    of.slopes = slopes + channel if slopes != NULL else NULL
-    of.slope = slope
-    of.activation = activation
-    return of
+    cdef ChannelValues values
+    values.weight = weight + channel if weight != NULL else NULL
+    values.bias = bias + channel if bias != NULL else NULL
+    values.slopes = slopes + channel if slopes != NULL else NULL
+    values.slope = slope
+    values.activation = activation
+    return values
 
 
-cdef inline bint split_means(const Tile *loops, double eps, Py_ssize_t n, const double *mean, const double *lo,
-                             const double *rstd, double *hi, double *rest) noexcept nogil:
-    """Means as the elements lose them (first_part), and the rest, with what was low already; whether hi is
-    not 0 for some. lo may be NULL."""
-    cdef Py_ssize_t i, shifted = 0  # as wide as a double: the loop takes lanes of them
-    if loops.wide == 8:
-        for i in range(n):
-            hi[i] = first_part(mean[i], mean[i], rstd[i], eps)
+cdef inline double value_at(const LoopTable *loops, const char *vector, Py_ssize_t i) noexcept nogil:
+    """Element i of a vector of the accumulation type."""
+    return (<const double *> vector)[i] if loops.acc_size == 8 else <double> (<const float *> vector)[i]
+
+
+cdef inline void set_value(const LoopTable *loops, char *vector, Py_ssize_t i, double value) noexcept nogil:
+    if loops.acc_size == 8:
+        (<double *> vector)[i] = value
     else:
-        for i in range(n):
-            hi[i] = first_part(mean[i], <double> <float> mean[i], rstd[i], eps)
-    for i in range(n):
-        rest[i] = mean[i] - hi[i]
-        shifted |= <Py_ssize_t> (hi[i] != 0)
-    if lo != NULL:
-        for i in range(n):
-            rest[i] += lo[i]
-    return shifted != 0
+        (<float *> vector)[i] = <float> value
 
 
-cdef inline double shift_at(const Tile *loops, const char *shift, Py_ssize_t column) noexcept nogil:
-    return (<const double *> shift)[column] if loops.wide == 8 else <double> (<const float *> shift)[column]
-
-
-cdef inline void set_value(const Tile *loops, char *vector, Py_ssize_t column, double value) noexcept nogil:
-    if loops.wide == 8:
-        (<double *> vector)[column] = value
-    else:
-        (<float *> vector)[column] = <float> value
-
-
-cdef inline void spread(double value, Py_ssize_t n, double *out) noexcept nogil:
+cdef inline void fill(double value, Py_ssize_t n, double *out) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
         out[i] = value
 
 
-cdef inline void coefficients(Visit visit, Py_ssize_t n, const double *lo, const double *rstd,
-                              const Parameters *of, const double *sum_g, const double *sum_gd, double count,
-                              BandAffine *f) noexcept nogil:
-    """All but hi and rstd; what the visit does not use stays as it is.
+cdef inline bint split_means(const LoopTable *loops, double eps, Py_ssize_t n, const double *mean, const double *lo,
+                             const double *rstd, double *mean_hi, double *mean_lo) noexcept nogil:
+    """Split mean + lo into mean_hi and mean_lo; whether some mean_hi is not 0. lo may be NULL."""
+    cdef Py_ssize_t i, shifted = 0  # as wide as a double, so that the loop vectorizes
+    if loops.acc_size == 8:
+        for i in range(n):
+            mean_hi[i] = mean_hi_part(mean[i], mean[i], rstd[i], eps)
+    else:
+        for i in range(n):
+            mean_hi[i] = mean_hi_part(mean[i], <double> <float> mean[i], rstd[i], eps)
+    for i in range(n):
+        mean_lo[i] = mean[i] - mean_hi[i]
+        shifted |= <Py_ssize_t> (mean_hi[i] != 0)
+    if lo != NULL:
+        for i in range(n):
+            mean_lo[i] += lo[i]
+    return shifted != 0
 
-    sums: of g and g * (x - hi), over `count` elements, for BACKWARD; NULL with given statistics.
+
+cdef inline void coefficients(Pass what, Py_ssize_t n, const double *mean_lo, const double *rstd,
+                              const ChannelValues *values, const double *sum_g, const double *sum_gdev, double count,
+                              CoefficientArrays *coeffs) noexcept nogil:
+    """Fill all arrays but mean_hi and rstd; those that the pass does not use stay as they are.
+
+    For PASS_BACKWARD: sum_g and sum_gdev are the sums of g and of g * dev over `count` elements; sum_g is NULL with
+    given statistics.
     """
     cdef Py_ssize_t i
-    cdef double *scale = f.scale
-    cdef double *bias = f.bias
-    cdef double *q = f.q
-    cdef double *r = f.r
-    if of.weight != NULL:
+    cdef double *scale = coeffs.scale
+    cdef double *bias = coeffs.bias
+    cdef double *dev_coeff = coeffs.dev_coeff
+    cdef double *grad_offset = coeffs.grad_offset
+    if values.weight != NULL:
         for i in range(n):
-            scale[i] = rstd[i] * of.weight[i]
+            scale[i] = rstd[i] * values.weight[i]
     else:
         for i in range(n):
             scale[i] = rstd[i]
-    if visit == FORWARD or of.activation:
-        if of.bias != NULL:
+    if what == PASS_FORWARD or values.activation != ACT_NONE:
+        if values.bias != NULL:
             for i in range(n):
-                bias[i] = of.bias[i] - lo[i] * scale[i]
+                bias[i] = values.bias[i] - mean_lo[i] * scale[i]
         else:
             for i in range(n):
-                bias[i] = 0 - lo[i] * scale[i]
-    if of.activation == 2:
-        memcpy(f.slope, of.slopes, n * sizeof(double))
-    elif of.activation:
-        spread(of.slope, n, f.slope)
-    if visit != BACKWARD:
+                bias[i] = 0 - mean_lo[i] * scale[i]
+    if values.activation == ACT_SLOPES:
+        memcpy(coeffs.slope, values.slopes, n * sizeof(double))
+    elif values.activation != ACT_NONE:
+        fill(values.slope, n, coeffs.slope)
+    if what != PASS_BACKWARD:
         return
     if sum_g == NULL:
-        spread(0, n, q)
-        spread(0, n, r)
+        fill(0, n, dev_coeff)
+        fill(0, n, grad_offset)
         return
     for i in range(n):
-        q[i] = rstd[i] * rstd[i] * sum_gd[i] / count
+        dev_coeff[i] = dev_coeff_from_sum(rstd[i], sum_gdev[i], count)
     for i in range(n):
-        r[i] = rstd[i] * sum_g[i] / count - lo[i] * rstd[i] * q[i]
+        grad_offset[i] = grad_offset_from_sum(rstd[i], sum_g[i], count, mean_lo[i], dev_coeff[i], True)

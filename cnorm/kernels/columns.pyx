@@ -1,371 +1,428 @@
+# Columns: sums down the columns, a weight per column. BatchNorm of (N, C) and of channels last; and, a sample at a time,
+# GroupNorm and InstanceNorm of channels last.
+#
+# a) Fewer than MIN_COLUMNS columns would leave lanes idle: consecutive rows then count as one packed row. How many
+#    follows from C alone; rows that are not contiguous are gathered.
+# b) A sample is cut into row ranges of ROW_RANGE_ROWS packed rows, or longer ones where that would make more than
+#    ROW_RANGES_MAX; their number is a power of two, which threads share evenly. A range is visited in blocks of
+#    COLUMN_BLOCK_ROWS: sums about a shift, in the accumulation type down a block, in double over blocks.
+# c) A range is summed again, about its mean, where a column's shift was poor, and in double where a sum overflowed.
+#    A column's choice depends on that column's data alone.
+# d) Ranges merge in a tree, a vector of columns at a time; columns of a group merge about the mean of their means.
+# e) What is done element by element takes contiguous rows as one run: rows are packed to whole lanes, and begin at a
+#    cache line, with the coefficients of that column. The apply pass runs backwards over the rows, because the
+#    statistics pass has left the last rows in cache. With given statistics the gradient does not depend on sums, so
+#    both are computed in one pass.
+# f) One range of more columns than a thread sums at a time (COLUMN_BLOCKS): a column block goes from its first sum to
+#    its last result by itself, in the cache of one thread.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from cnorm.kernels.coefficients cimport BACKWARD, FORWARD, SUMS
+
+from cnorm.kernels.coefficients cimport N_GRAD_SUMS, PASS_BACKWARD, PASS_FORWARD, PASS_SUMS
 from cnorm.kernels.columns_apply cimport (
-    affine_at, affine_in, apply_joined, apply_rows, apply_stretch, apply_strip, by_column,
-    coefficient_bytes, column_affine, columns_affine, joined_rows, low_parts, turned)
+    N_COLUMN_COEFFICIENTS, all_rows_contiguous, apply_column_block, apply_contiguous, apply_row_range,
+    apply_rows, bind_coefficients, coefficient_bytes, coefficients_from, column_range_coefficients,
+    expand_to_columns, reversed_within_share, sample_coefficients, split_column_means)
 from cnorm.kernels.columns_layout cimport (
-    by_itself, end_to_end, Layout, layout_of, ready_rows, Rows, samples_apart, strip_begin,
-    strip_size)
+    ColumnLayout, RowAddresses, column_block_begin, column_block_size, column_layout, packed_rows_at,
+    rows_are_contiguous)
 from cnorm.kernels.columns_moments cimport (
-    columns_statistics, group_statistics, merge_slots, slot_of, strip_moments, unfold, whole_rows)
-from cnorm.kernels.jobs cimport Norm
-from cnorm.kernels.loops cimport ColumnAffine, first_part, stream_end
+    column_block_moments, columns_statistics, group_statistics, merge_packed, merge_row_ranges, partial_at,
+    whole_rows)
+from cnorm.kernels.job cimport COLUMN_BLOCKS, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job
+from cnorm.kernels.loops cimport ColumnCoefficients, store_fence
+from cnorm.kernels.schedule cimport min_chunk, samples_per_thread, schedule_columns
+from cnorm.kernels.statistics cimport mean_hi_part
 from cnorm.kernels.tuning cimport (
-    BLOCK_ROWS, COEFFICIENTS, FOLDED, OWN, PARTS, ROW_GROUP, SLOT, STRIP)
-from cnorm.kernels.units cimport chunk_of
-from cnorm.kernels.workspace cimport give_back, room_for
+    COEFFICIENT_CHUNK, COLUMN_BLOCK_ROWS, COLUMN_ROWS_PER_PASS, PACKED_COLUMNS_MAX, ROW_RANGES_MAX,
+    STACK_DOUBLES)
+from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
 
 
-cdef inline void strip_item(const Norm *a, const Layout *l, bint gathered, Py_ssize_t sample,
-                            Py_ssize_t item, double *slots) noexcept nogil:
-    cdef Py_ssize_t part = item // l.strips
-    strip_moments(a, l, gathered, sample, part, item - part * l.strips, slots)
-    if l.fold > 1:  # which makes one strip
-        unfold(l, slot_of(l, slots, part), part)
+cdef inline void column_block_item(const Job *job, const ColumnLayout *layout, bint gathered,
+                                   Py_ssize_t sample, Py_ssize_t item, double *partials) noexcept nogil:
+    cdef Py_ssize_t row_range = item // layout.column_blocks
+    column_block_moments(job, layout, gathered, sample, row_range, item - row_range * layout.column_blocks,
+                         partials)
+    if layout.rows_packed > 1:  # there is then one column block
+        merge_packed(layout, partial_at(layout, partials, row_range), row_range)
 
 
-cdef int sample_moments(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
-    cdef double counts[PARTS]
-    cdef Py_ssize_t i, items = l.parts * l.strips
-    cdef bint gathered = not end_to_end(a, &a.x)
-    cdef double own[OWN]
-    cdef double *slots = <double *> room_for(3 * l.parts * l.wide * sizeof(double), own)
-    if slots == NULL:
+cdef int sample_moments(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
+                        int threads) noexcept nogil:
+    cdef double counts[ROW_RANGES_MAX]
+    cdef Py_ssize_t i, items = layout.row_ranges * layout.column_blocks
+    cdef bint gathered = not rows_are_contiguous(job, &job.x)
+    cdef double stack[STACK_DOUBLES]
+    cdef double *partials = <double *> workspace_alloc(3 * layout.row_ranges * layout.packed_columns
+                                                    * sizeof(double), stack)
+    if partials == NULL:
         return -1
     if threads == 1:
         for i in range(items):
-            strip_item(a, l, gathered, sample, i, slots)
+            column_block_item(job, layout, gathered, sample, i, partials)
     else:
         for i in prange(items, num_threads=threads, schedule="guided"):
-            strip_item(a, l, gathered, sample, i, slots)
-    for i in range(l.parts):
-        counts[i] = <double> (min((i + 1) * l.part * l.fold, l.rows) - i * l.part * l.fold)
-    merge_slots(l, slots, counts)
-    group_statistics(a, l, sample, slots)
-    give_back(slots, own)
+            column_block_item(job, layout, gathered, sample, i, partials)
+    for i in range(layout.row_ranges):
+        counts[i] = <double> (min((i + 1) * layout.range_rows * layout.rows_packed, layout.rows) - i
+                              * layout.range_rows * layout.rows_packed)
+    merge_row_ranges(layout, partials, counts)
+    group_statistics(job, layout, sample, partials)
+    workspace_free(partials, stack)
     return 0
 
 
-cdef int columns_moments(Norm *a) noexcept nogil:
-    cdef Layout l = layout_of(a, a.threads)
+cdef int columns_moments(Job *job) noexcept nogil:
+    cdef ColumnLayout layout = column_layout(job, job.threads)
     cdef Py_ssize_t i
-    for i in range(a.shape[0]):
-        if sample_moments(a, &l, i, a.threads) < 0:
+    for i in range(job.shape[0]):
+        if sample_moments(job, &layout, i, job.threads) < 0:
             return -1
     return 0
 
 
-cdef int sample_apply(const Norm *a, const Layout *l, const double *sums, double count,
+cdef int sample_apply(const Job *job, const ColumnLayout *layout, const double *sums, double count,
                       Py_ssize_t sample, int threads, bint backward) noexcept nogil:
-    cdef bint joined = joined_rows(a, backward)
-    cdef Py_ssize_t fold = l.spread if joined else 1, rows, items, i
-    cdef ColumnAffine f
-    cdef double own[OWN]
-    cdef char *room = <char *> room_for(COEFFICIENTS * coefficient_bytes(l), own)
-    if room == NULL:
+    cdef bint joined = all_rows_contiguous(job, backward)
+    cdef Py_ssize_t fold = layout.rows_per_lanes if joined else 1, rows, items, i
+    cdef ColumnCoefficients coeffs
+    cdef double stack[STACK_DOUBLES]
+    cdef char *workspace = <char *> workspace_alloc(N_COLUMN_COEFFICIENTS * coefficient_bytes(layout),
+                                                    stack)
+    if workspace == NULL:
         return -1
-    column_affine(a, l, sample, sums, count, BACKWARD if backward else FORWARD, room, &f)
-    rows = fold * max(ROW_GROUP, chunk_of((l.rows + fold - 1) // fold, threads))
-    items = (l.rows + rows - 1) // rows
+    sample_coefficients(job, layout, sample, sums, count, PASS_BACKWARD if backward else PASS_FORWARD,
+                        workspace, &coeffs)
+    rows = fold * max(COLUMN_ROWS_PER_PASS, min_chunk((layout.rows + fold - 1) // fold, threads))
+    items = (layout.rows + rows - 1) // rows
     if threads == 1:
         for i in range(items):
-            apply_stretch(a, l, &f, backward, joined, sample, rows * (i if a.given else items - 1 - i), rows)
+            apply_row_range(job, layout, &coeffs, backward, joined, sample,
+                            rows * (i if job.stats_given else items - 1 - i), rows)
     else:
         for i in prange(items, num_threads=threads, schedule="guided"):
-            apply_stretch(a, l, &f, backward, joined, sample, rows * (i if a.given else turned(i, items, threads)),
-                          rows)
-    give_back(room, own)
+            apply_row_range(job, layout, &coeffs, backward, joined, sample,
+                            rows * (i if job.stats_given else reversed_within_share(i, items, threads)),
+                            rows)
+    workspace_free(workspace, stack)
     return 0
 
 
-cdef void strip_forward(Norm *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t strip,
-                        double *slots, char *room) noexcept nogil:
-    cdef ColumnAffine f = affine_in(a, l, room)
-    cdef Py_ssize_t first = strip_begin(l, strip), n = strip_size(l, strip)
-    strip_moments(a, l, gathered, sample, 0, strip, slots)
-    columns_statistics(a, l, sample, slots, first, n)
-    columns_affine(a, l, sample, NULL, 0, FORWARD, first, n, &f)
-    apply_strip(a, l, &f, False, sample, strip)
+cdef void forward_column_block(Job *job, const ColumnLayout *layout, bint gathered, Py_ssize_t sample,
+                               Py_ssize_t block, double *partials, char *workspace) noexcept nogil:
+    cdef ColumnCoefficients coeffs = bind_coefficients(job, layout, workspace)
+    cdef Py_ssize_t first = column_block_begin(layout, block), n = column_block_size(layout, block)
+    column_block_moments(job, layout, gathered, sample, 0, block, partials)
+    columns_statistics(job, layout, sample, partials, first, n)
+    column_range_coefficients(job, layout, sample, NULL, 0, PASS_FORWARD, first, n, &coeffs)
+    apply_column_block(job, layout, &coeffs, False, sample, block)
 
 
-cdef int forward_by_strips(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+cdef int forward_column_blocks(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
+                               int threads) noexcept nogil:
     cdef Py_ssize_t i
-    cdef bint gathered = not end_to_end(a, &a.x)
-    cdef double *slots = <double *> malloc(3 * l.wide * sizeof(double) + COEFFICIENTS * coefficient_bytes(l))
-    cdef char *room = <char *> (slots + 3 * l.wide)
-    if slots == NULL:
+    cdef bint gathered = not rows_are_contiguous(job, &job.x)
+    cdef double *partials = <double *> malloc(3 * layout.packed_columns * sizeof(double)
+                                           + N_COLUMN_COEFFICIENTS * coefficient_bytes(layout))
+    cdef char *workspace = <char *> (partials + 3 * layout.packed_columns)
+    if partials == NULL:
         return -1
     if threads == 1:
-        for i in range(l.strips):
-            strip_forward(a, l, gathered, sample, i, slots, room)
+        for i in range(layout.column_blocks):
+            forward_column_block(job, layout, gathered, sample, i, partials, workspace)
     else:
-        for i in prange(l.strips, num_threads=threads, schedule="guided"):
-            strip_forward(a, l, gathered, sample, i, slots, room)
-    free(slots)
+        for i in prange(layout.column_blocks, num_threads=threads, schedule="guided"):
+            forward_column_block(job, layout, gathered, sample, i, partials, workspace)
+    free(partials)
     return 0
 
 
-cdef inline int forward_sample(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
-    if not a.given and by_itself(a, l):
-        return forward_by_strips(a, l, sample, threads)
-    if not a.given and sample_moments(a, l, sample, threads) < 0:
+cdef inline int forward_sample(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
+                               int threads) noexcept nogil:
+    if layout.schedule.strategy == COLUMN_BLOCKS:
+        return forward_column_blocks(job, layout, sample, threads)
+    if not job.stats_given and sample_moments(job, layout, sample, threads) < 0:
         return -1
-    return sample_apply(a, l, NULL, 0, sample, threads, False)
+    return sample_apply(job, layout, NULL, 0, sample, threads, False)
 
 
-cdef int columns_forward(Norm *a) noexcept nogil:
+cdef int columns_forward(Job *job) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias; mean, lo, m2 and rstd are written (read where given)."""
-    cdef bint apart = samples_apart(a)
-    cdef Layout l = layout_of(a, 1 if apart else a.threads)
+    cdef bint by_sample = samples_per_thread(job)
+    cdef ColumnLayout layout = column_layout(job, 1 if by_sample else job.threads)
     cdef Py_ssize_t i
     cdef int failed = 0
-    if apart:
-        for i in prange(a.shape[0], num_threads=a.threads, schedule="guided",
-                        chunksize=chunk_of(a.shape[0], a.threads)):
-            failed += forward_sample(a, &l, i, 1)  # summed over the threads
+    schedule_columns(job, &layout, False)
+    if by_sample:
+        for i in prange(job.shape[0], num_threads=job.threads, schedule="guided",
+                        chunksize=min_chunk(job.shape[0], job.threads)):
+            failed += forward_sample(job, &layout, i, 1)  # summed over the threads
         return -1 if failed else 0
-    for i in range(a.shape[0]):
-        if forward_sample(a, &l, i, a.threads) < 0:
+    for i in range(job.shape[0]):
+        if forward_sample(job, &layout, i, job.threads) < 0:
             return -1
     return 0
 
 
 # ---- backward ----
-# Per part and (folded) column: sum of g, of g * (x - hi), of (x - hi), of the slope's gradient.
+# The partial of a row range holds N_GRAD_SUMS sums of each (packed) column.
 
 
-cdef inline bint summed(const Norm *a, const Layout *l, Py_ssize_t k) noexcept nogil:
+cdef inline bint takes_sum(const Job *job, const ColumnLayout *layout, Py_ssize_t k) noexcept nogil:
     """Whether this call takes sum k of them."""
-    return k < 2 or (k == 2 and l.loops.wide == 8) or (k == 3 and a.activation)
+    return k < 2 or (k == 2 and layout.loops.acc_size == 8) or (k == 3 and job.activation)
 
 
-cdef enum Gradient:
-    LATER    # of the input, when all sums are there
-    BY_ROW   # in the visit that takes the sums
-    AS_RUN   # the same, of rows that lie end to end
+cdef enum GradientTiming:   # when the gradient of the input is computed:
+    GRAD_AFTER_SUMS     # when all sums are there
+    GRAD_BY_ROW         # in the pass that takes the sums, row by row (given statistics)
+    GRAD_CONTIGUOUS     # in the pass that takes the sums, over contiguous rows (given statistics)
 
 
-cdef void strip_grad_sums(const Norm *a, const Layout *l, const ColumnAffine *f, bint gathered,
-                          Gradient gradient, Py_ssize_t sample, Py_ssize_t part, Py_ssize_t strip,
-                          double *slots) noexcept nogil:
-    """Sums of a part's strip; and the gradient of its rows where that does not wait for them."""
-    cdef double x_buffer[BLOCK_ROWS * FOLDED]
-    cdef double dy_buffer[BLOCK_ROWS * FOLDED]
-    cdef Rows x, dy
-    cdef Py_ssize_t column = strip_begin(l, strip), count = strip_size(l, strip), n, k
-    cdef Py_ssize_t row = part * l.part, stop = row + whole_rows(l, part), rows, last
-    cdef double *sums = slots + SLOT * l.wide * part + column
-    cdef ColumnAffine g = affine_at(f, column * l.loops.wide)
-    for k in range(SLOT):
-        if summed(a, l, k):
-            memset(sums + k * l.wide, 0, count * sizeof(double))
-    if l.rest and part == l.parts - 1:
+cdef void column_block_grad_sums(const Job *job, const ColumnLayout *layout,
+                                 const ColumnCoefficients *coeffs, bint gathered, GradientTiming gradient,
+                                 Py_ssize_t sample, Py_ssize_t row_range, Py_ssize_t block,
+                                 double *partials) noexcept nogil:
+    """Sums of a row range over one column block; and the gradient of its rows, unless that waits for all sums."""
+    cdef double x_buffer[COLUMN_BLOCK_ROWS * PACKED_COLUMNS_MAX]
+    cdef double dy_buffer[COLUMN_BLOCK_ROWS * PACKED_COLUMNS_MAX]
+    cdef RowAddresses x, dy
+    cdef Py_ssize_t column = column_block_begin(layout, block), count = column_block_size(layout,
+            block), n, k
+    cdef Py_ssize_t row = row_range * layout.range_rows, stop = row + whole_rows(layout,
+            row_range), rows, last
+    cdef double *sums = partials + N_GRAD_SUMS * layout.packed_columns * row_range + column
+    cdef ColumnCoefficients g = coefficients_from(coeffs, column * layout.loops.acc_size)
+    for k in range(N_GRAD_SUMS):
+        if takes_sum(job, layout, k):
+            memset(sums + k * layout.packed_columns, 0, count * sizeof(double))
+    if layout.last_columns and row_range == layout.row_ranges - 1:
         stop += 1
     while row < stop:
-        rows = min(BLOCK_ROWS, stop - row)
+        rows = min(COLUMN_BLOCK_ROWS, stop - row)
         n = count
-        if l.rest and row + rows == l.folded:
+        if layout.last_columns and row + rows == layout.packed_rows:
             if rows > 1:
                 rows -= 1
             else:
-                n = min(count, l.rest - column)
+                n = min(count, layout.last_columns - column)
                 if n <= 0:
                     return
-        ready_rows(a, l, &a.x, gathered, sample, row, rows, column, <char *> x_buffer, &x)
-        ready_rows(a, l, &a.dy, gathered, sample, row, rows, column, <char *> dy_buffer, &dy)
-        x.loops.column_grad_sums(x.at, dy.at, rows, n, l.group, &g, a.activation, sums, sums + l.wide,
-                                 sums + 2 * l.wide, sums + 3 * l.wide)
-        last = min((row + rows) * l.fold, l.rows)
-        if gradient == AS_RUN:
-            apply_joined(a, l, &g, True, sample, row * l.fold, last)
-        elif gradient == BY_ROW:
-            apply_rows(a, l, &g, True, sample, row * l.fold, last, column, min(count, l.columns))
+        packed_rows_at(job, layout, &job.x, gathered, sample, row, rows, column, <char *> x_buffer, &x)
+        packed_rows_at(job, layout, &job.dy, gathered, sample, row, rows, column, <char *> dy_buffer, &dy)
+        x.loops.column_grad_sums(x.at, dy.at, rows, n, layout.rows_per_pass, &g, job.activation, sums,
+                                 sums + layout.packed_columns, sums + 2 * layout.packed_columns,
+                                 sums + 3 * layout.packed_columns)
+        last = min((row + rows) * layout.rows_packed, layout.rows)
+        if gradient == GRAD_CONTIGUOUS:
+            apply_contiguous(job, layout, &g, True, sample, row * layout.rows_packed, last)
+        elif gradient == GRAD_BY_ROW:
+            apply_rows(job, layout, &g, True, sample, row * layout.rows_packed, last, column,
+                       min(count, layout.columns))
         row += rows
 
 
-cdef inline bint takes_lo(const Norm *a, const Layout *l) noexcept nogil:
-    """Whether the low part of the mean comes out of the sums of (x - hi)."""
-    return l.loops.wide == 8 and not a.given and a.sums_mode == 0 and a.lo != NULL
+cdef inline bint takes_mean_lo(const Job *job, const ColumnLayout *layout) noexcept nogil:
+    """Whether the low row_range of the mean comes out of the sums of (x - hi)."""
+    return layout.loops.acc_size == 8 and not job.stats_given and job.channels.sums_mode == SUMS_INTERNAL and job.lo != NULL
 
 
-cdef void add_parts(const Norm *a, const Layout *l, double *slots) noexcept nogil:
-    """Add up the parts, then the folded columns; the first C of each sum then hold them."""
-    cdef Py_ssize_t part, c, k
+cdef void add_row_ranges(const Job *job, const ColumnLayout *layout, double *partials) noexcept nogil:
+    """Add up the row ranges, then the packed columns; the first C of each sum then hold the totals."""
+    cdef Py_ssize_t row_range, c, k
     cdef double *sums
     cdef const double *other
-    for k in range(SLOT):
-        if not summed(a, l, k):
+    for k in range(N_GRAD_SUMS):
+        if not takes_sum(job, layout, k):
             continue
-        sums = slots + k * l.wide
-        for part in range(1, l.parts):
-            other = sums + SLOT * l.wide * part
-            for c in range(l.wide):
+        sums = partials + k * layout.packed_columns
+        for row_range in range(1, layout.row_ranges):
+            other = sums + N_GRAD_SUMS * layout.packed_columns * row_range
+            for c in range(layout.packed_columns):
                 sums[c] += other[c]
-        for part in range(1, l.fold):
-            other = sums + part * l.columns
-            for c in range(l.columns):
+        for row_range in range(1, layout.rows_packed):
+            other = sums + row_range * layout.columns
+            for c in range(layout.columns):
                 sums[c] += other[c]
 
 
-cdef void strip_totals(Norm *a, const Layout *l, Py_ssize_t sample, double *slots, Py_ssize_t first,
-                       Py_ssize_t n, double *sums) noexcept nogil:
-    """The gradients of n columns' parameters; and their part in the sums of their groups."""
-    cdef double hi[STRIP]
-    cdef double lo[STRIP]
-    cdef double value[STRIP]
-    cdef Py_ssize_t j, at = first // a.group, left, groups = l.columns // a.group
-    cdef double *grad_weight = a.grad_weight + sample * l.columns + first
-    cdef const double *g = slots + first
-    cdef const double *gd = slots + l.wide + first
-    by_column(a.rstd + sample * groups, 1, a.group, first, n, value)
-    low_parts(a, l, sample, first, n, value, hi, lo)
+cdef void chunk_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample, double *partials,
+                       Py_ssize_t first, Py_ssize_t n, double *sums) noexcept nogil:
+    """The gradients of the parameters of n columns, and what they add to the sums of their groups."""
+    cdef Py_ssize_t size = job.channels.channels_per_group
+    cdef double hi[COEFFICIENT_CHUNK]
+    cdef double lo[COEFFICIENT_CHUNK]
+    cdef double value[COEFFICIENT_CHUNK]
+    cdef Py_ssize_t j, at = first // size, left, groups = layout.columns // size
+    cdef double *grad_weight = job.channels.grad_weight + sample * layout.columns + first
+    cdef const double *g = partials + first
+    cdef const double *gd = partials + layout.packed_columns + first
+    expand_to_columns(job.rstd + sample * groups, 1, size, first, n, value)
+    split_column_means(job, layout, sample, first, n, value, hi, lo)
     for j in range(n):
         hi[j] = gd[j] - lo[j] * g[j]
     for j in range(n):
         grad_weight[j] = value[j] * hi[j]
-    memcpy(a.grad_bias + sample * l.columns + first, g, n * sizeof(double))
-    if a.activation:
-        memcpy(a.grad_slope + sample * l.columns + first, slots + 3 * l.wide + first, n * sizeof(double))
-    if a.weight != NULL:
-        memcpy(value, a.weight + first, n * sizeof(double))
+    memcpy(job.channels.grad_bias + sample * layout.columns + first, g, n * sizeof(double))
+    if job.activation:
+        memcpy(job.channels.grad_slope + sample * layout.columns + first,
+               partials + 3 * layout.packed_columns + first, n * sizeof(double))
+    if job.channels.weight != NULL:
+        memcpy(value, job.channels.weight + first, n * sizeof(double))
     else:
         for j in range(n):
             value[j] = 1
-    left = a.group - first % a.group
+    left = size - first % size
     for j in range(n):
         sums[2 * at] += value[j] * g[j]
         sums[2 * at + 1] += value[j] * hi[j]
         left -= 1
         if left == 0:
             at += 1
-            left = a.group
+            left = size
 
 
-cdef void column_totals(Norm *a, const Layout *l, Py_ssize_t sample, double *slots, Py_ssize_t first,
-                        Py_ssize_t n, double *sums) noexcept nogil:
-    """From the slots of n columns, whole groups, to each group's weighted sums; the gradients of the columns'
-    parameters on the way."""
-    cdef Py_ssize_t c, group, at, groups = l.columns // a.group, stop = first + n
+cdef void column_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample, double *partials,
+                        Py_ssize_t first, Py_ssize_t n, double *sums) noexcept nogil:
+    """From the partials of n columns, whole groups, to the weighted sums of each group, and the gradients of the
+    columns' parameters."""
+    cdef Py_ssize_t size = job.channels.channels_per_group
+    cdef Py_ssize_t c, group, at, groups = layout.columns // size, stop = first + n
     cdef double lo, mean
-    if takes_lo(a, l):
-        for group in range(first // a.group, stop // a.group):
+    if takes_mean_lo(job, layout):
+        for group in range(first // size,
+                           stop // size):
             lo = 0
-            for c in range(group * a.group, (group + 1) * a.group):
-                lo += slots[2 * l.wide + c]
+            for c in range(group * size,
+                           (group + 1) * size):
+                lo += partials[2 * layout.packed_columns + c]
             at = sample * groups + group
-            mean = a.mean[at]
-            a.lo[at] = lo / <double> (l.rows * a.group) - (mean - first_part(mean, mean, a.rstd[at], a.eps))
-    memset(sums + 2 * (first // a.group), 0, 2 * (n // a.group) * sizeof(double))
+            mean = job.mean[at]
+            job.lo[at] = lo / <double> (layout.rows * size) - (mean
+                    - mean_hi_part(mean, mean, job.rstd[at], job.eps))
+    memset(sums + 2 * (first // size), 0,
+           2 * (n // size) * sizeof(double))
     while first < stop:
-        n = min(<Py_ssize_t> STRIP, stop - first)
-        strip_totals(a, l, sample, slots, first, n, sums)
+        n = min(<Py_ssize_t> COEFFICIENT_CHUNK, stop - first)
+        chunk_totals(job, layout, sample, partials, first, n, sums)
         first += n
 
 
-cdef inline void grad_strip_item(const Norm *a, const Layout *l, const ColumnAffine *f, bint gathered,
-                                 Gradient gradient, Py_ssize_t sample, Py_ssize_t item,
-                                 double *slots) noexcept nogil:
-    cdef Py_ssize_t part = item // l.strips
-    strip_grad_sums(a, l, f, gathered, gradient, sample, part, item - part * l.strips, slots)
-    if f.stream:
-        stream_end()
+cdef inline void grad_column_block_item(const Job *job, const ColumnLayout *layout,
+                                        const ColumnCoefficients *coeffs, bint gathered,
+                                        GradientTiming gradient, Py_ssize_t sample, Py_ssize_t item,
+                                        double *partials) noexcept nogil:
+    cdef Py_ssize_t row_range = item // layout.column_blocks
+    column_block_grad_sums(job, layout, coeffs, gathered, gradient, sample, row_range,
+                           item - row_range * layout.column_blocks, partials)
+    if coeffs.nontemporal:
+        store_fence()
 
 
-cdef int sample_grad_sums(Norm *a, const Layout *l, double *sums, Py_ssize_t sample, int threads,
-                          bint apply) noexcept nogil:
+cdef int sample_grad_sums(Job *job, const ColumnLayout *layout, double *sums, Py_ssize_t sample,
+                          int threads, bint apply) noexcept nogil:
     """Sums of a sample; with `apply` also its gradient, in the same visit."""
-    cdef Py_ssize_t i, items = l.parts * l.strips
-    cdef Gradient gradient = LATER
-    cdef bint gathered = not (end_to_end(a, &a.x) and end_to_end(a, &a.dy))
-    cdef ColumnAffine f
-    cdef double own[OWN]
-    cdef double *slots = <double *> room_for(
-        SLOT * l.parts * l.wide * sizeof(double) + COEFFICIENTS * coefficient_bytes(l), own)
-    cdef char *room = <char *> (slots + SLOT * l.parts * l.wide)
-    if slots == NULL:
+    cdef Py_ssize_t i, items = layout.row_ranges * layout.column_blocks
+    cdef GradientTiming gradient = GRAD_AFTER_SUMS
+    cdef bint gathered = not (rows_are_contiguous(job, &job.x) and rows_are_contiguous(job, &job.dy))
+    cdef ColumnCoefficients coeffs
+    cdef double stack[STACK_DOUBLES]
+    cdef double *partials = <double *> workspace_alloc(N_GRAD_SUMS * layout.row_ranges
+                                                       * layout.packed_columns * sizeof(double) + N_COLUMN_COEFFICIENTS * coefficient_bytes(layout), stack)
+    cdef char *workspace = <char *> (partials + N_GRAD_SUMS * layout.row_ranges * layout.packed_columns)
+    if partials == NULL:
         return -1
     if apply:
-        gradient = AS_RUN if l.strips == 1 and joined_rows(a, True) else BY_ROW
-    column_affine(a, l, sample, NULL, 0, BACKWARD if apply else SUMS, room, &f)
+        gradient = GRAD_CONTIGUOUS if layout.column_blocks == 1 and all_rows_contiguous(job,
+                True) else GRAD_BY_ROW
+    sample_coefficients(job, layout, sample, NULL, 0, PASS_BACKWARD if apply else PASS_SUMS, workspace,
+                        &coeffs)
     if threads == 1:
         for i in range(items):
-            grad_strip_item(a, l, &f, gathered, gradient, sample, i, slots)
+            grad_column_block_item(job, layout, &coeffs, gathered, gradient, sample, i, partials)
     else:
         for i in prange(items, num_threads=threads, schedule="guided"):
-            grad_strip_item(a, l, &f, gathered, gradient, sample, i, slots)
-    add_parts(a, l, slots)
-    column_totals(a, l, sample, slots, 0, l.columns, sums)
-    give_back(slots, own)
+            grad_column_block_item(job, layout, &coeffs, gathered, gradient, sample, i, partials)
+    add_row_ranges(job, layout, partials)
+    column_totals(job, layout, sample, partials, 0, layout.columns, sums)
+    workspace_free(partials, stack)
     return 0
 
 
-cdef void strip_backward(Norm *a, const Layout *l, bint gathered, Py_ssize_t sample, Py_ssize_t strip,
-                         double *slots, double *sums, char *room) noexcept nogil:
-    cdef ColumnAffine f = affine_in(a, l, room)
-    cdef Py_ssize_t first = strip_begin(l, strip), n = strip_size(l, strip)
-    columns_affine(a, l, sample, NULL, 0, SUMS, first, n, &f)
-    strip_grad_sums(a, l, &f, gathered, LATER, sample, 0, strip, slots)
-    column_totals(a, l, sample, slots, first, n, sums)
-    columns_affine(a, l, sample, sums, <double> l.rows, BACKWARD, first, n, &f)
-    apply_strip(a, l, &f, True, sample, strip)
+cdef void backward_column_block(Job *job, const ColumnLayout *layout, bint gathered, Py_ssize_t sample,
+                                Py_ssize_t block, double *partials, double *sums,
+                                char *workspace) noexcept nogil:
+    cdef ColumnCoefficients coeffs = bind_coefficients(job, layout, workspace)
+    cdef Py_ssize_t first = column_block_begin(layout, block), n = column_block_size(layout, block)
+    column_range_coefficients(job, layout, sample, NULL, 0, PASS_SUMS, first, n, &coeffs)
+    column_block_grad_sums(job, layout, &coeffs, gathered, GRAD_AFTER_SUMS, sample, 0, block, partials)
+    column_totals(job, layout, sample, partials, first, n, sums)
+    column_range_coefficients(job, layout, sample, sums, <double> layout.rows, PASS_BACKWARD, first, n,
+                              &coeffs)
+    apply_column_block(job, layout, &coeffs, True, sample, block)
 
 
-cdef int backward_by_strips(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
+cdef int backward_column_blocks(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
+                                int threads) noexcept nogil:
     cdef Py_ssize_t i
-    cdef bint gathered = not (end_to_end(a, &a.x) and end_to_end(a, &a.dy))
-    cdef double *slots = <double *> malloc((SLOT + 2) * l.wide * sizeof(double) + COEFFICIENTS * coefficient_bytes(l))
-    cdef double *sums = slots + SLOT * l.wide
-    cdef char *room = <char *> (sums + 2 * l.wide)
-    if slots == NULL:
+    cdef bint gathered = not (rows_are_contiguous(job, &job.x) and rows_are_contiguous(job, &job.dy))
+    cdef double *partials = <double *> malloc((N_GRAD_SUMS + 2) * layout.packed_columns * sizeof(double)
+                                           + N_COLUMN_COEFFICIENTS * coefficient_bytes(layout))
+    cdef double *sums = partials + N_GRAD_SUMS * layout.packed_columns
+    cdef char *workspace = <char *> (sums + 2 * layout.packed_columns)
+    if partials == NULL:
         return -1
     if threads == 1:
-        for i in range(l.strips):
-            strip_backward(a, l, gathered, sample, i, slots, sums, room)
+        for i in range(layout.column_blocks):
+            backward_column_block(job, layout, gathered, sample, i, partials, sums, workspace)
     else:
-        for i in prange(l.strips, num_threads=threads, schedule="guided"):
-            strip_backward(a, l, gathered, sample, i, slots, sums, room)
-    free(slots)
+        for i in prange(layout.column_blocks, num_threads=threads, schedule="guided"):
+            backward_column_block(job, layout, gathered, sample, i, partials, sums, workspace)
+    free(partials)
     return 0
 
 
-cdef int backward_sample(Norm *a, const Layout *l, Py_ssize_t sample, int threads) noexcept nogil:
-    cdef Py_ssize_t groups = l.columns // a.group
-    cdef double count = <double> (l.rows * a.group)
-    cdef double *sums = a.sums + 2 * groups * sample
-    cdef bint at_once = a.given and a.sums_mode == 0
-    cdef double own[OWN]
+cdef int backward_sample(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
+                         int threads) noexcept nogil:
+    cdef Py_ssize_t size = job.channels.channels_per_group
+    cdef Py_ssize_t groups = layout.columns // size
+    cdef double count = <double> (layout.rows * size)
+    cdef double *sums = job.channels.sums + 2 * groups * sample
+    cdef bint at_once = job.stats_given and job.channels.sums_mode == SUMS_INTERNAL
+    cdef double stack[STACK_DOUBLES]
     cdef int failed = 0
-    if a.sums_mode == 0 and not a.given and by_itself(a, l):
-        return backward_by_strips(a, l, sample, threads)
-    if a.sums_mode == 0:
-        sums = <double *> room_for(2 * groups * sizeof(double), own)
+    if layout.schedule.strategy == COLUMN_BLOCKS:
+        return backward_column_blocks(job, layout, sample, threads)
+    if job.channels.sums_mode == SUMS_INTERNAL:
+        sums = <double *> workspace_alloc(2 * groups * sizeof(double), stack)
         if sums == NULL:
             return -1
-    if a.sums_mode != 2:
-        failed = sample_grad_sums(a, l, sums, sample, threads, at_once)
+    if job.channels.sums_mode != SUMS_GIVEN:
+        failed = sample_grad_sums(job, layout, sums, sample, threads, at_once)
     else:
-        count = a.count
-    if not failed and a.sums_mode != 1 and not at_once:
-        failed = sample_apply(a, l, sums, count, sample, threads, True)
-    if a.sums_mode == 0:
-        give_back(sums, own)
+        count = job.channels.count
+    if not failed and job.channels.sums_mode != SUMS_ONLY and not at_once:
+        failed = sample_apply(job, layout, sums, count, sample, threads, True)
+    if job.channels.sums_mode == SUMS_INTERNAL:
+        workspace_free(sums, stack)
     return failed
 
 
-cdef int columns_backward(Norm *a) noexcept nogil:
+cdef int columns_backward(Job *job) noexcept nogil:
     """Gradients; y is the gradient of the input. grad_* are per sample and column."""
-    cdef bint apart = samples_apart(a)
-    cdef Layout l = layout_of(a, 1 if apart else a.threads)
+    cdef bint by_sample = samples_per_thread(job)
+    cdef ColumnLayout layout = column_layout(job, 1 if by_sample else job.threads)
     cdef Py_ssize_t i
     cdef int failed = 0
-    if apart:
-        for i in prange(a.shape[0], num_threads=a.threads, schedule="guided",
-                        chunksize=chunk_of(a.shape[0], a.threads)):
-            failed += backward_sample(a, &l, i, 1)  # summed over the threads
+    schedule_columns(job, &layout, True)
+    if by_sample:
+        for i in prange(job.shape[0], num_threads=job.threads, schedule="guided",
+                        chunksize=min_chunk(job.shape[0], job.threads)):
+            failed += backward_sample(job, &layout, i, 1)  # summed over the threads
         return -1 if failed else 0
-    for i in range(a.shape[0]):
-        if backward_sample(a, &l, i, a.threads) < 0:
+    for i in range(job.shape[0]):
+        if backward_sample(job, &layout, i, job.threads) < 0:
             return -1
     return 0

@@ -1,182 +1,171 @@
-# Columns: sums down the columns, a weight per column. BatchNorm of (N, C) and of channels last; and,
-# a sample at a time, GroupNorm and InstanceNorm of channels last.
-#
-# a) Fewer than WIDE columns would leave lanes idle: `fold` consecutive rows then count as one row of
-#    fold * C columns. The fold follows from C alone; rows that do not lie end to end are gathered.
-# b) A part is a stretch of such rows, PART_ROWS of them unless there are PARTS parts; their number is a power
-#    of two, which threads share evenly. A part is visited in blocks of BLOCK_ROWS: sums about a shift, in the
-#    accumulator down a block, in double over blocks.
-# c) A part is summed again, about its mean, where a column's shift was a bad guess, and in double where
-#    a sum overflowed. A column's choice depends on that column's data alone.
-# d) Parts merge in a tree, a vector of columns at a time; columns of a group merge about the mean of
-#    their means (their counts are equal).
-# e) What is done element by element takes rows that lie end to end as one run: rows are folded to whole
-#    lanes (`spread`), and begin where a line of memory does, with the coefficients of that column.
-#    It goes from the last stretch of rows to the first where sums have left the last in cache. With
-#    given statistics the gradient waits for no sum: it is made in the visit that takes them.
-# f) One part of more columns than a thread sums at a time: such a strip goes from its first sum to its last
-#    result by itself, in the cache of one thread.
-
-
-from cnorm.kernels.jobs cimport Norm, View
-from cnorm.kernels.loops cimport LANES_ALIGN, SUMMED, TILES, Tile
+# Columns: how the rows and columns of a sample are cut, and where they are. See columns.pyx.
+from cnorm.kernels.job cimport Job, Schedule, Tensor
+from cnorm.kernels.loops cimport LANES_ALIGN, LOOPS_BY_DTYPE, LoopTable
+from cnorm.kernels.machine cimport columns_from_memory
 from cnorm.kernels.tuning cimport (
-    BLOCK_ROWS, EVEN, FAR_BYTES, FOLDED, PAGE, PART_EVEN, PART_ROWS, PARTS, ROW_GROUP, STRIP,
-    STRIP_EVEN, STRIP_LEAST, WIDE)
-from cnorm.kernels.workspace cimport power_of_two, up_to
+    COEFFICIENT_CHUNK, COLUMN_BLOCK_DOUBLES, COLUMN_BLOCK_MIN, COLUMN_BLOCK_MULTIPLE, COLUMN_BLOCK_ROWS,
+    COLUMN_ROWS_PER_PASS, LANE_MULTIPLE, MIN_COLUMNS, PACKED_COLUMNS_MAX, PAGE_BYTES, ROW_RANGE_MULTIPLE,
+    ROW_RANGE_ROWS, ROW_RANGES_MAX)
+from cnorm.kernels.workspace cimport power_of_two, round_up
 
 
-cdef struct Layout:
-    const Tile *loops
-    Py_ssize_t rows          # of a sample
-    Py_ssize_t columns       # C
-    Py_ssize_t fold
-    Py_ssize_t wide          # fold * C
-    Py_ssize_t folded        # rows of `wide` columns, the last of them perhaps shorter
-    Py_ssize_t rest          # columns of that last one, or 0 where it is whole
-    Py_ssize_t spread        # rows that elementwise work may fold: they make whole lanes
-    Py_ssize_t repeat        # the larger of the two: how often coefficients are repeated
-    Py_ssize_t part          # folded rows in a part
-    Py_ssize_t parts
-    Py_ssize_t strip         # columns that a thread sums at a time
-    Py_ssize_t strips
-    Py_ssize_t lead          # more columns of the first, so that the others begin where a line of y does
-    Py_ssize_t group         # rows that the loops take together
-    Py_ssize_t spread_group  # the same of `spread` rows
+cdef struct ColumnLayout:
+    # How the rows and columns of a sample are cut.
+    const LoopTable *loops
+    Py_ssize_t rows                 # of a sample
+    Py_ssize_t columns              # C
+    Py_ssize_t rows_packed          # consecutive rows that count as one packed row
+    Py_ssize_t packed_columns       # rows_packed * C
+    Py_ssize_t packed_rows          # of a sample, the last of them perhaps shorter
+    Py_ssize_t last_columns         # columns of that last one, or 0 where it is whole
+    Py_ssize_t rows_per_lanes       # rows that elementwise work packs: together they are whole lanes
+    Py_ssize_t repeat               # how often coefficients are repeated: for packed rows and for rows_per_lanes
+    Py_ssize_t range_rows           # packed rows of a row range
+    Py_ssize_t row_ranges           # of a sample; each has partial sums of every column
+    Py_ssize_t block_columns        # columns that a thread sums at a time: a column block
+    Py_ssize_t column_blocks
+    Py_ssize_t peel                 # more columns of the first block, so that the others begin at a cache line of y
+    Py_ssize_t rows_per_pass        # packed rows that the loops take together
+    Py_ssize_t lanes_rows_per_pass  # the number of rows_per_lanes rows that the loops take together
+    Schedule schedule
 
 
-cdef inline Py_ssize_t group_of(Py_ssize_t row, bint far, bint written) noexcept nogil:
-    """Rows of so many bytes to take together: far memory is read fastest in its order, within a page; rows
-    that lie whole pages apart meet in one set of the first cache, with what is written."""
-    if far:
-        return 1 if row < PAGE else ROW_GROUP // 2
-    return ROW_GROUP // 4 if written and row % PAGE == 0 else ROW_GROUP
+cdef inline Py_ssize_t column_rows_per_pass(Py_ssize_t row, bint from_memory, bint written) noexcept nogil:
+    """Rows of `row` bytes that the loops take together. Memory is read fastest in its order, within a page. Rows that
+    lie whole pages apart meet in one set of L1, together with the rows that are written."""
+    if from_memory:
+        return 1 if row < PAGE_BYTES else COLUMN_ROWS_PER_PASS // 2
+    return COLUMN_ROWS_PER_PASS // 4 if written and row % PAGE_BYTES == 0 else COLUMN_ROWS_PER_PASS
 
 
-cdef inline Py_ssize_t spread_of(Py_ssize_t columns) noexcept nogil:
-    cdef Py_ssize_t spread = 1
-    if columns >= FOLDED:
+cdef inline Py_ssize_t rows_of_whole_lanes(Py_ssize_t columns) noexcept nogil:
+    """Rows of so many columns that together are whole lanes, and not over PACKED_COLUMNS_MAX columns."""
+    cdef Py_ssize_t rows = 1
+    if columns >= PACKED_COLUMNS_MAX:
         return 1
-    while spread * columns % EVEN or 2 * spread * columns <= FOLDED:
-        spread *= 2
-    return spread
+    while rows * columns % LANE_MULTIPLE or 2 * rows * columns <= PACKED_COLUMNS_MAX:
+        rows *= 2
+    return rows
 
 
-cdef inline Py_ssize_t lead_of(const View *y, Py_ssize_t size) noexcept nogil:
+cdef inline Py_ssize_t columns_to_peel(const Tensor *y, Py_ssize_t size) noexcept nogil:
     """Columns before the first line of memory that begins in a row, if that is the same for all rows."""
-    if (y.stride[0] | y.stride[1] | y.stride[2] | y.stride[3]) % LANES_ALIGN:
+    if (y.strides[0] | y.strides[1] | y.strides[2] | y.strides[3]) % LANES_ALIGN:
         return 0
     return (-<Py_ssize_t> y.data & (LANES_ALIGN - 1)) // size
 
 
-cdef inline void set_strips(const Norm *a, int threads, Layout *l) noexcept nogil:
-    """Of rows as much as can be, for memory is read fastest in its order, unless that leaves threads idle."""
-    cdef Py_ssize_t most = SUMMED * (8 // l.loops.wide) - STRIP_EVEN, least = STRIP_EVEN
-    l.lead = 0
-    l.strips = (l.wide + most - 1) // most
-    if l.parts < threads:
-        l.lead = lead_of(&a.y, l.loops.size)
-        l.strips = up_to((l.wide + STRIP - 1) // STRIP, (threads + l.parts - 1) // l.parts)
-        least = STRIP_LEAST
-    l.strip = up_to(max((l.wide + l.strips - 1) // l.strips, least), STRIP_EVEN)
-    l.strips = max(1, (l.wide - l.lead + l.strip - 1) // l.strip)
+cdef inline void set_column_blocks(const Job *job, int threads, ColumnLayout *layout) noexcept nogil:
+    """As many columns of a row as can be in one block, since memory is read fastest in its order, unless that leaves
+    threads idle."""
+    cdef Py_ssize_t columns = layout.packed_columns, least = COLUMN_BLOCK_MULTIPLE
+    cdef Py_ssize_t most = COLUMN_BLOCK_DOUBLES * (8 // layout.loops.acc_size) - COLUMN_BLOCK_MULTIPLE, blocks
+    layout.peel = 0
+    blocks = (columns + most - 1) // most
+    if layout.row_ranges < threads:
+        layout.peel = columns_to_peel(&job.y, layout.loops.size)
+        blocks = (columns + COEFFICIENT_CHUNK - 1) // COEFFICIENT_CHUNK
+        blocks = round_up(blocks, (threads + layout.row_ranges - 1) // layout.row_ranges)
+        least = COLUMN_BLOCK_MIN
+    layout.block_columns = round_up(max((columns + blocks - 1) // blocks, least), COLUMN_BLOCK_MULTIPLE)
+    blocks = (columns - layout.peel + layout.block_columns - 1) // layout.block_columns
+    layout.column_blocks = max(1, blocks)
 
 
-cdef inline Layout layout_of(const Norm *a, int threads) noexcept nogil:
+cdef inline ColumnLayout column_layout(const Job *job, int threads) noexcept nogil:
     """For so many threads in a sample."""
-    cdef Layout l
-    cdef bint far
-    l.loops = TILES[a.storage]
-    l.rows = a.shape[1] * a.shape[2] * a.shape[3]
-    l.columns = a.shape[4]
-    l.fold = 1 if l.columns >= WIDE else FOLDED // l.columns
-    l.wide = l.fold * l.columns
-    l.folded = (l.rows + l.fold - 1) // l.fold
-    l.rest = (l.rows - (l.folded - 1) * l.fold) * l.columns
-    if l.rest == l.wide:
-        l.rest = 0
-    l.parts = power_of_two((l.folded + PART_ROWS - 1) // PART_ROWS, PARTS)
-    l.part = up_to((l.folded + l.parts - 1) // l.parts, PART_EVEN)
-    l.parts = (l.folded + l.part - 1) // l.part
-    set_strips(a, threads, &l)
-    l.spread = spread_of(l.columns)
-    l.repeat = max(l.spread, l.fold)
-    far = a.shape[0] * l.rows * l.columns * l.loops.size > FAR_BYTES
-    l.group = group_of(l.wide * l.loops.size, far, False)
-    l.spread_group = group_of(l.spread * l.columns * l.loops.size, far, True)
-    return l
+    cdef ColumnLayout layout
+    cdef bint from_memory
+    layout.loops = LOOPS_BY_DTYPE[job.dtype]
+    layout.rows = job.shape[1] * job.shape[2] * job.shape[3]
+    layout.columns = job.shape[4]
+    layout.rows_packed = 1 if layout.columns >= MIN_COLUMNS else PACKED_COLUMNS_MAX // layout.columns
+    layout.packed_columns = layout.rows_packed * layout.columns
+    layout.packed_rows = (layout.rows + layout.rows_packed - 1) // layout.rows_packed
+    layout.last_columns = (layout.rows - (layout.packed_rows - 1) * layout.rows_packed) * layout.columns
+    if layout.last_columns == layout.packed_columns:
+        layout.last_columns = 0
+    layout.row_ranges = power_of_two((layout.packed_rows + ROW_RANGE_ROWS - 1) // ROW_RANGE_ROWS,
+                                     ROW_RANGES_MAX)
+    layout.range_rows = round_up((layout.packed_rows + layout.row_ranges - 1) // layout.row_ranges,
+                                 ROW_RANGE_MULTIPLE)
+    layout.row_ranges = (layout.packed_rows + layout.range_rows - 1) // layout.range_rows
+    set_column_blocks(job, threads, &layout)
+    layout.rows_per_lanes = rows_of_whole_lanes(layout.columns)
+    layout.repeat = max(layout.rows_per_lanes, layout.rows_packed)
+    from_memory = job.shape[0] * layout.rows * layout.columns * layout.loops.size > columns_from_memory()
+    layout.rows_per_pass = column_rows_per_pass(layout.packed_columns * layout.loops.size, from_memory, False)
+    layout.lanes_rows_per_pass = column_rows_per_pass(
+        layout.rows_per_lanes * layout.columns * layout.loops.size, from_memory, True)
+    return layout
 
 
-cdef inline bint samples_apart(const Norm *a) noexcept nogil:
-    """Whether each thread takes samples of its own."""
-    return a.threads > 1 and a.shape[0] >= 2 * a.threads
+cdef inline Py_ssize_t column_block_begin(const ColumnLayout *layout, Py_ssize_t block) noexcept nogil:
+    return block * layout.block_columns + layout.peel if block > 0 else 0
 
 
-cdef inline Py_ssize_t strip_begin(const Layout *l, Py_ssize_t strip) noexcept nogil:
-    return strip * l.strip + l.lead if strip > 0 else 0
+cdef inline Py_ssize_t column_block_size(const ColumnLayout *layout, Py_ssize_t block) noexcept nogil:
+    cdef Py_ssize_t end = layout.packed_columns
+    if block + 1 < layout.column_blocks:
+        end = column_block_begin(layout, block + 1)
+    return end - column_block_begin(layout, block)
 
 
-cdef inline Py_ssize_t strip_size(const Layout *l, Py_ssize_t strip) noexcept nogil:
-    return (strip_begin(l, strip + 1) if strip + 1 < l.strips else l.wide) - strip_begin(l, strip)
+cdef inline char *row_at(const Job *job, const Tensor *tensor, Py_ssize_t sample,
+                         Py_ssize_t row) noexcept nogil:
+    cdef Py_ssize_t outer = row // job.shape[3], first
+    row -= outer * job.shape[3]
+    first = outer // job.shape[2]
+    return (tensor.data + sample * tensor.strides[0] + first * tensor.strides[1]
+            + (outer - first * job.shape[2]) * tensor.strides[2] + row * tensor.strides[3])
 
 
-cdef inline bint by_itself(const Norm *a, const Layout *l) noexcept nogil:
-    """Whether no strip needs another's sums."""
-    return l.parts == 1 and l.strips > 1 and a.group == 1
-
-
-cdef inline char *row_at(const Norm *a, const View *v, Py_ssize_t sample, Py_ssize_t row) noexcept nogil:
-    cdef Py_ssize_t outer = row // a.shape[3], first
-    row -= outer * a.shape[3]
-    first = outer // a.shape[2]
-    return (v.data + sample * v.stride[0] + first * v.stride[1] + (outer - first * a.shape[2]) * v.stride[2]
-            + row * v.stride[3])
-
-
-cdef inline void rows_at(const Norm *a, const View *v, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t step,
-                         Py_ssize_t rows, Py_ssize_t bytes, char **out) noexcept nogil:
+cdef inline void addresses_of_rows(const Job *job, const Tensor *tensor, Py_ssize_t sample,
+                                   Py_ssize_t first, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t bytes,
+                                   char **out) noexcept nogil:
     """Addresses of rows first, first + step, ..., `bytes` into each."""
-    cdef Py_ssize_t i, stride = step * v.stride[3]
+    cdef Py_ssize_t i, stride = step * tensor.strides[3]
     cdef char *base
-    if a.shape[1] == 1 and a.shape[2] == 1:
-        base = v.data + sample * v.stride[0] + first * v.stride[3] + bytes
+    if job.shape[1] == 1 and job.shape[2] == 1:
+        base = tensor.data + sample * tensor.strides[0] + first * tensor.strides[3] + bytes
         for i in range(rows):
             out[i] = base + i * stride
     else:
         for i in range(rows):
-            out[i] = row_at(a, v, sample, first + i * step) + bytes
+            out[i] = row_at(job, tensor, sample, first + i * step) + bytes
 
 
-cdef inline bint end_to_end(const Norm *a, const View *v) noexcept nogil:
+cdef inline bint rows_are_contiguous(const Job *job, const Tensor *tensor) noexcept nogil:
     """Whether the rows of a sample lie one after the other."""
-    cdef Py_ssize_t row = a.shape[4] * TILES[a.storage].size
-    return (v.stride[3] == row
-            and (a.shape[2] == 1 or v.stride[2] == row * a.shape[3])
-            and (a.shape[1] == 1 or v.stride[1] == row * a.shape[3] * a.shape[2]))
+    cdef Py_ssize_t row = job.shape[4] * LOOPS_BY_DTYPE[job.dtype].size
+    return (tensor.strides[3] == row
+            and (job.shape[2] == 1 or tensor.strides[2] == row * job.shape[3])
+            and (job.shape[1] == 1 or tensor.strides[1] == row * job.shape[3] * job.shape[2]))
 
 
-cdef struct Rows:
-    # Up to BLOCK_ROWS rows as the loops take them: in place or gathered.
-    const char *at[BLOCK_ROWS]
-    const Tile *loops
+cdef struct RowAddresses:
+    # Up to COLUMN_BLOCK_ROWS rows as the loops take them: in place or gathered.
+    const char *at[COLUMN_BLOCK_ROWS]
+    const LoopTable *loops
     Py_ssize_t rows
 
 
-cdef inline void ready_rows(const Norm *a, const Layout *l, const View *v, bint gathered, Py_ssize_t sample,
-                            Py_ssize_t first, Py_ssize_t rows, Py_ssize_t column, char *buffer,
-                            Rows *out) noexcept nogil:
-    """Folded rows first .. first + rows, from a column on."""
-    cdef Py_ssize_t i, row, last
-    cdef Py_ssize_t size = l.columns * l.loops.wide
+cdef inline void packed_rows_at(const Job *job, const ColumnLayout *layout, const Tensor *tensor, bint gathered,
+                                Py_ssize_t sample, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t column, char *buffer,
+                                RowAddresses *out) noexcept nogil:
+    """Packed rows first .. first + rows, from a column on; gathered in the buffer where they are not contiguous."""
+    cdef Py_ssize_t acc_size = layout.loops.acc_size, i, row, begin, end
     out.rows = rows
-    if l.fold == 1 or not gathered:
-        out.loops = l.loops
-        rows_at(a, v, sample, first * l.fold, l.fold, rows, column * l.loops.size, <char **> out.at)
+    if layout.rows_packed == 1 or not gathered:
+        out.loops = layout.loops
+        addresses_of_rows(job, tensor, sample, first * layout.rows_packed, layout.rows_packed, rows,
+                          column * layout.loops.size, <char **> out.at)
         return
-    out.loops = TILES[l.loops.accumulator]
+    out.loops = LOOPS_BY_DTYPE[layout.loops.acc_dtype]
     for i in range(rows):
-        out.at[i] = buffer + i * l.wide * l.loops.wide + column * l.loops.wide
-        last = min((first + i + 1) * l.fold, l.rows)
-        for row in range((first + i) * l.fold, last):
-            l.loops.widen(row_at(a, v, sample, row), l.columns,
-                          buffer + i * l.wide * l.loops.wide + (row - (first + i) * l.fold) * size)
+        out.at[i] = buffer + (i * layout.packed_columns + column) * acc_size
+        begin = (first + i) * layout.rows_packed
+        end = min(begin + layout.rows_packed, layout.rows)
+        for row in range(begin, end):
+            layout.loops.widen(row_at(job, tensor, sample, row), layout.columns,
+                               buffer + (i * layout.packed_columns + (row - begin) * layout.columns) * acc_size)

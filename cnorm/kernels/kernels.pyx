@@ -1,10 +1,10 @@
 # The kernels of one build: the shims _baseline.pyx, _avx2.pyx and _avx512.pyx include this file.
 from cpython.pycapsule cimport PyCapsule_New
-from libc.math cimport sqrt
 
-from cnorm.kernels.jobs cimport Kernels, Norm, Window, norm_kernel, window_kernel
-from cnorm.kernels.loops cimport TILES, lanes_enter, lanes_leave, tiles_round
+from cnorm.kernels.job cimport Job, Kernels, WindowJob, norm_kernel, window_kernel
+from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, lanes_enter, lanes_leave, use_bfloat16_rounding
 from cnorm.kernels.machine cimport MACHINE
+from cnorm.kernels.statistics cimport rstd_from_variance
 
 include "rows.pyx"
 include "segments.pyx"
@@ -13,43 +13,43 @@ include "window.pyx"
 
 # What the table offers. Kernels are entered with subnormals counting.
 
-cdef int run_norm(norm_kernel kernel, Norm *job) noexcept nogil:
+cdef int run_norm(norm_kernel kernel, Job *job) noexcept nogil:
     cdef unsigned before = lanes_enter()
     cdef int failed = kernel(job)
     lanes_leave(before)
     return failed
 
 
-cdef int run_window(window_kernel kernel, Window *job) noexcept nogil:
+cdef int run_window(window_kernel kernel, WindowJob *job) noexcept nogil:
     cdef unsigned before = lanes_enter()
     cdef int failed = kernel(job)
     lanes_leave(before)
     return failed
 
 
-cdef void widen(int storage, const char *values, Py_ssize_t n, void *out) noexcept nogil:
+cdef void widen(int dtype, const char *values, Py_ssize_t n, void *out) noexcept nogil:
     cdef unsigned before = lanes_enter()
-    TILES[storage].widen(values, n, out)
+    LOOPS_BY_DTYPE[dtype].widen(values, n, out)
     lanes_leave(before)
 
 
-cdef void widen64(int storage, const char *values, Py_ssize_t n, double *out) noexcept nogil:
+cdef void widen64(int dtype, const char *values, Py_ssize_t n, double *out) noexcept nogil:
     cdef unsigned before = lanes_enter()
-    TILES[storage].widen64(values, n, out)
+    LOOPS_BY_DTYPE[dtype].widen64(values, n, out)
     lanes_leave(before)
 
 
-cdef void narrow(int storage, const double *values, Py_ssize_t n, char *out) noexcept nogil:
+cdef void narrow(int dtype, const double *values, Py_ssize_t n, char *out) noexcept nogil:
     cdef unsigned before = lanes_enter()
-    TILES[storage].store64(values, n, out)
+    LOOPS_BY_DTYPE[dtype].store64(values, n, out)
     lanes_leave(before)
 
 
-cdef void deviations(double *values, Py_ssize_t n, double eps) noexcept nogil:
+cdef void rstds(double *values, Py_ssize_t n, double eps) noexcept nogil:
     cdef unsigned before = lanes_enter()
     cdef Py_ssize_t i
     for i in range(n):
-        values[i] = 1 / sqrt(values[i] + eps)
+        values[i] = rstd_from_variance(values[i], eps)
     lanes_leave(before)
 
 
@@ -69,7 +69,7 @@ _kernels.run_window = run_window
 _kernels.widen = widen
 _kernels.widen64 = widen64
 _kernels.narrow = narrow
-_kernels.deviations = deviations
+_kernels.rstds = rstds
 
 table = PyCapsule_New(&_kernels, b"cnorm.kernels", NULL)
 
@@ -79,13 +79,17 @@ def set_machine(Py_ssize_t l1, Py_ssize_t l2, Py_ssize_t l3):
     MACHINE.l1 = l1
     MACHINE.l2 = l2
     MACHINE.l3 = l3
-    MACHINE.rows_from_memory = 1 << 12 if l1 > 1 << 15 else 1 << 11
+
+
+def force_strategy(int strategy):
+    """Take this Strategy (job.pxd) wherever it applies; 0: the schedule chooses. For tests."""
+    MACHINE.force = strategy
 
 
 def round_bfloat16(bint by_processor):
     """Let the processor round bfloat16, or do it in integers: the same bits, for tests. Returns which holds
     from now on: not every processor can."""
-    return tiles_round(by_processor)
+    return use_bfloat16_rounding(by_processor)
 
 
 round_bfloat16(True)

@@ -1,144 +1,140 @@
-cdef extern from "tiles.h" nogil:
-    ctypedef struct Affine:
-        double hi, lo, scale, bias, p, q, r, rstd, slope
-        int stream
-        Py_ssize_t ahead, reach
-        const void *weight
-        const void *shift
+# The loops of loops/*.h as Cython sees them. The C headers are the definition: what is declared here is checked
+# against them by the C compiler wherever it is used.
+cdef extern from "loops/table.h" nogil:
+    ctypedef struct Coefficients:
+        double mean_hi, mean_lo, scale, bias, dev_coeff, grad_offset, rstd, slope
+        bint nontemporal
+        Py_ssize_t prefetch_bytes, prefetch_segments
+        const void *weights
+        const void *biases
         const void *slopes
 
-    ctypedef struct BandAffine:
-        int shifted
-        double *hi
+    ctypedef struct CoefficientArrays:
+        bint shifted
+        double *mean_hi
         double *scale
         double *bias
         double *slope
-        double *q
-        double *r
+        double *dev_coeff
+        double *grad_offset
         double *rstd
 
-    ctypedef struct ColumnAffine:
-        int stream, shifted
-        const void *hi
+    ctypedef struct ColumnCoefficients:
+        bint nontemporal, shifted
+        const void *mean_hi
         const void *scale
         const void *bias
-        const void *p
-        const void *q
-        const void *r
+        const void *dev_coeff
+        const void *grad_offset
         const void *rstd
         const void *slope
 
     enum:
-        TILE
-        ROWS_TOGETHER
-        SUMMED
-        BAND
         LANES_ALIGN
-        LED_LANES
-        ABREAST
-        GRAD_ABREAST
+        ROWS_UNROLLED
+        GRAD_ROWS_UNROLLED
 
-    double first_part(double mean, double rounded, double rstd, double eps)
-    bint far_from_mean(double count, double first, double second)
-
-    ctypedef struct RowJob:
+    ctypedef struct RowBatch:
         const char *x
         char *y
         Py_ssize_t rows, x_stride, y_stride, n
-        double eps, tiny
-        int centred, vector, activation
+        double eps, tiny_square
+        bint centred, elementwise
+        int activation
         const double *weight
         const double *bias
         const double *slopes
-        Affine affine
-        double mean[16]
-        double lo[16]
-        double m2[16]
-        double rstd[16]
-        int any_again
-        unsigned char again[16]
+        Coefficients coeffs
+        double *mean      # arrays of ROW_BATCH_MAX
+        double *lo
+        double *m2
+        double *rstd
+        bint any_fallback
+        unsigned char *needs_fallback
 
-    ctypedef struct GradRows:
-        const char *x[64]
-        const char *dy[64]
-        const char *plus[64]
-        char *dx[64]
-        Py_ssize_t rows, together, n, ahead
-        int centred, activation, added, far
-        void *final[3]
-        Affine affine
+    ctypedef struct RowGradBlock:
+        const char **x    # arrays of GRAD_BLOCK_ROWS
+        const char **dy
+        const char **addend
+        char **dx
+        Py_ssize_t rows, rows_per_pass, n, prefetch_bytes
+        bint centred
+        int activation
+        bint add_to_grad, from_memory
+        Coefficients coeffs
         const double *mean
         const double *rstd
-        const double *row_slope
-        double sums[4][64]
+        const double *row_slopes
+        void **final
+        double **sums
 
     ctypedef struct WindowTile:
         const char *x
         const char *dy
         char *y
-        Py_ssize_t runs, n, x_stride, dy_stride, y_stride, kept_stride, x_ahead, dy_ahead, y_ahead
+        Py_ssize_t runs, n, x_stride, dy_stride, y_stride, kept_stride, x_prefetch, dy_prefetch, y_prefetch
         const char **rows
         Py_ssize_t count
-        const char *fresh
+        const char *newest
         char *squares
-        char *power
-        char *shared
+        char *scale_pow
+        char *grad_term
         double alpha, beta, k, slope
         const void *slopes
         int activation
 
-    ctypedef struct Tile:
-        int size, wide, accumulator
+    ctypedef struct LoopTable:
+        int size, acc_size, acc_dtype
         double (*rounded)(double) noexcept nogil
         void (*widen)(const char *, Py_ssize_t, void *) noexcept nogil
         void (*widen64)(const char *, Py_ssize_t, double *) noexcept nogil
-        double (*head)(const char *, Py_ssize_t) noexcept nogil
-        void (*sums)(const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int, Py_ssize_t,
-                     double *) noexcept nogil
-        void (*apply)(const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                      const Affine *, int) noexcept nogil
-        void (*apply_band)(const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                           Py_ssize_t, Py_ssize_t, const BandAffine *, int) noexcept nogil
-        void (*forward_rows)(RowJob *) noexcept nogil
-        void (*apply_vector)(const char *, char *, Py_ssize_t, Py_ssize_t, const Affine *,
-                             int) noexcept nogil
-        void (*grad_sums)(const char *, const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                          const Affine *, int, double *) noexcept nogil
-        void (*grad_sums_vector)(const char *, const char *, Py_ssize_t, Py_ssize_t, const Affine *,
-                                 int, double *) noexcept nogil
-        void (*grad_apply)(const char *, const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                           Py_ssize_t, Py_ssize_t, const Affine *, int) noexcept nogil
-        void (*grad_apply_band)(const char *, const char *, char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                                Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                                const BandAffine *, int) noexcept nogil
-        void (*grad_sums_band)(const char *, const char *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                               Py_ssize_t, Py_ssize_t, Py_ssize_t, const BandAffine *, int,
-                               double *) noexcept nogil
-        void (*grad_rows)(GradRows *, Py_ssize_t, Py_ssize_t, int, int, double *, double *,
-                          double *) noexcept nogil
-        void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
         void (*narrow)(const double *, Py_ssize_t, void *) noexcept nogil
         void (*store64)(const double *, Py_ssize_t, char *) noexcept nogil
-        void (*column_head)(const char **, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
-        void (*column_sums)(const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, double *,
-                            double *) noexcept nogil
-        void (*column_apply)(const char **, char **, Py_ssize_t, Py_ssize_t, Py_ssize_t, const ColumnAffine *,
-                             int) noexcept nogil
-        void (*column_grad_sums)(const char **, const char **, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                                 const ColumnAffine *, int, double *, double *, double *,
-                                 double *) noexcept nogil
-        void (*column_grad_apply)(const char **, const char **, char **, Py_ssize_t, Py_ssize_t,
-                                  Py_ssize_t, const ColumnAffine *, int) noexcept nogil
+        void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
+        double (*probe)(const char *, Py_ssize_t) noexcept nogil
+        void (*sums)(const char *, Py_ssize_t runs, Py_ssize_t stride, Py_ssize_t n, double shift, bint centred,
+                     Py_ssize_t prefetch_segments, double *out) noexcept nogil
+        void (*apply)(const char *, char *, Py_ssize_t runs, Py_ssize_t x_stride, Py_ssize_t y_stride, Py_ssize_t n,
+                      const Coefficients *, int activation) noexcept nogil
+        void (*apply_batch)(const char *, char *, Py_ssize_t runs, Py_ssize_t x_stride, Py_ssize_t y_stride,
+                            Py_ssize_t units, Py_ssize_t x_step, Py_ssize_t y_step, Py_ssize_t n,
+                            const CoefficientArrays *, int activation) noexcept nogil
+        void (*apply_elementwise)(const char *, char *, Py_ssize_t n, Py_ssize_t at, const Coefficients *,
+                                  int activation) noexcept nogil
+        void (*grad_sums)(const char *, const char *, Py_ssize_t runs, Py_ssize_t x_stride, Py_ssize_t dy_stride,
+                          Py_ssize_t n, const Coefficients *, int activation, double *out) noexcept nogil
+        void (*grad_sums_elementwise)(const char *, const char *, Py_ssize_t n, Py_ssize_t at, const Coefficients *,
+                                      int activation, double *out) noexcept nogil
+        void (*grad_sums_batch)(const char *, const char *, Py_ssize_t runs, Py_ssize_t x_stride,
+                                Py_ssize_t dy_stride, Py_ssize_t units, Py_ssize_t x_step, Py_ssize_t dy_step,
+                                Py_ssize_t n, const CoefficientArrays *, int activation, double *out) noexcept nogil
+        void (*grad_apply)(const char *, const char *, char *, Py_ssize_t runs, Py_ssize_t x_stride,
+                           Py_ssize_t dy_stride, Py_ssize_t dx_stride, Py_ssize_t n, const Coefficients *,
+                           int activation) noexcept nogil
+        void (*grad_apply_batch)(const char *, const char *, char *, Py_ssize_t runs, Py_ssize_t x_stride,
+                                 Py_ssize_t dy_stride, Py_ssize_t dx_stride, Py_ssize_t units, Py_ssize_t x_step,
+                                 Py_ssize_t dy_step, Py_ssize_t dx_step, Py_ssize_t n, const CoefficientArrays *,
+                                 int activation) noexcept nogil
+        void (*forward_rows)(RowBatch *) noexcept nogil
+        void (*grad_rows)(RowGradBlock *, Py_ssize_t at, Py_ssize_t n, bint take_sums, bint fresh, double *dw,
+                          double *db, double *dslope) noexcept nogil
+        void (*column_probe)(const char **, Py_ssize_t rows, Py_ssize_t columns, void *shift) noexcept nogil
+        void (*column_sums)(const char **, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t rows_per_pass,
+                            const void *shift, double *sum_d, double *sum_dd) noexcept nogil
+        void (*column_apply)(const char **, char **, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t rows_per_pass,
+                             const ColumnCoefficients *, int activation) noexcept nogil
+        void (*column_grad_sums)(const char **, const char **, Py_ssize_t rows, Py_ssize_t columns,
+                                 Py_ssize_t rows_per_pass, const ColumnCoefficients *, int activation, double *sum_g,
+                                 double *sum_gd, double *sum_d, double *sum_slope) noexcept nogil
+        void (*column_grad_apply)(const char **, const char **, char **, Py_ssize_t rows, Py_ssize_t columns,
+                                  Py_ssize_t rows_per_pass, const ColumnCoefficients *, int activation) noexcept nogil
         void (*window_squares)(const WindowTile *) noexcept nogil
         void (*window_apply)(const WindowTile *) noexcept nogil
         void (*window_prepare)(const WindowTile *) noexcept nogil
         void (*window_grad)(const WindowTile *) noexcept nogil
 
-    const Tile *TILES[4]
-    bint tiles_round(bint by_processor)
-
-
-cdef extern from "lanes.h" nogil:
-    unsigned lanes_enter() noexcept
-    void lanes_leave(unsigned) noexcept
-    void stream_end() noexcept
+    const LoopTable *LOOPS_BY_DTYPE[4]
+    bint use_bfloat16_rounding(bint by_processor)
+    unsigned lanes_enter()
+    void lanes_leave(unsigned)
+    void store_fence()

@@ -1,283 +1,289 @@
-# Moments: (count, mean, M2) of a unit, as every mean-based norm takes them.
+# Moments: count, mean and M2 (the sum of squared deviations) of a unit, as every mean-based norm takes them.
 #
-# a) A unit is cut in tiles, tiles are gathered in parts; both follow from its shape alone.
-# b) Within a part every tile is summed about one shift, a guess of the mean, or 0 where the part's first
-#    elements say that the mean is less than the deviation: the sums of d = x - shift and of d*d simply
-#    add up, in double, and the corrected two-pass formula
+# a) A unit is cut into tiles, tiles are gathered in blocks; both follow from its shape alone.
+# b) Within a block every tile is summed about one shift: a guess of the mean, or 0 where the block's first elements
+#    say that |mean| is less than the standard deviation. The sums of d = x - shift and of d*d add up in double, and
+#    the corrected two-pass formula (Chan, Golub, LeVeque 1983)
 #        mean = shift + sum(d) / n,   M2 = sum(d*d) - sum(d)**2 / n
-#    is exact about any shift. Where the guess was bad (the correction is over two thirds of sum(d*d))
-#    the part is summed once more about its true mean. That choice depends on the data alone.
-# c) Sums that overflow a float (inputs near 1e30), or underflow one, are taken again in double.
-# d) Parts, units and ranks merge by `merged` (Chan et al. 1979), in a fixed tree.
+#    is exact about any shift. Where the shift was poor (shift_is_poor) the block is summed once more about its true
+#    mean. That choice depends on the data alone.
+# c) Sums that overflow or underflow a float (inputs near 1e30 or 1e-30) are taken again in double.
+# d) Blocks, units and ranks merge by `merged` (Chan et al. 1979), in a fixed tree.
+from cnorm.kernels.job cimport Job, Moments, Schedule, Tensor
+from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, Coefficients, LoopTable
+from cnorm.kernels.statistics cimport merge_moments, moments_about, shift_is_poor
+from cnorm.kernels.tuning cimport BLOCK_TILES, SHORT_SEGMENT, TILE, TINY_SQUARE, TREE_LEVELS
 
 
-from libc.math cimport sqrt
-from cnorm.kernels.jobs cimport Moments, Norm, View
-from cnorm.kernels.loops cimport TILE, TILES, Affine, far_from_mean, Tile
-from cnorm.kernels.tuning cimport PART, SHORT, TINY
-
-
-cdef inline bint finite(double a) noexcept nogil:
-    return a - a == 0
+cdef inline bint finite(double value) noexcept nogil:
+    return value - value == 0
 
 
 cdef inline Moments merged(Moments a, Moments b) noexcept nogil:
-    """Moments of both: the one merge formula. The mean keeps a low part, as a double-double."""
-    cdef Moments m
-    cdef double delta, share, step
+    """Moments of both; mean + lo is a double-double."""
+    cdef double share
     if a.count == 0:
         return b
     if b.count == 0:
         return a
-    m.count = a.count + b.count
-    share = b.count / m.count
-    delta = (b.mean - a.mean) + (b.lo - a.lo)
-    step = a.lo + delta * share
-    m.mean = a.mean + step
-    m.lo = (a.mean - m.mean) + step
-    m.m2 = a.m2 + b.m2 + delta * delta * (a.count * share)
-    return m
+    share = b.count / (a.count + b.count)
+    merge_moments(&a.mean, &a.lo, &a.m2, b.mean, b.lo, b.m2, share, a.count * share)
+    a.count += b.count
+    return a
 
 
-cdef inline Moments about(double count, double shift, double first, double second) noexcept nogil:
+cdef inline Moments moments_from_sums(double count, double shift, double sum_d, double sum_dd) noexcept nogil:
     """Moments from the sums of d and d*d, d = x - shift."""
     cdef Moments m
-    cdef double step = first / count
     m.count = count
-    m.mean = shift + step
-    m.lo = (shift - m.mean) + step
-    m.m2 = second - first * step
-    if m.m2 < 0:  # rounding; NaN stays
-        m.m2 = 0
+    moments_about(shift, sum_d / count, sum_d, sum_dd, &m.mean, &m.lo, &m.m2)
     return m
 
 
 cdef struct Tree:
     # Merges a sequence of moments pairwise, like the carries of a binary counter.
-    Moments level[48]
+    Moments level[TREE_LEVELS]
     Py_ssize_t pushed
     int top
 
 
-cdef inline void tree_push(Tree *t, Moments m) noexcept nogil:
+cdef inline void tree_push(Tree *tree, Moments m) noexcept nogil:
     cdef Py_ssize_t carry
-    t.pushed += 1
-    carry = t.pushed
+    tree.pushed += 1
+    carry = tree.pushed
     while carry & 1 == 0:
-        t.top -= 1
-        m = merged(t.level[t.top], m)
+        tree.top -= 1
+        m = merged(tree.level[tree.top], m)
         carry >>= 1
-    t.level[t.top] = m
-    t.top += 1
+    tree.level[tree.top] = m
+    tree.top += 1
 
 
-cdef inline Moments tree_total(Tree *t) noexcept nogil:
-    cdef Moments m = t.level[t.top - 1]
+cdef inline Moments tree_total(Tree *tree) noexcept nogil:
+    cdef Moments m = tree.level[tree.top - 1]
     cdef int i
-    for i in range(t.top - 2, -1, -1):
-        m = merged(t.level[i], m)
+    for i in range(tree.top - 2, -1, -1):
+        m = merged(tree.level[i], m)
     return m
 
 
-# ---- tiles of a unit (rows and segments families) ----
+cdef inline Moments merge_partials(const Moments *partials, Py_ssize_t n) noexcept nogil:
+    """The moments of all blocks of a unit, in the tree of unit_moments."""
+    cdef Tree tree
+    cdef Py_ssize_t i
+    tree.pushed = 0
+    tree.top = 0
+    for i in range(n):
+        tree_push(&tree, partials[i])
+    return tree_total(&tree)
 
 
-cdef struct Piece:
-    # `count` whole segments from `segment` on, or elements begin..end of one.
+# ---- how a unit is cut ----
+
+cdef struct ElementRange:
+    # `count` whole segments from `segment` on, or the elements begin..end of one.
     Py_ssize_t segment, count, begin, end
 
 
-cdef struct Ready:
+cdef struct ContiguousTile:
     # A tile as the loops take it: in place, or gathered in a buffer.
-    const Tile *loops
+    const LoopTable *loops
     const char *data
     Py_ssize_t runs, stride, length
 
 
-cdef struct Tiling
+cdef struct UnitBlocks
 
-# What is applied to elements of one unit, whose x and y begin at these addresses.
-ctypedef void (*apply_range)(const Norm *, const Tiling *, const Affine *, Py_ssize_t unit, const char *x, char *y,
-                             const Piece *) noexcept nogil
+# What is applied to a range of a unit, whose x and y begin at these addresses.
+ctypedef void (*apply_range)(const Job *, const UnitBlocks *, const Coefficients *, Py_ssize_t unit, const char *x,
+                             char *y, const ElementRange *) noexcept nogil
 
-cdef struct Tiling:
-    apply_range apply
-    const Tile *loops
+cdef struct UnitBlocks:
+    # Sizes of all units of a job (they are alike), and what executors need beside the job.
+    const LoopTable *loops
     Py_ssize_t segments, runs, length
-    Py_ssize_t elements      # of a segment
-    Py_ssize_t together      # segments in a tile
-    Py_ssize_t chunks        # tiles in a segment
-    Py_ssize_t tiles         # in a unit
-    Py_ssize_t parts         # in a unit
-    Py_ssize_t reach         # segments on to the one to prefetch, where they lie apart, or 0
+    Py_ssize_t elements            # of a segment
+    Py_ssize_t segments_per_tile
+    Py_ssize_t tiles_per_segment
+    Py_ssize_t tiles               # of a unit
+    Py_ssize_t blocks              # of a unit: BLOCK_TILES tiles each, the last perhaps fewer
+    apply_range apply
+    Schedule schedule
 
 
-cdef inline Tiling tiling_of(const Norm *a, bint segment_alone) noexcept nogil:
-    cdef Tiling t
-    t.loops = TILES[a.storage]
-    t.segments = a.shape[2]
-    t.runs = a.shape[3]
-    t.length = a.shape[4]
-    t.elements = t.runs * t.length
-    t.together = 1
-    if not segment_alone and t.segments > 1 and 2 * t.elements <= TILE:
-        t.together = TILE // t.elements
-    t.chunks = (t.elements + TILE - 1) // TILE
-    t.tiles = t.segments * t.chunks if t.together == 1 else (t.segments + t.together - 1) // t.together
-    t.parts = (t.tiles + PART - 1) // PART
-    t.reach = 0
-    t.apply = NULL
-    return t
-
-
-cdef inline Piece tile_piece(const Tiling *t, Py_ssize_t tile) noexcept nogil:
-    cdef Piece p
-    if t.together > 1:
-        p.segment = tile * t.together
-        p.count = min(t.together, t.segments - p.segment)
-        p.begin = 0
-        p.end = t.elements
+cdef inline UnitBlocks unit_blocks(const Job *job, bint tile_within_segment) noexcept nogil:
+    """How units are cut. A tile spans short segments unless each needs sums of its own (tile_within_segment)."""
+    cdef UnitBlocks blocks
+    blocks.loops = LOOPS_BY_DTYPE[job.dtype]
+    blocks.segments = job.shape[2]
+    blocks.runs = job.shape[3]
+    blocks.length = job.shape[4]
+    blocks.elements = blocks.runs * blocks.length
+    blocks.segments_per_tile = 1
+    if not tile_within_segment and blocks.segments > 1 and 2 * blocks.elements <= TILE:
+        blocks.segments_per_tile = TILE // blocks.elements
+    blocks.tiles_per_segment = (blocks.elements + TILE - 1) // TILE
+    if blocks.segments_per_tile == 1:
+        blocks.tiles = blocks.segments * blocks.tiles_per_segment
     else:
-        p.segment = tile // t.chunks
-        p.count = 1
-        p.begin = (tile - p.segment * t.chunks) * TILE
-        p.end = min(p.begin + TILE, t.elements)
-    return p
+        blocks.tiles = (blocks.segments + blocks.segments_per_tile - 1) // blocks.segments_per_tile
+    blocks.blocks = (blocks.tiles + BLOCK_TILES - 1) // BLOCK_TILES
+    blocks.apply = NULL
+    blocks.schedule.nontemporal = False
+    blocks.schedule.prefetch_bytes = 0
+    blocks.schedule.prefetch_segments = 0
+    return blocks
 
 
-cdef inline Py_ssize_t next_tile(const Tiling *t, Py_ssize_t tile, Py_ssize_t stop) noexcept nogil:
-    if t.chunks == 1:
+cdef inline ElementRange tile_range(const UnitBlocks *blocks, Py_ssize_t tile) noexcept nogil:
+    cdef ElementRange extent
+    if blocks.segments_per_tile > 1:
+        extent.segment = tile * blocks.segments_per_tile
+        extent.count = min(blocks.segments_per_tile, blocks.segments - extent.segment)
+        extent.begin = 0
+        extent.end = blocks.elements
+    else:
+        extent.segment = tile // blocks.tiles_per_segment
+        extent.count = 1
+        extent.begin = (tile - extent.segment * blocks.tiles_per_segment) * TILE
+        extent.end = min(extent.begin + TILE, blocks.elements)
+    return extent
+
+
+cdef inline Py_ssize_t next_range(const UnitBlocks *blocks, Py_ssize_t tile, Py_ssize_t stop) noexcept nogil:
+    """The tile after the range that range_of_tiles gives for this one."""
+    if blocks.tiles_per_segment == 1:
         return stop
-    return min(stop, (tile // t.chunks + 1) * t.chunks)
+    return min(stop, (tile // blocks.tiles_per_segment + 1) * blocks.tiles_per_segment)
 
 
-cdef inline Piece tile_stretch(const Tiling *t, Py_ssize_t tile, Py_ssize_t stop) noexcept nogil:
-    """As many tiles from this one on as make one piece: whole segments, or a stretch of one."""
-    cdef Piece p = tile_piece(t, tile), last = tile_piece(t, next_tile(t, tile, stop) - 1)
-    p.count = last.segment + last.count - p.segment
-    p.end = last.end
-    return p
+cdef inline ElementRange range_of_tiles(const UnitBlocks *blocks, Py_ssize_t tile, Py_ssize_t stop) noexcept nogil:
+    """As many tiles from `tile` on, before `stop`, as make one range: whole segments, or a part of one segment."""
+    cdef ElementRange extent = tile_range(blocks, tile)
+    cdef ElementRange last = tile_range(blocks, next_range(blocks, tile, stop) - 1)
+    extent.count = last.segment + last.count - extent.segment
+    extent.end = last.end
+    return extent
 
 
-cdef inline const char *element_at(const Tiling *t, const View *v, const char *base, Py_ssize_t segment,
-                                   Py_ssize_t element) noexcept nogil:
+cdef inline const char *element_at(const UnitBlocks *blocks, const Tensor *tensor, const char *unit,
+                                   Py_ssize_t segment, Py_ssize_t element) noexcept nogil:
     cdef Py_ssize_t run = 0
-    if t.runs > 1:
-        run = element // t.length
-        element -= run * t.length
-    return base + segment * v.stride[2] + run * v.stride[3] + element * t.loops.size
+    if blocks.runs > 1:
+        run = element // blocks.length
+        element -= run * blocks.length
+    return unit + segment * tensor.strides[2] + run * tensor.strides[3] + element * blocks.loops.size
 
 
-cdef inline void gather(const Tiling *t, const View *v, const char *base, const Piece *p, bint wide,
-                        char *buffer) noexcept nogil:
-    """Lay a piece end to end in a buffer, widened to the accumulator or (wide) to double."""
+cdef inline void gather(const UnitBlocks *blocks, const Tensor *tensor, const char *unit, const ElementRange *extent,
+                        bint to_double, char *buffer) noexcept nogil:
+    """Copy a range into a buffer, contiguous, widened to the accumulation type or to double."""
     cdef Py_ssize_t segment, element, step
-    cdef int size = 8 if wide else t.loops.wide
+    cdef int size = 8 if to_double else blocks.loops.acc_size
     cdef const char *source
-    for segment in range(p.segment, p.segment + p.count):
-        element = p.begin
-        while element < p.end:
-            step = min(t.length - element % t.length, p.end - element)
-            source = element_at(t, v, base, segment, element)
-            if wide:
-                t.loops.widen64(source, step, <double *> buffer)
+    for segment in range(extent.segment, extent.segment + extent.count):
+        element = extent.begin
+        while element < extent.end:
+            step = min(blocks.length - element % blocks.length, extent.end - element)
+            source = element_at(blocks, tensor, unit, segment, element)
+            if to_double:
+                blocks.loops.widen64(source, step, <double *> buffer)
             else:
-                t.loops.widen(source, step, buffer)
+                blocks.loops.widen(source, step, buffer)
             buffer += step * size
             element += step
 
 
-cdef inline Ready ready_tile(const Tiling *t, const View *v, const char *base, const Piece *p, bint wide,
-                             char *buffer) noexcept nogil:
-    cdef Ready r
-    cdef bint end_to_end = p.count == 1 or v.stride[2] == t.elements * t.loops.size
+cdef inline ContiguousTile contiguous_tile(const UnitBlocks *blocks, const Tensor *tensor, const char *unit,
+                                           const ElementRange *extent, bint to_double, char *buffer) noexcept nogil:
+    """A tile as the loops take it: in place where its runs are contiguous, else gathered in the buffer."""
+    cdef ContiguousTile tile
+    cdef bint contiguous = extent.count == 1 or tensor.strides[2] == blocks.elements * blocks.loops.size
     cdef int size
-    r.runs = p.count
-    r.length = p.end - p.begin
-    if t.elements < SHORT:
-        r.length *= r.runs
-        r.runs = 1
-    if not wide and t.runs == 1 and (r.runs == p.count or end_to_end):
-        r.loops = t.loops
-        r.data = base + p.segment * v.stride[2] + p.begin * t.loops.size
-        r.stride = v.stride[2]
+    tile.runs = extent.count
+    tile.length = extent.end - extent.begin
+    if blocks.elements < SHORT_SEGMENT:
+        tile.length *= tile.runs
+        tile.runs = 1
+    if not to_double and blocks.runs == 1 and (tile.runs == extent.count or contiguous):
+        tile.loops = blocks.loops
+        tile.data = unit + extent.segment * tensor.strides[2] + extent.begin * blocks.loops.size
+        tile.stride = tensor.strides[2]
     else:
-        gather(t, v, base, p, wide, buffer)
-        size = 8 if wide else t.loops.wide
-        r.loops = TILES[1] if wide else TILES[t.loops.accumulator]
-        r.data = buffer
-        r.stride = r.length * size
-    return r
+        gather(blocks, tensor, unit, extent, to_double, buffer)
+        size = 8 if to_double else blocks.loops.acc_size
+        tile.loops = LOOPS_BY_DTYPE[1] if to_double else LOOPS_BY_DTYPE[blocks.loops.acc_dtype]
+        tile.data = buffer
+        tile.stride = tile.length * size
+    return tile
 
 
-cdef inline void part_sums(const Tiling *t, const View *v, const char *base, Py_ssize_t part, bint wide,
-                           double shift, bint guess, bint centred, double *out) noexcept nogil:
-    """out = {count, shift, sum of d, sum of d*d} of a part; guess: take the shift from its head."""
+# ---- the moments of a block, of a unit ----
+
+cdef struct BlockSums:
+    double count, shift
+    double sum_d      # of d = x - shift
+    double sum_dd     # of d * d
+
+
+cdef inline BlockSums block_sums(const UnitBlocks *blocks, const Tensor *tensor, const char *unit, Py_ssize_t block,
+                                 bint to_double, double shift, bint guess, bint centred) noexcept nogil:
+    """The sums of a block about a shift; guess: take the shift from the block's first elements."""
     cdef double buffer[TILE]
     cdef double sums[2]
-    cdef Py_ssize_t tile
-    cdef Piece p
-    cdef Ready r
-    out[0] = 0
-    out[2] = 0
-    out[3] = 0
-    for tile in range(part * PART, min((part + 1) * PART, t.tiles)):
-        p = tile_piece(t, tile)
-        r = ready_tile(t, v, base, &p, wide, <char *> buffer)
+    cdef Py_ssize_t t
+    cdef ElementRange extent
+    cdef ContiguousTile tile
+    cdef BlockSums total
+    total.count = 0
+    total.sum_d = 0
+    total.sum_dd = 0
+    for t in range(block * BLOCK_TILES, min((block + 1) * BLOCK_TILES, blocks.tiles)):
+        extent = tile_range(blocks, t)
+        tile = contiguous_tile(blocks, tensor, unit, &extent, to_double, <char *> buffer)
         if guess:
-            shift = r.loops.head(r.data, r.length)
+            shift = tile.loops.probe(tile.data, tile.length)
             guess = False
-        r.loops.sums(r.data, r.runs, r.stride, r.length, shift, centred, t.reach, sums)
-        out[0] += <double> (r.runs * r.length)
-        out[2] += sums[0]
-        out[3] += sums[1]
-    out[1] = shift
+        tile.loops.sums(tile.data, tile.runs, tile.stride, tile.length, shift, centred,
+                        blocks.schedule.prefetch_segments, sums)
+        total.count += <double> (tile.runs * tile.length)
+        total.sum_d += sums[0]
+        total.sum_dd += sums[1]
+    total.shift = shift
+    return total
 
 
-cdef inline Moments part_moments(const Tiling *t, const View *v, const char *base, Py_ssize_t part,
-                                 bint centred, double eps) noexcept nogil:
-    cdef double s[4]
-    cdef bint wide = False
+cdef inline Moments block_moments(const UnitBlocks *blocks, const Tensor *tensor, const char *unit, Py_ssize_t block,
+                                  bint centred, double eps) noexcept nogil:
+    cdef BlockSums s = block_sums(blocks, tensor, unit, block, False, 0, centred, centred)
+    cdef bint overflowed
     cdef Moments m
-    part_sums(t, v, base, part, False, 0, centred, centred, s)
-    if centred and far_from_mean(s[0], s[2], s[3]):
-        part_sums(t, v, base, part, False, t.loops.rounded(s[1] + s[2] / s[0]), False, True, s)
-    wide = not (finite(s[2]) and finite(s[3])) or (eps < TINY and s[3] < TINY * s[0])
-    if wide and t.loops.accumulator == 0:
-        part_sums(t, v, base, part, True, 0, centred, centred, s)
-        if centred and far_from_mean(s[0], s[2], s[3]):
-            part_sums(t, v, base, part, True, s[1] + s[2] / s[0], False, True, s)
+    if centred and shift_is_poor(s.count, s.sum_d, s.sum_dd):
+        s = block_sums(blocks, tensor, unit, block, False, blocks.loops.rounded(s.shift + s.sum_d / s.count), False,
+                       True)
+    overflowed = not (finite(s.sum_d) and finite(s.sum_dd)) or (
+        eps < TINY_SQUARE and s.sum_dd < TINY_SQUARE * s.count)
+    if overflowed and blocks.loops.acc_dtype == 0:
+        s = block_sums(blocks, tensor, unit, block, True, 0, centred, centred)
+        if centred and shift_is_poor(s.count, s.sum_d, s.sum_dd):
+            s = block_sums(blocks, tensor, unit, block, True, s.shift + s.sum_d / s.count, False, True)
     if centred:
-        return about(s[0], s[1], s[2], s[3])
-    m.count = s[0]
+        return moments_from_sums(s.count, s.shift, s.sum_d, s.sum_dd)
+    m.count = s.count
     m.mean = 0
     m.lo = 0
-    m.m2 = s[3] if finite(s[3]) else s[3] - s[3]  # infinity spoils its unit, as it does a mean
+    m.m2 = s.sum_dd if finite(s.sum_dd) else s.sum_dd - s.sum_dd  # infinity makes its unit NaN, as a mean would
     return m
 
 
-cdef inline Moments unit_moments(const Tiling *t, const View *v, const char *base, bint centred,
+cdef inline Moments unit_moments(const UnitBlocks *blocks, const Tensor *tensor, const char *unit, bint centred,
                                  double eps) noexcept nogil:
     cdef Tree tree
-    cdef Py_ssize_t part
-    if t.parts == 1:
-        return part_moments(t, v, base, 0, centred, eps)
+    cdef Py_ssize_t block
+    if blocks.blocks == 1:
+        return block_moments(blocks, tensor, unit, 0, centred, eps)
     tree.pushed = 0
     tree.top = 0
-    for part in range(t.parts):
-        tree_push(&tree, part_moments(t, v, base, part, centred, eps))
+    for block in range(blocks.blocks):
+        tree_push(&tree, block_moments(blocks, tensor, unit, block, centred, eps))
     return tree_total(&tree)
-
-
-cdef inline Moments slot_total(const Moments *slots, Py_ssize_t parts) noexcept nogil:
-    cdef Tree tree
-    cdef Py_ssize_t part
-    tree.pushed = 0
-    tree.top = 0
-    for part in range(parts):
-        tree_push(&tree, slots[part])
-    return tree_total(&tree)
-
-
-cdef inline double rstd_of(double m2, double count, double eps) noexcept nogil:
-    return 1 / sqrt(m2 / count + eps)

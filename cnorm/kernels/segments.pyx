@@ -1,515 +1,558 @@
+# Segments: a scalar weight per segment. BatchNorm, GroupNorm, InstanceNorm, channels first.
+#
+# BatchNorm: a unit is a channel, a segment a sample of it (one weight per unit).
+# GroupNorm: a unit is a group of one sample, a segment a channel of it (a weight per segment).
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+
 from cnorm.kernels.coefficients cimport (
-    BACKWARD, FORWARD, SUMS, coefficients, Parameters, split_means)
-from cnorm.kernels.jobs cimport Moments, Norm
-from cnorm.kernels.loops cimport BAND, TILE, Affine, BandAffine, stream_end
+    N_GRAD_SUMS, PASS_BACKWARD, PASS_FORWARD, PASS_SUMS, ChannelValues, coefficients, split_means)
+from cnorm.kernels.job cimport (
+    GIVEN_BATCHES, GIVEN_IN_ORDER, ROW_BATCHES, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, TWO_SWEEPS,
+    UNIT_BATCHES, Job, Moments)
+from cnorm.kernels.loops cimport CoefficientArrays, Coefficients, store_fence
 from cnorm.kernels.moments cimport (
-    element_at, gather, next_tile, Piece, Ready, ready_tile, rstd_of, tile_piece, tile_stretch,
-    Tiling, tiling_of, unit_moments)
+    ContiguousTile, ElementRange, UnitBlocks, contiguous_tile, element_at, gather, next_range,
+    range_of_tiles, tile_range, unit_blocks, unit_moments)
+from cnorm.kernels.schedule cimport (
+    min_chunk, needs_two_sweeps, schedule_segments_backward, schedule_units_forward)
 from cnorm.kernels.segments_apply cimport (
-    Band, band_of, channel_of, open_band, parameters_of, segment_apply, segment_band, set_channel,
-    short_segments)
-from cnorm.kernels.tuning cimport FEW_SLOTS, OWN, PART, SHORT, SLOT
+    UnitBatch, bind_batch, channel_of, channel_values, has_short_segments, segment_apply,
+    segment_batch_coefficients, set_channel)
+from cnorm.kernels.statistics cimport dev_coeff_from_sum, grad_offset_from_sum, rstd_from_variance
+from cnorm.kernels.tuning cimport BATCH_UNITS, BLOCK_TILES, SHORT_SEGMENT, STACK_DOUBLES, STACK_PARTIALS, TILE
 from cnorm.kernels.unit_sweeps cimport (
-    forward_by_parts, forward_units, moments_by_parts, one_tile, units_forward_together)
-from cnorm.kernels.units cimport (
-    by_parts, chunk_of, given_affine, keep_statistics, set_memory, unit_at, units_of)
-from cnorm.kernels.workspace cimport give_back, room_for
+    forward_row_batches, forward_two_sweeps, forward_units, moments_in_blocks, save_unit_moments)
+from cnorm.kernels.units cimport given_coefficients, save_statistics, unit_at, units_of
+from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
 
 
-cdef void forward_band(Norm *a, const Tiling *t, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
-    cdef Band b
+cdef void forward_unit_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t first,
+                             Py_ssize_t stop) noexcept nogil:
+    cdef UnitBatch batch
     cdef Moments m
-    cdef double mean[BAND]
-    cdef double low[BAND]
-    cdef Parameters of = parameters_of(a, first)
+    cdef double mean[BATCH_UNITS]
+    cdef double low[BATCH_UNITS]
+    cdef ChannelValues values = channel_values(job, first)
     cdef Py_ssize_t i, n = stop - first
-    open_band(&b)
+    bind_batch(&batch)
     for i in range(n):
-        m = unit_moments(t, &a.x, unit_at(a, &a.x, first + i), a.centred, a.eps)
+        m = unit_moments(blocks, &job.x, unit_at(job, &job.x, first + i), job.centred, job.eps)
         mean[i] = m.mean
         low[i] = m.lo
-        b.rstd[i] = rstd_of(m.m2, m.count, a.eps)
-        keep_statistics(a, first + i, m, b.rstd[i])
-    b.affine.shifted = split_means(t.loops, a.eps, n, mean, low, b.rstd, b.hi, b.lo)
-    coefficients(FORWARD, n, b.lo, b.rstd, &of, NULL, NULL, 0, &b.affine)
-    t.loops.apply_band(unit_at(a, &a.x, first), unit_at(a, &a.y, first), t.segments, a.x.stride[2], a.y.stride[2],
-                       n, a.x.stride[1], a.y.stride[1], t.elements, &b.affine, a.activation)
+        batch.rstd[i] = rstd_from_variance(m.m2 / m.count, job.eps)
+        save_statistics(job, first + i, m, batch.rstd[i])
+    batch.coeffs.shifted = split_means(blocks.loops, job.eps, n, mean, low, batch.rstd, batch.mean_hi, batch.mean_lo)
+    coefficients(PASS_FORWARD, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, &batch.coeffs)
+    blocks.loops.apply_batch(unit_at(job, &job.x, first), unit_at(job, &job.y, first), blocks.segments,
+                             job.x.strides[2], job.y.strides[2], n, job.x.strides[1], job.y.strides[1],
+                             blocks.elements, &batch.coeffs, job.activation)
 
 
-cdef int segments_forward_banded(Norm *a, const Tiling *t, Py_ssize_t band) noexcept nogil:
-    cdef Py_ssize_t units = units_of(a), bands = (units + band - 1) // band, i
-    if a.threads == 1:
-        for i in range(bands):
-            forward_band(a, t, i * band, min(units, (i + 1) * band))
+cdef int segments_forward_batched(Job *job, const UnitBlocks *blocks) noexcept nogil:
+    """UNIT_BATCHES."""
+    cdef Py_ssize_t units = units_of(job), size = blocks.schedule.units_per_batch
+    cdef Py_ssize_t batches = (units + size - 1) // size, i
+    if job.threads == 1:
+        for i in range(batches):
+            forward_unit_batch(job, blocks, i * size, min(units, (i + 1) * size))
     else:
-        for i in prange(bands, num_threads=a.threads, schedule="guided"):
-            forward_band(a, t, i * band, min(units, (i + 1) * band))
+        for i in prange(batches, num_threads=job.threads, schedule="guided"):
+            forward_unit_batch(job, blocks, i * size, min(units, (i + 1) * size))
     return 0
 
 
-cdef inline void given_band(const Norm *a, const Tiling *t, Py_ssize_t item, Py_ssize_t bands,
-                            const BandAffine *f) noexcept nogil:
-    cdef Py_ssize_t segment = item // bands, first = (item - segment * bands) * BAND
-    cdef BandAffine g = f[0]
-    g.hi += first
+cdef inline void given_batch_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t item,
+                                  Py_ssize_t batches, const CoefficientArrays *coeffs) noexcept nogil:
+    cdef Py_ssize_t segment = item // batches, first = (item - segment * batches) * BATCH_UNITS
+    cdef CoefficientArrays g = coeffs[0]
+    g.mean_hi += first
     g.scale += first
     g.bias += first
     g.slope += first
-    t.loops.apply_band(unit_at(a, &a.x, first) + segment * a.x.stride[2],
-                       unit_at(a, &a.y, first) + segment * a.y.stride[2], 1, 0, 0,
-                       min(<Py_ssize_t> BAND, units_of(a) - first), a.x.stride[1], a.y.stride[1], t.elements, &g,
-                       a.activation)
+    blocks.loops.apply_batch(unit_at(job, &job.x, first) + segment * job.x.strides[2],
+                             unit_at(job, &job.y, first) + segment * job.y.strides[2], 1, 0, 0,
+                             min(<Py_ssize_t> BATCH_UNITS, units_of(job) - first), job.x.strides[1],
+                             job.y.strides[1], blocks.elements, &g, job.activation)
 
 
-cdef int segments_given_banded(const Norm *a, const Tiling *t) noexcept nogil:
-    cdef Py_ssize_t units = units_of(a), bands = (units + BAND - 1) // BAND, items = bands * t.segments, i
-    cdef double own[OWN]
-    cdef double *room = <double *> room_for(5 * units * sizeof(double), own)
+cdef int segments_given_batched(const Job *job, const UnitBlocks *blocks) noexcept nogil:
+    cdef Py_ssize_t units = units_of(job), batches = (units + BATCH_UNITS
+                                                    - 1) // BATCH_UNITS, items = batches * blocks.segments, i
+    cdef double own[STACK_DOUBLES]
+    cdef double *room = <double *> workspace_alloc(5 * units * sizeof(double), own)
     cdef double *lo = room + 4 * units
-    cdef BandAffine f
-    cdef Parameters of = parameters_of(a, 0)
+    cdef CoefficientArrays coeffs
+    cdef ChannelValues values = channel_values(job, 0)
     if room == NULL:
         return -1
-    f.hi = room
-    f.scale = room + units
-    f.bias = room + 2 * units
-    f.slope = room + 3 * units
-    f.shifted = split_means(t.loops, a.eps, units, a.mean, a.lo, a.rstd, f.hi, lo)
-    coefficients(FORWARD, units, lo, a.rstd, &of, NULL, NULL, 0, &f)
-    if a.threads == 1:
+    coeffs.mean_hi = room
+    coeffs.scale = room + units
+    coeffs.bias = room + 2 * units
+    coeffs.slope = room + 3 * units
+    coeffs.shifted = split_means(blocks.loops, job.eps, units, job.mean, job.lo, job.rstd, coeffs.mean_hi,
+                                 lo)
+    coefficients(PASS_FORWARD, units, lo, job.rstd, &values, NULL, NULL, 0, &coeffs)
+    if job.threads == 1:
         for i in range(items):
-            given_band(a, t, i, bands, &f)
+            given_batch_item(job, blocks, i, batches, &coeffs)
     else:
-        for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
-            given_band(a, t, i, bands, &f)
-    give_back(room, own)
+        for i in prange(items, num_threads=job.threads, schedule="guided",
+                        chunksize=min_chunk(items, job.threads)):
+            given_batch_item(job, blocks, i, batches, &coeffs)
+    workspace_free(room, own)
     return 0
 
 
 # ---- statistics that are given: nothing to wait for, so in the order of memory ----
 
 
-cdef void given_segment(const Norm *a, const Tiling *t, Py_ssize_t item) noexcept nogil:
+cdef void given_segment(const Job *job, const UnitBlocks *blocks, Py_ssize_t item) noexcept nogil:
     """One segment of one unit; items run over units first, as batch norm's channels lie."""
-    cdef Py_ssize_t units = units_of(a), segment = item // units, unit = item - segment * units
-    cdef Affine f = given_affine(a, t, unit)
-    cdef Piece p
-    p.segment = segment
-    p.count = 1
-    p.begin = 0
-    p.end = t.elements
-    segment_apply(a, t, &f, unit, unit_at(a, &a.x, unit), unit_at(a, &a.y, unit), &p)
-    if a.stream:
-        stream_end()
+    cdef Py_ssize_t units = units_of(job), segment = item // units, unit = item - segment * units
+    cdef Coefficients coeffs = given_coefficients(job, blocks, unit)
+    cdef ElementRange extent
+    extent.segment = segment
+    extent.count = 1
+    extent.begin = 0
+    extent.end = blocks.elements
+    segment_apply(job, blocks, &coeffs, unit, unit_at(job, &job.x, unit), unit_at(job, &job.y, unit),
+                  &extent)
+    if blocks.schedule.nontemporal:
+        store_fence()
 
 
-cdef int forward_given(const Norm *a, const Tiling *t) noexcept nogil:
-    cdef Py_ssize_t items = units_of(a) * t.segments, i
-    if a.threads == 1:
+cdef int segments_given_in_order(const Job *job, const UnitBlocks *blocks) noexcept nogil:
+    cdef Py_ssize_t items = units_of(job) * blocks.segments, i
+    if job.threads == 1:
         for i in range(items):
-            given_segment(a, t, i)
+            given_segment(job, blocks, i)
     else:
-        for i in prange(items, num_threads=a.threads, schedule="guided",
-                        chunksize=chunk_of(items, a.threads)):
-            given_segment(a, t, i)
+        for i in prange(items, num_threads=job.threads, schedule="guided",
+                        chunksize=min_chunk(items, job.threads)):
+            given_segment(job, blocks, i)
     return 0
 
 
-cdef int segments_forward(Norm *a) noexcept nogil:
+cdef int segments_forward(Job *job) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias, of each unit."""
-    cdef Tiling t = tiling_of(a, False)
-    cdef Py_ssize_t units = units_of(a), band
-    t.apply = segment_apply
-    set_memory(a, &t)
-    band = band_of(a, &t, False)
-    if one_tile(a, &t):
-        return units_forward_together(a, &t)
-    if a.given and band > 1:
-        return segments_given_banded(a, &t)
-    if a.given and units * t.segments >= a.threads:
-        return forward_given(a, &t)
-    if by_parts(units, t.parts, a.threads):
-        return forward_by_parts(a, &t)
-    if band > 1:
-        return segments_forward_banded(a, &t, band)
-    return forward_units(a, &t)
+    cdef UnitBlocks blocks = unit_blocks(job, False)
+    blocks.apply = segment_apply
+    schedule_units_forward(job, &blocks)
+    if blocks.schedule.strategy == ROW_BATCHES:
+        return forward_row_batches(job, &blocks)
+    if blocks.schedule.strategy == GIVEN_BATCHES:
+        return segments_given_batched(job, &blocks)
+    if blocks.schedule.strategy == GIVEN_IN_ORDER:
+        return segments_given_in_order(job, &blocks)
+    if blocks.schedule.strategy == TWO_SWEEPS:
+        return forward_two_sweeps(job, &blocks)
+    if blocks.schedule.strategy == UNIT_BATCHES:
+        return segments_forward_batched(job, &blocks)
+    return forward_units(job, &blocks)
 
 
-cdef inline void moments_unit(Norm *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
-    cdef Moments m = unit_moments(t, &a.x, unit_at(a, &a.x, unit), a.centred, a.eps)
-    keep_statistics(a, unit, m, rstd_of(m.m2, m.count, a.eps))
+cdef inline void unit_moments_item(Job *job, const UnitBlocks *blocks, Py_ssize_t unit) noexcept nogil:
+    cdef double rstd
+    save_unit_moments(job, blocks, unit, &rstd)
 
 
-cdef int segments_moments(Norm *a) noexcept nogil:
+cdef int segments_moments(Job *job) noexcept nogil:
     """mean, lo, m2 and rstd of each unit."""
-    cdef Tiling t = tiling_of(a, False)
-    cdef Py_ssize_t units = units_of(a), i
-    if by_parts(units, t.parts, a.threads):
-        return moments_by_parts(a, &t)
-    if a.threads == 1:
+    cdef UnitBlocks blocks = unit_blocks(job, False)
+    cdef Py_ssize_t units = units_of(job), i
+    if needs_two_sweeps(units, blocks.blocks, job.threads):
+        return moments_in_blocks(job, &blocks)
+    if job.threads == 1:
         for i in range(units):
-            moments_unit(a, &t, i)
+            unit_moments_item(job, &blocks, i)
     else:
-        for i in prange(units, num_threads=a.threads, schedule="guided",
-                        chunksize=chunk_of(units, a.threads)):
-            moments_unit(a, &t, i)
+        for i in prange(units, num_threads=job.threads, schedule="guided", chunksize=min_chunk(units, job.threads)):
+            unit_moments_item(job, &blocks, i)
     return 0
 
 
 # ---- backward ----
-# Per slot: sum of g, of g * (x - hi), of (x - hi), of the slope's gradient. A slot is a part of the
-# unit, or one segment of it where segments have weights of their own.
+# A partial holds N_GRAD_SUMS sums: of g, of g * d, of d, and of the slope's gradient; d = x - mean_hi. There is one
+# per block of the unit, or one per segment where segments have weights of their own.
 
 
-cdef inline Py_ssize_t slots_of(const Norm *a, const Tiling *t) noexcept nogil:
-    return t.segments if a.by_segment else t.parts
+cdef inline Py_ssize_t partials_of_unit(const Job *job, const UnitBlocks *blocks) noexcept nogil:
+    return blocks.segments if job.channels.by_segment else blocks.blocks
 
 
-cdef void segment_sums(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
-                       Py_ssize_t slot, double *out) noexcept nogil:
+cdef void partial_grad_sums(const Job *job, const UnitBlocks *blocks, const Coefficients *shared,
+                            Py_ssize_t unit, Py_ssize_t partial, double *out) noexcept nogil:
     cdef double x_buffer[TILE]
     cdef double dy_buffer[TILE]
-    cdef const char *x = unit_at(a, &a.x, unit)
-    cdef const char *dy = unit_at(a, &a.dy, unit)
-    cdef Affine f = shared[0]
+    cdef const char *x = unit_at(job, &job.x, unit)
+    cdef const char *dy = unit_at(job, &job.dy, unit)
+    cdef Coefficients coeffs = shared[0]
     cdef Py_ssize_t tile, begin, end
-    cdef Piece p
-    cdef Ready rx, rdy
+    cdef ElementRange extent
+    cdef ContiguousTile rx, rdy
     out[0] = 0
     out[1] = 0
     out[2] = 0
     out[3] = 0
-    set_channel(a, &f, channel_of(a, unit % a.shape[1], slot))
-    begin = slot * (t.chunks if a.by_segment else PART)
-    end = begin + t.chunks if a.by_segment else min(begin + PART, t.tiles)
+    set_channel(job, &coeffs, channel_of(job, unit % job.shape[1], partial))
+    begin = partial * (blocks.tiles_per_segment if job.channels.by_segment else BLOCK_TILES)
+    end = begin + blocks.tiles_per_segment if job.channels.by_segment else min(begin + BLOCK_TILES,
+            blocks.tiles)
     for tile in range(begin, end):
-        p = tile_piece(t, tile)
-        rx = ready_tile(t, &a.x, x, &p, False, <char *> x_buffer)
-        rdy = ready_tile(t, &a.dy, dy, &p, False, <char *> dy_buffer)
+        extent = tile_range(blocks, tile)
+        rx = contiguous_tile(blocks, &job.x, x, &extent, False, <char *> x_buffer)
+        rdy = contiguous_tile(blocks, &job.dy, dy, &extent, False, <char *> dy_buffer)
         if rx.loops != rdy.loops:  # one was gathered: the loops take both in one type
             if rx.data != <char *> x_buffer:
-                gather(t, &a.x, x, &p, False, <char *> x_buffer)
+                gather(blocks, &job.x, x, &extent, False, <char *> x_buffer)
                 rx = rdy
                 rx.data = <char *> x_buffer
             else:
-                gather(t, &a.dy, dy, &p, False, <char *> dy_buffer)
+                gather(blocks, &job.dy, dy, &extent, False, <char *> dy_buffer)
                 rdy = rx
                 rdy.data = <char *> dy_buffer
-        rx.loops.grad_sums(rx.data, rdy.data, rx.runs, rx.stride, rdy.stride, rx.length, &f,
-                           a.activation, out)
+        rx.loops.grad_sums(rx.data, rdy.data, rx.runs, rx.stride, rdy.stride, rx.length, &coeffs,
+                           job.activation, out)
 
 
-cdef void unit_totals(const Norm *a, const Tiling *t, Affine *f, Py_ssize_t unit,
-                      const double *slots, double *sum_g, double *sum_gd) noexcept nogil:
-    """From slots to the unit's weighted sums; parameter gradients on the way."""
-    cdef Py_ssize_t slot, count = slots_of(a, t), inner = unit % a.shape[1]
-    cdef Py_ssize_t outer = unit // a.shape[1], channels, channel
+cdef void unit_grad_totals(const Job *job, const UnitBlocks *blocks, Coefficients *coeffs, Py_ssize_t unit,
+                      const double *partials, double *sum_g, double *sum_gd) noexcept nogil:
+    """From partials to the unit's weighted sums; parameter gradients on the way."""
+    cdef Py_ssize_t partial, count = partials_of_unit(job, blocks), inner = unit % job.shape[1]
+    cdef Py_ssize_t outer = unit // job.shape[1], channels, channel
     cdef double g = 0, gd = 0, d = 0, on_slope = 0, weight
-    cdef double size = <double> (t.segments * t.elements)
-    if t.loops.wide == 8 and not a.given and a.sums_mode == 0:
-        for slot in range(count):
-            d += slots[SLOT * slot + 2]
-        f.lo = d / size
-    if a.by_segment:
-        channels = a.shape[1] * t.segments
+    cdef double size = <double> (blocks.segments * blocks.elements)
+    if blocks.loops.acc_size == 8 and not job.stats_given and job.channels.sums_mode == SUMS_INTERNAL:
+        for partial in range(count):
+            d += partials[N_GRAD_SUMS * partial + 2]
+        coeffs.mean_lo = d / size
+    if job.channels.by_segment:
+        channels = job.shape[1] * blocks.segments
         sum_g[0] = 0
         sum_gd[0] = 0
-        for slot in range(count):
-            channel = outer * channels + channel_of(a, inner, slot)
-            weight = a.weight[channel_of(a, inner, slot)] if a.weight != NULL else 1
-            g = slots[SLOT * slot]
-            gd = slots[SLOT * slot + 1] - f.lo * g
-            a.grad_bias[channel] = g
-            a.grad_weight[channel] = f.rstd * gd
-            if a.activation:
-                a.grad_slope[channel] = slots[SLOT * slot + 3]
+        for partial in range(count):
+            channel = outer * channels + channel_of(job, inner, partial)
+            weight = job.channels.weight[channel_of(job, inner, partial)] if job.channels.weight != NULL else 1
+            g = partials[N_GRAD_SUMS * partial]
+            gd = partials[N_GRAD_SUMS * partial + 1] - coeffs.mean_lo * g
+            job.channels.grad_bias[channel] = g
+            job.channels.grad_weight[channel] = coeffs.rstd * gd
+            if job.activation:
+                job.channels.grad_slope[channel] = partials[N_GRAD_SUMS * partial + 3]
             sum_g[0] += weight * g
             sum_gd[0] += weight * gd
         return
-    for slot in range(count):
-        g += slots[SLOT * slot]
-        gd += slots[SLOT * slot + 1]
-        on_slope += slots[SLOT * slot + 3]
-    gd -= f.lo * g
-    a.grad_bias[unit] = g
-    a.grad_weight[unit] = f.rstd * gd
-    if a.activation:
-        a.grad_slope[unit] = on_slope
-    weight = a.weight[inner] if a.weight != NULL else 1
+    for partial in range(count):
+        g += partials[N_GRAD_SUMS * partial]
+        gd += partials[N_GRAD_SUMS * partial + 1]
+        on_slope += partials[N_GRAD_SUMS * partial + 3]
+    gd -= coeffs.mean_lo * g
+    job.channels.grad_bias[unit] = g
+    job.channels.grad_weight[unit] = coeffs.rstd * gd
+    if job.activation:
+        job.channels.grad_slope[unit] = on_slope
+    weight = job.channels.weight[inner] if job.channels.weight != NULL else 1
     sum_g[0] = weight * g
     sum_gd[0] = weight * gd
 
 
-cdef void finish_affine(const Norm *a, Affine *f, double count, double sum_g,
-                        double sum_gd) noexcept nogil:
-    """q and r of dx = (g * p - r) - (x - hi) * rstd * q, from the unit's two weighted sums."""
-    if a.given:  # evaluation: the statistics do not depend on x
-        f.q = 0
-        f.r = 0
+cdef void set_backward_coefficients(const Job *job, Coefficients *coeffs, double count, double sum_g,
+                                    double sum_gdev) noexcept nogil:
+    """The coefficients of the gradient of the input, from the unit's two weighted sums."""
+    if job.stats_given:  # evaluation: the statistics do not depend on x
+        coeffs.dev_coeff = 0
+        coeffs.grad_offset = 0
         return
-    f.q = f.rstd * f.rstd * sum_gd / count
-    f.r = (f.rstd * sum_g / count if a.centred else 0) - f.lo * f.rstd * f.q
+    coeffs.dev_coeff = dev_coeff_from_sum(coeffs.rstd, sum_gdev, count)
+    coeffs.grad_offset = grad_offset_from_sum(coeffs.rstd, sum_g, count, coeffs.mean_lo, coeffs.dev_coeff,
+                                              job.centred)
 
 
-cdef inline void finish_unit(const Norm *a, const Tiling *t, Affine *f, Py_ssize_t unit,
-                             const double *slots) noexcept nogil:
-    cdef double sum_g, sum_gd, count = <double> (t.segments * t.elements)
-    if a.sums_mode == 2:
-        sum_g = a.sums[2 * unit]
-        sum_gd = a.sums[2 * unit + 1]
-        count = a.count
+cdef inline void finish_unit(const Job *job, const UnitBlocks *blocks, Coefficients *coeffs,
+                             Py_ssize_t unit, const double *partials) noexcept nogil:
+    cdef double sum_g, sum_gd, count = <double> (blocks.segments * blocks.elements)
+    if job.channels.sums_mode == SUMS_GIVEN:
+        sum_g = job.channels.sums[2 * unit]
+        sum_gd = job.channels.sums[2 * unit + 1]
+        count = job.channels.count
     else:
-        unit_totals(a, t, f, unit, slots, &sum_g, &sum_gd)
-        if a.sums != NULL:
-            a.sums[2 * unit] = sum_g
-            a.sums[2 * unit + 1] = sum_gd
-    finish_affine(a, f, count, sum_g, sum_gd)
+        unit_grad_totals(job, blocks, coeffs, unit, partials, &sum_g, &sum_gd)
+        if job.channels.sums != NULL:
+            job.channels.sums[2 * unit] = sum_g
+            job.channels.sums[2 * unit + 1] = sum_gd
+    set_backward_coefficients(job, coeffs, count, sum_g, sum_gd)
 
 
-cdef void segment_grad_apply(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
-                             Py_ssize_t slot) noexcept nogil:
-    """The gradient of the input, over the tiles of one slot."""
-    cdef const char *x = unit_at(a, &a.x, unit)
-    cdef const char *dy = unit_at(a, &a.dy, unit)
-    cdef char *dx = unit_at(a, &a.y, unit)
-    cdef Affine f = shared[0]
-    cdef Py_ssize_t tile, stop, segment, element, step, size = t.loops.size
-    cdef Piece p
-    set_channel(a, &f, channel_of(a, unit % a.shape[1], slot))
-    tile = slot * (t.chunks if a.by_segment else PART)
-    stop = tile + t.chunks if a.by_segment else min(tile + PART, t.tiles)
+cdef void segment_grad_apply(const Job *job, const UnitBlocks *blocks, const Coefficients *shared,
+                             Py_ssize_t unit, Py_ssize_t partial) noexcept nogil:
+    """The gradient of the input, over the tiles of one partial."""
+    cdef const char *x = unit_at(job, &job.x, unit)
+    cdef const char *dy = unit_at(job, &job.dy, unit)
+    cdef char *dx = unit_at(job, &job.y, unit)
+    cdef Coefficients coeffs = shared[0]
+    cdef Py_ssize_t tile, stop, segment, element, step, size = blocks.loops.size
+    cdef ElementRange extent
+    set_channel(job, &coeffs, channel_of(job, unit % job.shape[1], partial))
+    tile = partial * (blocks.tiles_per_segment if job.channels.by_segment else BLOCK_TILES)
+    stop = tile + blocks.tiles_per_segment if job.channels.by_segment else min(tile + BLOCK_TILES,
+            blocks.tiles)
     while tile < stop:
-        p = tile_stretch(t, tile, stop)
-        if t.runs == 1:
-            t.loops.grad_apply(x + p.segment * a.x.stride[2] + p.begin * size,
-                               dy + p.segment * a.dy.stride[2] + p.begin * size,
-                               dx + p.segment * a.y.stride[2] + p.begin * size,
-                               p.count, a.x.stride[2], a.dy.stride[2], a.y.stride[2],
-                               p.end - p.begin, &f, a.activation)
+        extent = range_of_tiles(blocks, tile, stop)
+        if blocks.runs == 1:
+            blocks.loops.grad_apply(x + extent.segment * job.x.strides[2] + extent.begin * size,
+                               dy + extent.segment * job.dy.strides[2] + extent.begin * size,
+                               dx + extent.segment * job.y.strides[2] + extent.begin * size,
+                               extent.count, job.x.strides[2], job.dy.strides[2], job.y.strides[2],
+                               extent.end - extent.begin, &coeffs, job.activation)
         else:
-            for segment in range(p.segment, p.segment + p.count):
-                element = p.begin
-                while element < p.end:
-                    step = min(t.length - element % t.length, p.end - element)
-                    t.loops.grad_apply(element_at(t, &a.x, x, segment, element),
-                                       element_at(t, &a.dy, dy, segment, element),
-                                       <char *> element_at(t, &a.y, dx, segment, element),
-                                       1, 0, 0, 0, step, &f, a.activation)
+            for segment in range(extent.segment, extent.segment + extent.count):
+                element = extent.begin
+                while element < extent.end:
+                    step = min(blocks.length - element % blocks.length, extent.end - element)
+                    blocks.loops.grad_apply(element_at(blocks, &job.x, x, segment, element),
+                                       element_at(blocks, &job.dy, dy, segment, element),
+                                       <char *> element_at(blocks, &job.y, dx, segment, element),
+                                       1, 0, 0, 0, step, &coeffs, job.activation)
                     element += step
-        tile = next_tile(t, tile, stop)
+        tile = next_range(blocks, tile, stop)
 
 
-cdef void sums_by_band(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
-                       double *slots) noexcept nogil:
-    """The sums of all segments of a unit: what segment_sums comes to."""
-    cdef Band b
+cdef void segment_batch_grad_sums(const Job *job, const UnitBlocks *blocks, const Coefficients *shared,
+                                  Py_ssize_t unit, double *partials) noexcept nogil:
+    """The sums of all segments of a unit: what partial_grad_sums comes to."""
+    cdef UnitBatch batch
     cdef Py_ssize_t first = 0, count, i, k
-    memset(b.sums, 0, sizeof(b.sums))
-    while first < t.segments:
-        count = min(<Py_ssize_t> BAND, t.segments - first)
-        segment_band(a, shared, channel_of(a, unit % a.shape[1], first), count, False, &b)
-        t.loops.grad_sums_band(unit_at(a, &a.x, unit) + first * a.x.stride[2],
-                               unit_at(a, &a.dy, unit) + first * a.dy.stride[2], 1, 0, 0, count, a.x.stride[2],
-                               a.dy.stride[2], t.elements, &b.affine, a.activation, b.sums)
+    memset(batch.sums, 0, sizeof(batch.sums))
+    while first < blocks.segments:
+        count = min(<Py_ssize_t> BATCH_UNITS, blocks.segments - first)
+        segment_batch_coefficients(job, shared, channel_of(job, unit % job.shape[1], first), count, False,
+                                   &batch)
+        blocks.loops.grad_sums_batch(unit_at(job, &job.x, unit) + first * job.x.strides[2],
+                                     unit_at(job, &job.dy, unit) + first * job.dy.strides[2], 1, 0, 0,
+                                     count, job.x.strides[2], job.dy.strides[2], blocks.elements,
+                                     &batch.coeffs, job.activation, batch.sums)
         for i in range(count):
-            for k in range(SLOT):
-                slots[SLOT * (first + i) + k] = 0 + b.sums[k * BAND + i]
+            for k in range(N_GRAD_SUMS):
+                partials[N_GRAD_SUMS * (first + i) + k] = 0 + batch.sums[k * BATCH_UNITS + i]
         first += count
 
 
-cdef inline void set_backward(const Norm *a, const Tiling *t, Py_ssize_t unit, double *slots,
-                              Affine *f) noexcept nogil:
-    """What is applied to a unit, from its sums. `slots` is room for these, or NULL where few are needed."""
-    cdef double own[SLOT * FEW_SLOTS]
-    cdef Py_ssize_t slot
-    if slots == NULL:
-        slots = own
-    f[0] = given_affine(a, t, unit)
-    if short_segments(a, t) and t.elements >= SHORT:
-        sums_by_band(a, t, f, unit, slots)
+cdef inline void unit_backward_coefficients(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit,
+                                            double *partials, Coefficients *coeffs) noexcept nogil:
+    """What is applied to a unit, from its sums. `partials` is room for these, or NULL where few are needed."""
+    cdef double own[N_GRAD_SUMS * STACK_PARTIALS]
+    cdef Py_ssize_t partial
+    if partials == NULL:
+        partials = own
+    coeffs[0] = given_coefficients(job, blocks, unit)
+    if has_short_segments(job, blocks) and blocks.elements >= SHORT_SEGMENT:
+        segment_batch_grad_sums(job, blocks, coeffs, unit, partials)
     else:
-        for slot in range(slots_of(a, t)):
-            segment_sums(a, t, f, unit, slot, slots + SLOT * slot)
-    finish_unit(a, t, f, unit, slots)
+        for partial in range(partials_of_unit(job, blocks)):
+            partial_grad_sums(job, blocks, coeffs, unit, partial, partials + N_GRAD_SUMS * partial)
+    finish_unit(job, blocks, coeffs, unit, partials)
 
 
-cdef void band_grad_apply(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t unit) noexcept nogil:
+cdef void grad_apply_segment_batch(const Job *job, const UnitBlocks *blocks, const Coefficients *shared,
+                                   Py_ssize_t unit) noexcept nogil:
     """The gradient of a unit's input."""
-    cdef Band b
-    cdef const char *x = unit_at(a, &a.x, unit)
-    cdef const char *dy = unit_at(a, &a.dy, unit)
-    cdef char *dx = unit_at(a, &a.y, unit)
+    cdef UnitBatch batch
+    cdef const char *x = unit_at(job, &job.x, unit)
+    cdef const char *dy = unit_at(job, &job.dy, unit)
+    cdef char *dx = unit_at(job, &job.y, unit)
     cdef Py_ssize_t first = 0, count
-    while first < t.segments:
-        count = min(<Py_ssize_t> BAND, t.segments - first)
-        segment_band(a, shared, channel_of(a, unit % a.shape[1], first), count, True, &b)
-        t.loops.grad_apply_band(x + first * a.x.stride[2], dy + first * a.dy.stride[2], dx + first * a.y.stride[2],
-                                1, 0, 0, 0, count, a.x.stride[2], a.dy.stride[2], a.y.stride[2], t.elements,
-                                &b.affine, a.activation)
+    while first < blocks.segments:
+        count = min(<Py_ssize_t> BATCH_UNITS, blocks.segments - first)
+        segment_batch_coefficients(job, shared, channel_of(job, unit % job.shape[1], first), count, True,
+                                   &batch)
+        blocks.loops.grad_apply_batch(x + first * job.x.strides[2], dy + first * job.dy.strides[2],
+                                      dx + first * job.y.strides[2], 1, 0, 0, 0, count, job.x.strides[2],
+                                      job.dy.strides[2], job.y.strides[2], blocks.elements, &batch.coeffs,
+                                      job.activation)
         first += count
 
 
-cdef void segments_backward_unit(const Norm *a, const Tiling *t, Py_ssize_t unit,
-                                 double *slots) noexcept nogil:
+cdef void segments_backward_unit(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit,
+                                 double *partials) noexcept nogil:
     """One unit, while it is in cache."""
-    cdef Affine f
-    cdef Py_ssize_t slot
-    set_backward(a, t, unit, slots, &f)
-    if a.sums_mode == 1:
+    cdef Coefficients coeffs
+    cdef Py_ssize_t partial
+    unit_backward_coefficients(job, blocks, unit, partials, &coeffs)
+    if job.channels.sums_mode == SUMS_ONLY:
         return
-    if short_segments(a, t):
-        band_grad_apply(a, t, &f, unit)
+    if has_short_segments(job, blocks):
+        grad_apply_segment_batch(job, blocks, &coeffs, unit)
     else:
-        for slot in range(slots_of(a, t)):
-            segment_grad_apply(a, t, &f, unit, slot)
-    if a.stream:
-        stream_end()
+        for partial in range(partials_of_unit(job, blocks)):
+            segment_grad_apply(job, blocks, &coeffs, unit, partial)
+    if blocks.schedule.nontemporal:
+        store_fence()
 
 
-cdef void band_sums(const Norm *a, const Tiling *t, Py_ssize_t unit, Py_ssize_t n, Band *b) noexcept nogil:
+cdef void unit_batch_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n,
+                               UnitBatch *batch) noexcept nogil:
     """The sums of n units."""
-    cdef double slots[SLOT * FEW_SLOTS]
-    cdef double sums[SLOT]
-    cdef Affine f
-    cdef Parameters of
-    cdef Py_ssize_t i, k, slot
-    if t.tiles == 1 and (t.segments == 1 or t.elements >= SHORT):  # in place, and one tile
-        if a.activation:
-            of = parameters_of(a, unit % a.shape[1])
-            coefficients(SUMS, n, b.lo, b.rstd, &of, NULL, NULL, 0, &b.affine)
-        t.loops.grad_sums_band(unit_at(a, &a.x, unit), unit_at(a, &a.dy, unit), t.segments, a.x.stride[2],
-                               a.dy.stride[2], n, a.x.stride[1], a.dy.stride[1], t.elements, &b.affine,
-                               a.activation, b.sums)
-        for k in range(SLOT):
+    cdef double partials[N_GRAD_SUMS * STACK_PARTIALS]
+    cdef double sums[N_GRAD_SUMS]
+    cdef Coefficients coeffs
+    cdef ChannelValues values
+    cdef Py_ssize_t i, k, partial
+    if blocks.tiles == 1 and (blocks.segments == 1 or blocks.elements >= SHORT_SEGMENT):  # in place, and one tile
+        if job.activation:
+            values = channel_values(job, unit % job.shape[1])
+            coefficients(PASS_SUMS, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, &batch.coeffs)
+        blocks.loops.grad_sums_batch(unit_at(job, &job.x, unit), unit_at(job, &job.dy, unit),
+                                     blocks.segments, job.x.strides[2], job.dy.strides[2], n,
+                                     job.x.strides[1], job.dy.strides[1], blocks.elements, &batch.coeffs,
+                                     job.activation, batch.sums)
+        for k in range(N_GRAD_SUMS):
             for i in range(n):
-                b.sums[k * BAND + i] = 0 + b.sums[k * BAND + i]
+                batch.sums[k * BATCH_UNITS + i] = 0 + batch.sums[k * BATCH_UNITS + i]
         return
     for i in range(n):
-        f = given_affine(a, t, unit + i)
+        coeffs = given_coefficients(job, blocks, unit + i)
         memset(sums, 0, sizeof(sums))
-        for slot in range(slots_of(a, t)):
-            segment_sums(a, t, &f, unit + i, slot, slots)
-            for k in range(SLOT):
-                sums[k] += slots[k]
-        for k in range(SLOT):
-            b.sums[k * BAND + i] = sums[k]
+        for partial in range(partials_of_unit(job, blocks)):
+            partial_grad_sums(job, blocks, &coeffs, unit + i, partial, partials)
+            for k in range(N_GRAD_SUMS):
+                sums[k] += partials[k]
+        for k in range(N_GRAD_SUMS):
+            batch.sums[k * BATCH_UNITS + i] = sums[k]
 
 
-cdef void backward_band(const Norm *a, const Tiling *t, Py_ssize_t unit, Py_ssize_t n) noexcept nogil:
-    """n units of one outer index: unit_totals and finish_affine for all of them."""
-    cdef Band b
-    cdef Py_ssize_t i, inner = unit % a.shape[1]
-    cdef double count = <double> (t.segments * t.elements)
-    cdef double *g = b.sums
-    cdef double *gd = g + BAND
-    cdef const double *d = gd + BAND
-    cdef const double *on_slope = d + BAND
-    cdef double *grad_weight = a.grad_weight + unit
-    cdef Parameters of = parameters_of(a, inner)
-    open_band(&b)
-    memset(b.sums, 0, sizeof(b.sums))
-    memcpy(b.rstd, a.rstd + unit, n * sizeof(double))
-    b.affine.shifted = split_means(t.loops, a.eps, n, a.mean + unit, a.lo + unit if a.lo != NULL else NULL, b.rstd,
-                                   b.hi, b.lo)
-    band_sums(a, t, unit, n, &b)
-    if t.loops.wide == 8 and not a.given:
+cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit,
+                              Py_ssize_t n) noexcept nogil:
+    """n units of one outer index: unit_grad_totals and set_backward_coefficients for all of them."""
+    cdef UnitBatch batch
+    cdef Py_ssize_t i, inner = unit % job.shape[1]
+    cdef double count = <double> (blocks.segments * blocks.elements)
+    cdef double *g = batch.sums
+    cdef double *gd = g + BATCH_UNITS
+    cdef const double *d = gd + BATCH_UNITS
+    cdef const double *on_slope = d + BATCH_UNITS
+    cdef double *grad_weight = job.channels.grad_weight + unit
+    cdef ChannelValues values = channel_values(job, inner)
+    bind_batch(&batch)
+    memset(batch.sums, 0, sizeof(batch.sums))
+    memcpy(batch.rstd, job.rstd + unit, n * sizeof(double))
+    batch.coeffs.shifted = split_means(blocks.loops, job.eps, n, job.mean + unit,
+                                       job.lo + unit if job.lo != NULL else NULL, batch.rstd, batch.mean_hi,
+                                       batch.mean_lo)
+    unit_batch_grad_sums(job, blocks, unit, n, &batch)
+    if blocks.loops.acc_size == 8 and not job.stats_given:
         for i in range(n):
-            b.lo[i] = d[i] / count
-    memcpy(a.grad_bias + unit, g, n * sizeof(double))
+            batch.mean_lo[i] = d[i] / count
+    memcpy(job.channels.grad_bias + unit, g, n * sizeof(double))
     for i in range(n):
-        gd[i] -= b.lo[i] * g[i]
-        grad_weight[i] = b.rstd[i] * gd[i]
-    if a.activation:
-        memcpy(a.grad_slope + unit, on_slope, n * sizeof(double))
-    if a.weight != NULL:
+        gd[i] -= batch.mean_lo[i] * g[i]
+        grad_weight[i] = batch.rstd[i] * gd[i]
+    if job.activation:
+        memcpy(job.channels.grad_slope + unit, on_slope, n * sizeof(double))
+    if job.channels.weight != NULL:
         for i in range(n):
-            g[i] *= a.weight[inner + i]
-            gd[i] *= a.weight[inner + i]
-    coefficients(BACKWARD, n, b.lo, b.rstd, &of, NULL if a.given else g, gd, count, &b.affine)
-    t.loops.grad_apply_band(unit_at(a, &a.x, unit), unit_at(a, &a.dy, unit), unit_at(a, &a.y, unit), t.segments,
-                            a.x.stride[2], a.dy.stride[2], a.y.stride[2], n, a.x.stride[1],
-                            a.dy.stride[1], a.y.stride[1], t.elements, &b.affine, a.activation)
+            g[i] *= job.channels.weight[inner + i]
+            gd[i] *= job.channels.weight[inner + i]
+    coefficients(PASS_BACKWARD, n, batch.mean_lo, batch.rstd, &values, NULL if job.stats_given else g, gd, count,
+                 &batch.coeffs)
+    blocks.loops.grad_apply_batch(unit_at(job, &job.x, unit), unit_at(job, &job.dy, unit),
+                                  unit_at(job, &job.y, unit), blocks.segments, job.x.strides[2],
+                                  job.dy.strides[2], job.y.strides[2], n, job.x.strides[1],
+                                  job.dy.strides[1], job.y.strides[1], blocks.elements, &batch.coeffs,
+                                  job.activation)
 
 
-cdef inline void band_item(const Norm *a, const Tiling *t, Py_ssize_t item, Py_ssize_t band) noexcept nogil:
-    cdef Py_ssize_t bands = (a.shape[1] + band - 1) // band, outer = item // bands
-    cdef Py_ssize_t first = (item - outer * bands) * band
-    backward_band(a, t, outer * a.shape[1] + first, min(band, a.shape[1] - first))
+cdef inline void backward_batch_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t item) noexcept nogil:
+    cdef Py_ssize_t size = blocks.schedule.units_per_batch, batches = (job.shape[1] + size - 1) // size
+    cdef Py_ssize_t outer = item // batches, first = (item - outer * batches) * size
+    backward_unit_batch(job, blocks, outer * job.shape[1] + first, min(size, job.shape[1] - first))
 
 
-cdef void segments_backward_banded(const Norm *a, const Tiling *t, Py_ssize_t band) noexcept nogil:
-    cdef Py_ssize_t items = a.shape[0] * ((a.shape[1] + band - 1) // band), i
-    if a.threads == 1:
+cdef int segments_backward_batched(const Job *job, const UnitBlocks *blocks) noexcept nogil:
+    """UNIT_BATCHES."""
+    cdef Py_ssize_t size = blocks.schedule.units_per_batch
+    cdef Py_ssize_t items = job.shape[0] * ((job.shape[1] + size - 1) // size), i
+    if job.threads == 1:
         for i in range(items):
-            band_item(a, t, i, band)
+            backward_batch_item(job, blocks, i)
     else:
-        for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
-            band_item(a, t, i, band)
-
-
-cdef inline void sums_item(const Norm *a, const Tiling *t, double *slots, Py_ssize_t item,
-                           Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t unit = item // count
-    cdef Affine f = given_affine(a, t, unit)
-    segment_sums(a, t, &f, unit, item - unit * count, slots + SLOT * item)
-
-
-cdef inline void grad_item(const Norm *a, const Tiling *t, const Affine *affine, Py_ssize_t item,
-                           Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t unit = item // count
-    segment_grad_apply(a, t, affine + unit, unit, item - unit * count)
-    if a.stream:
-        stream_end()
-
-
-cdef inline void backward_item(const Norm *a, const Tiling *t, Py_ssize_t unit, double *slots,
-                               Py_ssize_t count) noexcept nogil:
-    segments_backward_unit(a, t, unit, slots + SLOT * count * unit if slots != NULL else NULL)
-
-
-cdef int segments_backward(Norm *a) noexcept nogil:
-    cdef Tiling t = tiling_of(a, a.by_segment)
-    cdef Py_ssize_t units = units_of(a), count = slots_of(a, &t), items = units * count, i
-    cdef bint apart = by_parts(units, count, a.threads) or a.sums_mode == 2
-    cdef bint serial = a.threads == 1
-    cdef bint on_stack = not apart and count <= FEW_SLOTS
-    cdef Py_ssize_t band = 1
-    cdef double *slots = NULL
-    cdef Affine *affine = <Affine *> malloc(units * sizeof(Affine)) if apart else NULL
-    if not on_stack:
-        slots = <double *> malloc(SLOT * (count if serial and not apart else items) * sizeof(double))
-    set_memory(a, &t)
-    if on_stack and a.sums_mode == 0:
-        band = band_of(a, &t, True)
-    if (slots == NULL and not on_stack) or (apart and affine == NULL):
-        free(slots)
-        free(affine)
-        return -1
-    if band > 1:
-        segments_backward_banded(a, &t, band)
-    elif not apart:
-        if serial:
-            for i in range(units):
-                segments_backward_unit(a, &t, i, slots)
-        else:
-            for i in prange(units, num_threads=a.threads, schedule="guided",
-                            chunksize=chunk_of(units, a.threads)):
-                backward_item(a, &t, i, slots, count)
-    else:
-        if a.sums_mode != 2:
-            for i in prange(items, num_threads=a.threads, use_threads_if=not serial,
-                            schedule="guided", chunksize=chunk_of(items, a.threads)):
-                sums_item(a, &t, slots, i, count)
-        for i in range(units):
-            affine[i] = given_affine(a, &t, i)
-            finish_unit(a, &t, affine + i, i, slots + SLOT * count * i)
-        if a.sums_mode != 1:
-            for i in prange(items, num_threads=a.threads, use_threads_if=not serial,
-                            schedule="guided", chunksize=chunk_of(items, a.threads)):
-                grad_item(a, &t, affine, i, count)
-    free(slots)
-    free(affine)
+        for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+            backward_batch_item(job, blocks, i)
     return 0
+
+
+cdef inline void backward_unit_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, double *partials,
+                                    Py_ssize_t count) noexcept nogil:
+    segments_backward_unit(job, blocks, unit,
+                           partials + N_GRAD_SUMS * count * unit if partials != NULL else NULL)
+
+
+cdef int segments_backward_units(const Job *job, const UnitBlocks *blocks, Py_ssize_t count) noexcept nogil:
+    """UNIT_BY_UNIT. `count` partials per unit are kept on the stack where they are few, else here."""
+    cdef Py_ssize_t units = units_of(job), i
+    cdef double *partials = NULL
+    if count > STACK_PARTIALS:
+        partials = <double *> malloc(N_GRAD_SUMS * count * (1 if job.threads == 1 else units) * sizeof(double))
+        if partials == NULL:
+            return -1
+    if job.threads == 1:
+        for i in range(units):
+            segments_backward_unit(job, blocks, i, partials)
+    else:
+        for i in prange(units, num_threads=job.threads, schedule="guided", chunksize=min_chunk(units, job.threads)):
+            backward_unit_item(job, blocks, i, partials, count)
+    free(partials)
+    return 0
+
+
+cdef inline void grad_sums_item(const Job *job, const UnitBlocks *blocks, double *partials, Py_ssize_t item,
+                                Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t unit = item // count
+    cdef Coefficients coeffs = given_coefficients(job, blocks, unit)
+    partial_grad_sums(job, blocks, &coeffs, unit, item - unit * count, partials + N_GRAD_SUMS * item)
+
+
+cdef inline void grad_apply_item(const Job *job, const UnitBlocks *blocks, const Coefficients *coeffs,
+                                 Py_ssize_t item, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t unit = item // count
+    segment_grad_apply(job, blocks, coeffs + unit, unit, item - unit * count)
+    if blocks.schedule.nontemporal:
+        store_fence()
+
+
+cdef int segments_backward_two_sweeps(const Job *job, const UnitBlocks *blocks, Py_ssize_t count) noexcept nogil:
+    """TWO_SWEEPS: all partials of all units, `count` each; then the gradient."""
+    cdef Py_ssize_t units = units_of(job), items = units * count, i
+    cdef Coefficients *coeffs = <Coefficients *> malloc(units * sizeof(Coefficients))
+    cdef double *partials = <double *> malloc(N_GRAD_SUMS * items * sizeof(double))
+    if coeffs == NULL or partials == NULL:
+        free(coeffs)
+        free(partials)
+        return -1
+    if job.channels.sums_mode != SUMS_GIVEN:
+        for i in prange(items, num_threads=job.threads, use_threads_if=job.threads > 1, schedule="guided",
+                        chunksize=min_chunk(items, job.threads)):
+            grad_sums_item(job, blocks, partials, i, count)
+    for i in range(units):
+        coeffs[i] = given_coefficients(job, blocks, i)
+        finish_unit(job, blocks, coeffs + i, i, partials + N_GRAD_SUMS * count * i)
+    if job.channels.sums_mode != SUMS_ONLY:
+        for i in prange(items, num_threads=job.threads, use_threads_if=job.threads > 1, schedule="guided",
+                        chunksize=min_chunk(items, job.threads)):
+            grad_apply_item(job, blocks, coeffs, i, count)
+    free(partials)
+    free(coeffs)
+    return 0
+
+
+cdef int segments_backward(Job *job) noexcept nogil:
+    """Gradients of the input and, per channel, of the parameters; y is the gradient of the input."""
+    cdef UnitBlocks blocks = unit_blocks(job, job.channels.by_segment)
+    cdef Py_ssize_t count = partials_of_unit(job, &blocks)
+    schedule_segments_backward(job, &blocks, count)
+    if blocks.schedule.strategy == TWO_SWEEPS:
+        return segments_backward_two_sweeps(job, &blocks, count)
+    if blocks.schedule.strategy == UNIT_BATCHES:
+        return segments_backward_batched(job, &blocks)
+    return segments_backward_units(job, &blocks, count)

@@ -1,130 +1,120 @@
-# Segments: a scalar weight per segment. BatchNorm, GroupNorm, InstanceNorm, channels first.
+# Segments: parameters of channels, and what is applied to segments. See segments.pyx.
+from cnorm.kernels.coefficients cimport (
+    N_GRAD_SUMS, PASS_FORWARD, ChannelValues, channel_values_from, coefficients, fill)
+from cnorm.kernels.job cimport ACT_SLOPES, Job
+from cnorm.kernels.loops cimport CoefficientArrays, Coefficients
+from cnorm.kernels.moments cimport ElementRange, UnitBlocks, element_at
+from cnorm.kernels.tuning cimport BATCH_UNITS, SHORT_SEGMENT_BYTES
+
+
+cdef inline Py_ssize_t channel_of(const Job *job, Py_ssize_t inner, Py_ssize_t segment) noexcept nogil:
+    return inner * job.shape[2] + segment if job.channels.by_segment else inner
+
+
+cdef inline void set_channel(const Job *job, Coefficients *coeffs, Py_ssize_t channel) noexcept nogil:
+    """scale, bias and slope of one channel; mean_lo goes into the bias."""
+    coeffs.scale = coeffs.rstd * job.channels.weight[channel] if job.channels.weight != NULL else coeffs.rstd
+    coeffs.bias = (job.channels.bias[channel] if job.channels.bias != NULL else 0) - coeffs.mean_lo * coeffs.scale
+    if job.activation == ACT_SLOPES:
+        coeffs.slope = job.channels.slopes[channel]
+
+
+# ---- batches: units or segments that lie side by side in memory, each with coefficients of its own ----
 #
-# BatchNorm: a unit is a channel, a segment a sample of it (one weight per unit).
-# GroupNorm: a unit is a group of one sample, a segment a channel of it (a weight per segment).
+# a) The segments of a unit with a weight for each, where they are short: channels of a group of small images.
+# b) The same segment of several units: batch norm's channels of small images. Unit by unit, a few cache lines are
+#    read here and a few there, and written so, which takes up to twice as long. So the statistics of some units come
+#    first, and then, while these are in cache, all that is applied to them, segment by segment.
+# c) With given statistics there is nothing to wait for: as b), in the order of memory.
+# d) Units of one short segment: what is done once per unit is done for many side by side.
+
+cdef struct UnitBatch:
+    CoefficientArrays coeffs       # points to the arrays below
+    double mean_hi[BATCH_UNITS]
+    double scale[BATCH_UNITS]
+    double bias[BATCH_UNITS]
+    double slope[BATCH_UNITS]
+    double dev_coeff[BATCH_UNITS]
+    double grad_offset[BATCH_UNITS]
+    double mean_lo[BATCH_UNITS]
+    double rstd[BATCH_UNITS]
+    double sums[N_GRAD_SUMS * BATCH_UNITS]
 
 
-from cnorm.kernels.coefficients cimport FORWARD, coefficients, Parameters, parameters_from, spread
-from cnorm.kernels.jobs cimport Norm
-from cnorm.kernels.loops cimport BAND, Affine, BandAffine
-from cnorm.kernels.moments cimport element_at, Piece, Tiling
-from cnorm.kernels.tuning cimport (
-    APART_LEAST, BAND_BYTES, BAND_FAR, BAND_FEW, BAND_GIVEN, BAND_LEAST, BAND_NEAR, BAND_SEGMENT,
-    NEAR_BYTES, SLOT)
-from cnorm.kernels.units cimport units_of
+cdef inline void bind_batch(UnitBatch *batch) noexcept nogil:
+    batch.coeffs.mean_hi = batch.mean_hi
+    batch.coeffs.scale = batch.scale
+    batch.coeffs.bias = batch.bias
+    batch.coeffs.slope = batch.slope
+    batch.coeffs.dev_coeff = batch.dev_coeff
+    batch.coeffs.grad_offset = batch.grad_offset
+    batch.coeffs.rstd = batch.rstd
 
 
-cdef inline Py_ssize_t channel_of(const Norm *a, Py_ssize_t inner, Py_ssize_t segment) noexcept nogil:
-    return inner * a.shape[2] + segment if a.by_segment else inner
+cdef inline ChannelValues channel_values(const Job *job, Py_ssize_t channel) noexcept nogil:
+    return channel_values_from(channel, job.channels.weight, job.channels.bias, job.channels.slopes,
+                               job.slope, job.activation)
 
 
-cdef inline void set_channel(const Norm *a, Affine *f, Py_ssize_t channel) noexcept nogil:
-    """scale, bias, slope and p of one channel; lo goes into the bias."""
-    f.scale = f.rstd * a.weight[channel] if a.weight != NULL else f.rstd
-    f.p = f.scale
-    f.bias = (a.bias[channel] if a.bias != NULL else 0) - f.lo * f.scale
-    if a.activation == 2:
-        f.slope = a.slopes[channel]
+cdef inline bint has_short_segments(const Job *job, const UnitBlocks *blocks) noexcept nogil:
+    """a): whether segments of a unit share a call of the loops."""
+    return job.channels.by_segment and blocks.segments > 1 and blocks.runs == 1 and blocks.elements * blocks.loops.size <= SHORT_SEGMENT_BYTES
 
 
-cdef struct Band:
-    BandAffine affine       # in what follows
-    double hi[BAND]
-    double scale[BAND]
-    double bias[BAND]
-    double slope[BAND]
-    double q[BAND]
-    double r[BAND]
-    double lo[BAND]
-    double rstd[BAND]
-    double sums[SLOT * BAND]
-
-
-cdef inline void open_band(Band *b) noexcept nogil:
-    b.affine.hi = b.hi
-    b.affine.scale = b.scale
-    b.affine.bias = b.bias
-    b.affine.slope = b.slope
-    b.affine.q = b.q
-    b.affine.r = b.r
-    b.affine.rstd = b.rstd
-
-
-cdef inline Parameters parameters_of(const Norm *a, Py_ssize_t channel) noexcept nogil:
-    return parameters_from(channel, a.weight, a.bias, a.slopes, a.slope, a.activation)
-
-
-cdef inline bint short_segments(const Norm *a, const Tiling *t) noexcept nogil:
-    """a)"""
-    return a.by_segment and t.segments > 1 and t.runs == 1 and t.elements * t.loops.size <= BAND_SEGMENT
-
-
-cdef inline void segment_band(const Norm *a, const Affine *f, Py_ssize_t channel, Py_ssize_t n, bint backward,
-                              Band *b) noexcept nogil:
-    """Segments of one unit: one mean and deviation, and parameters for each."""
-    cdef Parameters of = parameters_of(a, channel)
-    open_band(b)
-    b.affine.shifted = f.hi != 0
-    spread(f.hi, n, b.hi)
-    spread(f.lo, n, b.lo)
-    spread(f.rstd, n, b.rstd)
-    coefficients(FORWARD, n, b.lo, b.rstd, &of, NULL, NULL, 0, &b.affine)
+cdef inline void segment_batch_coefficients(const Job *job, const Coefficients *coeffs, Py_ssize_t channel,
+                                            Py_ssize_t n, bint backward, UnitBatch *batch) noexcept nogil:
+    """Segments of one unit: one mean and rstd, parameters for each."""
+    cdef ChannelValues values = channel_values(job, channel)
+    bind_batch(batch)
+    batch.coeffs.shifted = coeffs.mean_hi != 0
+    fill(coeffs.mean_hi, n, batch.mean_hi)
+    fill(coeffs.mean_lo, n, batch.mean_lo)
+    fill(coeffs.rstd, n, batch.rstd)
+    coefficients(PASS_FORWARD, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, &batch.coeffs)
     if backward:
-        spread(f.q, n, b.q)
-        spread(f.r, n, b.r)
+        fill(coeffs.dev_coeff, n, batch.dev_coeff)
+        fill(coeffs.grad_offset, n, batch.grad_offset)
 
 
-cdef inline void band_apply(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t inner, const char *x,
-                            char *y, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
-    """Whole segments."""
-    cdef Band b
+cdef inline void apply_segment_batch(const Job *job, const UnitBlocks *blocks, const Coefficients *shared,
+                                     Py_ssize_t inner, const char *x, char *y, Py_ssize_t first,
+                                     Py_ssize_t stop) noexcept nogil:
+    """Whole segments first .. stop of a unit."""
+    cdef UnitBatch batch
     cdef Py_ssize_t count
     while first < stop:
-        count = min(<Py_ssize_t> BAND, stop - first)
-        segment_band(a, shared, channel_of(a, inner, first), count, False, &b)
-        t.loops.apply_band(x + first * a.x.stride[2], y + first * a.y.stride[2], 1, 0, 0, count, a.x.stride[2],
-                           a.y.stride[2], t.elements, &b.affine, a.activation)
+        count = min(<Py_ssize_t> BATCH_UNITS, stop - first)
+        segment_batch_coefficients(job, shared, channel_of(job, inner, first), count, False, &batch)
+        blocks.loops.apply_batch(x + first * job.x.strides[2], y + first * job.y.strides[2], 1, 0, 0, count,
+                                 job.x.strides[2], job.y.strides[2], blocks.elements, &batch.coeffs,
+                                 job.activation)
         first += count
 
 
-cdef inline void segment_apply(const Norm *a, const Tiling *t, const Affine *shared, Py_ssize_t unit,
-                               const char *x, char *y, const Piece *p) noexcept nogil:
-    cdef Affine f
-    cdef Py_ssize_t segment, element, step, size = t.loops.size, inner = unit % a.shape[1]
-    if short_segments(a, t):
-        band_apply(a, t, shared, inner, x, y, p.segment, p.segment + p.count)
+cdef inline void segment_apply(const Job *job, const UnitBlocks *blocks, const Coefficients *shared,
+                               Py_ssize_t unit, const char *x, char *y,
+                               const ElementRange *extent) noexcept nogil:
+    cdef Coefficients coeffs
+    cdef Py_ssize_t segment, element, step, size = blocks.loops.size, inner = unit % job.shape[1]
+    if has_short_segments(job, blocks):
+        apply_segment_batch(job, blocks, shared, inner, x, y, extent.segment, extent.segment + extent.count)
         return
-    f = shared[0]
-    if not a.by_segment:
-        set_channel(a, &f, inner)
-        if t.runs == 1:
-            t.loops.apply(x + p.segment * a.x.stride[2] + p.begin * size,
-                          y + p.segment * a.y.stride[2] + p.begin * size,
-                          p.count, a.x.stride[2], a.y.stride[2], p.end - p.begin, &f, a.activation)
+    coeffs = shared[0]
+    if not job.channels.by_segment:
+        set_channel(job, &coeffs, inner)
+        if blocks.runs == 1:
+            blocks.loops.apply(x + extent.segment * job.x.strides[2] + extent.begin * size,
+                               y + extent.segment * job.y.strides[2] + extent.begin * size, extent.count,
+                               job.x.strides[2], job.y.strides[2], extent.end - extent.begin, &coeffs,
+                               job.activation)
             return
-    for segment in range(p.segment, p.segment + p.count):
-        if a.by_segment:
-            set_channel(a, &f, channel_of(a, inner, segment))
-        element = p.begin
-        while element < p.end:
-            step = min(t.length - element % t.length, p.end - element)
-            t.loops.apply(element_at(t, &a.x, x, segment, element),
-                          <char *> element_at(t, &a.y, y, segment, element),
-                          1, 0, 0, step, &f, a.activation)
+    for segment in range(extent.segment, extent.segment + extent.count):
+        if job.channels.by_segment:
+            set_channel(job, &coeffs, channel_of(job, inner, segment))
+        element = extent.begin
+        while element < extent.end:
+            step = min(blocks.length - element % blocks.length, extent.end - element)
+            blocks.loops.apply(element_at(blocks, &job.x, x, segment, element),
+                          <char *> element_at(blocks, &job.y, y, segment, element),
+                          1, 0, 0, step, &coeffs, job.activation)
             element += step
-
-
-cdef inline Py_ssize_t band_of(const Norm *a, const Tiling *t, bint backward) noexcept nogil:
-    """b), c), d): units in a band, at most; 1 or less: no bands."""
-    cdef Py_ssize_t segment = t.elements * t.loops.size, unit = segment * t.segments, units = units_of(a), band
-    cdef int read = 2 if backward else 1
-    if a.by_element or t.runs > 1 or a.x.stride[1] != segment or (a.by_segment and t.segments > 1):
-        return 1
-    if a.given and not backward:
-        return 1 if a.stream or segment > BAND_GIVEN or a.shape[0] > 1 else BAND
-    if t.segments == 1:
-        band = (BAND_NEAR if (read + 1) * units * unit < NEAR_BYTES else BAND_FAR) // (read * unit)
-        return min(<Py_ssize_t> BAND, band) if backward and not a.stream and band >= BAND_FEW else 1
-    if a.shape[0] > 1 or segment >= APART_LEAST or (read + 1) * units * unit < BAND_LEAST:
-        return 1
-    return min(<Py_ssize_t> BAND, min(BAND_BYTES // (read * unit), units // (2 * a.threads)))

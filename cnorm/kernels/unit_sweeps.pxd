@@ -1,228 +1,230 @@
+# Executors that the rows and segments families share: from moments to statistics to the result.
+#
+# a) Unit by unit, where there are units enough for the threads: the second pass finds the unit in cache. Else in two
+#    sweeps over all blocks of all units. Units of one tile go through the loops of whole rows, many at a time.
+# b) All visit the same blocks in the same tree, so they compute the same bits.
+# c) What is applied to a range of elements is blocks.apply: a weight per element, or a scalar per segment.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
-from cnorm.kernels.jobs cimport Moments, Norm
-from cnorm.kernels.loops cimport ABREAST, ROWS_TOGETHER, Affine, RowJob, stream_end
-from cnorm.kernels.machine cimport MACHINE
+
+from cnorm.kernels.job cimport ACT_SLOPES, Job, Moments
+from cnorm.kernels.loops cimport Coefficients, RowBatch, store_fence
 from cnorm.kernels.moments cimport (
-    next_tile, part_moments, Piece, rstd_of, slot_total, tile_stretch, Tiling, unit_moments)
-from cnorm.kernels.tuning cimport (
-    NEAR_BYTES, PART, TINY, TOGETHER_BYTES, TOGETHER_LONG, TOGETHER_SHORT)
+    ElementRange, UnitBlocks, block_moments, merge_partials, next_range, range_of_tiles, unit_moments)
+from cnorm.kernels.schedule cimport min_chunk
+from cnorm.kernels.statistics cimport rstd_from_variance
+from cnorm.kernels.tuning cimport BLOCK_TILES, TINY_SQUARE
 from cnorm.kernels.units cimport (
-    chunk_of, given_affine, keep_statistics, unit_affine, unit_at, units_of)
+    given_coefficients, has_element_params, save_statistics, unit_at, unit_coefficients, units_of)
 
 
-cdef inline void apply_part(const Norm *a, const Tiling *t, const Affine *f, Py_ssize_t unit,
-                            Py_ssize_t part) noexcept nogil:
-    cdef const char *x = unit_at(a, &a.x, unit)
-    cdef char *y = unit_at(a, &a.y, unit)
-    cdef Py_ssize_t tile = part * PART, stop = min(tile + PART, t.tiles)
-    cdef Piece p
+cdef inline void apply_block(const Job *job, const UnitBlocks *blocks, const Coefficients *coeffs, Py_ssize_t unit,
+                             Py_ssize_t block) noexcept nogil:
+    cdef const char *x = unit_at(job, &job.x, unit)
+    cdef char *y = unit_at(job, &job.y, unit)
+    cdef Py_ssize_t tile = block * BLOCK_TILES, stop = min(tile + BLOCK_TILES, blocks.tiles)
+    cdef ElementRange extent
     while tile < stop:
-        p = tile_stretch(t, tile, stop)
-        t.apply(a, t, f, unit, x, y, &p)
-        tile = next_tile(t, tile, stop)
+        extent = range_of_tiles(blocks, tile, stop)
+        blocks.apply(job, blocks, coeffs, unit, x, y, &extent)
+        tile = next_range(blocks, tile, stop)
 
 
-cdef inline void add_unit(const Norm *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
-    """x = dy + plus, for one unit: what is normalised is in cache then."""
-    cdef char *x = unit_at(a, &a.x, unit)
-    cdef const char *one = unit_at(a, &a.dy, unit)
-    cdef const char *other = unit_at(a, &a.plus, unit)
+cdef inline void add_unit(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit) noexcept nogil:
+    """x = addend[0] + addend[1] for one unit, just before it is normalized: it is in cache then."""
+    cdef const char *one = unit_at(job, &job.elements.addend[0], unit)
+    cdef const char *other = unit_at(job, &job.elements.addend[1], unit)
+    cdef char *x = unit_at(job, &job.x, unit)
     cdef Py_ssize_t run
-    for run in range(t.runs):
-        t.loops.add(one + run * a.dy.stride[3], other + run * a.plus.stride[3], x + run * a.x.stride[3],
-                    t.length)
+    for run in range(blocks.runs):
+        blocks.loops.add(one + run * job.elements.addend[0].strides[3], other + run * job.elements.addend[1].strides[3],
+                         x + run * job.x.strides[3], blocks.length)
 
 
-cdef inline void set_forward(Norm *a, const Tiling *t, Py_ssize_t unit, Affine *f) noexcept nogil:
-    """What is applied to a unit, from its statistics, which are kept, or from those that are given."""
+# ---- unit by unit ----
+
+cdef inline Moments save_unit_moments(Job *job, const UnitBlocks *blocks, Py_ssize_t unit,
+                                      double *rstd) noexcept nogil:
+    """The moments of a unit, which are saved with its rstd where the caller wants them."""
+    cdef Moments m = unit_moments(blocks, &job.x, unit_at(job, &job.x, unit), job.centred, job.eps)
+    rstd[0] = rstd_from_variance(m.m2 / m.count, job.eps)
+    save_statistics(job, unit, m, rstd[0])
+    return m
+
+
+cdef inline void normalize_unit(Job *job, const UnitBlocks *blocks, Py_ssize_t unit) noexcept nogil:
+    cdef Coefficients coeffs
+    cdef Py_ssize_t block
     cdef Moments m
     cdef double rstd
-    if a.given:
-        f[0] = given_affine(a, t, unit)
+    if job.stats_given:
+        coeffs = given_coefficients(job, blocks, unit)
     else:
-        m = unit_moments(t, &a.x, unit_at(a, &a.x, unit), a.centred, a.eps)
-        rstd = rstd_of(m.m2, m.count, a.eps)
-        keep_statistics(a, unit, m, rstd)
-        f[0] = unit_affine(a, t, unit, m.mean, m.lo, rstd)
+        m = save_unit_moments(job, blocks, unit, &rstd)
+        coeffs = unit_coefficients(job, blocks, unit, m.mean, m.lo, rstd)
+    for block in range(blocks.blocks):
+        apply_block(job, blocks, &coeffs, unit, block)
+    if blocks.schedule.nontemporal:
+        store_fence()
 
 
-cdef inline void normalise_unit(Norm *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
-    cdef Affine f
-    cdef Py_ssize_t part
-    set_forward(a, t, unit, &f)
-    for part in range(t.parts):
-        apply_part(a, t, &f, unit, part)
-    if a.stream:
-        stream_end()
+cdef inline void forward_unit(Job *job, const UnitBlocks *blocks, Py_ssize_t unit) noexcept nogil:
+    if job.elements.fuse_add:
+        add_unit(job, blocks, unit)
+    normalize_unit(job, blocks, unit)
 
 
-cdef inline void forward_unit(Norm *a, const Tiling *t, Py_ssize_t unit) noexcept nogil:
-    if a.add:
-        add_unit(a, t, unit)
-    normalise_unit(a, t, unit)
-
-
-cdef inline int forward_units(Norm *a, const Tiling *t) noexcept nogil:
-    """Unit by unit."""
-    cdef Py_ssize_t units = units_of(a), i
-    if a.threads == 1:
+cdef inline int forward_units(Job *job, const UnitBlocks *blocks) noexcept nogil:
+    """UNIT_BY_UNIT."""
+    cdef Py_ssize_t units = units_of(job), i
+    if job.threads == 1:
         for i in range(units):
-            forward_unit(a, t, i)
+            forward_unit(job, blocks, i)
     else:
-        for i in prange(units, num_threads=a.threads, schedule="guided",
-                        chunksize=chunk_of(units, a.threads)):
-            forward_unit(a, t, i)
+        for i in prange(units, num_threads=job.threads, schedule="guided", chunksize=min_chunk(units, job.threads)):
+            forward_unit(job, blocks, i)
     return 0
 
 
-cdef inline void part_slot(const Norm *a, const Tiling *t, Moments *slots,
-                           Py_ssize_t item) noexcept nogil:
-    cdef Py_ssize_t unit = item // t.parts
-    slots[item] = part_moments(t, &a.x, unit_at(a, &a.x, unit), item - unit * t.parts, a.centred, a.eps)
+# ---- two sweeps over blocks ----
+
+cdef inline void save_block_moments(const Job *job, const UnitBlocks *blocks, Moments *partials,
+                                    Py_ssize_t item) noexcept nogil:
+    cdef Py_ssize_t unit = item // blocks.blocks
+    partials[item] = block_moments(blocks, &job.x, unit_at(job, &job.x, unit), item - unit * blocks.blocks,
+                                   job.centred, job.eps)
 
 
-cdef inline int moments_by_parts(Norm *a, const Tiling *t) noexcept nogil:
+cdef inline int moments_in_blocks(Job *job, const UnitBlocks *blocks) noexcept nogil:
     """Statistics of few, large units."""
-    cdef Py_ssize_t units = units_of(a), items = units * t.parts, i
-    cdef Moments *slots = <Moments *> malloc(items * sizeof(Moments))
+    cdef Py_ssize_t units = units_of(job), items = units * blocks.blocks, i
+    cdef Moments *partials = <Moments *> malloc(items * sizeof(Moments))
     cdef Moments m
-    if slots == NULL:
+    if partials == NULL:
         return -1
-    for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
-        part_slot(a, t, slots, i)
+    for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+        save_block_moments(job, blocks, partials, i)
     for i in range(units):
-        m = slot_total(slots + i * t.parts, t.parts)
-        keep_statistics(a, i, m, rstd_of(m.m2, m.count, a.eps))
-    free(slots)
+        m = merge_partials(partials + i * blocks.blocks, blocks.blocks)
+        save_statistics(job, i, m, rstd_from_variance(m.m2 / m.count, job.eps))
+    free(partials)
     return 0
 
 
-cdef inline void apply_item(const Norm *a, const Tiling *t, Py_ssize_t item) noexcept nogil:
-    cdef Py_ssize_t unit = item // t.parts
-    cdef Affine f = given_affine(a, t, unit)
-    apply_part(a, t, &f, unit, item - unit * t.parts)
-    if a.stream:
-        stream_end()
+cdef inline void apply_block_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t item) noexcept nogil:
+    cdef Py_ssize_t unit = item // blocks.blocks
+    cdef Coefficients coeffs = given_coefficients(job, blocks, unit)
+    apply_block(job, blocks, &coeffs, unit, item - unit * blocks.blocks)
+    if blocks.schedule.nontemporal:
+        store_fence()
 
 
-cdef inline int forward_by_parts(Norm *a, const Tiling *t) noexcept nogil:
-    cdef Py_ssize_t units = units_of(a), items = units * t.parts, i
-    cdef double *kept = NULL
-    cdef Norm given = a[0]
-    if a.add:
-        for i in prange(units, num_threads=a.threads, schedule="static"):
-            add_unit(a, t, i)
-    if not a.given:
+cdef inline int forward_two_sweeps(Job *job, const UnitBlocks *blocks) noexcept nogil:
+    """TWO_SWEEPS."""
+    cdef Py_ssize_t units = units_of(job), items = units * blocks.blocks, i
+    cdef double *saved = NULL
+    cdef Job given = job[0]
+    if job.elements.fuse_add:
+        for i in prange(units, num_threads=job.threads, schedule="static"):
+            add_unit(job, blocks, i)
+    if not job.stats_given:
         # the caller may not want every statistic: the sweep that applies does
-        kept = <double *> malloc(3 * units * sizeof(double))
-        if kept == NULL:
+        saved = <double *> malloc(3 * units * sizeof(double))
+        if saved == NULL:
             return -1
-        given.mean = kept
-        given.lo = kept + units
-        given.rstd = kept + 2 * units
-        if moments_by_parts(&given, t) < 0:
-            free(kept)
+        given.mean = saved
+        given.lo = saved + units
+        given.rstd = saved + 2 * units
+        if moments_in_blocks(&given, blocks) < 0:
+            free(saved)
             return -1
         for i in range(units):
-            if a.mean != NULL:
-                a.mean[i] = given.mean[i]
-            if a.lo != NULL:
-                a.lo[i] = given.lo[i]
-            if a.rstd != NULL:
-                a.rstd[i] = given.rstd[i]
-    for i in prange(items, num_threads=a.threads, schedule="guided", chunksize=chunk_of(items, a.threads)):
-        apply_item(&given, t, i)
-    free(kept)
+            if job.mean != NULL:
+                job.mean[i] = given.mean[i]
+            if job.lo != NULL:
+                job.lo[i] = given.lo[i]
+            if job.rstd != NULL:
+                job.rstd[i] = given.rstd[i]
+    for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+        apply_block_item(&given, blocks, i)
+    free(saved)
     return 0
 
 
-# ---- units of one segment that is one tile: many at once ----
+# ---- units of one tile: many in one call of the loops ----
+
+cdef inline void save_row_statistics(Job *job, Py_ssize_t unit, const RowBatch *batch) noexcept nogil:
+    cdef size_t bytes = batch.rows * sizeof(double)
+    if job.mean != NULL:
+        memcpy(job.mean + unit, batch.mean, bytes)
+    if job.lo != NULL:
+        memcpy(job.lo + unit, batch.lo, bytes)
+    if job.m2 != NULL:
+        memcpy(job.m2 + unit, batch.m2, bytes)
+    if job.rstd != NULL:
+        memcpy(job.rstd + unit, batch.rstd, bytes)
 
 
-cdef inline bint one_tile(const Norm *a, const Tiling *t) noexcept nogil:
-    return a.shape[2] == 1 and t.runs == 1 and t.tiles == 1 and not a.given and a.unit_slopes == NULL
-
-
-cdef inline Py_ssize_t together_of(const Norm *a, const Tiling *t) noexcept nogil:
-    cdef Py_ssize_t row = t.elements * t.loops.size
-    cdef bint far = 2 * units_of(a) * row >= NEAR_BYTES
-    cdef Py_ssize_t rows = MACHINE.rows_from_memory // row
-    if not far:
-        rows = max(TOGETHER_SHORT // row, min(<Py_ssize_t> TOGETHER_LONG, TOGETHER_BYTES // row))
-    rows = min(<Py_ssize_t> ROWS_TOGETHER, rows)
-    return max(1, rows if rows < ABREAST else rows // ABREAST * ABREAST)
-
-
-cdef inline void keep_rows(Norm *a, Py_ssize_t unit, const RowJob *job) noexcept nogil:
-    cdef size_t bytes = job.rows * sizeof(double)
-    if a.mean != NULL:
-        memcpy(a.mean + unit, job.mean, bytes)
-    if a.lo != NULL:
-        memcpy(a.lo + unit, job.lo, bytes)
-    if a.m2 != NULL:
-        memcpy(a.m2 + unit, job.m2, bytes)
-    if a.rstd != NULL:
-        memcpy(a.rstd + unit, job.rstd, bytes)
-
-
-cdef inline void forward_together(Norm *a, const Tiling *t, Py_ssize_t outer, Py_ssize_t inner,
-                                  Py_ssize_t stop, Py_ssize_t together) noexcept nogil:
+cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t outer, Py_ssize_t inner,
+                                   Py_ssize_t stop) noexcept nogil:
     """Units inner .. stop of one outer index."""
-    cdef RowJob job
-    cdef Py_ssize_t unit = outer * a.shape[1] + inner, i
-    job.x_stride = a.x.stride[1]
-    job.y_stride = a.y.stride[1]
-    job.n = t.elements
-    job.eps = a.eps
-    job.tiny = TINY if a.eps < TINY else 0
-    job.centred = a.centred
-    job.vector = a.by_element
-    job.activation = a.activation
-    job.affine.slope = a.slope
-    job.affine.bias = 0
-    job.affine.stream = a.stream
-    job.affine.ahead = together * a.x.stride[1]
-    job.affine.weight = a.row_weight
-    job.affine.shift = a.row_bias
-    job.affine.slopes = a.row_slopes
+    cdef RowBatch batch
+    cdef Py_ssize_t unit = outer * job.shape[1] + inner, i, rows = blocks.schedule.rows_per_pass
+    batch.x_stride = job.x.strides[1]
+    batch.y_stride = job.y.strides[1]
+    batch.n = blocks.elements
+    batch.eps = job.eps
+    batch.tiny_square = TINY_SQUARE if job.eps < TINY_SQUARE else 0
+    batch.centred = job.centred
+    batch.elementwise = has_element_params(job)
+    batch.activation = job.activation
+    batch.coeffs.slope = job.slope
+    batch.coeffs.bias = 0
+    batch.coeffs.nontemporal = blocks.schedule.nontemporal
+    batch.coeffs.prefetch_bytes = rows * job.x.strides[1]
+    batch.coeffs.weights = job.elements.weight
+    batch.coeffs.biases = job.elements.bias
+    batch.coeffs.slopes = job.elements.slopes
     while inner < stop:
-        job.rows = min(together, stop - inner)
-        job.x = a.x.data + outer * a.x.stride[0] + inner * a.x.stride[1]
-        job.y = a.y.data + outer * a.y.stride[0] + inner * a.y.stride[1]
-        job.weight = a.weight + inner if a.weight != NULL else NULL
-        job.bias = a.bias + inner if a.bias != NULL else NULL
-        job.slopes = a.slopes + inner if a.activation == 2 and a.slopes != NULL else NULL
-        if a.add:
-            for i in range(job.rows):
-                add_unit(a, t, unit + i)
-        t.loops.forward_rows(&job)
-        keep_rows(a, unit, &job)
-        if job.any_again:
-            for i in range(job.rows):
-                if job.again[i]:
-                    normalise_unit(a, t, unit + i)
-        inner += job.rows
-        unit += job.rows
-    if a.stream:
-        stream_end()
+        batch.rows = min(rows, stop - inner)
+        batch.x = job.x.data + outer * job.x.strides[0] + inner * job.x.strides[1]
+        batch.y = job.y.data + outer * job.y.strides[0] + inner * job.y.strides[1]
+        batch.weight = job.channels.weight + inner if job.channels.weight != NULL else NULL
+        batch.bias = job.channels.bias + inner if job.channels.bias != NULL else NULL
+        batch.slopes = NULL
+        if job.activation == ACT_SLOPES and job.channels.slopes != NULL:
+            batch.slopes = job.channels.slopes + inner
+        if job.elements.fuse_add:
+            for i in range(batch.rows):
+                add_unit(job, blocks, unit + i)
+        blocks.loops.forward_rows(&batch)
+        save_row_statistics(job, unit, &batch)
+        if batch.any_fallback:
+            for i in range(batch.rows):
+                if batch.needs_fallback[i]:
+                    normalize_unit(job, blocks, unit + i)
+        inner += batch.rows
+        unit += batch.rows
+    if blocks.schedule.nontemporal:
+        store_fence()
 
 
-cdef inline void together_item(Norm *a, const Tiling *t, Py_ssize_t item, Py_ssize_t items,
-                               Py_ssize_t step, Py_ssize_t together) noexcept nogil:
+cdef inline void row_batch_item(Job *job, const UnitBlocks *blocks, Py_ssize_t item, Py_ssize_t items,
+                                Py_ssize_t step) noexcept nogil:
     cdef Py_ssize_t outer = item // items, first = (item - outer * items) * step
-    forward_together(a, t, outer, first, min(first + step, a.shape[1]), together)
+    forward_row_batch(job, blocks, outer, first, min(first + step, job.shape[1]))
 
 
-cdef inline int units_forward_together(Norm *a, const Tiling *t) noexcept nogil:
-    cdef Py_ssize_t together = together_of(a, t), step, items, i
-    if a.threads == 1:
-        for i in range(a.shape[0]):
-            forward_together(a, t, i, 0, a.shape[1], together)
+cdef inline int forward_row_batches(Job *job, const UnitBlocks *blocks) noexcept nogil:
+    """ROW_BATCHES."""
+    cdef Py_ssize_t rows = blocks.schedule.rows_per_pass, step, items, i
+    if job.threads == 1:
+        for i in range(job.shape[0]):
+            forward_row_batch(job, blocks, i, 0, job.shape[1])
         return 0
-    step = (chunk_of(units_of(a), a.threads) + together - 1) // together * together
-    items = (a.shape[1] + step - 1) // step
-    for i in prange(a.shape[0] * items, num_threads=a.threads, schedule="guided"):
-        together_item(a, t, i, items, step, together)
+    step = (min_chunk(units_of(job), job.threads) + rows - 1) // rows * rows
+    items = (job.shape[1] + step - 1) // step
+    for i in prange(job.shape[0] * items, num_threads=job.threads, schedule="guided"):
+        row_batch_item(job, blocks, i, items, step)
     return 0

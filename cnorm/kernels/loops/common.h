@@ -1,6 +1,6 @@
-/* One text of each loop over a tile, by family in four files; tiles.h includes it once per storage type.
+/* One text of each loop over a tile, by family in four files; table.h includes it once per dtype.
  *
- * S: storage type, A: accumulation type, AL: its lanes, ACCUMULATOR: its place in TILES.
+ * S: storage type, A: accumulation type, AL: its lanes, ACCUMULATOR: its place in LOOPS_BY_DTYPE.
  * Functions ending in _any take constants that choose a variant (`vector`, `centred`, `activation`);
  * they are inlined into one function per variant, so a variant is never another text.
  */
@@ -19,7 +19,7 @@
 #define SUB(a, b) CAT(A, sub)(a, b)
 #define MUL(a, b) CAT(A, mul)(a, b)
 #define IF_POSITIVE(z, a, b) CAT(A, select_positive)(z, a, b)
-#define FOLD(a) CAT(A, fold)(a)
+#define HSUM(a) CAT(A, hsum)(a)
 #define PARAMETER(p, i) CAT(A, load)((const A *)(p) + (i))
 #define PARAMETER_PART(p, i, n) CAT(A, load_part)((const A *)(p) + (i), n, SET(0))
 #define LANES CAT(A, lanes)
@@ -28,16 +28,16 @@
 
 /* Elements at y to store before the first whole lanes: to the next line where these are streamed, and else, of a
  * long run, to where no vector is stored across two lines, which takes up to twice the time. */
-INLINE ptrdiff_t FN(lead)(const void *y, ptrdiff_t n, const int stream) {
+INLINE ptrdiff_t FN(peel)(const void *y, ptrdiff_t n, const int stream) {
     const uintptr_t align = stream ? LANES_ALIGN : LANES_NATIVE * sizeof(S) / sizeof(A);
-    return stream || n >= LED_LANES * LANES ? (ptrdiff_t)(-(uintptr_t)y % align / sizeof(S)) : 0;
+    return stream || n >= PEEL_MIN_LANES * LANES ? (ptrdiff_t)(-(uintptr_t)y % align / sizeof(S)) : 0;
 }
 
 /* out[i] = STEP of x[i] over a run: two lanes at a time, one, the rest; of a long run a few elements first, so
  * that lanes are stored where lines of memory begin (see lead). STEP(result, value, PIECE) makes the lanes at i;
  * PIECE_... loads its other operands, for PART `part` elements of them. */
 #define FOR_RUN(out, n)                                                                          \
-    ptrdiff_t i = 0, part = FN(lead)(out, n, stream);                                            \
+    ptrdiff_t i = 0, part = FN(peel)(out, n, stream);                                            \
     if (part >= LANES) {                                                                         \
         AL result;                                                                               \
         STEP(result, LOAD(x), WHOLE)                                                             \
@@ -74,22 +74,22 @@ INLINE ptrdiff_t FN(lead)(const void *y, ptrdiff_t n, const int stream) {
     }
 
 /* One lane at j: whole, or `part` elements of it. */
-INLINE AL FN(strip_load)(const char *row, ptrdiff_t j, ptrdiff_t part, AL fill) {
+INLINE AL FN(vector_load)(const char *row, ptrdiff_t j, ptrdiff_t part, AL fill) {
     const S *p = (const S *)row + j;
     return part ? LOAD_PART(p, part, fill) : LOAD(p);
 }
-INLINE AL FN(strip_vector)(const void *v, ptrdiff_t j, ptrdiff_t part) {
+INLINE AL FN(vector_parameter)(const void *v, ptrdiff_t j, ptrdiff_t part) {
     const A *p = (const A *)v + j;
     return part ? CAT(A, load_part)(p, part, SET(0)) : CAT(A, load)(p);
 }
-INLINE void FN(strip_store)(char *row, ptrdiff_t j, ptrdiff_t part, AL v, const int stream) {
+INLINE void FN(vector_store)(char *row, ptrdiff_t j, ptrdiff_t part, AL v, const int stream) {
     S *p = (S *)row + j;
     if (part) STORE_PART(p, v, part);
     else if (stream) STREAM(p, v);
     else STORE(p, v);
 }
 
-INLINE void FN(strip_keep)(A *v, ptrdiff_t j, ptrdiff_t part, AL a) {
+INLINE void FN(vector_keep)(A *v, ptrdiff_t j, ptrdiff_t part, AL a) {
     if (part) CAT(A, store_part)(v + j, a, part);
     else CAT(A, store)(v + j, a);
 }
@@ -99,13 +99,13 @@ INLINE void FN(strip_keep)(A *v, ptrdiff_t j, ptrdiff_t part, AL a) {
 #define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
 /* and if every row comes to a line after as many elements: these, or -1. The lines of which two rows have a part
  * are read and written if streamed; short rows have too many. */
-static ptrdiff_t FN(common_lead)(char *const *y, ptrdiff_t rows, ptrdiff_t n, int stream) {
-    const ptrdiff_t lead = FN(lead)(y[0], n, stream);
-    if (lead == 0 && !stream) return 0;
+static ptrdiff_t FN(common_peel)(char *const *y, ptrdiff_t rows, ptrdiff_t n, int stream) {
+    const ptrdiff_t peel = FN(peel)(y[0], n, stream);
+    if (peel == 0 && !stream) return 0;
     uintptr_t apart = 0;
     for (ptrdiff_t row = 1; row < rows; ++row) apart |= (uintptr_t)y[row] ^ (uintptr_t)y[0];
     if (apart % LANES_ALIGN || (uintptr_t)y[0] % sizeof(S)) return -1;
-    return lead == 0 || !stream || n * (ptrdiff_t)sizeof(S) >= STREAMED_ROW ? lead : -1;
+    return peel == 0 || !stream || n * (ptrdiff_t)sizeof(S) >= NONTEMPORAL_ROW_MIN_BYTES ? peel : -1;
 }
 /* Sums of `n` columns down some rows, in the accumulator: whole lanes are cleared, and then added up. */
 INLINE void FN(kept_clear)(A *kept, ptrdiff_t n) {
@@ -119,34 +119,39 @@ INLINE void FN(kept_set)(const A *restrict kept, ptrdiff_t n, double *restrict t
 }
 
 /* g through an activation whose input was z; what the slope's gradient gains goes to on_slope, if any. */
-INLINE AL FN(through)(AL g, AL z, AL slope, AL *on_slope) {
+INLINE AL FN(activation_backward)(AL g, AL z, AL slope, AL *on_slope) {
     if (on_slope) *on_slope = ADD(*on_slope, IF_POSITIVE(z, SET(0), MUL(g, z)));
     return IF_POSITIVE(z, g, MUL(g, slope));
 }
 
 /* For each of R rows that are taken side by side. */
-#define ROWS_ABREAST(k) _Pragma("GCC unroll 4") for (int k = 0; k < R; ++k)
+#define FOR_UNROLLED_ROWS(k) _Pragma("GCC unroll 4") for (int k = 0; k < R; ++k)
 
-#include "unit_loops.h"
-#include "row_loops.h"
-#include "column_loops.h"
-#include "window_loops.h"
+#include "loops/units.h"
+#include "loops/rows.h"
+#include "loops/columns.h"
+#include "loops/window.h"
 
-static const Tile FN(tile) = {
-    sizeof(S), sizeof(A), ACCUMULATOR, FN(rounded), FN(widen), FN(widen64), FN(head), FN(sums),
-    FN(apply), FN(apply_band), FN(forward_rows), FN(apply_vector), FN(grad_sums), FN(grad_sums_vector),
-    FN(grad_apply), FN(grad_apply_band), FN(grad_sums_band), FN(grad_rows), FN(add), FN(narrow), FN(store64),
-    FN(column_head), FN(column_sums), FN(column_apply), FN(column_grad_sums), FN(column_grad_apply),
-    FN(window_squares), FN(window_apply), FN(window_prepare), FN(window_grad),
+static const LoopTable FN(table) = {
+    .size = sizeof(S), .acc_size = sizeof(A), .acc_dtype = ACCUMULATOR,
+    .rounded = FN(rounded), .widen = FN(widen), .widen64 = FN(widen64), .narrow = FN(narrow),
+    .store64 = FN(store64), .add = FN(add), .probe = FN(probe), .sums = FN(sums), .apply = FN(apply),
+    .apply_batch = FN(apply_batch), .apply_elementwise = FN(apply_elementwise), .grad_sums = FN(grad_sums),
+    .grad_sums_elementwise = FN(grad_sums_elementwise), .grad_sums_batch = FN(grad_sums_batch),
+    .grad_apply = FN(grad_apply), .grad_apply_batch = FN(grad_apply_batch), .forward_rows = FN(forward_rows),
+    .grad_rows = FN(grad_rows), .column_probe = FN(column_probe), .column_sums = FN(column_sums),
+    .column_apply = FN(column_apply), .column_grad_sums = FN(column_grad_sums),
+    .column_grad_apply = FN(column_grad_apply), .window_squares = FN(window_squares),
+    .window_apply = FN(window_apply), .window_prepare = FN(window_prepare), .window_grad = FN(window_grad),
 };
 
-#undef STRIPS
-#undef ROWS_ABREAST
-#undef HEAD
+#undef COLUMN_VECTORS
+#undef FOR_UNROLLED_ROWS
+#undef PROBE_SIZE
 #undef BY_LANES
 #undef LINES_OF_LANES
-#undef PREFETCH
-#undef PREPARE
+#undef PREFETCH_AHEAD
+#undef PREFETCH_WRITE
 #undef BYTES
 #undef WHOLE_LINES
 #undef FN
@@ -164,7 +169,7 @@ static const Tile FN(tile) = {
 #undef SUB
 #undef MUL
 #undef IF_POSITIVE
-#undef FOLD
+#undef HSUM
 #undef PARAMETER
 #undef PARAMETER_PART
 #undef LANES

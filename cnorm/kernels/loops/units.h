@@ -35,7 +35,7 @@ static void FN(store64)(const double *x, ptrdiff_t n, char *target) {
 }
 
 /* Ask for the lines of two lanes. */
-INLINE void FN(fetch_pair)(const char *x) {
+INLINE void FN(prefetch_pair)(const char *x) {
     for (size_t i = 0; i < 2 * LANES * sizeof(S); i += LANES_ALIGN) __builtin_prefetch(x + i, 0, 2);
 }
 
@@ -44,38 +44,38 @@ INLINE void FN(fetch_pair)(const char *x) {
 #define LINES_OF_LANES(p, ahead, written)                                                        \
     _Pragma("GCC unroll 4") for (size_t line = 0; line < LANES * sizeof(S); line += LANES_ALIGN) \
         __builtin_prefetch((const char *)((p) + i) + (ahead) + line, written, 2)
-#define PREFETCH(p, ahead) LINES_OF_LANES(p, ahead, 0)
+#define PREFETCH_AHEAD(p, ahead) LINES_OF_LANES(p, ahead, 0)
 /* The same, to be written. */
-#define PREPARE(p, ahead) LINES_OF_LANES(p, ahead, 1)
+#define PREFETCH_WRITE(p, ahead) LINES_OF_LANES(p, ahead, 1)
 
 /* Lanes of the sums of d and of d*d, d = x - shift. `centred`: the second sum alone, both about 0, or both
  * about the shift. Lanes are added up every CASCADE elements, so that an outlier meets few of the others.
  * Sums begin at -0, which leaves what is added to it as it is. */
 INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n,
-                         double shift, AL *first_out, AL *second_out, const int centred,
+                         double shift, AL *sum_d_out, AL *sum_dd_out, const int centred,
                          const ptrdiff_t reach) {
     const ptrdiff_t ahead = reach * stride;
     const AL fill = SET(centred == SHIFTED ? shift : 0), none = SET(-0.0);
-    AL first0 = none, first1 = none, second0 = none, second1 = none, first = none, second = none;
+    AL d0 = none, d1 = none, dd0 = none, dd1 = none, sum_d = none, sum_dd = none;
     ptrdiff_t since = 0;
 #define STEP(k, value)                                                                           \
     {                                                                                            \
         AL d = value;                                                                            \
         if (centred == SHIFTED) d = SUB(d, fill);                                                \
-        if (centred) first##k = ADD(first##k, d);                                                \
-        second##k = ADD(second##k, MUL(d, d));                                                   \
+        if (centred) d##k = ADD(d##k, d);                                                        \
+        dd##k = ADD(dd##k, MUL(d, d));                                                           \
     }
 #define TWO_STEPS(FROM)                                                                          \
     {                                                                                            \
-        if (reach) FN(fetch_pair)((const char *)(x + i) + ahead);                                \
+        if (reach) FN(prefetch_pair)((const char *)(x + i) + ahead);                                \
         STEP(0, FROM(x + i))                                                                     \
         STEP(1, FROM(x + i + LANES))                                                             \
     }
 #define ADD_UP                                                                                   \
     {                                                                                            \
-        if (centred) first = ADD(first, ADD(first0, first1));                                    \
-        second = ADD(second, ADD(second0, second1));                                             \
-        first0 = first1 = second0 = second1 = none;                                              \
+        if (centred) sum_d = ADD(sum_d, ADD(d0, d1));                                    \
+        sum_dd = ADD(sum_dd, ADD(dd0, dd1));                                             \
+        d0 = d1 = dd0 = dd1 = none;                                              \
         since = 0;                                                                               \
     }
     for (ptrdiff_t run = 0; run < runs; ++run) {
@@ -91,7 +91,7 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
         since += n - i;
         if (crosses) for (; i + 2 * LANES <= n; i += 2 * LANES) TWO_STEPS(LOAD_HALVES)
         else for (; i + 2 * LANES <= n; i += 2 * LANES) TWO_STEPS(LOAD)
-        if (reach && i < n) FN(fetch_pair)((const char *)(x + i) + ahead);
+        if (reach && i < n) FN(prefetch_pair)((const char *)(x + i) + ahead);
         if (i + LANES <= n) {
             STEP(0, LOAD(x + i))
             i += LANES;
@@ -103,75 +103,75 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
 #undef ADD_UP
 #undef TWO_STEPS
 #undef STEP
-    *first_out = first;
-    *second_out = second;
+    *sum_d_out = sum_d;
+    *sum_dd_out = sum_dd;
 }
 
 /* out = {sum of d, sum of d*d} */
 static void FN(sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift,
                      int centred, ptrdiff_t reach, double *out) {
-    AL first, second;
-#define CALL(centred, reach) FN(sums_any)(x, runs, stride, n, shift, &first, &second, centred, reach)
+    AL sum_d, sum_dd;
+#define CALL(centred, reach) FN(sums_any)(x, runs, stride, n, shift, &sum_d, &sum_dd, centred, reach)
     if (!centred) CALL(UNCENTRED, 0);
     else if (shift == 0 && reach) CALL(CENTRED, reach);
     else if (shift == 0) CALL(CENTRED, 0);
     else if (reach) CALL(SHIFTED, reach);
     else CALL(SHIFTED, 0);
 #undef CALL
-    out[0] = FOLD(first);
-    out[1] = FOLD(second);
+    out[0] = HSUM(sum_d);
+    out[1] = HSUM(sum_dd);
 }
 
 /* The sums of the first elements, about 0: they tell whether the rest wants a shift. */
-#define HEAD(n) ((n) < 4 * LANES ? (n) : 4 * LANES)
-INLINE void FN(head_lanes)(const char *x, ptrdiff_t n, AL *first, AL *second) {
-    if (n >= 4 * LANES) FN(sums_any)(x, 1, 0, 4 * LANES, 0, first, second, CENTRED, 0);
-    else FN(sums_any)(x, 1, 0, n, 0, first, second, CENTRED, 0);
+#define PROBE_SIZE(n) ((n) < 4 * LANES ? (n) : 4 * LANES)
+INLINE void FN(probe_lanes_sums)(const char *x, ptrdiff_t n, AL *sum_d, AL *sum_dd) {
+    if (n >= 4 * LANES) FN(sums_any)(x, 1, 0, 4 * LANES, 0, sum_d, sum_dd, CENTRED, 0);
+    else FN(sums_any)(x, 1, 0, n, 0, sum_d, sum_dd, CENTRED, 0);
 }
 
 /* A shift near the mean: 0 where the mean is less than the deviation. */
-INLINE int FN(far_from_0)(double count, double first, double second) { return 2 * first * first > count * second; }
-INLINE double FN(head_shift)(double count, double first, double second) {
-    return FN(far_from_0)(count, first, second) ? (double)(A)(first / count) : 0;
+INLINE int FN(far_from_zero)(double count, double sum_d, double sum_dd) { return 2 * sum_d * sum_d > count * sum_dd; }
+INLINE double FN(shift_from_probe)(double count, double sum_d, double sum_dd) {
+    return FN(far_from_zero)(count, sum_d, sum_dd) ? (double)(A)(sum_d / count) : 0;
 }
 
-static double FN(head)(const char *x, ptrdiff_t n) {
-    AL first, second;
-    FN(head_lanes)(x, n, &first, &second);
-    return FN(head_shift)((double)HEAD(n), FOLD(first), FOLD(second));
+static double FN(probe)(const char *x, ptrdiff_t n) {
+    AL sum_d, sum_dd;
+    FN(probe_lanes_sums)(x, n, &sum_d, &sum_dd);
+    return FN(shift_from_probe)((double)PROBE_SIZE(n), HSUM(sum_d), HSUM(sum_dd));
 }
 
-INLINE AL FN(normalised)(AL x, AL hi, AL lo, AL scale, AL weight, AL bias, const int vector,
+INLINE AL FN(normalised)(AL x, AL hi, AL lo, AL scale, AL weight, AL bias, const int elementwise,
                          const int centred, const int biased) {
     if (centred == SHIFTED) x = SUB(x, hi);
-    if (centred && vector) x = SUB(x, lo);
-    x = MUL(x, vector ? MUL(scale, weight) : scale);
+    if (centred && elementwise) x = SUB(x, lo);
+    x = MUL(x, elementwise ? MUL(scale, weight) : scale);
     return biased ? ADD(x, bias) : x;
 }
 
 /* y = ((x - hi) - lo) * scale + bias, then z if z > 0 else slope * z. */
 INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrdiff_t x_stride,
-                          ptrdiff_t y_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
-                          const int vector, const int centred, const int biased,
+                          ptrdiff_t y_stride, ptrdiff_t n, ptrdiff_t at, const Coefficients *a,
+                          const int elementwise, const int centred, const int biased,
                           const int activation, const int store) {
-    const int stream = store == PAST_CACHE;
-    const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
+    const int stream = store == STORE_NONTEMPORAL;
+    const AL hi = SET(a->mean_hi), lo = SET(a->mean_lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), fill = hi;
     /* by value: for all the compiler knows, storing the result might change what `a` points to */
-    const void *const weights = a->weight, *const shifts = a->shift, *const slopes = a->slopes;
-    const ptrdiff_t ahead = a->reach * y_stride, fetched = a->ahead;
+    const void *const weights = a->weights, *const shifts = a->biases, *const slopes = a->slopes;
+    const ptrdiff_t ahead = a->prefetch_segments * y_stride, fetched = a->prefetch_bytes;
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(source + run * x_stride);
         S *y = (S *)(target + run * y_stride);
 #define STEP(result, value, PIECE)                                                               \
     {                                                                                            \
-        AL z = FN(normalised)(value, hi, lo, scale, vector ? PIECE##_PARAMETER(weights) : scale, \
-                              vector && biased ? PIECE##_PARAMETER(shifts) : bias, vector,       \
+        AL z = FN(normalised)(value, hi, lo, scale, elementwise ? PIECE##_PARAMETER(weights) : scale, \
+                              elementwise && biased ? PIECE##_PARAMETER(shifts) : bias, elementwise,       \
                               centred, biased);                                                  \
-        if (stream) PREFETCH(x, fetched);                                                           \
-        if (store == APART) PREPARE(y, ahead);                                                   \
+        if (stream) PREFETCH_AHEAD(x, fetched);                                                           \
+        if (store == STORE_PREFETCHED) PREFETCH_WRITE(y, ahead);                                                   \
         if (activation)                                                                          \
-            z = IF_POSITIVE(z, z, MUL(z, vector && activation == 2 ? PIECE##_PARAMETER(slopes) : slope)); \
+            z = IF_POSITIVE(z, z, MUL(z, elementwise && activation == 2 ? PIECE##_PARAMETER(slopes) : slope)); \
         result = z;                                                                              \
     }
 #define WHOLE_PARAMETER(p) PARAMETER(p, at + i)
@@ -183,39 +183,38 @@ INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrd
 }
 
 /* Whether a run at y is long enough to be stored past the cache. */
-INLINE int FN(streams)(const char *y, ptrdiff_t n) {
+INLINE int FN(run_is_streamed)(const char *y, ptrdiff_t n) {
     return n * (ptrdiff_t)sizeof(S) >= 16 * LANES_ALIGN && (uintptr_t)y % sizeof(S) == 0;
 }
 #define BYTES(from) ((from) * (ptrdiff_t)sizeof(S))
 
 INLINE void FN(apply_centred)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
-                              ptrdiff_t n, const Affine *a, const int centred) {
-    if (a->stream && FN(streams)(y, n))
-        FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, PAST_CACHE);
-    else if (a->reach)
-        FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, APART);
+                              ptrdiff_t n, const Coefficients *a, const int centred) {
+    if (a->nontemporal && FN(run_is_streamed)(y, n))
+        FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, STORE_NONTEMPORAL);
+    else if (a->prefetch_segments)
+        FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, STORE_PREFETCHED);
     else
-        FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, AS_IT_COMES);
+        FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, centred, 1, 0, STORE_PLAIN);
 }
 
 static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
-                      ptrdiff_t n, const Affine *a, int activation) {
-    if (activation) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, SHIFTED, 1, 1, AS_IT_COMES);
-    else if (a->hi == 0) FN(apply_centred)(x, y, runs, x_stride, y_stride, n, a, CENTRED);
+                      ptrdiff_t n, const Coefficients *a, int activation) {
+    if (activation) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, a, 0, SHIFTED, 1, 1, STORE_PLAIN);
+    else if (a->mean_hi == 0) FN(apply_centred)(x, y, runs, x_stride, y_stride, n, a, CENTRED);
     else FN(apply_centred)(x, y, runs, x_stride, y_stride, n, a, SHIFTED);
 }
 
 /* What is applied to one unit of a band. */
-INLINE Affine FN(affine_of)(const BandAffine *a, ptrdiff_t unit, const int activation, const int backward) {
-    Affine f = {0};
-    f.hi = a->hi[unit];
+INLINE Coefficients FN(coefficients_at)(const CoefficientArrays *a, ptrdiff_t unit, const int activation, const int backward) {
+    Coefficients f = {0};
+    f.mean_hi = a->mean_hi[unit];
     f.scale = a->scale[unit];
     if (activation || !backward) f.bias = a->bias[unit];
     if (activation) f.slope = a->slope[unit];
     if (backward) {
-        f.p = f.scale;
-        f.q = a->q[unit];
-        f.r = a->r[unit];
+        f.dev_coeff = a->dev_coeff[unit];
+        f.grad_offset = a->grad_offset[unit];
         f.rstd = a->rstd[unit];
     }
     return f;
@@ -223,15 +222,15 @@ INLINE Affine FN(affine_of)(const BandAffine *a, ptrdiff_t unit, const int activ
 
 /* The same of units whose runs lie side by side, `step` bytes from one unit's to the next's: in the order of
  * memory. */
-static void FN(apply_band)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
-                           ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const BandAffine *a,
+static void FN(apply_batch)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
+                           ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const CoefficientArrays *a,
                            int activation) {
 #define EACH(centred, activation)                                                                \
     for (ptrdiff_t run = 0; run < runs; ++run)                                                   \
         for (ptrdiff_t unit = 0; unit < units; ++unit) {                                         \
-            const Affine f = FN(affine_of)(a, unit, activation, 0);                              \
+            const Coefficients f = FN(coefficients_at)(a, unit, activation, 0);                              \
             FN(apply_any)(x + run * x_stride + unit * x_step, y + run * y_stride + unit * y_step, 1, 0, 0, n, 0, \
-                          &f, 0, centred, 1, activation, AS_IT_COMES);                           \
+                          &f, 0, centred, 1, activation, STORE_PLAIN);                           \
         }
     if (activation) EACH(SHIFTED, 1)
     else if (a->shifted) EACH(SHIFTED, 0)
@@ -239,35 +238,35 @@ static void FN(apply_band)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_s
 #undef EACH
 }
 
-INLINE void FN(apply_vector_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
+INLINE void FN(apply_elementwise_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Coefficients *a,
                                  int activation, const int centred, const int biased) {
-    if (activation == 2) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 2, AS_IT_COMES);
-    else if (activation) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 1, AS_IT_COMES);
-    else if (a->stream && FN(streams)(y, n))
-        FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, PAST_CACHE);
-    else FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, AS_IT_COMES);
+    if (activation == 2) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 2, STORE_PLAIN);
+    else if (activation) FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 1, STORE_PLAIN);
+    else if (a->nontemporal && FN(run_is_streamed)(y, n))
+        FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, STORE_NONTEMPORAL);
+    else FN(apply_any)(x, y, 1, 0, 0, n, at, a, 1, centred, biased, 0, STORE_PLAIN);
 }
 
 /* Elements at .. at + n of a row with a weight (and a bias, if any) per element. */
-static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Affine *a,
+static void FN(apply_elementwise)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Coefficients *a,
                              int activation) {
-    if (a->shift && a->hi == 0) FN(apply_vector_any)(x, y, n, at, a, activation, CENTRED, 1);
-    else if (a->shift) FN(apply_vector_any)(x, y, n, at, a, activation, SHIFTED, 1);
-    else if (a->hi != 0) FN(apply_vector_any)(x, y, n, at, a, activation, SHIFTED, 0);
-    else if (a->lo != 0) FN(apply_vector_any)(x, y, n, at, a, activation, CENTRED, 0);
-    else FN(apply_vector_any)(x, y, n, at, a, activation, UNCENTRED, 0);
+    if (a->biases && a->mean_hi == 0) FN(apply_elementwise_any)(x, y, n, at, a, activation, CENTRED, 1);
+    else if (a->biases) FN(apply_elementwise_any)(x, y, n, at, a, activation, SHIFTED, 1);
+    else if (a->mean_hi != 0) FN(apply_elementwise_any)(x, y, n, at, a, activation, SHIFTED, 0);
+    else if (a->mean_lo != 0) FN(apply_elementwise_any)(x, y, n, at, a, activation, CENTRED, 0);
+    else FN(apply_elementwise_any)(x, y, n, at, a, activation, UNCENTRED, 0);
 }
 
 /* ---- backward ---- */
 
 /* The gradient through the activation: its sign is that of the forward z, recomputed. */
-#define THROUGH(g, d, PIECE)                                                                     \
+#define ACTIVATION_BACKWARD(g, d, PIECE)                                                                     \
     if (activation) {                                                                            \
-        AL z = vector ? MUL(SUB(d, lo), MUL(scale, PIECE##_PARAMETER(a->weight))) : MUL(d, scale); \
-        if (!vector) z = ADD(z, bias);                                                           \
-        else if (a->shift) z = ADD(z, PIECE##_PARAMETER(a->shift));                              \
-        const AL s = vector && activation == 2 ? PIECE##_PARAMETER(a->slopes) : slope;           \
-        g = FN(through)(g, z, s, on_slope);                                                      \
+        AL z = elementwise ? MUL(SUB(d, lo), MUL(scale, PIECE##_PARAMETER(a->weights))) : MUL(d, scale); \
+        if (!elementwise) z = ADD(z, bias);                                                           \
+        else if (a->biases) z = ADD(z, PIECE##_PARAMETER(a->biases));                              \
+        const AL s = elementwise && activation == 2 ? PIECE##_PARAMETER(a->slopes) : slope;           \
+        g = FN(activation_backward)(g, z, s, on_slope);                                                      \
     }
 
 #define WHOLE_DY LOAD(dy + i)
@@ -277,10 +276,10 @@ static void FN(apply_vector)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, 
 /* Lanes of the sums of g, of g*d, of d (float64 only), of dy*z where z <= 0; d = x - hi, or x. */
 INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdiff_t runs,
                               ptrdiff_t x_stride, ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at,
-                              const Affine *a, AL *const out[4], const int vector, const int centred,
+                              const Coefficients *a, AL *const out[4], const int elementwise, const int centred,
                               const int activation, const ptrdiff_t reach) {
     const ptrdiff_t ahead = reach * x_stride, dy_ahead = reach * dy_stride;
-    const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
+    const AL hi = SET(a->mean_hi), lo = SET(a->mean_lo), scale = SET(a->scale), bias = SET(a->bias),
              slope = SET(a->slope), fill = hi;
     const AL zero = SET(-0.0);
     AL g0 = zero, g1 = zero, gd0 = zero, gd1 = zero, d0 = zero, s0 = zero, *on_slope = &s0;
@@ -290,20 +289,20 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
     {                                                                                            \
         const AL d = centred == SHIFTED ? SUB(value, hi) : value;                                \
         AL g = PIECE##_DY;                                                                       \
-        THROUGH(g, d, PIECE)                                                                     \
-        if (vector) g = MUL(g, PIECE##_PARAMETER(a->weight));                                    \
+        ACTIVATION_BACKWARD(g, d, PIECE)                                                                     \
+        if (elementwise) g = MUL(g, PIECE##_PARAMETER(a->weights));                                    \
         g##k = ADD(g##k, g);                                                                     \
         gd##k = ADD(gd##k, MUL(g, d));                                                           \
         if (EXACT) d0 = ADD(d0, d);                                                              \
     }
-#define FETCH                                                                                    \
+#define PREFETCH_READ                                                                                    \
     if (reach) {                                                                                 \
-        FN(fetch_pair)((const char *)(x + i) + ahead);                                           \
-        FN(fetch_pair)((const char *)(dy + i) + dy_ahead);                                       \
+        FN(prefetch_pair)((const char *)(x + i) + ahead);                                           \
+        FN(prefetch_pair)((const char *)(dy + i) + dy_ahead);                                       \
     }
 #define TWO_STEPS(FROM, PIECE)                                                                   \
     {                                                                                            \
-        FETCH                                                                                    \
+        PREFETCH_READ                                                                                    \
         STEP(0, FROM(x + i), PIECE)                                                              \
         i += LANES;                                                                              \
         STEP(1, FROM(x + i), PIECE)                                                              \
@@ -318,7 +317,7 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
     }
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
-        const int crosses = (!vector || n > 4 * LANES) && (CROSSES(x) || CROSSES(dy));
+        const int crosses = (!elementwise || n > 4 * LANES) && (CROSSES(x) || CROSSES(dy));
         ptrdiff_t i = 0;
         while (i + CASCADE <= n) {
             const ptrdiff_t stop = i + CASCADE;
@@ -329,7 +328,7 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
         since += n - i;
         if (crosses) while (i + 2 * LANES <= n) TWO_STEPS(LOAD_HALVES, HALVES)
         else while (i + 2 * LANES <= n) TWO_STEPS(LOAD, WHOLE)
-        if (i < n) FETCH
+        if (i < n) PREFETCH_READ
         if (i + LANES <= n) {
             STEP(0, LOAD(x + i), WHOLE)
             i += LANES;
@@ -341,7 +340,7 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
     ADD_UP
 #undef ADD_UP
 #undef TWO_STEPS
-#undef FETCH
+#undef PREFETCH_READ
 #undef STEP
     (void)lo, (void)scale, (void)bias, (void)slope, (void)on_slope;
     *out[0] = sum_g;
@@ -350,39 +349,39 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
     if (activation) *out[3] = s0;
 }
 
-INLINE void FN(grad_sums_folded)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
-                                 ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at, const Affine *a,
-                                 double *out, const int vector, const int centred, const int activation,
+INLINE void FN(grad_sums_hsum)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
+                                 ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at, const Coefficients *a,
+                                 double *out, const int elementwise, const int centred, const int activation,
                                  const ptrdiff_t reach) {
     AL lanes[4], *const to[4] = {lanes, lanes + 1, lanes + 2, lanes + 3};
-    FN(grad_sums_any)(x, dy, runs, x_stride, dy_stride, n, at, a, to, vector, centred, activation, reach);
-    out[0] += FOLD(lanes[0]);
-    out[1] += FOLD(lanes[1]);
-    if (EXACT) out[2] += FOLD(lanes[2]);
-    if (activation) out[3] += FOLD(lanes[3]);
+    FN(grad_sums_any)(x, dy, runs, x_stride, dy_stride, n, at, a, to, elementwise, centred, activation, reach);
+    out[0] += HSUM(lanes[0]);
+    out[1] += HSUM(lanes[1]);
+    if (EXACT) out[2] += HSUM(lanes[2]);
+    if (activation) out[3] += HSUM(lanes[3]);
 }
 
 /* out += the sums */
 static void FN(grad_sums)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
-                          ptrdiff_t dy_stride, ptrdiff_t n, const Affine *a, int activation, double *out) {
-    const ptrdiff_t reach = a->reach;
+                          ptrdiff_t dy_stride, ptrdiff_t n, const Coefficients *a, int activation, double *out) {
+    const ptrdiff_t reach = a->prefetch_segments;
 #define CALL(centred, activation, reach)                                                         \
-    FN(grad_sums_folded)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, centred, activation, reach)
+    FN(grad_sums_hsum)(x, dy, runs, x_stride, dy_stride, n, 0, a, out, 0, centred, activation, reach)
     if (activation) CALL(SHIFTED, 1, 0);
-    else if (a->hi == 0 && reach) CALL(CENTRED, 0, reach);
-    else if (a->hi == 0) CALL(CENTRED, 0, 0);
+    else if (a->mean_hi == 0 && reach) CALL(CENTRED, 0, reach);
+    else if (a->mean_hi == 0) CALL(CENTRED, 0, 0);
     else if (reach) CALL(SHIFTED, 0, reach);
     else CALL(SHIFTED, 0, 0);
 #undef CALL
 }
 
-static void FN(grad_sums_vector)(const char *x, const char *dy, ptrdiff_t n, ptrdiff_t at,
-                                 const Affine *a, int activation, double *out) {
+static void FN(grad_sums_elementwise)(const char *x, const char *dy, ptrdiff_t n, ptrdiff_t at,
+                                 const Coefficients *a, int activation, double *out) {
 #define CALL(centred, activation)                                                                \
-    FN(grad_sums_folded)(x, dy, 1, 0, 0, n, at, a, out, 1, centred, activation, 0)
+    FN(grad_sums_hsum)(x, dy, 1, 0, 0, n, at, a, out, 1, centred, activation, 0)
     if (activation == 2) CALL(SHIFTED, 2);
     else if (activation) CALL(SHIFTED, 1);
-    else if (a->hi == 0) CALL(CENTRED, 0);
+    else if (a->mean_hi == 0) CALL(CENTRED, 0);
     else CALL(SHIFTED, 0);
 #undef CALL
 }
@@ -390,15 +389,15 @@ static void FN(grad_sums_vector)(const char *x, const char *dy, ptrdiff_t n, ptr
 /* dx = (g * p - r) - (x - hi) * rstd * q: rstd * q may be too small for a float. */
 INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char *dx_source,
                                ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
-                               ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a, const int centred,
+                               ptrdiff_t dx_stride, ptrdiff_t n, const Coefficients *a, const int centred,
                                const int activation, const int store) {
-    const int stream = store == PAST_CACHE;
-    enum { vector = 0, at = 0 };
-    const AL hi = SET(a->hi), lo = SET(a->lo), scale = SET(a->scale), bias = SET(a->bias),
-             slope = SET(a->slope), p = SET(a->p), q = SET(a->q), r = SET(a->r),
+    const int stream = store == STORE_NONTEMPORAL;
+    enum { elementwise = 0, at = 0 };
+    const AL hi = SET(a->mean_hi), lo = SET(a->mean_lo), scale = SET(a->scale), bias = SET(a->bias),
+             slope = SET(a->slope), dev_coeff = SET(a->dev_coeff), grad_offset = SET(a->grad_offset),
              rstd = SET(a->rstd), fill = hi;
     AL *const on_slope = 0;
-    const ptrdiff_t ahead = a->reach * dx_stride, fetched = a->ahead;
+    const ptrdiff_t ahead = a->prefetch_segments * dx_stride, fetched = a->prefetch_bytes;
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(x_source + run * x_stride), *dy = (const S *)(dy_source + run * dy_stride);
         S *dx = (S *)(dx_source + run * dx_stride);
@@ -406,10 +405,10 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
     {                                                                                            \
         const AL d = centred == SHIFTED ? SUB(value, hi) : value;                                \
         AL g = PIECE##_DY;                                                                       \
-        if (stream) { PREFETCH(dy, fetched); PREFETCH(x, fetched); }                                   \
-        if (store == APART) PREPARE(dx, ahead);                                                  \
-        THROUGH(g, d, PIECE)                                                                     \
-        result = SUB(SUB(MUL(g, p), r), MUL(MUL(d, rstd), q));                                   \
+        if (stream) { PREFETCH_AHEAD(dy, fetched); PREFETCH_AHEAD(x, fetched); }                                   \
+        if (store == STORE_PREFETCHED) PREFETCH_WRITE(dx, ahead);                                                  \
+        ACTIVATION_BACKWARD(g, d, PIECE)                                                                     \
+        result = SUB(SUB(MUL(g, scale), grad_offset), MUL(MUL(d, rstd), dev_coeff));             \
     }
         FOR_RUN(dx, n)
 #undef STEP
@@ -418,37 +417,37 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
 }
 
 INLINE void FN(grad_apply_centred)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
-                                   ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
+                                   ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Coefficients *a,
                                    const int centred) {
-    if (a->stream && FN(streams)(dx, n))
-        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, PAST_CACHE);
-    else if (a->reach)
-        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, APART);
+    if (a->nontemporal && FN(run_is_streamed)(dx, n))
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, STORE_NONTEMPORAL);
+    else if (a->prefetch_segments)
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, STORE_PREFETCHED);
     else
-        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, AS_IT_COMES);
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, centred, 0, STORE_PLAIN);
 }
 
 static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
-                           ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Affine *a,
+                           ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Coefficients *a,
                            int activation) {
     if (activation)
-        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, SHIFTED, 1, AS_IT_COMES);
-    else if (a->hi == 0) FN(grad_apply_centred)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, CENTRED);
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, SHIFTED, 1, STORE_PLAIN);
+    else if (a->mean_hi == 0) FN(grad_apply_centred)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, CENTRED);
     else FN(grad_apply_centred)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, a, SHIFTED);
 }
 
-/* As apply_band. */
-static void FN(grad_apply_band)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
+/* As apply_batch. */
+static void FN(grad_apply_batch)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                                 ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t units, ptrdiff_t x_step,
-                                ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const BandAffine *a,
+                                ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const CoefficientArrays *a,
                                 int activation) {
 #define EACH(centred, activation)                                                                \
     for (ptrdiff_t run = 0; run < runs; ++run)                                                   \
         for (ptrdiff_t unit = 0; unit < units; ++unit) {                                         \
-            const Affine f = FN(affine_of)(a, unit, activation, 1);                              \
+            const Coefficients f = FN(coefficients_at)(a, unit, activation, 1);                              \
             FN(grad_apply_any)(x + run * x_stride + unit * x_step, dy + run * dy_stride + unit * dy_step, \
                                dx + run * dx_stride + unit * dx_step, 1, 0, 0, 0, n, &f, centred, \
-                               activation, AS_IT_COMES);                                         \
+                               activation, STORE_PLAIN);                                         \
         }
     if (activation) EACH(SHIFTED, 1)
     else if (a->shifted) EACH(SHIFTED, 0)
@@ -456,14 +455,14 @@ static void FN(grad_apply_band)(const char *x, const char *dy, char *dx, ptrdiff
 #undef EACH
 }
 
-/* The sums of BAND units at most, each over all its runs: out[kind * BAND + unit], kinds as in grad_sums. */
-static void FN(grad_sums_band)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
+/* The sums of BATCH_UNITS units at most, each over all its runs: out[kind * BATCH_UNITS + unit], kinds as in grad_sums. */
+static void FN(grad_sums_batch)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
                                ptrdiff_t dy_stride, ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t dy_step,
-                               ptrdiff_t n, const BandAffine *a, int activation, double *out) {
-    AL lanes[4][BAND];
+                               ptrdiff_t n, const CoefficientArrays *a, int activation, double *out) {
+    AL lanes[4][BATCH_UNITS];
 #define EACH(centred, activation)                                                                \
     for (ptrdiff_t unit = 0; unit < units; ++unit) {                                             \
-        const Affine f = FN(affine_of)(a, unit, activation, 0);                                  \
+        const Coefficients f = FN(coefficients_at)(a, unit, activation, 0);                                  \
         AL *const to[4] = {&lanes[0][unit], &lanes[1][unit], &lanes[2][unit], &lanes[3][unit]};  \
         FN(grad_sums_any)(x + unit * x_step, dy + unit * dy_step, runs, x_stride, dy_stride, n, 0, &f, to, 0, \
                           centred, activation, 0);                                               \
@@ -474,7 +473,7 @@ static void FN(grad_sums_band)(const char *x, const char *dy, ptrdiff_t runs, pt
 #undef EACH
     for (int kind = 0; kind < 4; ++kind)
         if (kind < 2 || (kind == 2 && EXACT) || (kind == 3 && activation))
-            CAT(A, fold_all)(lanes[kind], units, out + kind * BAND);
+            CAT(A, hsum_all)(lanes[kind], units, out + kind * BATCH_UNITS);
 }
 
 static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
@@ -496,5 +495,5 @@ static void FN(add)(const char *a, const char *b, char *y, ptrdiff_t n) {
 #undef WHOLE_DY
 #undef HALVES_DY
 #undef PART_DY
-#undef THROUGH
+#undef ACTIVATION_BACKWARD
 #undef FOR_RUN

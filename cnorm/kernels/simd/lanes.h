@@ -99,7 +99,7 @@ typedef double d4v __attribute__((vector_size(32)));
 typedef double d2v __attribute__((vector_size(16)));
 typedef float f4v __attribute__((vector_size(16)));
 
-INLINE double fold4(d4v a) {
+INLINE double hsum4(d4v a) {
     union { d4v a; d2v h[2]; } q = {a};
     d2v p = q.h[0] + q.h[1];
     return p[0] + p[1];
@@ -129,46 +129,46 @@ INLINE d4v f64_quarters(f64l a) {
 }
 INLINE f4v f32_quarters(f32l a) { return (f4v)((a.v[0] + a.v[2]) + (a.v[1] + a.v[3])); }
 #endif
-INLINE double f64_fold(f64l a) { return fold4(f64_quarters(a)); }
-INLINE double f32_fold(f32l a) { return fold4(__builtin_convertvector(f32_quarters(a), d4v)); }
+INLINE double f64_hsum(f64l a) { return hsum4(f64_quarters(a)); }
+INLINE double f32_hsum(f32l a) { return hsum4(__builtin_convertvector(f32_quarters(a), d4v)); }
 
 /* Many at once: the same tree, eight of them side by side. */
 #if LANES_NATIVE == 64
 /* Quarters of each, of 128 bits: 0 + 2, 1 + 3 and 0 + 1, 2 + 3. */
-#define LANES_FOLD_STEPS(A, V, add, shuffle)                                                     \
-    INLINE V A##_fold_pair(V a, V b) { return add(shuffle(a, b, 0x44), shuffle(a, b, 0xee)); }   \
-    INLINE V A##_fold_four(V a, V b) { return add(shuffle(a, b, 0x88), shuffle(a, b, 0xdd)); }
-LANES_FOLD_STEPS(f32, __m512, _mm512_add_ps, _mm512_shuffle_f32x4)
-LANES_FOLD_STEPS(f64, __m512d, _mm512_add_pd, _mm512_shuffle_f64x2)
+#define LANES_HSUM_STEPS(A, V, add, shuffle)                                                     \
+    INLINE V A##_hsum_pair(V a, V b) { return add(shuffle(a, b, 0x44), shuffle(a, b, 0xee)); }   \
+    INLINE V A##_hsum_four(V a, V b) { return add(shuffle(a, b, 0x88), shuffle(a, b, 0xdd)); }
+LANES_HSUM_STEPS(f32, __m512, _mm512_add_ps, _mm512_shuffle_f32x4)
+LANES_HSUM_STEPS(f64, __m512d, _mm512_add_pd, _mm512_shuffle_f64x2)
 
 /* Of four, their lanes i and i+2 added: two doubles each. */
-INLINE __m512d f32_fold_to_two(const f32l *a) {
-    const __m512 v = f32_fold_four(f32_fold_pair((__m512)a[0].v[0], (__m512)a[1].v[0]),
-                                   f32_fold_pair((__m512)a[2].v[0], (__m512)a[3].v[0]));
-    return f64_fold_four(_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
+INLINE __m512d f32_hsum_to_two(const f32l *a) {
+    const __m512 v = f32_hsum_four(f32_hsum_pair((__m512)a[0].v[0], (__m512)a[1].v[0]),
+                                   f32_hsum_pair((__m512)a[2].v[0], (__m512)a[3].v[0]));
+    return f64_hsum_four(_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
 }
-INLINE __m512d f64_fold_to_two(const f64l *a) {
-    return f64_fold_four(f64_fold_pair((__m512d)a[0].v[0], (__m512d)a[1].v[0]),
-                         f64_fold_pair((__m512d)a[2].v[0], (__m512d)a[3].v[0]));
+INLINE __m512d f64_hsum_to_two(const f64l *a) {
+    return f64_hsum_four(f64_hsum_pair((__m512d)a[0].v[0], (__m512d)a[1].v[0]),
+                         f64_hsum_pair((__m512d)a[2].v[0], (__m512d)a[3].v[0]));
 }
-#define LANES_FOLD_ALL(A)                                                                        \
-    INLINE void A##_fold_all(const A##l *a, ptrdiff_t n, double *out) {                          \
+#define LANES_HSUM_ALL(A)                                                                        \
+    INLINE void A##_hsum_all(const A##l *a, ptrdiff_t n, double *out) {                          \
         ptrdiff_t i = 0;                                                                         \
         for (; i + 8 <= n; i += 8) {                                                             \
-            const __m512d low = A##_fold_to_two(a + i), high = A##_fold_to_two(a + i + 4);       \
+            const __m512d low = A##_hsum_to_two(a + i), high = A##_hsum_to_two(a + i + 4);       \
             const __m512d sums = _mm512_unpacklo_pd(low, high) + _mm512_unpackhi_pd(low, high);  \
             _mm512_storeu_pd(out + i, _mm512_permutexvar_pd(_mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0), sums)); \
         }                                                                                        \
-        for (; i < n; ++i) out[i] = A##_fold(a[i]);                                              \
+        for (; i < n; ++i) out[i] = A##_hsum(a[i]);                                              \
     }
 #else
-#define LANES_FOLD_ALL(A)                                                                        \
-    INLINE void A##_fold_all(const A##l *a, ptrdiff_t n, double *out) {                          \
-        for (ptrdiff_t i = 0; i < n; ++i) out[i] = A##_fold(a[i]);                               \
+#define LANES_HSUM_ALL(A)                                                                        \
+    INLINE void A##_hsum_all(const A##l *a, ptrdiff_t n, double *out) {                          \
+        for (ptrdiff_t i = 0; i < n; ++i) out[i] = A##_hsum(a[i]);                               \
     }
 #endif
-LANES_FOLD_ALL(f32)
-LANES_FOLD_ALL(f64)
+LANES_HSUM_ALL(f32)
+LANES_HSUM_ALL(f64)
 
 /* ---- square root (correctly rounded, so the same everywhere) ---- */
 
@@ -573,7 +573,7 @@ LANES_PART(f64, f64, f64v, LANES_FIRST64, , )
 #endif
 
 /* What a thread stored past the cache is there for the others. It waits for memory: once for many rows. */
-INLINE void stream_end(void) { STREAM_END; }
+INLINE void store_fence(void) { STREAM_END; }
 
 INLINE void f32_stream(f32 *p, f32l a) { FOR_PARTS STREAM_PART(p + k * f32_native, a.v[k]); }
 INLINE void f64_stream(f64 *p, f64l a) { FOR_PARTS STREAM_PART(p + k * f64_native, a.v[k]); }

@@ -18,14 +18,14 @@
     }
 #define EACH(K) for (int k = 0; k < K; ++k)
 #define AT (i + k * LANES)
-#define SLOPE(part) (activation == 2 ? FN(strip_vector)(w->slopes, AT, part) : slope)
+#define SLOPE(part) (activation == 2 ? FN(vector_parameter)(w->slopes, AT, part) : slope)
 /* In what is kept, and in the result. */
 #define KEEP(p, v, part)                                                                         \
-    FN(strip_keep)((A *)((p) + kept), AT, part, v);
+    FN(vector_keep)((A *)((p) + kept), AT, part, v);
 #define WRITE(K, part, result)                                                                   \
     {                                                                                            \
         if (K == 2) STORE_PAIR((S *)y + i, result[0], result[K - 1]);                            \
-        else FN(strip_store)(y, i, part, result[0], 0);                                          \
+        else FN(vector_store)(y, i, part, result[0], 0);                                          \
     }
 /* Memory is idle while roots are taken: ask for what comes next, a line of memory each time. */
 #define AHEAD(K, p, ahead)                                                                       \
@@ -37,7 +37,7 @@ INLINE void FN(window_sum)(const WindowTile *w, ptrdiff_t kept, ptrdiff_t i, ptr
                            const int K) {
     EACH(K) sum[k] = SET(0);
     for (ptrdiff_t row = 0; row < w->count; ++row)
-        EACH(K) sum[k] = ADD(sum[k], FN(strip_vector)(w->rows[row] + kept, AT, part));
+        EACH(K) sum[k] = ADD(sum[k], FN(vector_parameter)(w->rows[row] + kept, AT, part));
 }
 
 /* scale = k + alpha * the sum of squares. A window's last row may be `fresh`: it is squared here, and
@@ -46,9 +46,9 @@ INLINE void FN(window_scale)(const WindowTile *w, ptrdiff_t kept, ptrdiff_t i, p
                              const int K) {
     const AL alpha = SET(w->alpha), constant = SET(w->k);
     FN(window_sum)(w, kept, i, part, scale, K);
-    if (w->fresh)
+    if (w->newest)
         EACH(K) {
-            const AL v = FN(strip_load)(w->fresh, AT, part, SET(0)), square = MUL(v, v);
+            const AL v = FN(vector_load)(w->newest, AT, part, SET(0)), square = MUL(v, v);
             KEEP(w->squares, square, part)
             scale[k] = ADD(scale[k], square);
         }
@@ -72,13 +72,13 @@ INLINE AL FN(response)(AL scale, double beta) {
 }
 
 /* The gradient through the activation; x * power is its input, to a factor that is positive. */
-#define THROUGH(g, v, p, part) (activation ? FN(through)(g, MUL(v, p), SLOPE(part), NULL) : (g))
+#define ACTIVATION_BACKWARD(g, v, p, part) (activation ? FN(activation_backward)(g, MUL(v, p), SLOPE(part), NULL) : (g))
 
 /* squares[i] = x[i]**2 */
 static void FN(window_squares)(const WindowTile *w) {
 #define LANE(K, part)                                                                            \
     EACH(K) {                                                                                    \
-        const AL v = FN(strip_load)(x, AT, part, SET(0));                                        \
+        const AL v = FN(vector_load)(x, AT, part, SET(0));                                        \
         KEEP(w->squares, MUL(v, v), part)                                                        \
     }
     FOR_LANES(LANE)
@@ -92,11 +92,11 @@ INLINE void FN(window_apply_any)(const WindowTile *tile, double beta, const int 
 #define LANE(K, part)                                                                            \
     {                                                                                            \
         AL scale[2], z[2];                                                                       \
-        AHEAD(K, x, w->x_ahead)                                                                  \
-        AHEAD(K, y, w->y_ahead)                                                                  \
+        AHEAD(K, x, w->x_prefetch)                                                                  \
+        AHEAD(K, y, w->y_prefetch)                                                                  \
         FN(window_scale)(w, kept, i, part, scale, K);                                            \
         EACH(K) {                                                                                \
-            z[k] = MUL(FN(strip_load)(x, AT, part, SET(0)), FN(response)(scale[k], beta));       \
+            z[k] = MUL(FN(vector_load)(x, AT, part, SET(0)), FN(response)(scale[k], beta));       \
             if (activation) z[k] = IF_POSITIVE(z[k], z[k], MUL(z[k], SLOPE(part)));              \
         }                                                                                        \
         WRITE(K, part, z)                                                                        \
@@ -116,16 +116,16 @@ INLINE void FN(window_prepare_any)(const WindowTile *tile, double beta, const in
 #define LANE(K, part)                                                                            \
     {                                                                                            \
         AL scale[2];                                                                             \
-        AHEAD(K, x, w->x_ahead)                                                                  \
-        AHEAD(K, dy, w->dy_ahead)                                                                \
-        AHEAD(K, y, w->y_ahead)                                                                  \
+        AHEAD(K, x, w->x_prefetch)                                                                  \
+        AHEAD(K, dy, w->dy_prefetch)                                                                \
+        AHEAD(K, y, w->y_prefetch)                                                                  \
         FN(window_scale)(w, kept, i, part, scale, K);                                            \
         EACH(K) {                                                                                \
             const AL inverse = CAT(A, div)(SET(1), scale[k]), p = FN(response)(scale[k], beta);  \
-            const AL v = FN(strip_load)(x, AT, part, SET(0));                                    \
-            const AL g = THROUGH(FN(strip_load)(dy, AT, part, SET(0)), v, p, part);              \
-            KEEP(w->power, p, part)                                                              \
-            KEEP(w->shared, MUL(MUL(g, v), MUL(p, inverse)), part)                               \
+            const AL v = FN(vector_load)(x, AT, part, SET(0));                                    \
+            const AL g = ACTIVATION_BACKWARD(FN(vector_load)(dy, AT, part, SET(0)), v, p, part);              \
+            KEEP(w->scale_pow, p, part)                                                              \
+            KEEP(w->grad_term, MUL(MUL(g, v), MUL(p, inverse)), part)                               \
         }                                                                                        \
     }
     FOR_LANES(LANE)
@@ -146,9 +146,9 @@ static void FN(window_grad)(const WindowTile *tile) {
         AL sum[2];                                                                               \
         FN(window_sum)(w, kept, i, part, sum, K);                                                \
         EACH(K) {                                                                                \
-            const AL v = FN(strip_load)(x, AT, part, SET(0));                                    \
-            const AL p = FN(strip_vector)(w->power + kept, AT, part);                            \
-            const AL g = THROUGH(FN(strip_load)(dy, AT, part, SET(0)), v, p, part);              \
+            const AL v = FN(vector_load)(x, AT, part, SET(0));                                    \
+            const AL p = FN(vector_parameter)(w->scale_pow + kept, AT, part);                            \
+            const AL g = ACTIVATION_BACKWARD(FN(vector_load)(dy, AT, part, SET(0)), v, p, part);              \
             sum[k] = SUB(MUL(g, p), MUL(MUL(c, v), sum[k]));                                     \
         }                                                                                        \
         WRITE(K, part, sum)                                                                      \
@@ -160,7 +160,7 @@ static void FN(window_grad)(const WindowTile *tile) {
 #undef EACH
 #undef AT
 #undef SLOPE
-#undef THROUGH
+#undef ACTIVATION_BACKWARD
 #undef KEEP
 #undef WRITE
 #undef AHEAD

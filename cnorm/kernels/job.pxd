@@ -1,0 +1,158 @@
+# What the functions ask of the kernels: plain structs, the same for every build.
+#
+# A call is described by a Job: the arrays, the statistics, the activation, and the parameters of its family:
+# ElementParams (rows) or ChannelParams (segments and columns). What the other family would have is zero. The
+# window family has a job of its own. IN and OUT say who writes a field's target: the caller (IN) or the kernel
+# (OUT).
+#
+# Axes of a job's shape, by family (docs/architecture.md says how (N, C, S) maps on them):
+#     rows, segments   outer, inner (together: the units), segments of a unit, runs of a segment, elements of a run
+#     columns          samples, three axes of rows, columns; a unit is then a group of columns of one sample
+#     window           channels first: sample, channel, (one), run, elements; channels last: sample, rows (3), channels
+
+cdef enum Dtype:  # the order of LOOPS_BY_DTYPE in loops/table.h
+    FLOAT32 = 0
+    FLOAT64 = 1
+    FLOAT16 = 2
+    BFLOAT16 = 3
+
+cdef enum Activation:
+    ACT_NONE = 0
+    ACT_SLOPE = 1      # one negative slope
+    ACT_SLOPES = 2     # a negative slope per channel or per element
+
+cdef enum SumsMode:    # of the two sums per unit that the gradient of the input needs
+    SUMS_INTERNAL = 0  # computed and used by the call itself
+    SUMS_ONLY = 1      # OUT: computed, and nothing else
+    SUMS_GIVEN = 2     # IN: given, with the count of elements they are over
+
+cdef struct Tensor:
+    # One array under the axes of a job: address, and strides in bytes. The last axis is contiguous.
+    char *data
+    Py_ssize_t strides[4]
+
+cdef struct Moments:
+    # mean + lo is the mean in two doubles; m2 is the sum of squared deviations.
+    double count
+    double mean
+    double lo
+    double m2
+
+cdef struct ElementParams:
+    # The rows family: parameters of one value per element of a row. Pointers may be NULL but for the gradients.
+    Tensor addend[2]         # forward with fuse_add: x = addend[0] + addend[1]; backward: addend[0] is added to y
+    bint fuse_add            # forward: x is OUT, the sum of the addends, and then normalized
+    bint add_to_grad         # backward: add addend[0] to the gradient of the input
+    const void *weight       # of the accumulation type
+    const void *bias
+    const void *slopes
+    const double *unit_slopes    # a slope per row instead of the slopes above
+    double *unit_slope_grads     # OUT, per row, with unit_slopes
+    double *grad_weight          # OUT, per element
+    double *grad_bias
+    double *grad_slope
+    void *final_weight           # OUT: grad_weight in the accumulation type; grad_weight is then undefined
+    void *final_bias
+
+cdef struct ChannelParams:
+    # The segments and columns families: parameters of one value per channel. weight, bias and slopes may be NULL.
+    bint by_segment                  # segments: a weight per (inner, segment); else one per inner
+    Py_ssize_t channels_per_group    # columns: how many share their statistics
+    const double *weight
+    const double *bias
+    const double *slopes
+    double *sums             # sum of g and sum of g * (x - mean), per unit: OUT (SUMS_ONLY) or IN (SUMS_GIVEN)
+    int sums_mode            # SumsMode
+    double count             # with SUMS_GIVEN: elements of the whole unit, over all its parts elsewhere
+    double *grad_weight      # OUT, per channel
+    double *grad_bias
+    double *grad_slope
+
+cdef struct Job:
+    int dtype
+    int threads
+    Py_ssize_t shape[5]
+    Tensor x
+    Tensor y             # OUT: the result, or the gradient of the input
+    Tensor dy
+    bint centred         # False: root mean square
+    bint stats_given     # mean and rstd are IN
+    int activation       # Activation
+    double slope
+    double eps
+    double *mean         # per unit: OUT, or IN where given; may be NULL in rows
+    double *rstd
+    double *m2           # OUT, may be NULL
+    double *lo           # with mean, OUT or IN, may be NULL
+    ElementParams elements      # rows
+    ChannelParams channels      # segments and columns
+
+cdef struct WindowJob:
+    int dtype
+    int threads
+    Py_ssize_t shape[5]
+    Tensor x
+    Tensor y
+    Tensor dy
+    bint channels_last
+    bint legacy        # CrossMapLRN2d: channel 0 is in every window
+    Py_ssize_t before  # channels of a window before the one it is for
+    Py_ssize_t after
+    double alpha       # divided by the size of a window
+    double beta
+    double k
+    int activation
+    double slope
+    const double *slopes   # per channel
+
+cdef enum Strategy:
+    # What a call does with its threads and caches. schedule.pxd chooses; no result depends on it.
+    STRATEGY_ANY = 0       # as a forced strategy: the schedule chooses
+    ROW_BATCHES = 1        # units of one tile: many of them in one call of the loops
+    UNIT_BY_UNIT = 2       # each unit from its first sum to its last result, while it is in cache
+    UNIT_BATCHES = 3       # units that lie side by side: the statistics of some, then all that is applied to them
+    TWO_SWEEPS = 4         # few, large units: the sums of all blocks, then all results, both shared by the threads
+    GIVEN_IN_ORDER = 5     # statistics are given: segments in the order of memory
+    GIVEN_BATCHES = 6      # statistics are given: short segments of many units at once
+    PARTIALS_STATIC = 7    # rows backward: each thread takes neighbouring partials and adds them up itself
+    PARTIALS_GUIDED = 8    # rows backward: threads take partials one by one
+    SAMPLES_PER_THREAD = 9 # columns: each thread takes samples of its own
+    COLUMN_BLOCKS = 10     # columns: each column block from its first sum to its last result
+    ROW_RANGES = 11        # columns: sums of row ranges and column blocks, a merge, then the results
+    WINDOW_SPANS = 12      # window: spans of elements or of positions
+
+cdef struct Schedule:
+    int strategy                   # Strategy
+    int threads
+    Py_ssize_t items               # pieces of work that the threads share
+    Py_ssize_t units_per_batch     # UNIT_BATCHES, GIVEN_BATCHES
+    Py_ssize_t rows_per_pass       # ROW_BATCHES: rows of one call of the loops; columns: rows the loops take together
+    bint nontemporal               # results are stored past the cache
+    Py_ssize_t prefetch_bytes      # with it: from an element to the one wanted in cache next, or 0
+    Py_ssize_t prefetch_segments   # where segments lie apart: to the one to prefetch, or 0
+
+ctypedef int (*norm_kernel)(Job *) noexcept nogil
+ctypedef int (*window_kernel)(WindowJob *) noexcept nogil
+ctypedef void (*widen_kernel)(int dtype, const char *values, Py_ssize_t n, void *out) noexcept nogil
+ctypedef void (*widen64_kernel)(int dtype, const char *values, Py_ssize_t n, double *out) noexcept nogil
+ctypedef void (*rstds_kernel)(double *values, Py_ssize_t n, double eps) noexcept nogil
+ctypedef void (*narrow_kernel)(int dtype, const double *values, Py_ssize_t n, char *out) noexcept nogil
+
+cdef struct Kernels:
+    # What one build offers. Each kernel returns 0, or -1 where memory ran out (nothing was written).
+    norm_kernel rows_forward
+    norm_kernel rows_backward
+    norm_kernel segments_moments
+    norm_kernel segments_forward
+    norm_kernel segments_backward
+    norm_kernel columns_moments
+    norm_kernel columns_forward
+    norm_kernel columns_backward
+    window_kernel window_forward
+    window_kernel window_backward
+    int (*run_norm)(norm_kernel, Job *) noexcept nogil          # runs one of them
+    int (*run_window)(window_kernel, WindowJob *) noexcept nogil
+    widen_kernel widen       # parameters to the accumulation type of their dtype
+    widen64_kernel widen64   # parameters to float64
+    narrow_kernel narrow     # float64 rounded to a dtype
+    rstds_kernel rstds       # variances become 1 / sqrt(variance + eps), in place

@@ -1,0 +1,226 @@
+/* The loops: what a kernel does to at most a few thousand contiguous elements at a time, or to rows given by their
+ * addresses.
+ *
+ * common.h holds one text of each loop, by family in four files, and is included here once per dtype. Each dtype
+ * leaves a table of its loops (LoopTable), so that the algorithms in the .pyx and .pxd files are compiled once and
+ * know no dtype: they hand over addresses, counts and strides in bytes.
+ *
+ * A tile is `runs` runs of `n` contiguous elements, `stride` bytes apart. The columns family hands over `rows` rows by
+ * their addresses.
+ */
+#ifndef CNORM_LOOPS_TABLE_H
+#define CNORM_LOOPS_TABLE_H
+
+#include "simd/lanes.h"
+#include "statistics.h"
+#include "tuning.h"
+
+/* How x is centred. UNCENTRED: not at all (root mean square). CENTRED: |mean| is at most the standard deviation; sums
+ * are taken about 0, which loses about one bit, and mean_lo alone is subtracted. SHIFTED: sums are taken about a shift,
+ * and x - mean is (x - mean_hi) - mean_lo (see mean_hi_part in statistics.h). */
+enum { UNCENTRED, CENTRED, SHIFTED };
+
+/* How a result is stored: with plain stores; with non-temporal stores, which leave the cache to the input; with plain
+ * stores, after the run `prefetch_segments` ahead was prefetched for writing. */
+enum { STORE_PLAIN, STORE_NONTEMPORAL, STORE_PREFETCHED };
+
+/* Rows whose elements are processed side by side, forward and backward: more of them than the registers hold, or than
+ * a set of L1 has lines for, cost more than they save. No result depends on it. */
+enum {
+    ROWS_UNROLLED = LANES_NATIVE == 64 ? 4 : LANES_NATIVE == 32 ? 2 : 1,
+    GRAD_ROWS_UNROLLED = LANES_NATIVE >= 32 ? 2 : 1
+};
+
+/* What is applied to a unit or, through the pointers, to each element of a row (statistics.h has the formulas):
+ *   forward    y  = ((x - mean_hi) - mean_lo) * scale + bias        mean_lo is folded into bias where weights is NULL
+ *   backward   dx = (g * scale - grad_offset) - (x - mean_hi) * rstd * dev_coeff     g = dy after the activation
+ * With weights: scale * weights[i] for scale, biases[i] for bias. */
+typedef struct {
+    double mean_hi, mean_lo, scale, bias;
+    double dev_coeff, grad_offset, rstd;
+    double slope;
+    const void *weights, *biases, *slopes; /* per element, of the accumulation type, or NULL */
+    int nontemporal;                       /* results are stored past the cache */
+    ptrdiff_t prefetch_bytes;              /* with it: from an element to the one wanted in cache next */
+    ptrdiff_t prefetch_segments;           /* where runs lie apart: from a run to the one to prefetch, else 0 */
+} Coefficients;
+
+/* Coefficients of units or segments that lie side by side: each an array over them. */
+typedef struct {
+    int shifted; /* whether some mean_hi is not 0 */
+    double *mean_hi, *scale, *bias, *slope, *dev_coeff, *grad_offset, *rstd;
+} CoefficientArrays;
+
+/* Coefficients of columns: each an array over the columns, of the accumulation type. */
+typedef struct {
+    int nontemporal;
+    int shifted; /* whether some mean_hi is not 0 */
+    const void *mean_hi, *scale, *bias, *dev_coeff, *grad_offset, *rstd, *slope;
+} ColumnCoefficients;
+
+/* Whole rows of one tile each: what forward_rows takes, and the statistics that it leaves. */
+typedef struct {
+    const char *x;
+    char *y;
+    ptrdiff_t rows, x_stride, y_stride, n;
+    double eps;
+    double tiny_square;                   /* mean squares below it have underflowed; 0 where eps is larger */
+    int centred, elementwise, activation; /* elementwise: parameters per element, in coeffs */
+    const double *weight, *bias, *slopes; /* one per row, or NULL; without `elementwise` */
+    Coefficients coeffs;                  /* the slope, the parameters per element, the store policy */
+    double mean[ROW_BATCH_MAX], lo[ROW_BATCH_MAX], m2[ROW_BATCH_MAX], rstd[ROW_BATCH_MAX];
+    double mean_hi[ROW_BATCH_MAX];
+    int any_fallback;                     /* some rows overflowed, or their shift was poor: */
+    unsigned char needs_fallback[ROW_BATCH_MAX]; /* these, which were not written */
+} RowBatch;
+
+/* A block of rows, backward: where each begins, or its range of elements that a call is for. */
+typedef struct {
+    const char *x[GRAD_BLOCK_ROWS], *dy[GRAD_BLOCK_ROWS], *addend[GRAD_BLOCK_ROWS];
+    char *dx[GRAD_BLOCK_ROWS];
+    ptrdiff_t rows;
+    ptrdiff_t rows_per_pass;          /* rows that are summed, and then read again */
+    ptrdiff_t n;                      /* elements of a row */
+    ptrdiff_t prefetch_bytes;         /* to the next block of x and dy, where it comes from memory */
+    int centred, activation;
+    int add_to_grad;                  /* addend is added to dx */
+    int from_memory;                  /* short rows, whose dx is not in cache */
+    Coefficients coeffs;              /* the parameters per element and the slope */
+    const double *mean, *rstd;        /* one per row; mean is NULL where not centred */
+    const double *row_slopes;         /* one per row, or NULL: then those of coeffs */
+    void *final[3];                   /* where one block is all: its sums, of the accumulation type; or NULL */
+    double sums[4][GRAD_BLOCK_ROWS];  /* those of grad_sums_elementwise */
+    ptrdiff_t peel;                   /* elements of each row before its dx is stored in whole cache lines */
+} RowGradBlock;
+
+/* One channel's span, or `runs` positions with all their channels, and the rows that are summed for it: squares, or
+ * (window_grad) what each channel contributed to its window. `kept_stride` bytes lead from one run to the next in all
+ * that is kept, which is of the accumulation type. */
+typedef struct {
+    const char *x, *dy;
+    char *y;                             /* backward: the gradient of x */
+    ptrdiff_t runs, n, x_stride, dy_stride, y_stride, kept_stride;
+    ptrdiff_t x_prefetch, dy_prefetch, y_prefetch; /* bytes to what is wanted in cache next, or 0 */
+    const char **rows;
+    ptrdiff_t count;
+    const char *newest; /* or NULL: one more row, of x, whose squares are yet to be taken */
+    char *squares;
+    char *scale_pow;    /* scale**-beta of each element */
+    char *grad_term;    /* what an element's gradient adds to each element of its window */
+    double alpha, beta, k, slope;
+    const void *slopes;
+    int activation;
+} WindowTile;
+
+typedef struct LoopTable {
+    int size;      /* bytes of a stored element */
+    int acc_size;  /* bytes of the accumulation type: 4 or 8 */
+    int acc_dtype; /* its index in LOOPS_BY_DTYPE */
+    double (*rounded)(double);                                /* to the accumulation type */
+    void (*widen)(const char *x, ptrdiff_t n, void *out);     /* to the accumulation type */
+    void (*widen64)(const char *x, ptrdiff_t n, double *out); /* to double */
+    void (*narrow)(const double *x, ptrdiff_t n, void *out);  /* to the accumulation type */
+    void (*store64)(const double *x, ptrdiff_t n, char *out); /* to the dtype, rounded once */
+    void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);
+
+    /* units: tiles with scalar coefficients, or (elementwise) with parameters per element from element `at` on */
+    double (*probe)(const char *x, ptrdiff_t n); /* a shift from the first elements */
+    void (*sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift, int centred,
+                 ptrdiff_t prefetch_segments, double *out);
+    void (*apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride, ptrdiff_t n,
+                  const Coefficients *coeffs, int activation);
+    void (*apply_batch)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride, ptrdiff_t units,
+                        ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const CoefficientArrays *coeffs,
+                        int activation);
+    void (*apply_elementwise)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Coefficients *coeffs,
+                              int activation);
+    void (*grad_sums)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
+                      ptrdiff_t n, const Coefficients *coeffs, int activation, double *out);
+    void (*grad_sums_elementwise)(const char *x, const char *dy, ptrdiff_t n, ptrdiff_t at, const Coefficients *coeffs,
+                                  int activation, double *out);
+    void (*grad_sums_batch)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
+                            ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t dy_step, ptrdiff_t n,
+                            const CoefficientArrays *coeffs, int activation, double *out);
+    void (*grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
+                       ptrdiff_t dx_stride, ptrdiff_t n, const Coefficients *coeffs, int activation);
+    void (*grad_apply_batch)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
+                             ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t units, ptrdiff_t x_step,
+                             ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const CoefficientArrays *coeffs,
+                             int activation);
+
+    /* rows: whole rows of one tile; the gradients of a block of rows */
+    void (*forward_rows)(RowBatch *batch);
+    void (*grad_rows)(RowGradBlock *block, ptrdiff_t at, ptrdiff_t n, int take_sums, int fresh, double *dw, double *db,
+                      double *dslope);
+
+    /* columns */
+    void (*column_probe)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift);
+    void (*column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
+                        const void *shift, double *sum_d, double *sum_dd);
+    void (*column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
+                         ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs, int activation);
+    void (*column_grad_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows, ptrdiff_t columns,
+                             ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs, int activation, double *sum_g,
+                             double *sum_gd, double *sum_d, double *sum_slope);
+    void (*column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx, ptrdiff_t rows,
+                              ptrdiff_t columns, ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs,
+                              int activation);
+
+    /* window */
+    void (*window_squares)(const WindowTile *w);
+    void (*window_apply)(const WindowTile *w);
+    void (*window_prepare)(const WindowTile *w);
+    void (*window_grad)(const WindowTile *w);
+} LoopTable;
+
+#define CAT_(a, b) a##_##b
+#define CAT(a, b) CAT_(a, b)
+
+#define S f32
+#define A f32
+#define AL f32l
+#define ACCUMULATOR 0
+#include "loops/common.h"
+#define S f64
+#define A f64
+#define AL f64l
+#define ACCUMULATOR 1
+#include "loops/common.h"
+#define S f16
+#define A f32
+#define AL f32l
+#define ACCUMULATOR 0
+#include "loops/common.h"
+#define S bf16
+#define A f32
+#define AL f32l
+#define ACCUMULATOR 0
+#include "loops/common.h"
+
+#if LANES_BF16N
+LANES_BF16N_BEGIN
+#define S bf16n
+#define A f32
+#define AL f32l
+#define ACCUMULATOR 0
+#include "loops/common.h"
+LANES_BF16N_END
+#endif
+
+/* In the order of Dtype in job.pxd. */
+static const LoopTable *LOOPS_BY_DTYPE[4] = {&table_f32, &table_f64, &table_f16, &table_bf16};
+
+/* Let the processor round bfloat16 where it can (AVX512_BF16), or round in integer arithmetic: the same bits. Returns
+ * whether the processor rounds from now on. */
+static int use_bfloat16_rounding(int by_processor) {
+#if LANES_BF16N
+    by_processor = by_processor && bf16n_runs();
+    LOOPS_BY_DTYPE[3] = by_processor ? &table_bf16n : &table_bf16;
+    return by_processor;
+#else
+    (void)by_processor;
+    return 0;
+#endif
+}
+
+#endif

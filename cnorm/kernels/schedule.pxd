@@ -1,0 +1,214 @@
+# The schedule: what a call does with its threads and caches. Every choice between strategies is made here, by pure
+# functions of the job, of how its units or columns are cut, and of the machine. Executors carry the choice out. No
+# result depends on it: MACHINE.force takes any strategy that applies, and tests compare the bits.
+from cnorm.kernels.columns_layout cimport ColumnLayout
+from cnorm.kernels.job cimport (
+    COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER, PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES,
+    SAMPLES_PER_THREAD, SUMS_GIVEN, SUMS_INTERNAL, TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, Job, Schedule,
+    Tensor)
+from cnorm.kernels.loops cimport ROWS_UNROLLED
+from cnorm.kernels.machine cimport (
+    MACHINE, batch_bytes, batch_bytes_cached, cached_traffic, nontemporal_one_read, nontemporal_rows_grad,
+    nontemporal_two_reads, row_pass_bytes, row_pass_bytes_from_memory)
+from cnorm.kernels.moments cimport UnitBlocks
+from cnorm.kernels.tuning cimport (
+    BATCH_BYTES_FROM_MEMORY, BATCH_GIVEN_SEGMENT_MAX, BATCH_MIN_CALL_BYTES, BATCH_MIN_UNITS, BATCH_UNITS,
+    CHUNKS_PER_THREAD, PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN, ROW_BATCH_MAX,
+    ROW_PASS_MAX_LONG, ROW_PASS_SHORT_BYTES, STACK_PARTIALS, STATIC_ROWS_MAX, SWEEP_UNITS_PER_THREAD)
+from cnorm.kernels.units cimport has_element_params, units_of
+
+
+# ---- pieces of work ----
+
+cdef inline Py_ssize_t min_chunk(Py_ssize_t items, int threads) noexcept nogil:
+    """The fewest items that a thread takes at a time: few enough to balance, enough to pay for the taking.
+
+    Loops are `guided`: a thread takes its share of what is left. That is mostly what it took in the loop before and
+    in the call before, so the data are in its own cache."""
+    return max(1, items // (CHUNKS_PER_THREAD * threads))
+
+
+cdef inline bint needs_two_sweeps(Py_ssize_t units, Py_ssize_t blocks, int threads) noexcept nogil:
+    """Whether whole units would leave threads idle."""
+    return threads > 1 and blocks > 1 and units < SWEEP_UNITS_PER_THREAD * threads and units % threads != 0
+
+
+cdef inline int forced(int strategy) noexcept nogil:
+    """Whether a test forces this strategy."""
+    return MACHINE.force == strategy
+
+
+# ---- how results are stored, and what is prefetched ----
+
+cdef inline bint stores_nontemporal(const Tensor *y, const Tensor *x, const Tensor *dy, Py_ssize_t traffic,
+                                    Py_ssize_t least) noexcept nogil:
+    """Whether to store past the cache: not in place, where the cache line is in cache anyhow."""
+    return traffic >= least and y.data != x.data and y.data != dy.data
+
+
+cdef inline Py_ssize_t traffic_of(const Job *job, Py_ssize_t bytes) noexcept nogil:
+    """Bytes that a call reads and writes, whose input has so many."""
+    return bytes * (3 if job.dy.data != NULL or job.elements.fuse_add else 2)
+
+
+cdef inline void set_store_policy(const Job *job, UnitBlocks *blocks) noexcept nogil:
+    """How the results of units are stored, and what is prefetched before it is read or written."""
+    cdef Schedule *schedule = &blocks.schedule
+    cdef Py_ssize_t segment = blocks.elements * blocks.loops.size
+    cdef Py_ssize_t traffic = traffic_of(job, units_of(job) * blocks.segments * segment)
+    cdef bint backward = job.dy.data != NULL or job.elements.fuse_add
+    cdef bint in_order = job.stats_given and not backward
+    cdef bint apart = blocks.segments > 1 and job.x.strides[2] != segment and not in_order
+    cdef Py_ssize_t least = nontemporal_one_read()
+    if apart:
+        least = nontemporal_two_reads()
+    elif backward and has_element_params(job):
+        least = nontemporal_rows_grad()
+    schedule.nontemporal = stores_nontemporal(&job.y, &job.x, &job.dy, traffic, least)
+    schedule.prefetch_bytes = job.x.strides[1] if apart else 0
+    schedule.prefetch_segments = 0
+    if apart and blocks.runs == 1 and traffic >= cached_traffic():
+        if PREFETCH_SEGMENT_MIN <= segment <= PREFETCH_SEGMENT_MAX:
+            schedule.prefetch_segments = max(1, PREFETCH_DISTANCE // segment)
+
+
+# ---- rows and segments, forward ----
+
+cdef inline bint is_one_tile(const Job *job, const UnitBlocks *blocks) noexcept nogil:
+    """Whether the loops of whole rows serve the units."""
+    return (job.shape[2] == 1 and blocks.runs == 1 and blocks.tiles == 1 and not job.stats_given
+            and job.elements.unit_slopes == NULL)
+
+
+cdef inline Py_ssize_t rows_per_pass(const Job *job, const UnitBlocks *blocks) noexcept nogil:
+    """Units of one tile that one call of the loops takes: they stay in L1 with their results."""
+    cdef Py_ssize_t row = blocks.elements * blocks.loops.size
+    cdef Py_ssize_t rows = row_pass_bytes_from_memory() // row
+    if 2 * units_of(job) * row < cached_traffic():
+        rows = max(ROW_PASS_SHORT_BYTES // row, min(<Py_ssize_t> ROW_PASS_MAX_LONG, row_pass_bytes() // row))
+    rows = min(<Py_ssize_t> ROW_BATCH_MAX, rows)
+    return max(1, rows if rows < ROWS_UNROLLED else rows // ROWS_UNROLLED * ROWS_UNROLLED)
+
+
+cdef inline Py_ssize_t units_per_batch(const Job *job, const UnitBlocks *blocks, bint backward) noexcept nogil:
+    """Units that lie side by side in memory and are taken together; 1 or less: no batches.
+
+    Where units have several segments, unit by unit a few cache lines are read here and a few there, and written so,
+    which takes up to twice as long. Where each is one short segment, what is done once a unit is done for many."""
+    cdef Py_ssize_t segment = blocks.elements * blocks.loops.size, unit = segment * blocks.segments
+    cdef Py_ssize_t units = units_of(job), batch
+    cdef int read = 2 if backward else 1
+    if has_element_params(job) or blocks.runs > 1 or job.x.strides[1] != segment or (
+            job.channels.by_segment and blocks.segments > 1):
+        return 1
+    if job.stats_given and not backward:
+        return 1 if (blocks.schedule.nontemporal or segment > BATCH_GIVEN_SEGMENT_MAX
+                     or job.shape[0] > 1) else BATCH_UNITS
+    if blocks.segments == 1:
+        if not backward or blocks.schedule.nontemporal:
+            return 1
+        batch = batch_bytes_cached() if (read + 1) * units * unit < cached_traffic() else BATCH_BYTES_FROM_MEMORY
+        batch = batch // (read * unit)
+        return min(<Py_ssize_t> BATCH_UNITS, batch) if batch >= BATCH_MIN_UNITS else 1
+    if job.shape[0] > 1 or segment >= PREFETCH_SEGMENT_MIN or (read + 1) * units * unit < BATCH_MIN_CALL_BYTES:
+        return 1
+    return min(<Py_ssize_t> BATCH_UNITS, min(batch_bytes() // (read * unit), units // (2 * job.threads)))
+
+
+cdef inline void schedule_units_forward(const Job *job, UnitBlocks *blocks) noexcept nogil:
+    """Rows and segments, forward."""
+    cdef Schedule *schedule = &blocks.schedule
+    cdef Py_ssize_t units = units_of(job)
+    cdef bint sweeps = needs_two_sweeps(units, blocks.blocks, job.threads)
+    set_store_policy(job, blocks)
+    schedule.threads = job.threads
+    schedule.items = units
+    schedule.units_per_batch = units_per_batch(job, blocks, False)
+    if is_one_tile(job, blocks) and not (forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS)):
+        schedule.strategy = ROW_BATCHES
+        schedule.rows_per_pass = rows_per_pass(job, blocks)
+    elif job.stats_given and schedule.units_per_batch > 1 and not (
+            forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS) or forced(GIVEN_IN_ORDER)):
+        schedule.strategy = GIVEN_BATCHES
+    elif job.stats_given and not has_element_params(job) and (
+            units * blocks.segments >= job.threads or forced(GIVEN_IN_ORDER)) and not (
+            forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS)):
+        schedule.strategy = GIVEN_IN_ORDER
+        schedule.items = units * blocks.segments
+    elif (sweeps or forced(TWO_SWEEPS)) and not (forced(UNIT_BY_UNIT) or forced(UNIT_BATCHES)):
+        schedule.strategy = TWO_SWEEPS
+        schedule.items = units * blocks.blocks
+    elif schedule.units_per_batch > 1 and not job.stats_given and not forced(UNIT_BY_UNIT):
+        schedule.strategy = UNIT_BATCHES
+    else:
+        schedule.strategy = UNIT_BY_UNIT
+
+
+# ---- segments, backward ----
+
+cdef inline void schedule_segments_backward(const Job *job, UnitBlocks *blocks, Py_ssize_t partials) noexcept nogil:
+    """partials: how many partial sums a unit has."""
+    cdef Schedule *schedule = &blocks.schedule
+    cdef Py_ssize_t units = units_of(job)
+    set_store_policy(job, blocks)
+    schedule.threads = job.threads
+    schedule.items = units
+    schedule.units_per_batch = 1
+    if job.channels.sums_mode == SUMS_GIVEN or (
+            (needs_two_sweeps(units, partials, job.threads) or forced(TWO_SWEEPS))
+            and not (forced(UNIT_BY_UNIT) or forced(UNIT_BATCHES))):
+        schedule.strategy = TWO_SWEEPS
+        schedule.items = units * partials
+        return
+    if partials <= STACK_PARTIALS and job.channels.sums_mode == SUMS_INTERNAL and not forced(UNIT_BY_UNIT):
+        schedule.units_per_batch = units_per_batch(job, blocks, True)
+    schedule.strategy = UNIT_BATCHES if schedule.units_per_batch > 1 else UNIT_BY_UNIT
+
+
+# ---- rows, backward ----
+
+cdef inline void schedule_rows_backward(const Job *job, UnitBlocks *blocks, Py_ssize_t rows,
+                                        Py_ssize_t partials) noexcept nogil:
+    cdef Schedule *schedule = &blocks.schedule
+    cdef int threads = job.threads
+    set_store_policy(job, blocks)
+    schedule.threads = threads
+    schedule.items = partials
+    if (threads > 1 and partials < 2 * threads and partials % threads or forced(TWO_SWEEPS)) and not (
+            forced(PARTIALS_STATIC) or forced(PARTIALS_GUIDED)):
+        schedule.strategy = TWO_SWEEPS
+    elif (threads == 1 or rows <= STATIC_ROWS_MAX * partials or forced(PARTIALS_STATIC)) and not (
+            forced(PARTIALS_GUIDED)):
+        schedule.strategy = PARTIALS_STATIC
+    else:
+        schedule.strategy = PARTIALS_GUIDED
+
+
+# ---- columns ----
+
+cdef inline bint samples_per_thread(const Job *job) noexcept nogil:
+    """Whether each thread takes samples of its own."""
+    if forced(SAMPLES_PER_THREAD):
+        return True
+    return job.threads > 1 and job.shape[0] >= 2 * job.threads
+
+
+cdef inline void schedule_columns(const Job *job, ColumnLayout *layout, bint backward) noexcept nogil:
+    """How a sample is processed: by column blocks, each from its first sum to its last result in the cache of one
+    thread, where no block needs another's sums; else sums, a merge, results."""
+    cdef Schedule *schedule = &layout.schedule
+    cdef Py_ssize_t bytes = job.shape[0] * layout.rows * layout.columns * layout.loops.size
+    cdef bint independent = layout.row_ranges == 1 and job.channels.channels_per_group == 1 and not job.stats_given
+    schedule.threads = job.threads
+    schedule.items = layout.row_ranges * layout.column_blocks
+    schedule.rows_per_pass = layout.rows_per_pass
+    schedule.prefetch_bytes = 0
+    schedule.prefetch_segments = 0
+    schedule.nontemporal = stores_nontemporal(
+        &job.y, &job.x, &job.dy, traffic_of(job, bytes),
+        nontemporal_one_read() if job.stats_given and not backward else nontemporal_two_reads())
+    schedule.strategy = ROW_RANGES
+    if independent and job.channels.sums_mode == SUMS_INTERNAL and (layout.column_blocks > 1 or forced(COLUMN_BLOCKS)):
+        if not forced(ROW_RANGES):
+            schedule.strategy = COLUMN_BLOCKS
+            schedule.items = layout.column_blocks

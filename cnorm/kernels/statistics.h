@@ -1,0 +1,64 @@
+/* From sums to statistics, from statistics to coefficients: each formula once, for one unit (moments.pxd, units.pxd),
+ * for vectors of channels (coefficients.pxd, columns_moments.pxd) and for rows (loops/rows.h).
+ *
+ * Forward, y = ((x - mean_hi) - mean_lo) * scale + bias with scale = rstd * weight. The mean is taken off in two
+ * parts, since the bits of a float do not hold it: mean_hi is the mean rounded to the accumulation type, mean_lo the
+ * rest. Where a unit has one scalar weight, mean_lo goes into the bias.
+ *
+ * Backward, with d = x - mean_hi, dev = d - mean_lo = x - mean, g = weight * dy, sums over the n elements of a unit:
+ *     dx = rstd * (g - sum(g) / n - dev * rstd**2 * sum(g * dev) / n)
+ *        = (g * rstd - grad_offset) - d * rstd * dev_coeff
+ *     dev_coeff   = rstd**2 * sum(g * dev) / n
+ *     grad_offset = rstd * sum(g) / n - mean_lo * rstd * dev_coeff
+ * where sum(g * dev) = sum(g * d) - mean_lo * sum(g). A root mean square has no term in sum(g). With given statistics
+ * both coefficients are 0. d * rstd comes first in the loops: rstd * dev_coeff may be too small for a float.
+ */
+#ifndef CNORM_STATISTICS_H
+#define CNORM_STATISTICS_H
+
+#include <math.h>
+
+#ifndef INLINE
+#define INLINE static inline __attribute__((always_inline))
+#endif
+
+/* The mean and M2 of a unit from the sums of d and d*d, d = x - shift; step is sum_d / count. */
+INLINE void moments_about(double shift, double step, double sum_d, double sum_dd, double *mean, double *lo, double *m2) {
+    const double squares = sum_dd - sum_d * step;
+    *mean = shift + step;
+    *lo = (shift - *mean) + step;
+    *m2 = squares < 0 ? 0 : squares; /* rounding; NaN stays */
+}
+
+/* Merge other moments into mean, lo and m2 (Chan et al. 1979): share is the other's part of both counts, weight the
+ * first count times share. */
+INLINE void merge_moments(double *mean, double *lo, double *m2, double other_mean, double other_lo, double other_m2,
+                          double share, double weight) {
+    const double delta = (other_mean - *mean) + (other_lo - *lo);
+    const double step = *lo + delta * share, merged = *mean + step;
+    *lo = (*mean - merged) + step;
+    *mean = merged;
+    *m2 = *m2 + other_m2 + delta * delta * weight;
+}
+
+/* Whether sums of d and d*d about a shift lost too many bits: the mean is more than 1.2 standard deviations (sqrt(2)
+ * of the deviations about it) from the shift. */
+INLINE int shift_is_poor(double count, double sum_d, double sum_dd) { return 3 * sum_d * sum_d > 2 * count * sum_dd; }
+
+INLINE double rstd_from_variance(double variance, double eps) { return 1 / sqrt(variance + eps); }
+
+/* What is taken off the elements first: the rounded mean, or 0 where |mean| is at most the standard deviation, since
+ * mean_lo alone then costs less than 2**-24 deviations (of a double 2**-53). Constant units, and nearly constant ones,
+ * whose rstd is close to its largest value 1 / sqrt(eps), always lose it: their result shall be exactly the bias. */
+INLINE double mean_hi_part(double mean, double rounded, double rstd, double eps) {
+    return fabs(mean) * rstd <= 1 && rstd * rstd * eps < 0.99 ? 0 : rounded;
+}
+
+INLINE double dev_coeff_from_sum(double rstd, double sum_gdev, double count) { return rstd * rstd * sum_gdev / count; }
+
+INLINE double grad_offset_from_sum(double rstd, double sum_g, double count, double mean_lo, double dev_coeff,
+                                   int centred) {
+    return (centred ? rstd * sum_g / count : 0) - mean_lo * rstd * dev_coeff;
+}
+
+#endif

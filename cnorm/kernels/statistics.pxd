@@ -1,0 +1,9 @@
+cdef extern from "statistics.h" nogil:
+    void moments_about(double shift, double step, double sum_d, double sum_dd, double *mean, double *lo, double *m2)
+    void merge_moments(double *mean, double *lo, double *m2, double other_mean, double other_lo, double other_m2,
+                       double share, double weight)
+    bint shift_is_poor(double count, double sum_d, double sum_dd)
+    double rstd_from_variance(double variance, double eps)
+    double mean_hi_part(double mean, double rounded, double rstd, double eps)
+    double dev_coeff_from_sum(double rstd, double sum_gdev, double count)
+    double grad_offset_from_sum(double rstd, double sum_g, double count, double mean_lo, double dev_coeff, bint centred)

@@ -1,0 +1,120 @@
+/* Every constant of the kernels, in two lists.
+ *
+ * BITS: block borders, reduction trees, the choice of formula. A change of any of them changes results; it needs a
+ * line in CHANGELOG.md and new digests (tests/digests.py --write).
+ *
+ * TUNING: speed alone. No result depends on them. Sizes that follow from the machine's caches are not here: they
+ * are computed in schedule.pxd from the sizes in machine.h.
+ *
+ * "Measured on" names the machine a value was found on; docs/performance.md tells of the measurements.
+ * tuning.pxd declares the names for Cython.
+ */
+#ifndef CNORM_TUNING_H
+#define CNORM_TUNING_H
+
+/* ======================================== BITS ======================================== */
+
+/* ---- moments and sums over units (rows and segments) ---- */
+enum {
+    TILE = 2048,             /* elements of a unit that are summed at a time: 16 KiB of doubles, they stay in L1 */
+    BLOCK_TILES = 8,         /* tiles whose sums add up in double before blocks merge: merges cost a division */
+    SHORT_SEGMENT = 32,      /* elements: shorter segments are summed as if they lay end to end, or tails dominate */
+    CASCADE = 256,           /* elements after which lanes are added to a running sum: an outlier then meets few
+                                others; a multiple of two lanes */
+    PROBE_LANES = 4,         /* lanes at a block's head that say whether its sums want a shift */
+    TREE_LEVELS = 48,        /* of a reduction tree: 2**48 blocks are more than memory holds */
+};
+
+/* Below this mean square, squares of floats have lost bits to underflow: the sums are taken again in double. */
+static const double TINY_SQUARE = 1e-30;
+
+/* ---- gradients of rows' parameters ---- */
+enum {
+    ROW_BLOCK_ROWS = 64,           /* rows summed in the accumulation type before their sums go to a float64 partial,
+                                      at most (KERNELS: accuracy of float32 sums), */
+    ROW_BLOCK_MIN_ROWS = 16,       /* and at least */
+    ROW_BLOCK_BYTES = 1 << 17,     /* of a block's input, about: it stays in L2 */
+    ROW_PARTIALS_MAX = 16,         /* float64 partial sums per parameter: enough to share among threads */
+    ROW_PARTIALS_ELEMENTS = 1 << 17, /* elements of all partials together, at most: 3 MiB */
+};
+
+/* ---- columns ---- */
+enum {
+    MIN_COLUMNS = 32,          /* fewer columns leave lanes idle: consecutive rows are then packed into one */
+    PACKED_COLUMNS_MAX = 64,   /* columns that packed rows make, at most */
+    COLUMN_BLOCK_ROWS = 64,    /* rows summed in the accumulation type before they go to float64 */
+    ROW_RANGES_MAX = 64,       /* row ranges of a sample, at most: each has partial sums of every column */
+    ROW_RANGE_ROWS = 512,      /* rows of a range, while there are fewer ranges than that: ranges cost a merge */
+    ROW_RANGE_MULTIPLE = 16,   /* rows of a range are a multiple of this */
+    PROBE_ROWS = 16,           /* rows at a range's head that say whether a column's sums want a shift */
+};
+
+/* ======================================= TUNING ======================================= */
+
+/* ---- all kernels ---- */
+enum {
+    GIL_RELEASE_MIN_BYTES = 1 << 14, /* of input: a shorter call ends before another Python thread would start */
+    PARALLEL_MIN_BYTES = 1 << 17,    /* of input: entering a parallel region costs about 2 us (two cores, Zen 5) */
+    STACK_DOUBLES = 1024,            /* workspace that a kernel takes from its stack; more is allocated */
+    CHUNKS_PER_THREAD = 8,           /* a guided loop hands out at least 1/8 of a thread's fair share at a time */
+    SWEEP_UNITS_PER_THREAD = 4,      /* fewer units per thread, and unevenly many: two sweeps over blocks instead */
+    PEEL_MIN_LANES = 8,              /* lanes of a run from which on its first elements are stored apart, so that the
+                                        other stores cross no cache line: a store across two takes up to twice as long */
+};
+
+/* ---- rows and segments ---- */
+enum {
+    NONTEMPORAL_ROW_MIN_BYTES = 1 << 12, /* of a row stored past the cache though it begins within a cache line */
+    PREFETCH_SEGMENT_MIN = 1 << 9,   /* bytes of segments that lie apart, between which the processor's prefetcher */
+    PREFETCH_SEGMENT_MAX = 1 << 15,  /* does not follow from one to the next: they are prefetched */
+    PREFETCH_DISTANCE = 1 << 12,     /* bytes ahead, in whole segments */
+    ALIGN_MIN_ROWS = 16,             /* rows, and elements of all rows, from which on it pays to copy weight and */
+    ALIGN_MIN_ELEMENTS = 1 << 13,    /* bias to where vector loads cross no cache line; the second bound where */
+    ALIGN_MIN_ELEMENTS_THREADED = 1 << 20, /* other threads wait for what one of them copied */
+    ROW_BATCH_MAX = 64,              /* whole rows that one call of the loops takes, at most */
+    ROW_PASS_MAX_LONG = 16,          /* rows of a pass, of long rows */
+    ROW_PASS_SHORT_BYTES = 1 << 13,  /* bytes of short rows of a pass, at most */
+    BATCH_UNITS = 32,                /* units that lie side by side, taken at a time: 256 bytes per coefficient */
+    SHORT_SEGMENT_BYTES = 1 << 11,   /* of a segment with a weight of its own: several share a call of the loops */
+    BATCH_MIN_CALL_BYTES = 1 << 20,  /* that a call reads and writes: in smaller ones units are near anyhow */
+    BATCH_GIVEN_SEGMENT_MAX = 1 << 12, /* bytes of a segment, with statistics given */
+    BATCH_BYTES_FROM_MEMORY = 1 << 12, /* read for a batch from memory: reads and writes alternate within a page */
+    BATCH_MIN_UNITS = 4,             /* units of a batch of single segments, at least */
+    STACK_PARTIALS = 256,            /* partial sums of a unit that are kept on the stack */
+};
+
+/* ---- rows, backward ---- */
+enum {
+    GRAD_BLOCK_ROWS = ROW_BLOCK_ROWS, /* rows whose addresses one call of the loops takes */
+    PREFETCH_WRITE_ROW_MAX = 1 << 10, /* bytes of a row whose result's lines are prefetched before they are written */
+    PREFETCH_READ_ROW_MAX = 1 << 9,   /* bytes of a row prefetched while the block before it is written */
+    ELEMENT_RANGE = 1024,             /* elements of its rows that a thread takes where partials are few */
+    STATIC_ROWS_MAX = 512,            /* rows per partial up to which threads take fixed shares of the partials */
+    PARTIALS_CHUNK = 128,             /* elements of all partials added up at a time: they stay in L1 */
+    PARTIAL_STRIDE_MULTIPLE = 512,    /* doubles, a page: partials lie some pages and PARTIALS_CHUNK apart, so that
+                                         few share a set of L1 */
+    PARALLEL_TOTALS_MIN = 1 << 14,    /* elements of partials from which on threads add them up */
+};
+
+/* ---- columns ---- */
+enum {
+    COEFFICIENT_CHUNK = 256,       /* channels whose coefficients are prepared at a time, on the stack */
+    COLUMN_BLOCK_DOUBLES = 1 << 10, /* columns of a column block in float64, at most; of float32 twice as many */
+    COLUMN_BLOCK_MULTIPLE = 64,    /* columns of a block are a multiple of this */
+    COLUMN_BLOCK_MIN = 128,        /* columns of a block where row ranges are fewer than threads, at least */
+    DOUBLE_COLUMNS = 16,           /* columns summed again in double at a time */
+    COLUMN_ROWS_PER_PASS = 8,      /* rows the loops take together: loads of one line do not wait for each other */
+    PAGE_BYTES = 4096,             /* rows whole pages apart meet in one set of L1 */
+    LANE_MULTIPLE = 16,            /* elements of any dtype that are whole lanes */
+    PEEL_MIN_BYTES = 1 << 12,      /* of a contiguous run from which on it begins at a cache line */
+    PEEL_MAX_ELEMENTS = 32,        /* before a cache line */
+    COLUMN_PREFETCH_BYTES = 1 << 11, /* prefetch distance of the column loops */
+};
+
+/* ---- window ---- */
+enum {
+    SPAN_MAX = 1024,               /* elements of a channel, or positions, of a visit */
+    SPAN_MULTIPLE = 64,            /* elements of a span are a multiple of this: whole cache lines */
+};
+
+#endif
