@@ -61,6 +61,7 @@ cnp.import_array()
 
 cdef extern from *:
     """
+    _Static_assert(CNORM_MAX_DIMS == NPY_MAXDIMS, "arrays may have more axes than a plan has room for");
     #ifdef _OPENMP
     #include <omp.h>
     static int cnorm_openmp(void) { return 1; }
