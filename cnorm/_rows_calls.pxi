@@ -1,16 +1,17 @@
 # Norms with a weight per element of a row: layer and rms norm, from arrays to kernels.
 
-cdef object ONES32 = np.ones(1024, np.float32), ONES64 = np.ones(1024, np.float64)
+cdef enum:
+    KEPT_ONES = 8192   # elements; for a longer row a call makes its own
+
+# Made once and never replaced, so that a thread which has either reads no other length than it was told.
+cdef cnp.ndarray ONES32 = np.ones(KEPT_ONES, np.float32)
+cdef cnp.ndarray ONES64 = np.ones(KEPT_ONES, np.float64)
 
 
 cdef cnp.ndarray ones(Py_ssize_t n, int storage):
-    """A weight where there is none; never written."""
-    global ONES32, ONES64
-    if len(ONES32) < n:
-        if n > 1 << 16:  # not worth keeping
-            return np.ones(n, np.float64 if storage == FLOAT64 else np.float32)
-        ONES64 = np.ones(n, np.float64)
-        ONES32 = np.ones(n, np.float32)
+    """A weight of at least n elements where there is none; never written."""
+    if n > KEPT_ONES:
+        return np.ones(n, np.float64 if storage == FLOAT64 else np.float32)
     return ONES64 if storage == FLOAT64 else ONES32
 
 

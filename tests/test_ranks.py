@@ -1,10 +1,10 @@
-"""Arrays of up to as many axes as NumPy allows: the same bits as with the axes of size 1 left out."""
+"""Up to as many axes as NumPy allows: the same bits as with the axes of size 1 left out."""
 
 import numpy as np
 import pytest
+from cnorm._plan import plan
 
 import cnorm.functional as F
-from cnorm._plan import plan
 
 RANKS = (31, 32, 33, 63, 64)
 SHAPE = (3, 6, 4, 5)
