@@ -16,14 +16,17 @@ ROWS = 1 << 16  # elements of a 2-D input at a time
 
 
 class _Argument:
-    """A parameter as it was passed, and its values: a copy, which no write to `out` can change."""
+    """A parameter's shape and dtype, and its values: a copy, which no write to `out` can change."""
 
     def __init__(self, value, name):
         self.name = name
-        self.array = F._given(value, name)
-        if np.iscomplexobj(self.array):
-            raise TypeError(f"{name} must be a float array, but got dtype {self.array.dtype}")
-        self.values = None if self.array is None else np.array(self.array, np.float64).reshape(-1)
+        self.values = None
+        array = F._given(value, name)
+        if array is not None:
+            if np.iscomplexobj(array):
+                raise TypeError(f"{name} must be a float array, but got dtype {array.dtype}")
+            self.shape, self.dtype = array.shape, array.dtype
+            self.values = np.array(array, np.float64).reshape(-1)
 
     def check_size(self, *sizes, error=RuntimeError):
         """Raise `error` unless there are as many values as one of `sizes`, or none is given."""
@@ -33,26 +36,27 @@ class _Argument:
 
     def gradient(self, grad, default=np.float64):
         """A gradient in the parameter's shape and dtype; where there is none, in `default`."""
-        if self.array is None:
+        if self.values is None:
             return grad.astype(default)
-        return grad.reshape(self.array.shape).astype(self.array.dtype)
+        return grad.reshape(self.shape).astype(self.dtype)
 
 
 class _Slope:
     """`negative_slope` as it was passed: `values` is None, a number, or a copy of an array."""
 
     def __init__(self, negative_slope):
-        self.array = self.values = None
+        self.values = None
+        self.has_gradient = False
         if isinstance(negative_slope, (float, int)) and not isinstance(negative_slope, bool):
             self.values = F._number(negative_slope, "negative_slope")
         elif negative_slope is not None:
-            self.array = F._given(negative_slope, "negative_slope")
-            self.values = F._doubles(self.array, "negative_slope").reshape(-1)
-        is_array = isinstance(negative_slope, np.ndarray)
-        self.has_gradient = self.array is not None and (is_array or self.array.ndim > 0)
+            array = F._given(negative_slope, "negative_slope")
+            self.shape, self.dtype = array.shape, array.dtype
+            self.values = F._doubles(array, "negative_slope").reshape(-1)
+            self.has_gradient = isinstance(negative_slope, np.ndarray) or len(self.shape) > 0
 
     def check_size(self, channels):
-        if self.array is not None:
+        if isinstance(self.values, np.ndarray):
             if self.values.size not in (1, channels):
                 raise ValueError(
                     f"negative_slope must hold 1 or {channels} values, but got {self.values.size}"
@@ -62,8 +66,8 @@ class _Slope:
 
     def gradient(self, grad):
         """The gradient per channel in the shape and dtype of the slope."""
-        grad = grad if self.array.size > 1 else grad.sum()
-        return grad.reshape(self.array.shape).astype(self.array.dtype)
+        grad = grad.sum() if isinstance(self.values, float) else grad
+        return grad.reshape(self.shape).astype(self.dtype)
 
 
 def _softmax(logits):
@@ -391,7 +395,7 @@ def switch_norm_backward(
     )
     default = np.float64 if x.dtype == np.float64 else np.float32
     result = [y, w.gradient(grads[0], default)]
-    result.append((w if b.array is None else b).gradient(grads[1], default))
+    result.append((w if b.values is None else b).gradient(grads[1], default))
     result += [grad_mean_weight, grad_var_weight]
     if slope.has_gradient:
         result.append(slope.gradient(grad_slope))

@@ -40,7 +40,7 @@ def _overlapping(one, other, start):
 
 
 def _check(function, arguments, names):
-    """As on copies, or an error that says what overlaps, and nothing written; whether the latter."""
+    """As on copies, or an error that names the overlap, nothing written; whether the latter."""
     before = copied(arguments)
     expected_arguments = copied(arguments)
     expected = outcome(function, expected_arguments)
