@@ -1,19 +1,29 @@
 # Arrays in and out of the kernels: what is accepted, what is allocated, what is copied.
 
+#
+# A call first converts all of its arguments (`given`, `number`, `integer`), then checks them, and after that asks
+# no argument anything again. Conversion runs code of the caller's, such as `__array__` and `__float__`, which may
+# answer otherwise the second time, or resize an array that was checked before. Checks read NumPy's own structs.
+
 cdef extern from "numpy/arrayobject.h":
     object PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
+    object PyArray_View(cnp.ndarray, void *, void *)
 
 cdef extern from "Python.h":
     Py_ssize_t PyNumber_AsSsize_t(object, PyObject *) except? -1
+    Py_ssize_t PY_SSIZE_T_MAX
 
 cdef extern from "_recycle.h":
     object recycle_like(cnp.ndarray)
     object recycle_simple(int, int, const cnp.npy_intp *)
+    int recycle_start() except -1
     void recycle_set_limit(size_t)
     void recycle_empty()
     void recycle_forked()
     size_t recycle_bytes()
     size_t recycle_limit
+
+recycle_start()
 
 cdef int BFLOAT16_TYPE = -1   # NumPy's number for ml_dtypes.bfloat16, once one has been seen
 
@@ -34,7 +44,8 @@ cdef inline int storage_of(cnp.ndarray a) noexcept:
         return FLOAT16
     if number == BFLOAT16_TYPE:
         return BFLOAT16
-    if number >= 256 and BFLOAT16_TYPE < 0 and a.dtype.name == "bfloat16":
+    if number >= 256 and BFLOAT16_TYPE < 0 and cnp.PyArray_ITEMSIZE(a) == 2 and (
+            <object> cnp.PyArray_DESCR(a)).name == "bfloat16":
         BFLOAT16_TYPE = number
         return BFLOAT16
     return -1
@@ -49,26 +60,56 @@ cdef inline bint native(cnp.ndarray a) noexcept:
     return cnp.PyArray_ISALIGNED(a) and cnp.PyArray_ISNOTSWAPPED(a)
 
 
-cdef object KNOWN_SUBCLASS = None   # of ndarray, and not masked: Parameter, mostly
+cdef object TRUSTED_SUBCLASS = None   # of ndarray, which runs no code of the caller's: Parameter; set once
 
 
-cdef bint plain_memory(object a, str name) except -1:
-    """Whether the memory of `a` is an ndarray's; a subclass may be, a masked array is not."""
-    global KNOWN_SUBCLASS
-    if cnp.PyArray_CheckExact(a) or type(a) is KNOWN_SUBCLASS:
-        return True
-    if not isinstance(a, cnp.ndarray):
-        return False
+def _trust(subclass):
+    """Name the one subclass of ndarray that calls take as it is."""
+    global TRUSTED_SUBCLASS
+    if TRUSTED_SUBCLASS is None:
+        TRUSTED_SUBCLASS = subclass
+
+
+cdef inline bint trusted(object a) noexcept:
+    """Whether it is an ndarray that can be asked for anything."""
+    return cnp.PyArray_CheckExact(a) or type(a) is TRUSTED_SUBCLASS
+
+
+cdef inline cnp.ndarray given(object a, str name):
+    """An argument as an array; None stays None."""
+    if a is None or trusted(a):
+        return <cnp.ndarray> a
+    return foreign(a, name)
+
+
+cdef int refuse_mask(object a, str name) except -1:
     if hasattr(a, "mask"):
         raise TypeError(f"{name} must not be a masked array: fill it first, for example with .filled(0)")
-    KNOWN_SUBCLASS = type(a)
-    return True
+    return 0
+
+
+cdef cnp.ndarray given_out(object a, str name):
+    """An array to write to, or None, the object itself, which the caller gets back."""
+    if a is None or trusted(a):
+        return <cnp.ndarray> a
+    if not isinstance(a, cnp.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, but got {type(a).__name__}")
+    refuse_mask(a, name)
+    return <cnp.ndarray> a
+
+
+cdef cnp.ndarray given_running(object a, str name):
+    """An array to update, or None; of a subclass, a view."""
+    return given(given_out(a, name), name)
 
 
 cdef cnp.ndarray foreign(object a, str name):
-    """An array from anything that is not exactly an ndarray."""
-    if plain_memory(a, name):
-        return a.view(np.ndarray)
+    """An array from anything else: a subclass of ndarray, what has DLPack or the array protocols, a sequence."""
+    cdef cnp.ndarray array
+    refused = None
+    if isinstance(a, cnp.ndarray):
+        refuse_mask(a, name)
+        return <cnp.ndarray> PyArray_View(<cnp.ndarray> a, NULL, <void *> cnp.ndarray)
     if hasattr(a, "__dlpack__"):
         if str(getattr(a, "dtype", None)) == "torch.bfloat16":  # NumPy's import does not know it
             import ml_dtypes
@@ -76,14 +117,51 @@ cdef cnp.ndarray foreign(object a, str name):
             return np.from_dlpack(a.view(torch.uint16)).view(ml_dtypes.bfloat16)
         try:
             return np.from_dlpack(a)
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError):
-            pass
-    return np.asarray(a)
+        except (AttributeError, BufferError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            refused = error
+    array = np.asarray(a)
+    if refused is not None and cnp.PyArray_TYPE(array) == cnp.NPY_OBJECT:
+        raise TypeError(f"{name} cannot be read as an array: its __dlpack__ raised {type(refused).__name__}: {refused}. "
+                        "Pass a NumPy array, or one that can be exported from the memory of the CPU") from refused
+    return array
 
 
-cdef cnp.ndarray floats(object a, str name):
-    """A native float array from what the caller gave."""
-    cdef cnp.ndarray array = <cnp.ndarray> a if cnp.PyArray_CheckExact(a) else foreign(a, name)
+cdef double number(object value, str name) except? -1:
+    """An argument as a float."""
+    if type(value) is float:
+        return <double> value
+    try:
+        return value
+    except TypeError as error:
+        raise TypeError(f"{name} must be a number, but got {type(value).__name__}: {error}") from error
+
+
+cdef object integer(object value, str name):
+    """An argument as an int, and not a subclass, which may compare as it likes."""
+    if type(value) is int:
+        return value
+    try:
+        return PyNumber_Index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an integer, but got {type(value).__name__}: {error}") from error
+
+
+cdef Py_ssize_t clipped(object value) except? -1:
+    """An int as a size; one that is none as the largest or the smallest."""
+    return PyNumber_AsSsize_t(value, NULL)
+
+
+cdef Py_ssize_t product(Py_ssize_t a, Py_ssize_t b, str what) except -1:
+    """a * b of sizes, or MemoryError."""
+    if a > 0 and b > PY_SSIZE_T_MAX // a:
+        raise MemoryError(f"{what} would hold {a} times {b} elements, which is more than can be addressed")
+    return a * b
+
+
+cdef cnp.ndarray floats(cnp.ndarray array, str name):
+    """A native float array."""
+    if array is None:
+        raise TypeError(f"{name} must be an array, but got None")
     if storage_of(array) < 0:
         raise TypeError(f"{name} must be a float32, float64, float16 or bfloat16 array, but got dtype {array.dtype}")
     if not native(array):
@@ -121,18 +199,28 @@ cdef inline bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
     return True
 
 
-cdef cnp.ndarray checked_out(object out, cnp.ndarray like, str name="out"):
-    if not isinstance(out, cnp.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, but got {type(out).__name__}")
-    if not cnp.PyArray_CheckExact(out) and hasattr(out, "mask"):
-        raise TypeError(f"{name} must not be a masked array")
+cdef cnp.ndarray checked_out(cnp.ndarray out, cnp.ndarray like, str name="out"):
     if not same_shape(out, like):
         raise ValueError(f"{name} must have shape {shape_of(like)}, but got {shape_of(out)}")
     if storage_of(out) != storage_of(like):
-        raise TypeError(f"{name} must have dtype {like.dtype}, but got {out.dtype}")
-    if not cnp.PyArray_ISWRITEABLE(out):
+        raise TypeError(f"{name} must have dtype {like.dtype}, but got {dtype_of(out)}")
+    return check_written(out, name)
+
+
+cdef inline object dtype_of(cnp.ndarray a):
+    return <object> cnp.PyArray_DESCR(a)
+
+
+cdef cnp.ndarray check_written(cnp.ndarray a, str name):
+    """An array whose elements can be written, each on its own."""
+    cdef size_t low, high
+    if not cnp.PyArray_ISWRITEABLE(a):
         raise ValueError(f"{name} is read-only")
-    return out
+    if not cnp.PyArray_IS_C_CONTIGUOUS(a):
+        extent_of(a, &low, &high)
+        if high - low < <size_t> cnp.PyArray_NBYTES(a):
+            raise ValueError(f"{name} has elements that share memory: pass an array of its own, such as a copy")
+    return a
 
 
 cdef inline cnp.ndarray empty_like(cnp.ndarray a):
@@ -156,11 +244,11 @@ cdef inline void extent_of(cnp.ndarray a, size_t *low, size_t *high) noexcept:
     cdef Py_ssize_t reach
     low[0] = <size_t> cnp.PyArray_DATA(a)
     high[0] = low[0] + cnp.PyArray_ITEMSIZE(a)
+    if cnp.PyArray_SIZE(a) == 0:
+        high[0] = low[0]
+        return
     for i in range(cnp.PyArray_NDIM(a)):
         reach = (cnp.PyArray_DIM(a, i) - 1) * cnp.PyArray_STRIDE(a, i)
-        if cnp.PyArray_DIM(a, i) == 0:
-            high[0] = low[0]
-            return
         if reach > 0:
             high[0] += reach
         else:
@@ -172,6 +260,31 @@ cdef inline bint may_overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
     extent_of(a, &a_low, &a_high)
     extent_of(b, &b_low, &b_high)
     return a_low < b_high and b_low < a_high
+
+
+cdef int check_apart(cnp.ndarray a, str name, cnp.ndarray b, str other) except -1:
+    """Two arrays that are both written must not share an element. Each may be None."""
+    cdef bint shared = True
+    if a is None or b is None or not may_overlap(a, b):
+        return 0
+    try:  # only the elements count: one array may lie in the gaps of the other
+        shared = np.shares_memory(plain_view(a), plain_view(b), max_work=100_000)
+    except np.exceptions.TooHardError:
+        pass
+    if shared:
+        raise ValueError(f"{name} and {other} must not overlap: both are written")
+    return 0
+
+
+cdef inline cnp.ndarray plain_view(cnp.ndarray a):
+    return a if trusted(a) else <cnp.ndarray> PyArray_View(a, NULL, <void *> cnp.ndarray)
+
+
+cdef inline cnp.ndarray kept_apart(cnp.ndarray a, cnp.ndarray written):
+    """`a`, or a copy of it where writing to the other array would change it. May be None."""
+    if a is not None and may_overlap(a, written):
+        return <cnp.ndarray> cnp.PyArray_Copy(a)
+    return a
 
 
 cdef inline bint writable_in_place(cnp.ndarray out, cnp.ndarray array, bint elementwise):
@@ -192,8 +305,8 @@ cdef inline bint plain(cnp.ndarray a, int number) noexcept:
 
 
 cdef inline bint plain_floats(object a, int number) noexcept:
-    """A C-contiguous native array of a dtype, or a subclass that was seen to be one."""
-    return (cnp.PyArray_CheckExact(a) or type(a) is KNOWN_SUBCLASS) and plain(<cnp.ndarray> a, number)
+    """Whether it is a C-contiguous native array of a dtype."""
+    return trusted(a) and plain(<cnp.ndarray> a, number)
 
 
 cdef inline bint plain_vector(object a, int number, Py_ssize_t n) noexcept:
@@ -202,9 +315,10 @@ cdef inline bint plain_vector(object a, int number, Py_ssize_t n) noexcept:
         cnp.PyArray_DIM(<cnp.ndarray> a, 0) == n)
 
 
-cdef cnp.ndarray plain_array(object values, str name):
+cdef cnp.ndarray plain_array(cnp.ndarray a, str name):
     """A C-contiguous, native array from parameters or statistics of any float type."""
-    cdef cnp.ndarray a = <cnp.ndarray> values if plain_memory(values, name) else foreign(values, name)
+    if a is None:
+        raise TypeError(f"{name} must be a float array, but got None")
     if storage_of(a) < 0:
         raise TypeError(f"{name} must be a float array, but got dtype {a.dtype}")
     if not cnp.PyArray_IS_C_CONTIGUOUS(a) or not native(a):
@@ -226,14 +340,14 @@ cdef cnp.ndarray converted(cnp.ndarray a, int number):
     return to
 
 
-cdef cnp.ndarray doubles(object values, str name):
+cdef cnp.ndarray doubles(cnp.ndarray values, str name):
     """A plain float64 array from parameters or statistics of any float type."""
     cdef cnp.ndarray a = plain_array(values, name)
     return a if storage_of(a) == FLOAT64 else converted(a, cnp.NPY_FLOAT64)
 
 
-cdef int copy_doubles(double *to, Py_ssize_t n, object values, str name) except -1:
-    """The same, n of them, as a copy."""
+cdef int copy_doubles(double *to, Py_ssize_t n, cnp.ndarray values, str name) except -1:
+    """Copy n parameters or statistics of any float type to doubles."""
     cdef cnp.ndarray a
     if plain_vector(values, cnp.NPY_FLOAT32, n):  # the usual one
         kernels.widen64(FLOAT32, cnp.PyArray_BYTES(<cnp.ndarray> values), n, to)
@@ -259,31 +373,33 @@ cdef cnp.ndarray array64(const double *values, Py_ssize_t n):
     return a
 
 
-cdef cnp.ndarray gradient_array(object parameter, int storage, int ndim, cnp.npy_intp *shape):
-    """A new array for the gradient of a parameter, in its shape and dtype; None where it is no plain ndarray.
+cdef cnp.ndarray gradient_array(cnp.ndarray parameter, int storage, int ndim, cnp.npy_intp *shape):
+    """A new array for the gradient of a parameter, in its shape and dtype; None where kernels cannot write that.
 
     Without a parameter: of the accumulation type, of the shape that one would have.
     """
     if parameter is None:
         return new_array(accumulation_type(storage), ndim, shape)
-    if not isinstance(parameter, cnp.ndarray) or storage_of(parameter) < 0 or not native(parameter):
+    if storage_of(parameter) < 0 or not native(parameter):
         return None
     return <cnp.ndarray> PyArray_NewLikeArray(parameter, cnp.NPY_CORDER, NULL, 0)
 
 
-cdef cnp.ndarray gradient_room(object parameter, int storage, int ndim, cnp.npy_intp *shape):
-    """The same where it is of the accumulation type, as kernels leave it; else None."""
-    if isinstance(parameter, cnp.ndarray) and cnp.PyArray_TYPE(parameter) != accumulation_type(storage):
+cdef cnp.ndarray gradient_room(cnp.ndarray parameter, int storage, int ndim, cnp.npy_intp *shape):
+    """A gradient of the accumulation type, as kernels leave it; None where the parameter has another."""
+    if parameter is not None and cnp.PyArray_TYPE(parameter) != accumulation_type(storage):
         return None
     return gradient_array(parameter, storage, ndim, shape)
 
 
-cdef object gradient(const double *sums, Py_ssize_t n, object parameter, int storage, int ndim,
+cdef object gradient(const double *sums, Py_ssize_t n, cnp.ndarray parameter, int storage, int ndim,
                      cnp.npy_intp *shape):
     """The gradient of a parameter, which was summed in double."""
     cdef cnp.ndarray a = gradient_array(parameter, storage, ndim, shape)
     if a is None:
-        return array64(sums, n).reshape(np.shape(parameter)).astype(np.asarray(parameter).dtype.newbyteorder("="))
+        return array64(sums, n).reshape(shape_of(parameter)).astype(parameter.dtype.newbyteorder("="))
+    if cnp.PyArray_SIZE(a) != n:
+        raise RuntimeError(f"a parameter was resized to {cnp.PyArray_SIZE(a)} elements while its gradient was taken")
     kernels.narrow(storage_of(a), sums, n, cnp.PyArray_BYTES(a))
     return a
 
@@ -304,7 +420,9 @@ cdef enum:
 cdef class Call:
     """The arrays of one call: x and dy are read, y is written, `final` is what the caller gets."""
     cdef cnp.ndarray x, y, dy, plus, final
-    cdef cnp.ndarray slopes   # of the epilogue, where there is one per channel
+    cdef cnp.ndarray slope_array   # the negative_slope that was given, where it is no number
+    cdef bint slope_gradient       # whether its gradient is wanted
+    cdef cnp.ndarray slopes        # of the epilogue, where there is one per channel
     cdef int storage, activation
     cdef Py_ssize_t elements, bytes
     cdef double slope
@@ -323,14 +441,20 @@ cdef class Call:
         self.lent = memory
         self.left = LENT
 
-    cdef double *room(self, Py_ssize_t n) except NULL:
-        """Memory for n doubles while the call lasts."""
+    cdef double *room(self, Py_ssize_t n, Py_ssize_t times=1) except NULL:
+        """Memory for n doubles, or several times n, while the call lasts."""
+        n = product(n, times, "the workspace of this call")
         if n >= self.left:
             self.borrowed = (new64(n), self.borrowed)
             return data64((<tuple> self.borrowed)[0])
         self.lent += n
         self.left -= n
         return self.lent - n
+
+    cdef int guard(self, cnp.ndarray written) except -1:
+        """Copy what a kernel reads besides x and the gradients, where writing to this array would change it."""
+        self.slopes = kept_apart(self.slopes, written)
+        return 0
 
     cdef int plan(self, int arrays, Plan *p) except -1:
         """The plan for x, for x and y, or for all three."""
@@ -345,11 +469,11 @@ cdef class Call:
         if arrays > 3:
             strides_of(self.plus, shape, &strides[3])
 
-    cdef int settle(self, Plan *p, object out, object grad_output, object plus=None) except -1:
+    cdef int settle(self, Plan *p, cnp.ndarray out, cnp.ndarray grad_output, cnp.ndarray plus=None) except -1:
         """Choose where the result goes, and the plan; copy what no kernel takes as it is.
 
         A result that the kernel cannot write goes through memory of its own, and so does one that
-        overlaps what is read without being the same elements.
+        overlaps x or a gradient without being the same elements; `guard` looks after all else that is read.
         """
         cdef int arrays = 2 if grad_output is None else 3 if plus is None else 4
         if out is None:
@@ -357,6 +481,7 @@ cdef class Call:
             self.y = self.final
         else:
             self.final = checked_out(out, self.x)
+            self.guard(out)
             self.y = self.final
             if not native(self.y) or not writable_in_place(self.final, self.x, True) or (
                     grad_output is not None and not writable_in_place(self.final, grad_output, True)) or (
@@ -394,19 +519,27 @@ cdef class Call:
 
     cdef cnp.ndarray finish(self):
         if self.y is not self.final:
-            self.final[...] = self.y
+            cnp.PyArray_CopyInto(self.final, self.y)
         return self.final
 
-    cdef int epilogue(self, object negative_slope, Py_ssize_t channels) except -1:
-        """None, a float, or an array of 1 or C."""
-        cdef cnp.ndarray values
+    cdef int take_slope(self, object negative_slope) except -1:
+        """Convert the argument: None, a number, or an array of 1 or C."""
         if negative_slope is None:
             return 0
         self.activation = ACT_SLOPE
         if isinstance(negative_slope, (float, int)) and not isinstance(negative_slope, bool):
-            self.slope = negative_slope
+            self.slope = number(negative_slope, "negative_slope")
             return 0
-        values = doubles(negative_slope, "negative_slope")
+        self.slope_array = given(negative_slope, "negative_slope")
+        self.slope_gradient = isinstance(negative_slope, cnp.ndarray) or cnp.PyArray_NDIM(self.slope_array) > 0
+        return 0
+
+    cdef int epilogue(self, Py_ssize_t channels) except -1:
+        """Check the slopes that were taken."""
+        cdef cnp.ndarray values
+        if self.slope_array is None:
+            return 0
+        values = doubles(self.slope_array, "negative_slope")
         if cnp.PyArray_SIZE(values) == 1:
             self.slope = data64(values)[0]
         elif cnp.PyArray_SIZE(values) == channels:

@@ -17,13 +17,15 @@ cdef class Channels(Call):
     cdef bint given
     cdef double eps
 
-    cdef void set(self, cnp.ndarray x, int batch_axis, int channel_axis, Py_ssize_t groups) noexcept:
+    cdef int set(self, cnp.ndarray x, int batch_axis, int channel_axis, Py_ssize_t groups) except -1:
         self.take(x)
         self.batch_axis = batch_axis
         self.channel_axis = channel_axis
         self.groups = groups
         self.channels = cnp.PyArray_DIM(x, channel_axis)
         self.samples = cnp.PyArray_DIM(x, batch_axis) if batch_axis >= 0 else 1
+        product(self.samples, self.groups, "the statistics of this call")  # there may be groups without channels
+        return 0
 
     cdef Py_ssize_t units(self) noexcept:
         return self.samples * self.groups if self.groups else self.channels
@@ -32,7 +34,17 @@ cdef class Channels(Call):
         """Elements of a unit."""
         return self.elements // self.units() if self.units() else 0
 
-    cdef const double *parameter(self, object values, str name) except? NULL:
+    cdef int guard(self, cnp.ndarray written) except -1:
+        Call.guard(self, written)
+        self.mean_array = kept_apart(self.mean_array, written)
+        self.rstd_array = kept_apart(self.rstd_array, written)
+        if self.mean_array is not None:
+            self.mean = data64(self.mean_array)
+        if self.rstd_array is not None:
+            self.rstd = data64(self.rstd_array)
+        return 0
+
+    cdef const double *parameter(self, cnp.ndarray values, str name) except? NULL:
         cdef double *room
         if values is None:
             return NULL
@@ -40,10 +52,10 @@ cdef class Channels(Call):
         copy_doubles(room, self.channels, values, name)
         return room
 
-    cdef int parameters(self, object weight, object bias, object negative_slope) except -1:
+    cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias) except -1:
         self.weight = self.parameter(weight, "weight")
         self.bias = self.parameter(bias, "bias")
-        self.epilogue(negative_slope, self.channels)
+        self.epilogue(self.channels)
         return 0
 
     cdef int return_statistics(self, int ndim) except -1:
@@ -106,7 +118,7 @@ cdef class Channels(Call):
         a.channels.slopes = data64(self.slopes)
         return 0
 
-    cdef cnp.ndarray forward(self, object out):
+    cdef cnp.ndarray forward(self, cnp.ndarray out):
         cdef Plan p
         cdef Job a
         self.settle(&p, out, None)
@@ -139,7 +151,7 @@ cdef class Channels(Call):
 
     cdef void empty_statistics(self) noexcept:
         cdef Py_ssize_t i
-        if self.given:
+        if self.given or (self.mean == NULL and self.lo == NULL and self.m2 == NULL and self.rstd == NULL):
             return
         for i in range(self.units()):
             if self.mean != NULL:
@@ -151,13 +163,14 @@ cdef class Channels(Call):
             if self.rstd != NULL:
                 self.rstd[i] = 1 / sqrt(self.eps) if self.eps > 0 else INFINITY
 
-    cdef cnp.ndarray backward(self, object grad_output, object out, object sums=None, int sums_mode=SUMS_INTERNAL,
+    cdef cnp.ndarray backward(self, cnp.ndarray grad_output, cnp.ndarray out, cnp.ndarray sums=None, int sums_mode=SUMS_INTERNAL,
                               double count=0):
         """grad_input; `grads` then holds the sums over the batch."""
         cdef Plan p
         cdef Job a
-        cdef Py_ssize_t rows = max(self.samples, 1) if self.groups else 1, n = rows * self.channels
-        cdef double *g = self.room(3 * n)
+        cdef Py_ssize_t rows = max(self.samples, 1) if self.groups else 1
+        cdef Py_ssize_t n = product(rows, self.channels, "the gradients of the parameters of all samples")
+        cdef double *g = self.room(n, 3)
         memset(g, 0, 3 * n * sizeof(double))
         self.grads = g
         if sums_mode == SUMS_ONLY:  # nothing is written: the input stands for the result
@@ -209,25 +222,24 @@ cdef void over_samples(double *grads, Py_ssize_t rows, Py_ssize_t channels) noex
         total += channels
 
 
-cdef cnp.ndarray gradient_like(object grad_output, cnp.ndarray x):
+cdef cnp.ndarray gradient_like(cnp.ndarray grad_output, cnp.ndarray x, str name="grad_output"):
     """grad_output, checked against the input it belongs to."""
-    cdef cnp.ndarray dy = floats(grad_output, "grad_output")
+    cdef cnp.ndarray dy = floats(grad_output, name)
     if not same_shape(dy, x):
-        raise ValueError(f"grad_output must have the input's shape {shape_of(x)}, but got {shape_of(dy)}")
+        raise ValueError(f"{name} must have the input's shape {shape_of(x)}, but got {shape_of(dy)}")
     if storage_of(dy) != storage_of(x):
-        raise TypeError(f"grad_output must have the input's dtype {x.dtype}, but got {dy.dtype}")
+        raise TypeError(f"{name} must have the input's dtype {x.dtype}, but got {dy.dtype}")
     return dy
 
 
-cdef cnp.ndarray statistic(object values, str name, Py_ssize_t n, str shape):
+cdef cnp.ndarray statistic(cnp.ndarray values, str name, Py_ssize_t n, str shape):
     cdef cnp.ndarray a = doubles(values, name)
     if cnp.PyArray_SIZE(a) != n:
         raise ValueError(f"{name} must have shape {shape}, but got {shape_of(a)}")
     return a
 
 
-cdef tuple parameter_grads(Channels call, object grad_input, object weight, object bias,
-                           object negative_slope):
+cdef tuple parameter_grads(Channels call, object grad_input, cnp.ndarray weight, cnp.ndarray bias):
     """What backward returns: the sums in the parameters' shapes and dtypes."""
     cdef cnp.npy_intp shape = call.channels
     cdef const double *g = call.grads
@@ -236,20 +248,15 @@ cdef tuple parameter_grads(Channels call, object grad_input, object weight, obje
         gradient(g, shape, weight, call.storage, 1, &shape),
         gradient(g + shape, shape, weight if bias is None else bias, call.storage, 1, &shape),
     )
-    if has_slope_gradient(negative_slope):
-        result += (slope_gradient(array64(g + 2 * shape, shape), negative_slope),)
+    if call.slope_gradient:
+        result += (slope_gradient(array64(g + 2 * shape, shape), call.slope_array),)
     return result
 
 
-cdef inline bint has_slope_gradient(object negative_slope):
-    return negative_slope is not None and (isinstance(negative_slope, cnp.ndarray) or np.ndim(negative_slope) > 0)
-
-
-cdef object slope_gradient(cnp.ndarray per_channel, object negative_slope):
-    slope = np.asarray(negative_slope)
-    if slope.size == 1:
+cdef object slope_gradient(cnp.ndarray per_channel, cnp.ndarray slope):
+    if cnp.PyArray_SIZE(slope) == 1:
         per_channel = np.asarray(per_channel.sum())
-    return per_channel.reshape(slope.shape).astype(slope.dtype)
+    return per_channel.reshape(shape_of(slope)).astype(slope.dtype)
 
 
 # ---- running statistics ----
@@ -257,8 +264,8 @@ cdef object slope_gradient(cnp.ndarray per_channel, object negative_slope):
 # A batch changes all of them, and their count, or nothing: what may fail, or run Python code, where an
 # interrupt may be raised, comes before the first of them is written.
 
-cdef int track(object running_mean, object running_var, double factor, const double *mean,
-               const double *var, double divisor, Py_ssize_t n, object count) except -1:
+cdef int track(cnp.ndarray running_mean, cnp.ndarray running_var, double factor, const double *mean,
+               const double *var, double divisor, Py_ssize_t n, cnp.ndarray count) except -1:
     """running = (1 - factor) * running + factor * batch, in double, the variance's batch over `divisor`;
     count += 1. Each of the three may be None."""
     cdef list targets, values
@@ -301,21 +308,19 @@ cdef const double *over_batch(Channels call, const double *values) except NULL:
     return mean
 
 
-cdef bint in_place(object running) except -1:
+cdef inline bint in_place(cnp.ndarray running) noexcept:
     """Whether `mix_in_place` takes it: None, or a float32 vector."""
     return running is None or (
-        plain_memory(running, "running statistics") and cnp.PyArray_NDIM(running) == 1
-        and native(running) and cnp.PyArray_TYPE(running) == cnp.NPY_FLOAT32)
+        cnp.PyArray_NDIM(running) == 1 and native(running) and cnp.PyArray_TYPE(running) == cnp.NPY_FLOAT32)
 
 
-cdef bint is_counter(object count) except -1:
+cdef inline bint is_counter(cnp.ndarray count) noexcept:
     """Whether it is None, or one int64."""
     return count is None or (
-        isinstance(count, cnp.ndarray) and cnp.PyArray_NDIM(count) == 0 and native(count)
-        and cnp.PyArray_TYPE(count) == cnp.NPY_INT64)
+        cnp.PyArray_NDIM(count) == 0 and native(count) and cnp.PyArray_TYPE(count) == cnp.NPY_INT64)
 
 
-cdef inline void mix_in_place(object running, double factor, const double *batch, double divisor) noexcept:
+cdef inline void mix_in_place(cnp.ndarray running, double factor, const double *batch, double divisor) noexcept:
     cdef cnp.npy_intp n = cnp.PyArray_DIM(running, 0), step = cnp.PyArray_STRIDE(running, 0)
     if step == sizeof(float):  # a constant, which makes it a loop of vectors
         mix_floats(cnp.PyArray_BYTES(running), n, sizeof(float), factor, batch, divisor)
@@ -331,10 +336,10 @@ cdef inline void mix_floats(char *p, Py_ssize_t n, Py_ssize_t step, double facto
                                                  + factor * (batch[i] / divisor))
 
 
-cdef cnp.ndarray mixed(object running, double factor, cnp.ndarray batch):
-    """The same for any running statistic: its new value."""
+cdef cnp.ndarray mixed(cnp.ndarray running, double factor, cnp.ndarray batch):
+    """The new value of a running statistic of any shape and float dtype."""
     wide = (1 - factor) * np.asarray(running, np.float64).reshape(-1) + factor * batch
-    return wide.reshape(running.shape).astype(running.dtype)
+    return wide.reshape(shape_of(running)).astype(running.dtype)
 
 
 cdef int assign(list targets, list values) except -1:
@@ -346,36 +351,39 @@ cdef int assign(list targets, list values) except -1:
     return 0
 
 
-cdef int check_running(object running, str name, Py_ssize_t channels) except -1:
+cdef int check_running(cnp.ndarray running, str name, Py_ssize_t channels) except -1:
     if running is None or plain_vector(running, cnp.NPY_FLOAT32, channels):
         return 0
-    if not isinstance(running, cnp.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, but got {type(running).__name__}")
     check_length(running, name, channels)
     if storage_of(running) < 0:
         raise TypeError(f"{name} must be a float array, but got dtype {running.dtype}")
     return 0
 
 
-cdef int check_writable(object running, str name) except -1:
-    if running is not None and not cnp.PyArray_ISWRITEABLE(running):
+cdef int check_writable(cnp.ndarray running, str name) except -1:
+    if running is None:
+        return 0
+    if not cnp.PyArray_ISWRITEABLE(running):
         raise ValueError(f"{name} is read-only, and training updates it")
+    check_written(running, name)
     return 0
 
 
-cdef int check_length(object parameter, str name, Py_ssize_t channels) except -1:
-    cdef Py_ssize_t n
-    if parameter is None or plain_vector(parameter, cnp.NPY_FLOAT32, channels):
-        return 0
-    n = cnp.PyArray_SIZE(parameter) if isinstance(parameter, cnp.ndarray) else np.size(parameter)
-    if n != channels:
-        raise RuntimeError(f"{name} should contain {channels} elements not {n}")
+cdef int check_counter(cnp.ndarray count, str name) except -1:
+    if not is_counter(count) and dtype_of(count).kind not in "iuf":
+        raise TypeError(f"{name} must be an array of one number, but got dtype {count.dtype}")
+    return check_writable(count, name)
+
+
+cdef int check_length(cnp.ndarray parameter, str name, Py_ssize_t channels) except -1:
+    if parameter is not None and cnp.PyArray_SIZE(parameter) != channels:
+        raise RuntimeError(f"{name} should contain {channels} elements not {cnp.PyArray_SIZE(parameter)}")
     return 0
 
 
 cdef int axis_of(object channel_axis, int ndim) except -1:
-    cdef Py_ssize_t axis = PyNumber_AsSsize_t(channel_axis, NULL)  # clipped
+    """The axis that an int names."""
+    cdef Py_ssize_t axis = clipped(channel_axis)
     if not -ndim <= axis < ndim:
-        raise ValueError(f"channel_axis {operator.index(channel_axis)} is out of bounds for an input with "
-                         f"{ndim} dimensions")
+        raise ValueError(f"channel_axis {channel_axis} is out of bounds for an input with {ndim} dimensions")
     return axis + ndim if axis < 0 else axis

@@ -3,9 +3,17 @@ cdef enum Family:
     UNITS = 1      # rows or segments
     COLUMNS = 2
 
+cdef extern from *:
+    """
+    #ifndef CNORM_MAX_DIMS
+    #define CNORM_MAX_DIMS 64
+    #endif
+    """
+    enum:
+        MAX_DIMS "CNORM_MAX_DIMS"   # axes of an array; functional.pyx asserts that NumPy allows no more
+
 cdef enum:
     ARRAYS = 4     # input, result, grad_output, what is added
-    MAX_DIMS = 32
 
 cdef struct Plan:
     Family family

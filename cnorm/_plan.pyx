@@ -181,6 +181,10 @@ def plan(shape, *strides, itemsize, normalized=None, channel_axis=None, batch_ax
     cdef const Py_ssize_t *pointers[ARRAYS]
     cdef int ndim = len(shape), arrays = len(strides), i, k
     cdef Plan p
+    if ndim > MAX_DIMS:
+        raise ValueError(f"shape must have at most {MAX_DIMS} axes, but got {ndim}")
+    if arrays > ARRAYS:
+        raise ValueError(f"a plan is for at most {ARRAYS} arrays, but got the strides of {arrays}")
     for i in range(ndim):
         sizes[i] = shape[i]
     for k in range(arrays):

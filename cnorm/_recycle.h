@@ -187,10 +187,12 @@ static PyDataMem_Handler recycle_handler = {
     {NULL, recycle_malloc, recycle_calloc, recycle_realloc, recycle_free},
 };
 
-static PyObject *recycle_capsule(void) {
-    static PyObject *capsule = NULL;
-    if (!capsule) capsule = PyCapsule_New(&recycle_handler, "mem_handler", NULL);
-    return capsule;
+/* Made by `recycle_start` and never replaced, so that threads may read it without a lock. */
+static PyObject *recycle_handle = NULL;
+
+static int recycle_start(void) {
+    recycle_handle = PyCapsule_New(&recycle_handler, "mem_handler", NULL);
+    return recycle_handle ? 0 : -1;
 }
 
 /* A new C-contiguous array of some bytes, for another that is read at an address; takes the reference to the type.
@@ -198,23 +200,19 @@ static PyObject *recycle_capsule(void) {
  * What PyArray_NewFromDescr does where its caller has set an allocator, in half the time: that is a variable of
  * the context, to be set, looked up and set again. */
 static PyObject *recycle_array(PyArray_Descr *type, int ndim, npy_intp const *shape, size_t size, const void *read) {
-    PyObject *array, *capsule = recycle_capsule();
+    PyObject *array;
     void *block;
-    if (!capsule) {
-        Py_DECREF(type);
-        return NULL;
-    }
     if (!(block = recycle_take(size, (uintptr_t)read))) {
         Py_DECREF(type);
-        return PyErr_NoMemory();
+        return PyErr_Format(PyExc_MemoryError, "cnorm could not allocate %zu bytes for an array", size);
     }
     array = PyArray_NewFromDescr(&PyArray_Type, type, ndim, shape, NULL, block, NPY_ARRAY_CARRAY, NULL);
     if (!array) {
         recycle_free(NULL, block, size);
         return NULL;
     }
-    Py_INCREF(capsule);
-    ((PyArrayObject_fields *)array)->mem_handler = capsule;
+    Py_INCREF(recycle_handle);
+    ((PyArrayObject_fields *)array)->mem_handler = recycle_handle;
     PyArray_ENABLEFLAGS((PyArrayObject *)array, NPY_ARRAY_OWNDATA);
     PyTraceMalloc_Track(NUMPY_DOMAIN, (uintptr_t)block, size);
     return array;
@@ -230,7 +228,7 @@ static PyObject *recycle_like(PyArrayObject *like) {
         return recycle_array(PyArray_DESCR(like), PyArray_NDIM(like), PyArray_DIMS(like), size, PyArray_DATA(like));
     }
     if (size < RECYCLE_LARGE || !recycle_limit) return PyArray_NewLikeArray(like, NPY_KEEPORDER, NULL, 0);
-    if (!recycle_capsule() || !(before = PyDataMem_SetHandler(recycle_capsule()))) return NULL;
+    if (!(before = PyDataMem_SetHandler(recycle_handle))) return NULL;
     recycle_read = (uintptr_t)PyArray_DATA(like);
     array = PyArray_NewLikeArray(like, NPY_KEEPORDER, NULL, 0);
     used = PyDataMem_SetHandler(before);
@@ -247,7 +245,14 @@ static PyObject *recycle_like(PyArrayObject *like) {
 static PyObject *recycle_simple(int number, int ndim, npy_intp const *shape) {
     PyArray_Descr *type = PyArray_DescrFromType(number);
     size_t size = type ? PyDataType_ELSIZE(type) : 0;
-    for (int i = 0; i < ndim; ++i) size *= shape[i];
+    for (int i = 0; i < ndim; ++i) {
+        if (size > (size_t)PY_SSIZE_T_MAX / (shape[i] > 0 ? (size_t)shape[i] : 1)) {
+            Py_XDECREF(type);
+            return PyErr_Format(PyExc_MemoryError, "cnorm would need an array of %zd times %zu bytes",
+                                (Py_ssize_t)shape[i], size);
+        }
+        size *= shape[i];
+    }
     if (size && recycle_limit) return recycle_array(type, ndim, shape, size, NULL);
     return type ? PyArray_NewFromDescr(&PyArray_Type, type, ndim, shape, NULL, NULL, 0, NULL) : NULL;
 }

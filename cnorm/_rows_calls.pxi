@@ -1,28 +1,27 @@
 # Norms with a weight per element of a row: layer and rms norm, from arrays to kernels.
 
-cdef object ONES32 = np.ones(1024, np.float32), ONES64 = np.ones(1024, np.float64)
+cdef enum:
+    KEPT_ONES = 8192   # elements; for a longer row a call makes its own
+
+# Made once and never replaced, so that a thread which has either reads no other length than it was told.
+cdef cnp.ndarray ONES32 = np.ones(KEPT_ONES, np.float32)
+cdef cnp.ndarray ONES64 = np.ones(KEPT_ONES, np.float64)
 
 
 cdef cnp.ndarray ones(Py_ssize_t n, int storage):
-    """A weight where there is none; never written."""
-    global ONES32, ONES64
-    if len(ONES32) < n:
-        if n > 1 << 16:  # not worth keeping
-            return np.ones(n, np.float64 if storage == FLOAT64 else np.float32)
-        ONES64 = np.ones(n, np.float64)
-        ONES32 = np.ones(n, np.float32)
+    """A weight of at least n elements where there is none; never written."""
+    if n > KEPT_ONES:
+        return np.ones(n, np.float64 if storage == FLOAT64 else np.float32)
     return ONES64 if storage == FLOAT64 else ONES32
 
 
-cdef cnp.ndarray row_parameter(object values, str name, int storage, cnp.ndarray out):
+cdef cnp.ndarray row_parameter(cnp.ndarray values, str name, int storage):
     """A row's parameter as the loops take it: contiguous, of the accumulation type."""
     if values is None:
         return None
     cdef cnp.ndarray a = plain_array(values, name)
     cdef int number = accumulation_type(storage)
-    if cnp.PyArray_TYPE(a) != number:
-        return converted(a, number)
-    return a.copy() if out is not None and may_overlap(a, out) else a
+    return a if cnp.PyArray_TYPE(a) == number else converted(a, number)
 
 
 cdef class RowsCall(Call):
@@ -46,7 +45,16 @@ cdef class RowsCall(Call):
             self.length *= cnp.PyArray_DIM(x, i)
         return 0
 
-    cdef Py_ssize_t rows(self):
+    cdef int guard(self, cnp.ndarray written) except -1:
+        Call.guard(self, written)
+        self.weight = kept_apart(self.weight, written)
+        self.bias = kept_apart(self.bias, written)
+        self.mean = kept_apart(self.mean, written)
+        self.rstd = kept_apart(self.rstd, written)
+        self.unit_slopes = kept_apart(self.unit_slopes, written)
+        return 0
+
+    cdef Py_ssize_t rows(self) noexcept:
         cdef Py_ssize_t n = 1
         cdef int i
         for i in range(cnp.PyArray_NDIM(self.x) - self.normalized):
@@ -103,15 +111,15 @@ cdef class RowsCall(Call):
         a.elements.unit_slope_grads = data64(self.unit_slope_grads)
         return 0
 
-    cdef int parameters(self, object weight, object bias, cnp.ndarray out, bint always) except -1:
+    cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias, bint always) except -1:
         """Weight, bias and slopes of an element each; a weight of ones where only others are given."""
-        self.weight = row_parameter(weight, "weight", self.storage, out)
-        self.bias = row_parameter(bias, "bias", self.storage, out)
+        self.weight = row_parameter(weight, "weight", self.storage)
+        self.bias = row_parameter(bias, "bias", self.storage)
         if self.weight is None and (self.bias is not None or self.activation == ACT_SLOPES or always):
             self.weight = ones(self.length, self.storage)
         return 0
 
-    cdef cnp.ndarray forward(self, object out, object one=None, object other=None):
+    cdef cnp.ndarray forward(self, cnp.ndarray out, cnp.ndarray one=None, cnp.ndarray other=None):
         """The norm of x; with `one` and `other`, of their sum, which is written to x."""
         cdef Plan p
         cdef Job a
@@ -130,12 +138,12 @@ cdef class RowsCall(Call):
             self.rstd[...] = 1 / np.sqrt(self.eps) if self.eps > 0 else np.inf
         return 0
 
-    cdef cnp.ndarray backward(self, object grad_output, object out, object plus=None):
+    cdef cnp.ndarray backward(self, cnp.ndarray grad_output, cnp.ndarray out, cnp.ndarray plus=None):
         """grad_input, plus `plus`. The sums of weight, bias and slope go to `grads`; those of grad_weight
         and grad_bias there, where these are given."""
         cdef Plan p
         cdef Job a
-        self.grads = self.room(3 * self.length)
+        self.grads = self.room(self.length, 3)
         self.settle(&p, out, grad_output, plus)
         if self.elements:
             self.job(&p, False, &a)
@@ -156,18 +164,23 @@ cdef class RowsCall(Call):
 
 
 cdef tuple row_shape(object normalized_shape):
-    if type(normalized_shape) is tuple and len(normalized_shape) == 1:
-        return (PyNumber_Index(normalized_shape[0]),)
-    if isinstance(normalized_shape, int):
-        return (normalized_shape,)
-    return tuple(operator.index(n) for n in normalized_shape)
+    """The argument as a tuple of ints."""
+    if type(normalized_shape) is not tuple:
+        if hasattr(normalized_shape, "__index__") and not isinstance(normalized_shape, cnp.ndarray):
+            return (integer(normalized_shape, "normalized_shape"),)
+        try:
+            normalized_shape = tuple(normalized_shape)
+        except TypeError as error:
+            raise TypeError("normalized_shape must be an integer or a sequence of integers, but got "
+                            f"{type(normalized_shape).__name__}: {error}") from error
+    return tuple([integer(n, "normalized_shape") for n in <tuple> normalized_shape])
 
 
-cdef inline bint has_shape(object parameter, tuple shape) except -1:
+cdef bint has_shape(cnp.ndarray parameter, tuple shape) except -1:
     """Whether a parameter has the shape; without making a tuple for the usual vector."""
-    if plain_memory(parameter, "weight") and len(shape) == 1:
+    if len(shape) == 1:
         return cnp.PyArray_NDIM(parameter) == 1 and cnp.PyArray_DIM(parameter, 0) == shape[0]
-    return np.shape(parameter) == shape
+    return shape_of(parameter) == shape
 
 
 # ---- statistics, as the caller of forward wants them ----
@@ -178,8 +191,8 @@ cdef enum Statistics:
     PACKED     # bytes: rstd of every row, then the means; for a module, as two arrays take as long as a short row
 
 
-cdef inline Py_ssize_t packed_size(Py_ssize_t rows, bint centred) noexcept:
-    return rows * <Py_ssize_t> sizeof(double) * (2 if centred else 1)
+cdef inline Py_ssize_t packed_size(Py_ssize_t rows, bint centred) except -1:
+    return product(rows, sizeof(double) * (2 if centred else 1), "the statistics of the rows")
 
 
 cdef inline bytes packed_statistics(Py_ssize_t rows, bint centred):
@@ -198,7 +211,7 @@ cdef cnp.ndarray packed_statistic(bytes packed, Py_ssize_t rows, int which):
 # ---- the small call: plain arrays, one axis; nothing that costs more than the norm itself ----
 
 cdef object small_forward(object input, object normalized_shape, object weight, object bias, bint centred,
-                          double eps, object out, Statistics wanted):
+                          bint default_eps, double eps, object out, Statistics wanted):
     """layer_norm or rms_norm of plain arrays over the last axis; None where the general call must look."""
     cdef cnp.ndarray x, y
     cdef cnp.ndarray mean = None, rstd = None
@@ -217,7 +230,7 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
     n = cnp.PyArray_DIM(x, ndim - 1)
     if type(normalized_shape) is tuple and len(<tuple> normalized_shape) == 1:
         normalized_shape = (<tuple> normalized_shape)[0]
-    if type(normalized_shape) is not int or <Py_ssize_t> normalized_shape != n or n == 0:
+    if type(normalized_shape) is not int or clipped(normalized_shape) != n or n == 0:
         return None
     number = accumulation_type(storage)
     if weight is not None and not plain_vector(weight, number, n):
@@ -263,7 +276,7 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
     a.y.strides[1] = a.x.strides[1]
     a.threads = threads_for(rows * a.x.strides[1])
     a.centred = centred
-    a.eps = eps
+    a.eps = machine_eps(storage) if default_eps else eps
     if weight is not None:
         a.elements.weight = cnp.PyArray_DATA(weight)
     if bias is not None:
@@ -276,14 +289,19 @@ cdef object small_forward(object input, object normalized_shape, object weight, 
     return (y, mean, rstd) if centred else (y, rstd)
 
 
-cdef int check_row_parameter(object parameter, str name, tuple shape) except -1:
+cdef inline double machine_eps(int storage) noexcept:
+    """Of the accumulation type."""
+    return 2.220446049250313e-16 if storage == FLOAT64 else 1.1920928955078125e-07
+
+
+cdef int check_row_parameter(cnp.ndarray parameter, str name, tuple shape) except -1:
     if parameter is not None and not has_shape(parameter, shape):
         raise RuntimeError(f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
-                           f"{list(np.shape(parameter))} and normalized_shape = {list(shape)}")
+                           f"{sizes(parameter)} and normalized_shape = {list(shape)}")
     return 0
 
 
-cdef int check_row(cnp.ndarray x, tuple shape, object weight, object bias) except -1:
+cdef int check_row(cnp.ndarray x, tuple shape, cnp.ndarray weight, cnp.ndarray bias) except -1:
     cdef int ndim = cnp.PyArray_NDIM(x), k = len(shape)
     if k == 0:
         raise RuntimeError("Expected normalized_shape to be at least 1-dimensional, i.e., containing at least "
@@ -297,13 +315,18 @@ cdef int check_row(cnp.ndarray x, tuple shape, object weight, object bias) excep
     return 0
 
 
-cdef int row_epilogue(RowsCall call, object negative_slope, object channel_axis, int normalized) except -1:
+cdef object slope_axis(RowsCall call, object channel_axis):
+    """The axis of the slopes, an int; None where there is one slope or none, which needs no axis."""
+    if call.slope_array is None or cnp.PyArray_SIZE(call.slope_array) <= 1:
+        return None
+    return integer(channel_axis, "channel_axis")
+
+
+cdef int row_epilogue(RowsCall call, object channel_axis, int normalized) except -1:
     """The activation. Slopes run along the channel axis: within the rows, or one for each row."""
     cdef int ndim = cnp.PyArray_NDIM(call.x), axis, first = ndim - normalized
-    if negative_slope is None:
-        return 0
-    axis = axis_of(channel_axis, ndim) if np.size(negative_slope) > 1 else 0
-    call.epilogue(negative_slope, cnp.PyArray_DIM(call.x, axis) if ndim else 1)
+    axis = 0 if channel_axis is None else axis_of(channel_axis, ndim)
+    call.epilogue(cnp.PyArray_DIM(call.x, axis) if ndim else 1)
     if call.activation != ACT_SLOPES:
         return 0
     shape = shape_of(call.x)[first:] if axis >= first else shape_of(call.x)[:first]
@@ -311,7 +334,7 @@ cdef int row_epilogue(RowsCall call, object negative_slope, object channel_axis,
     spread = call.slopes.reshape([-1 if i == at else 1 for i in range(len(shape))])
     spread = np.ascontiguousarray(np.broadcast_to(spread, shape))
     if axis >= first:
-        call.slopes = row_parameter(spread, "negative_slope", call.storage, None)
+        call.slopes = row_parameter(spread, "negative_slope", call.storage)
     else:
         call.activation = ACT_SLOPE
         call.slopes = None

@@ -15,8 +15,63 @@ from . import functional as F
 ROWS = 1 << 16  # elements of a 2-D input at a time
 
 
+class _Argument:
+    """A parameter's shape and dtype, and its values: a copy, which no write to `out` can change."""
+
+    def __init__(self, value, name):
+        self.name = name
+        self.values = None
+        array = F._given(value, name)
+        if array is not None:
+            if np.iscomplexobj(array):
+                raise TypeError(f"{name} must be a float array, but got dtype {array.dtype}")
+            self.shape, self.dtype = array.shape, array.dtype
+            self.values = np.array(array, np.float64).reshape(-1)
+
+    def check_size(self, *sizes, error=RuntimeError):
+        """Raise `error` unless there are as many values as one of `sizes`, or none is given."""
+        if self.values is not None and self.values.size not in sizes:
+            allowed = " or ".join(map(str, sizes))
+            raise error(f"{self.name} should contain {allowed} elements not {self.values.size}")
+
+    def gradient(self, grad, default=np.float64):
+        """A gradient in the parameter's shape and dtype; where there is none, in `default`."""
+        if self.values is None:
+            return grad.astype(default)
+        return grad.reshape(self.shape).astype(self.dtype)
+
+
+class _Slope:
+    """`negative_slope` as it was passed: `values` is None, a number, or a copy of an array."""
+
+    def __init__(self, negative_slope):
+        self.values = None
+        self.has_gradient = False
+        if isinstance(negative_slope, (float, int)) and not isinstance(negative_slope, bool):
+            self.values = F._number(negative_slope, "negative_slope")
+        elif negative_slope is not None:
+            array = F._given(negative_slope, "negative_slope")
+            self.shape, self.dtype = array.shape, array.dtype
+            self.values = F._doubles(array, "negative_slope").reshape(-1)
+            self.has_gradient = isinstance(negative_slope, np.ndarray) or len(self.shape) > 0
+
+    def check_size(self, channels):
+        if isinstance(self.values, np.ndarray):
+            if self.values.size not in (1, channels):
+                raise ValueError(
+                    f"negative_slope must hold 1 or {channels} values, but got {self.values.size}"
+                )
+            if self.values.size == 1:
+                self.values = float(self.values[0])
+
+    def gradient(self, grad):
+        """The gradient per channel in the shape and dtype of the slope."""
+        grad = grad.sum() if isinstance(self.values, float) else grad
+        return grad.reshape(self.shape).astype(self.dtype)
+
+
 def _softmax(logits):
-    logits = np.asarray(logits, np.float64).reshape(-1).tolist()
+    logits = logits.tolist()
     powers = [math.exp(a - max(logits)) for a in logits]
     return [p / sum(powers) for p in powers]
 
@@ -25,9 +80,14 @@ def _merged(mean, lo, var, axis):
     """Mean and variance over samples or channels, merged from those of equal counts."""
     first = np.take(mean, [0], axis) if mean.size else np.zeros_like(mean[:1, :1])
     offset = (mean - first) + lo  # exact where the means are close
-    step = offset.mean(axis, keepdims=True)
-    between = ((offset - step) ** 2).mean(axis, keepdims=True)
-    return first + step, var.mean(axis, keepdims=True) + between
+    step = _mean(offset, axis)
+    between = _mean((offset - step) ** 2, axis)
+    return first + step, _mean(var, axis) + between
+
+
+def _mean(values, axis):
+    """`values.mean`, and 0 of no values."""
+    return values.sum(axis, keepdims=True) / max(values.shape[axis], 1)
 
 
 def _unbiased(m2, count):
@@ -37,7 +97,9 @@ def _unbiased(m2, count):
 class _Statistics:
     """What forward took from the input, and backward needs."""
 
-    __slots__ = ("count", "instance_lo", "lo", "mean", "means", "rstd", "training", "variances")
+    __slots__ = (
+        "count", "instance_lo", "lo", "mean", "means", "rstd", "shape", "training", "variances",
+    )  # fmt: skip
 
 
 def _image_statistics(x, channel_axis, running, p_mean, p_var, training, eps):
@@ -45,14 +107,14 @@ def _image_statistics(x, channel_axis, running, p_mean, p_var, training, eps):
     axis = channel_axis % x.ndim
     shape = (x.shape[0], x.shape[axis])
     s = _Statistics()
-    s.training = training
+    s.shape, s.training = x.shape, training
     s.count, mean, lo, m2 = F._moments(x, channel_axis, shape[1])
     mean, lo = mean.reshape(shape), lo.reshape(shape)
     var = _unbiased(m2.reshape(shape), s.count)
     s.means, s.variances, s.instance_lo = [mean], [var], lo
     for axis in (1, 0)[: len(p_mean) - 1]:
         if axis == 0 and not training:
-            mean_bn, var_bn = (np.asarray(a, np.float64).reshape(1, -1) for a in running)
+            mean_bn, var_bn = (np.array(a, np.float64).reshape(1, -1) for a in running)
         else:
             mean_bn, var_bn = _merged(mean, lo, var, axis)
         s.means.append(mean_bn)
@@ -69,7 +131,7 @@ def _table_statistics(x, running, p_mean, p_var, training, eps):
     """Of 2-D input: the means and variances of rows and columns, mixed a block of rows at once."""
     n, c = x.shape
     s = _Statistics()
-    s.training, s.count, s.lo = training, None, None
+    s.shape, s.training, s.count, s.lo = x.shape, training, None, None
     _, mean, lo, m2 = F._moments(x[:, None, :], 1, 1)  # rows: one group of one channel
     s.means, s.variances = [(mean + lo)[:, None]], [_unbiased(m2, c)[:, None]]
     if training:
@@ -77,8 +139,8 @@ def _table_statistics(x, running, p_mean, p_var, training, eps):
         s.means.append((mean + lo)[None])
         s.variances.append(_unbiased(m2, n)[None])
     else:
-        s.means.append(np.asarray(running[0], np.float64).reshape(1, c))
-        s.variances.append(np.asarray(running[1], np.float64).reshape(1, c))
+        s.means.append(np.array(running[0], np.float64).reshape(1, c))
+        s.variances.append(np.array(running[1], np.float64).reshape(1, c))
     s.mean, s.rstd = (p_mean, p_var), eps
     return s
 
@@ -92,46 +154,27 @@ def _table_block(s, rows):
 
 def _row_blocks(x):
     step = max(1, ROWS // max(1, x.shape[1]))
-    return [slice(i, i + step) for i in range(0, x.shape[0], step)]
+    return [slice(i, i + step) for i in range(0, x.shape[0] if x.size else 0, step)]
 
 
-def _vector(parameter, channels, name):
-    if parameter is None:
-        return None
-    if np.size(parameter) != channels:
-        raise RuntimeError(f"{name} should contain {channels} elements not {np.size(parameter)}")
-    return np.asarray(parameter, np.float64).reshape(-1)
-
-
-def _check_mixing(values, name, sizes):
-    if np.size(values) not in sizes:
-        allowed = " or ".join(map(str, sizes))
-        raise RuntimeError(f"{name} should contain {allowed} elements not {np.size(values)}")
-    if np.iscomplexobj(values):
-        raise TypeError(f"{name} must be a float array, but got dtype {np.asarray(values).dtype}")
-
-
-def _check(x, channel_axis, running, mean_weight, var_weight, training):
+def _check(x, channel_axis, running, weight, bias, mean_weight, var_weight, slope, training):
     sizes = list(x.shape)
     if x.ndim < 2:
         raise ValueError(
             f"switch_norm expects at least 2 dimensions, but got input of size {sizes}"
         )
-    if not -x.ndim <= channel_axis < x.ndim or channel_axis % x.ndim == 0:
-        raise ValueError(f"channel_axis {channel_axis} must be an axis of the input other than 0")
-    channels = x.shape[channel_axis]
+    channels = _channels(x, channel_axis)
     weights = (2,) if x.ndim == 2 else (2, 3)
-    for values, name in ((mean_weight, "mean_weight"), (var_weight, "var_weight")):
-        _check_mixing(values, name, weights)
-    if np.size(mean_weight) != np.size(var_weight):
+    for values in (mean_weight, var_weight):
+        _check_mixing(values, weights)
+    mixed = mean_weight.values.size
+    if mixed != var_weight.values.size:
         raise RuntimeError("mean_weight and var_weight must have as many elements as each other")
-    with_batch = x.ndim == 2 or np.size(mean_weight) == 3
+    with_batch = x.ndim == 2 or mixed == 3
     for values, name in zip(running, ("running_mean", "running_var"), strict=True):
         F._check_running(values, name, channels)
         if values is None and with_batch and not training:
             raise RuntimeError("running_mean must be defined in evaluation mode")
-        if training and values is not None and not np.asarray(values).flags.writeable:
-            raise ValueError(f"{name} is read-only, and training updates it")
     if (running[0] is None) != (running[1] is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")
     if x.ndim > 2 and x.size and x.size == x.shape[0] * channels:
@@ -142,7 +185,26 @@ def _check(x, channel_axis, running, mean_weight, var_weight, training):
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {sizes}"
         )
+    _check_channels(weight, bias, slope, channels)
     return channels
+
+
+def _channels(x, channel_axis):
+    if not -x.ndim <= channel_axis < x.ndim or channel_axis % x.ndim == 0:
+        raise ValueError(f"channel_axis {channel_axis} must be an axis of the input other than 0")
+    return x.shape[channel_axis]
+
+
+def _check_mixing(values, sizes):
+    if values.values is None:
+        raise TypeError(f"{values.name} must be an array, but got None")
+    values.check_size(*sizes)
+
+
+def _check_channels(weight, bias, slope, channels):
+    weight.check_size(channels)
+    bias.check_size(channels)
+    slope.check_size(channels)
 
 
 def switch_norm(
@@ -200,24 +262,38 @@ def switch_norm(
     >>> F.switch_norm(x, None, None, None, None, np.ones(3), np.ones(3), True).shape
     (1, 2, 4)
     """
-    return_stats = bool(return_stats)  # before anything is written
-    x = F._floats(input, "input")
-    running = (running_mean, running_var)
-    channels = _check(x, channel_axis, running, mean_weight, var_weight, training)
-    w, b = _vector(weight, channels, "weight"), _vector(bias, channels, "bias")
-    p_mean, p_var = _softmax(mean_weight), _softmax(var_weight)
-    if training and running_mean is not None:
-        momentum = float(momentum)
+    x = F._given(input, "input")
+    running = (
+        F._given_running(running_mean, "running_mean"),
+        F._given_running(running_var, "running_var"),
+    )
+    w, b = _Argument(weight, "weight"), _Argument(bias, "bias")
+    mixes = _Argument(mean_weight, "mean_weight"), _Argument(var_weight, "var_weight")
+    out = F._given_out(out, "out")
+    slope = _Slope(negative_slope)
+    training, return_stats = bool(training), bool(return_stats)
+    using_moving_average = bool(using_moving_average)
+    tracks = training and running[0] is not None
+    momentum = F._number(momentum, "momentum") if tracks else 0.0
+    eps = F._number(eps, "eps")
+    channel_axis = F._integer(channel_axis, "channel_axis")
+
+    x = F._floats(x, "input")
+    channels = _check(x, channel_axis, running, w, b, *mixes, slope, training)
+    y = F._result(out, x)  # before anything is computed, which takes long where it does not fit
+    if training:
+        F._check_updates(*running, out)
+    p_mean, p_var = (_softmax(m.values) for m in mixes)
     if x.ndim == 2:
         s = _table_statistics(x, running, p_mean, p_var, training, eps)
-        y = _table_apply(x, s, w, b, out, negative_slope)
+        _table_apply(x, s, w.values, b.values, y, slope.values)
     else:
         s = _image_statistics(x, channel_axis, running, p_mean, p_var, training, eps)
-        y = F._apply(
-            x, s.mean, s.lo, s.rstd, w, b, channel_axis=channel_axis, groups=channels, out=out,
-            negative_slope=negative_slope,
+        F._apply(
+            x, s.mean, s.lo, s.rstd, w.values, b.values, channel_axis=channel_axis,
+            groups=channels, out=y, negative_slope=slope.values,
         )  # fmt: skip
-    if training and running_mean is not None and x.size and (x.ndim == 2 or len(p_mean) == 3):
+    if tracks and x.size and (x.ndim == 2 or len(p_mean) == 3):
         _track(running, s, momentum, using_moving_average)
     return (y, s) if return_stats else y
 
@@ -231,22 +307,15 @@ def _track(running, s, momentum, using_moving_average):
         F._assign(running, [total + batch.reshape(total.shape) for total, batch in sums])
 
 
-def _slopes(negative_slope):
-    values = np.asarray(negative_slope, np.float64).reshape(-1)
-    return values if values.size > 1 else values[0]
-
-
-def _table_apply(x, s, w, b, out, negative_slope):
-    y = np.empty_like(x) if out is None else F._checked_out(out, x)
+def _table_apply(x, s, w, b, y, slope):
     if np.may_share_memory(x, y):
         x = x.copy()
     for rows in _row_blocks(x):
         mean, rstd = _table_block(s, rows)
         z = _affine((x[rows] - mean) * rstd, w, b)
-        if negative_slope is not None:
-            z = np.where(z > 0, z, z * _slopes(negative_slope))
+        if slope is not None:
+            z = np.where(z > 0, z, z * slope)
         y[rows] = z
-    return y
 
 
 def _affine(z, w, b):
@@ -256,7 +325,7 @@ def _affine(z, w, b):
 
 def _mix_backward(logits, grad, mixed):
     """Gradients of the logits, and of each statistic that their softmax mixes."""
-    p = _softmax(logits)
+    p = _softmax(logits.values)
     grad_p = [float((grad * m).sum()) for m in mixed]
     centre = sum(a * g for a, g in zip(p, grad_p, strict=True))
     grad_logits = np.array([a * (g - centre) for a, g in zip(p, grad_p, strict=True)])
@@ -264,8 +333,7 @@ def _mix_backward(logits, grad, mixed):
     for a, m in zip(p, mixed, strict=True):
         axes = tuple(i for i in range(grad.ndim) if m.shape[i] < grad.shape[i])
         grads.append(a * grad.sum(axes, keepdims=True))
-    like = np.asarray(logits)
-    return grad_logits.reshape(like.shape).astype(like.dtype), grads
+    return logits.gradient(grad_logits), grads
 
 
 def switch_norm_backward(
@@ -300,29 +368,37 @@ def switch_norm_backward(
     """
     if not isinstance(stats, _Statistics):
         raise TypeError(f"stats must be what switch_norm returned, but got {type(stats).__name__}")
-    x = F._floats(input, "input")
-    dy = F._checked_gradient(grad_output, x)
-    for values, name in ((mean_weight, "mean_weight"), (var_weight, "var_weight")):
-        _check_mixing(values, name, (len(stats.means),))
-    channels = x.shape[channel_axis]
-    w, b = _vector(weight, channels, "weight"), _vector(bias, channels, "bias")
+    x, dy = F._given(input, "input"), F._given(grad_output, "grad_output")
+    w, b = _Argument(weight, "weight"), _Argument(bias, "bias")
+    mixes = _Argument(mean_weight, "mean_weight"), _Argument(var_weight, "var_weight")
+    out = F._given_out(out, "out")
+    slope = _Slope(negative_slope)
+    channel_axis = F._integer(channel_axis, "channel_axis")
+
+    x = F._floats(x, "input")
+    dy = F._checked_gradient(dy, x)
+    if x.shape != stats.shape:
+        raise ValueError(f"stats are of an input of shape {stats.shape}, but got {x.shape}")
+    channels = _channels(x, channel_axis)
+    if x.ndim > 2 and stats.mean.shape[1] != channels:
+        raise ValueError(
+            f"stats are of {stats.mean.shape[1]} channels, but channel_axis {channel_axis} has "
+            f"{channels}"
+        )
+    for values in mixes:
+        _check_mixing(values, (len(stats.means),))
+    _check_channels(w, b, slope, channels)
+    y = F._result(out, x)
     backward = _table_backward if x.ndim == 2 else _image_backward
-    grad_input, grads, grad_mean_weight, grad_var_weight, grad_slope = backward(
-        dy, x, stats, w, b, mean_weight, var_weight, out, channel_axis, negative_slope
+    grads, grad_mean_weight, grad_var_weight, grad_slope = backward(
+        dy, x, stats, w.values, b.values, *mixes, y, channel_axis, slope.values
     )
     default = np.float64 if x.dtype == np.float64 else np.float32
-    bias = weight if bias is None else bias
-    result = [grad_input]
-    for grad, like in zip(grads, (weight, bias), strict=True):
-        like = np.empty(channels, default) if like is None else np.asarray(like)
-        result.append(grad.reshape(like.shape).astype(like.dtype))
+    result = [y, w.gradient(grads[0], default)]
+    result.append((w if b.values is None else b).gradient(grads[1], default))
     result += [grad_mean_weight, grad_var_weight]
-    if negative_slope is not None and (
-        isinstance(negative_slope, np.ndarray) or np.ndim(negative_slope) > 0
-    ):
-        slope = np.asarray(negative_slope)
-        grad_slope = grad_slope if slope.size > 1 else grad_slope.sum()
-        result.append(grad_slope.reshape(slope.shape).astype(slope.dtype))
+    if slope.has_gradient:
+        result.append(slope.gradient(grad_slope))
     return tuple(result)
 
 
@@ -331,7 +407,7 @@ def _grad(dy, x, mean, lo, rstd, w, b, a, slope, out, how):
     return F._grad_apply(dy, x, mean, lo, rstd, w, b, sums, 1.0, out=out, **how)
 
 
-def _image_backward(dy, x, s, w, b, mean_weight, var_weight, out, channel_axis, negative_slope):
+def _image_backward(dy, x, s, w, b, mean_weight, var_weight, y, channel_axis, negative_slope):
     channels = x.shape[channel_axis]
     how = {"channel_axis": channel_axis, "groups": channels, "negative_slope": negative_slope}
     sums, grad_w, grad_b, grad_slope = F._grad_sums(dy, x, s.mean, s.lo, s.rstd, w, b, **how)
@@ -340,33 +416,31 @@ def _image_backward(dy, x, s, w, b, mean_weight, var_weight, out, channel_axis, 
     grad_var_weight, to_vars = _mix_backward(var_weight, -0.5 * s.rstd**3 * sum_gd, s.variances)
     # back through the merges to the moments of each (sample, channel); a running one ends here
     mean, to_mean, to_var = s.means[0], to_means[0], to_vars[0]
-    counts = [mean.shape[1]]  # of channels in the layer; of samples in the batch
+    counts = [max(mean.shape[1], 1)]  # of channels in the layer; of samples in the batch
     if s.training and len(s.means) == 3:
-        counts.append(mean.shape[0])
+        counts.append(max(mean.shape[0], 1))
     for k, count in enumerate(counts, 1):
         to_mean = to_mean + (to_means[k] + 2 * to_vars[k] * (mean - s.means[k])) / count
         to_var = to_var + to_vars[k] / count
     # dx = rstd * g + a + slope * (x - mean): what `_grad_apply` gives for the sums in `_grad`
-    slope, a = 2 * to_var / (s.count - 1), to_mean / s.count
+    slope, a = 2 * to_var / max(s.count - 1, 1), to_mean / max(s.count, 1)
     unit = np.ones_like(s.rstd)
     about_instance = (mean, s.instance_lo)  # where x - mean is small, whatever the mix
     if negative_slope is None:
-        grad_input = _grad(dy, x, *about_instance, s.rstd, w, b, a, slope, out, how)
+        _grad(dy, x, *about_instance, s.rstd, w, b, a, slope, y, how)
     else:  # first through the activation, as forward's mean has it; half types round at the end
         wide = np.promote_types(x.dtype, np.float32)
         x32, dy32 = x.astype(wide, copy=False), dy.astype(wide, copy=False)
         through = _grad(dy32, x32, s.mean, s.lo, s.rstd, w, b, 0 * a, 0 * a, None, how)
         how["negative_slope"] = None
-        direct = out if wide == x.dtype else None
+        direct = y if wide == x.dtype else None
         grad_input = _grad(through, x32, *about_instance, unit, None, None, a, slope, direct, how)
-        if wide != x.dtype:
-            rounded = np.empty_like(x) if out is None else F._checked_out(out, x)
-            rounded[...] = grad_input
-            grad_input = rounded
-    return grad_input, (grad_w, grad_b), grad_mean_weight, grad_var_weight, grad_slope
+        if direct is None:
+            y[...] = grad_input
+    return (grad_w, grad_b), grad_mean_weight, grad_var_weight, grad_slope
 
 
-def _table_backward(dy, x, s, w, b, mean_weight, var_weight, out, channel_axis, negative_slope):
+def _table_backward(dy, x, s, w, b, mean_weight, var_weight, y, channel_axis, negative_slope):
     n, c = x.shape
     grads = np.zeros((3, c))  # of weight, bias, slope
     row_sums, column_sums = np.zeros((2, n, 1)), np.zeros((2, 1, c))
@@ -380,7 +454,7 @@ def _table_backward(dy, x, s, w, b, mean_weight, var_weight, out, channel_axis, 
         if negative_slope is not None:
             z = _affine(xhat, w, b)
             on_slope = np.where(z > 0, 0, g * z)
-            g = np.where(z > 0, g, g * _slopes(negative_slope))
+            g = np.where(z > 0, g, g * negative_slope)
         return rstd, xhat, g, on_slope
 
     for rows in _row_blocks(x):
@@ -392,15 +466,14 @@ def _table_backward(dy, x, s, w, b, mean_weight, var_weight, out, channel_axis, 
             column_sums[k] += grad.sum(0, keepdims=True)
             row, column = (s.means, s.variances)[k]
             p_grad[k] += [(grad * row[rows]).sum(), (grad * column).sum()]
-    y = np.empty_like(x) if out is None else F._checked_out(out, x)
     if np.may_share_memory(y, x):
         x = x.copy()
-    if np.may_share_memory(y, dy) and out is not dy:
+    if np.may_share_memory(y, dy) and y is not dy:
         dy = dy.copy()
     for rows in _row_blocks(x):
         rstd, _, g, _ = through(rows)
         dx = rstd * _affine(g, w, None)
-        dx += p[0][0] * row_sums[0, rows] / c
+        dx += p[0][0] * row_sums[0, rows] / max(c, 1)
         dx += p[1][0] * row_sums[1, rows] * 2 * (x[rows] - s.means[0][rows]) / (c - 1)
         if s.training:
             dx += p[0][1] * column_sums[0] / n
@@ -409,7 +482,6 @@ def _table_backward(dy, x, s, w, b, mean_weight, var_weight, out, channel_axis, 
     logits = []
     for weights, share, grad in zip((mean_weight, var_weight), p, p_grad, strict=True):
         centre = share[0] * grad[0] + share[1] * grad[1]
-        like = np.asarray(weights)
         grad = np.array([share[0] * (grad[0] - centre), share[1] * (grad[1] - centre)])
-        logits.append(grad.reshape(like.shape).astype(like.dtype))
-    return y, grads[:2], *logits, grads[2]
+        logits.append(weights.gradient(grad))
+    return grads[:2], *logits, grads[2]

@@ -4,20 +4,36 @@ cdef class WindowCall(Channels):
     """One call of a response norm."""
     cdef WindowJob job
 
-    cdef int response(self, object size, double alpha, double beta, double k, bint legacy) except -1:
-        cdef Py_ssize_t n = operator.index(size)
-        if n < 1:
-            raise ValueError(f"size must be positive, but got {n}")
+    cdef int response(self, object size, object alpha, object beta, object k, bint legacy) except -1:
+        """Convert the arguments, and check the size."""
+        cdef object length = integer(size, "size")
+        cdef Py_ssize_t n = clipped(length)
+        if n < 1 or n == PY_SSIZE_T_MAX:
+            raise ValueError(f"size must be positive and less than {PY_SSIZE_T_MAX}, but got {length}")
         memset(&self.job, 0, sizeof(self.job))
         self.job.legacy = legacy
-        self.job.before = min((n - 1) // 2 if legacy else n // 2, self.channels)
-        self.job.after = min((n - 1) // 2, self.channels)
-        self.job.alpha = alpha / n
-        self.job.beta = beta
-        self.job.k = k
+        self.job.before = (n - 1) // 2 if legacy else n // 2
+        self.job.after = (n - 1) // 2
+        self.job.alpha = number(alpha, "alpha") / n
+        self.job.beta = number(beta, "beta")
+        self.job.k = number(k, "k")
         return 0
 
-    cdef cnp.ndarray run(self, object out, object grad_output):
+    cdef int over(self, cnp.ndarray x, object channel_axis) except -1:
+        """The input, and no window wider than it."""
+        cdef int axis
+        if cnp.PyArray_NDIM(x) < 3:
+            raise ValueError(f"Expected 3D or higher dimensionality input (got {cnp.PyArray_NDIM(x)} dimensions)")
+        axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+        if axis == 0:
+            raise ValueError("channel_axis 0 is the batch")
+        self.set(x, 0, axis, cnp.PyArray_DIM(x, axis))
+        self.job.before = min(self.job.before, self.channels)
+        self.job.after = min(self.job.after, self.channels)
+        self.epilogue(self.channels)
+        return 0
+
+    cdef cnp.ndarray run(self, cnp.ndarray out, cnp.ndarray grad_output):
         cdef Plan p
         cdef int failed = 0, i
         self.settle(&p, out, grad_output)
@@ -32,7 +48,7 @@ cdef class WindowCall(Channels):
             self.job.shape[i] = p.shape[i]
         self.job.channels_last = p.family != UNITS
         self.job.dtype = self.storage
-        self.job.threads = threads_for(4 * self.bytes)
+        self.job.threads = threads_for(product(self.bytes, 4, "the input"))
         set_tensor(&self.job.x, self.x, &p, 0)
         set_tensor(&self.job.y, self.y, &p, 1)
         if grad_output is not None:
@@ -48,40 +64,38 @@ cdef class WindowCall(Channels):
         return self.finish()
 
 
-cdef WindowCall window_call(cnp.ndarray x, object channel_axis):
-    cdef int ndim = cnp.PyArray_NDIM(x), axis
-    cdef WindowCall call
-    if ndim < 3:
-        raise ValueError(f"Expected 3D or higher dimensionality input (got {ndim} dimensions)")
-    axis = axis_of(channel_axis, ndim)
-    if axis == 0:
-        raise ValueError("channel_axis 0 is the batch")
-    call = <WindowCall> WindowCall.__new__(WindowCall)
-    call.set(x, 0, axis, cnp.PyArray_DIM(x, axis))
-    return call
-
-
-cdef object response_forward(object input, object size, double alpha, double beta, double k, bint legacy,
+cdef object response_forward(object input, object size, object alpha, object beta, object k, bint legacy,
                              object out, object channel_axis, object negative_slope):
-    cdef cnp.ndarray x = floats(input, "input")
-    cdef WindowCall call = window_call(x, channel_axis)
+    cdef WindowCall call = <WindowCall> WindowCall.__new__(WindowCall)
+    cdef cnp.ndarray x = given(input, "input"), into = given_out(out, "out")
     call.response(size, alpha, beta, k, legacy)
-    call.epilogue(negative_slope, call.channels)
-    return call.run(out, None)
+    call.take_slope(negative_slope)
+    channel_axis = integer(channel_axis, "channel_axis")
+    call.over(floats(x, "input"), channel_axis)
+    return call.run(into, None)
 
 
-cdef object response_backward(object grad_output, object input, object size, double alpha, double beta,
-                              double k, bint legacy, object out, object channel_axis, object negative_slope):
-    cdef cnp.ndarray x = floats(input, "input")
-    cdef cnp.ndarray dy = gradient_like(grad_output, x)
-    cdef WindowCall call = window_call(x, channel_axis)
+cdef object response_backward(object grad_output, object input, object size, object alpha, object beta,
+                              object k, bint legacy, object out, object channel_axis, object negative_slope):
+    cdef WindowCall call = <WindowCall> WindowCall.__new__(WindowCall), response
+    cdef cnp.ndarray x = given(input, "input"), dy = given(grad_output, "grad_output"), into = given_out(out, "out")
+    cdef cnp.ndarray y
     call.response(size, alpha, beta, k, legacy)
-    call.epilogue(negative_slope, call.channels)
-    if not has_slope_gradient(negative_slope):
-        return call.run(out, dy)
+    call.take_slope(negative_slope)
+    channel_axis = integer(channel_axis, "channel_axis")
+    x = floats(x, "input")
+    dy = gradient_like(dy, x)
+    call.over(x, channel_axis)
+    if not call.slope_gradient:
+        return call.run(into, dy)
+    if into is not None:
+        checked_out(into, x)
     if call.storage != FLOAT64:  # the result that the slope multiplies, not yet rounded to a half type
         x = x.astype(np.float32, copy=False)
-    y = response_forward(x, size, alpha, beta, k, legacy, None, channel_axis, None)
-    axes = tuple(i for i in range(cnp.PyArray_NDIM(x)) if i != call.channel_axis)
-    grad_slope = slope_gradient(np.where(y > 0, 0, dy.astype(np.float64) * y).sum(axes), negative_slope)
-    return call.run(out, dy), grad_slope
+    response = <WindowCall> WindowCall.__new__(WindowCall)
+    response.job = call.job
+    response.over(x, channel_axis)
+    y = response.run(None, None)
+    axes = tuple([i for i in range(cnp.PyArray_NDIM(x)) if i != call.channel_axis])
+    grad_slope = slope_gradient(np.where(y > 0, 0, dy.astype(np.float64) * y).sum(axes), call.slope_array)
+    return call.run(into, dy), grad_slope

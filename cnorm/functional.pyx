@@ -62,6 +62,7 @@ cnp.import_array()
 
 cdef extern from *:
     """
+    _Static_assert(CNORM_MAX_DIMS == NPY_MAXDIMS, "arrays may have more axes than a plan has room for");
     #ifdef _OPENMP
     #include <omp.h>
     static int cnorm_openmp(void) { return 1; }
@@ -190,8 +191,8 @@ cdef int check_eps(str name, double eps, bint training) except -1:
     return 0
 
 
-cdef int check_tracked(cnp.ndarray x, int axis, object running_mean, object running_var, object weight,
-                       object bias) except -1:
+cdef int check_tracked(cnp.ndarray x, int axis, cnp.ndarray running_mean, cnp.ndarray running_var,
+                       cnp.ndarray weight, cnp.ndarray bias) except -1:
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis)
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")
@@ -279,46 +280,49 @@ def _batch_norm_counting(count, input, running_mean, running_var, weight, bias, 
 cdef object batch_forward(object input, object running_mean, object running_var, object count, object weight,
                           object bias, object training, object momentum, object eps, object out,
                           object channel_axis, object return_stats, object negative_slope):
-    cdef cnp.ndarray x = floats(input, "input")
-    cdef bint with_statistics = return_stats  # before anything is written
-    cdef bint of_batch
-    cdef int axis
     cdef Channels call = <Channels> Channels.__new__(Channels)
+    cdef cnp.ndarray x = given(input, "input"), into = given_out(out, "out"), counter = given_running(
+        count, "num_batches_tracked")
+    cdef cnp.ndarray mean = given_running(running_mean, "running_mean")
+    cdef cnp.ndarray var = given_running(running_var, "running_var")
+    cdef cnp.ndarray w = given(weight, "weight"), b = given(bias, "bias")
+    cdef bint with_statistics = return_stats
+    cdef bint of_batch = training
+    cdef double factor = number(momentum, "momentum") if of_batch and mean is not None else 0
+    cdef int axis
     cdef double memory[LENT]
+    call.eps = number(eps, "eps")
+    call.take_slope(negative_slope)
+    channel_axis = integer(channel_axis, "channel_axis")
+
+    x = floats(x, "input")
     check_dims(x, "batch_norm", 2)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     if axis == 0:
         raise ValueError("channel_axis 0 is the batch")
-    check_tracked(x, axis, running_mean, running_var, weight, bias)
-    of_batch = training
-    if not of_batch and running_mean is None:
+    check_tracked(x, axis, mean, var, w, b)
+    if not of_batch and mean is None:
         raise RuntimeError("running_mean must be defined in evaluation mode")
     call.set(x, 0, axis, 0)
     call.lend(memory)
     if of_batch and call.unit_size() == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {sizes(x)}")
-    call.eps = eps
     check_eps("batch_norm", call.eps, of_batch)
-    call.parameters(weight, bias, negative_slope)
-    return tracked_forward(call, of_batch, running_mean, running_var, count, momentum, out,
-                           1 if with_statistics else 0)
+    call.parameters(w, b)
+    return tracked_forward(call, of_batch, mean, var, counter, factor, into, 1 if with_statistics else 0)
 
 
-cdef object tracked_forward(Channels call, bint of_input, object running_mean, object running_var,
-                            object count, object momentum, object out, int stats_ndim):
+cdef object tracked_forward(Channels call, bint of_input, cnp.ndarray running_mean, cnp.ndarray running_var,
+                            cnp.ndarray count, double factor, cnp.ndarray out, int stats_ndim):
     """Forward with the input's statistics, which the running ones and their count then learn of, or with
     the running ones; with mean and rstd of `stats_ndim` dimensions, or 0: without."""
-    cdef double factor = 0
     if stats_ndim:
         call.return_statistics(stats_ndim)
     if not of_input:
         given_statistics(call, running_mean, running_var)
         return with_stats(call, call.forward(out))
-    check_writable(running_mean, "running_mean")
-    check_writable(running_var, "running_var")
-    check_writable(count, "num_batches_tracked")
+    check_updates(running_mean, running_var, count, out)
     if running_mean is not None:
-        factor = momentum
         call.keep(&call.mean)
         call.keep(&call.m2)
     result = with_stats(call, call.forward(out))
@@ -330,7 +334,23 @@ cdef object tracked_forward(Channels call, bint of_input, object running_mean, o
     return result
 
 
-cdef int given_statistics(Channels call, object mean, object var) except -1:
+cdef int check_updates(cnp.ndarray running_mean, cnp.ndarray running_var, cnp.ndarray count, cnp.ndarray out) except -1:
+    """What training writes can be written, and each is an array of its own."""
+    check_writable(running_mean, "running_mean")
+    check_writable(running_var, "running_var")
+    if count is not None:
+        check_counter(count, "num_batches_tracked")
+        check_apart(count, "num_batches_tracked", running_mean, "running_mean")
+        check_apart(count, "num_batches_tracked", running_var, "running_var")
+        check_apart(count, "num_batches_tracked", out, "out")
+    check_apart(running_mean, "running_mean", running_var, "running_var")
+    if out is not None:
+        check_apart(out, "out", running_mean, "running_mean")
+        check_apart(out, "out", running_var, "running_var")
+    return 0
+
+
+cdef int given_statistics(Channels call, cnp.ndarray mean, cnp.ndarray var) except -1:
     """Statistics that do not come from the input, one per channel, for every unit."""
     cdef Py_ssize_t i, n = call.channels, units = call.units()
     cdef double *rstd
@@ -349,19 +369,31 @@ cdef int given_statistics(Channels call, object mean, object var) except -1:
     return 0
 
 
-cdef object channels_backward(object grad_output, object input, object mean, object rstd, object weight,
-                              object bias, bint given, int kind, Py_ssize_t groups, object out,
+cdef object channels_backward(object grad_output, object input, object num_groups, object mean, object rstd,
+                              object weight, object bias, object from_input, int kind, object out,
                               object channel_axis, object negative_slope):
     """Backward of batch (kind 0), instance (1) and group norm (2)."""
-    cdef cnp.ndarray x = floats(input, "input")
-    cdef cnp.ndarray dy = gradient_like(grad_output, x)
-    cdef int axis, batch = 0
-    cdef Py_ssize_t channels
     cdef Channels call = <Channels> Channels.__new__(Channels)
+    cdef cnp.ndarray x = given(input, "input"), dy = given(grad_output, "grad_output"), into = given_out(out, "out")
+    cdef cnp.ndarray m = given(mean, "mean"), r = given(rstd, "rstd")
+    cdef cnp.ndarray w = given(weight, "weight"), b = given(bias, "bias")
+    cdef int axis, batch = 0
+    cdef Py_ssize_t channels, groups = 0
     cdef double memory[LENT]
     cdef str shape = "(C,)" if kind == 0 else "(N, C)" if kind == 1 else "(N, G)"
+    cdef bint of_input = from_input
+    call.given = not of_input
+    call.take_slope(negative_slope)
+    channel_axis = integer(channel_axis, "channel_axis")
+    if kind == 2:
+        num_groups = group_count(num_groups)
+
+    x = floats(x, "input")
     if cnp.PyArray_NDIM(x) < 2:
-        check_dims(x, ("batch_norm_backward", "instance_norm_backward", "group_norm_backward")[kind], 2)
+        if kind == 2:
+            raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {cnp.PyArray_NDIM(x)}")
+        check_dims(x, ("batch_norm_backward", "instance_norm_backward")[kind], 2)
+    dy = gradient_like(dy, x)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     channels = cnp.PyArray_DIM(x, axis)
     if kind == 1:
@@ -369,17 +401,18 @@ cdef object channels_backward(object grad_output, object input, object mean, obj
         groups = channels
     elif axis == 0:
         raise ValueError("channel_axis 0 is the batch")
-    call.set(x, batch, axis, groups if kind else 0)
+    if kind == 2:
+        groups = check_groups(x, axis, num_groups, None, None)
+    call.set(x, batch, axis, groups)
     call.lend(memory)
-    check_length(weight, "weight", channels)
-    check_length(bias, "bias", channels)
-    call.mean_array = statistic(mean, "mean", call.units(), shape)
+    check_length(w, "weight", channels)
+    check_length(b, "bias", channels)
+    call.mean_array = statistic(m, "mean", call.units(), shape)
     call.mean = data64(call.mean_array)
-    call.rstd_array = statistic(rstd, "rstd", call.units(), shape)
+    call.rstd_array = statistic(r, "rstd", call.units(), shape)
     call.rstd = data64(call.rstd_array)
-    call.given = given
-    call.parameters(weight, bias, negative_slope)
-    return parameter_grads(call, call.backward(dy, out), weight, bias, negative_slope)
+    call.parameters(w, b)
+    return parameter_grads(call, call.backward(dy, into), w, b)
 
 
 def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training=True, out=None,
@@ -419,7 +452,7 @@ def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training
     >>> db
     array([3., 3.])
     """
-    return channels_backward(grad_output, input, mean, rstd, weight, bias, not training, 0, 0, out,
+    return channels_backward(grad_output, input, None, mean, rstd, weight, bias, training, 0, out,
                              channel_axis, negative_slope)
 
 
@@ -469,26 +502,32 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     array([[[-1.,  1.],
             [-1.,  1.]]], dtype=float32)
     """
-    cdef cnp.ndarray x = floats(input, "input")
-    cdef bint with_statistics = return_stats
-    cdef bint of_input
-    cdef int axis
     cdef Channels call = <Channels> Channels.__new__(Channels)
+    cdef cnp.ndarray x = given(input, "input"), into = given_out(out, "out")
+    cdef cnp.ndarray mean = given_running(running_mean, "running_mean")
+    cdef cnp.ndarray var = given_running(running_var, "running_var")
+    cdef cnp.ndarray w = given(weight, "weight"), b = given(bias, "bias")
+    cdef bint with_statistics = return_stats
+    cdef bint of_input = use_input_stats
+    cdef double factor = number(momentum, "momentum") if of_input and mean is not None else 0
+    cdef int axis
     cdef double memory[LENT]
+    call.eps = number(eps, "eps")
+    call.take_slope(negative_slope)
+    channel_axis = integer(channel_axis, "channel_axis")
+
+    x = floats(x, "input")
     check_dims(x, "instance_norm", 2)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
-    check_tracked(x, axis, running_mean, running_var, weight, bias)
-    of_input = use_input_stats
-    if not of_input and running_mean is None:
+    check_tracked(x, axis, mean, var, w, b)
+    if not of_input and mean is None:
         raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
     call.set(x, -1 if axis == 0 else 0, axis, cnp.PyArray_DIM(x, axis))
     call.lend(memory)
     if of_input and call.unit_size() == 1:
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {sizes(x)}")
-    call.eps = eps
-    call.parameters(weight, bias, negative_slope)
-    return tracked_forward(call, of_input, running_mean, running_var, None, momentum, out,
-                           2 if with_statistics else 0)
+    call.parameters(w, b)
+    return tracked_forward(call, of_input, mean, var, None, factor, into, 2 if with_statistics else 0)
 
 
 def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_input_stats=True,
@@ -517,38 +556,36 @@ def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_i
     >>> db
     array([4., 4.])
     """
-    return channels_backward(grad_output, input, mean, rstd, weight, bias, not use_input_stats, 1, 0, out,
+    return channels_backward(grad_output, input, None, mean, rstd, weight, bias, use_input_stats, 1, out,
                              channel_axis, negative_slope)
 
 
 # ---- group norm ----
 
-cdef Py_ssize_t group_count(object num_groups) except -1:
+cdef object group_count(object num_groups):
     if isinstance(num_groups, cnp.ndarray):
         raise TypeError("num_groups must be an integer, but got an array")
-    return max(PyNumber_Index(num_groups), 0)
+    return integer(num_groups, "num_groups")
 
 
-cdef int check_groups(cnp.ndarray x, int axis, object num_groups, Py_ssize_t groups, object weight,
-                      object bias) except -1:
-    if groups == 0:
+cdef Py_ssize_t check_groups(cnp.ndarray x, int axis, object num_groups, cnp.ndarray weight, cnp.ndarray bias) except -1:
+    """The number of groups, an int, as a size."""
+    cdef Py_ssize_t groups = clipped(num_groups)
+    if groups <= 0:
         raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
     if cnp.PyArray_DIM(x, axis) % groups:
         raise RuntimeError("Expected number of channels in input to be divisible by num_groups, but got input of "
                            f"shape {sizes(x)} and num_groups={num_groups}")
     check_channel_vector(weight, "weight", x, axis)
     check_channel_vector(bias, "bias", x, axis)
-    return 0
+    return groups
 
 
-cdef int check_channel_vector(object parameter, str name, cnp.ndarray x, int axis) except -1:
-    cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis)
-    if parameter is None or isinstance(parameter, cnp.ndarray) and (
-            cnp.PyArray_NDIM(parameter) == 1 and cnp.PyArray_DIM(parameter, 0) == channels):
-        return 0
-    if np.shape(parameter) != (channels,):
+cdef int check_channel_vector(cnp.ndarray parameter, str name, cnp.ndarray x, int axis) except -1:
+    if parameter is not None and (
+            cnp.PyArray_NDIM(parameter) != 1 or cnp.PyArray_DIM(parameter, 0) != cnp.PyArray_DIM(x, axis)):
         raise RuntimeError(f"Expected {name} to be a vector of size equal to the number of channels in input, but "
-                           f"got {name} of shape {list(np.shape(parameter))} and input of shape {sizes(x)}")
+                           f"got {name} of shape {sizes(parameter)} and input of shape {sizes(x)}")
     return 0
 
 
@@ -593,30 +630,35 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
     >>> F.group_norm(x, 2, eps=1e-12)
     array([[-1.,  1., -1.,  1.]], dtype=float32)
     """
-    cdef cnp.ndarray x = floats(input, "input")
+    cdef Channels call = <Channels> Channels.__new__(Channels)
+    cdef cnp.ndarray x = given(input, "input"), into = given_out(out, "out")
+    cdef cnp.ndarray w = given(weight, "weight"), b = given(bias, "bias")
     cdef bint with_statistics = return_stats
     cdef int axis
-    cdef Channels call = <Channels> Channels.__new__(Channels)
     cdef double memory[LENT]
     cdef Py_ssize_t groups
+    call.eps = number(eps, "eps")
+    call.take_slope(negative_slope)
+    channel_axis = integer(channel_axis, "channel_axis")
+    num_groups = group_count(num_groups)
+
+    x = floats(x, "input")
     if cnp.PyArray_NDIM(x) < 2:
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {cnp.PyArray_NDIM(x)}")
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     if axis == 0:
         raise ValueError("channel_axis 0 is the batch")
-    groups = group_count(num_groups)
-    check_groups(x, axis, num_groups, groups, weight, bias)
+    groups = check_groups(x, axis, num_groups, w, b)
     call.set(x, 0, axis, groups)
     call.lend(memory)
     if call.elements == groups:  # torch counts all samples of a group together
         spatial = [n for i, n in enumerate(sizes(x)) if i not in (0, axis)]
         raise ValueError("Expected more than 1 value per channel when training, got input size "
                          f"{[call.samples * call.channels // groups, groups, *spatial]}")
-    call.eps = eps
-    call.parameters(weight, bias, negative_slope)
+    call.parameters(w, b)
     if with_statistics:
         call.return_statistics(2)
-    return with_stats(call, call.forward(out))
+    return with_stats(call, call.forward(into))
 
 
 def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None, *, out=None,
@@ -645,14 +687,7 @@ def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None,
     >>> db
     array([2., 2., 2., 2.])
     """
-    cdef cnp.ndarray x = floats(input, "input")
-    cdef int axis
-    if cnp.PyArray_NDIM(x) < 2:
-        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {cnp.PyArray_NDIM(x)}")
-    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
-    groups = group_count(num_groups)
-    check_groups(x, axis, num_groups, groups, None, None)
-    return channels_backward(grad_output, x, mean, rstd, weight, bias, False, 2, groups, out,
+    return channels_backward(grad_output, input, num_groups, mean, rstd, weight, bias, True, 2, out,
                              channel_axis, negative_slope)
 
 
@@ -663,21 +698,31 @@ cdef tuple stats_shape(cnp.ndarray x, int normalized):
 
 
 cdef object rows_forward(object input, object normalized_shape, object weight, object bias, bint centred,
-                         double eps, object out, object channel_axis, Statistics wanted, object negative_slope):
-    cdef cnp.ndarray x
-    cdef tuple shape
+                         object eps, object out, object channel_axis, Statistics wanted, object negative_slope):
+    """Layer and rms norm, of which the latter takes an `eps` of None, the machine's."""
     cdef RowsCall call
+    cdef cnp.ndarray x, into, w, b
+    cdef tuple shape
+    cdef bint default_eps = eps is None and not centred
+    cdef double epsilon = 0 if default_eps else number(eps, "eps")
     if negative_slope is None:
-        y = small_forward(input, normalized_shape, weight, bias, centred, eps, out, wanted)
+        y = small_forward(input, normalized_shape, weight, bias, centred, default_eps, epsilon, out, wanted)
         if y is not None:
             return y
-    x = floats(input, "input")
-    shape = row_shape(normalized_shape)
     call = <RowsCall> RowsCall.__new__(RowsCall)
-    check_row(x, shape, weight, bias)
-    call.set(x, len(shape), centred, eps)
-    row_epilogue(call, negative_slope, channel_axis, len(shape))
-    call.parameters(weight, bias, out if isinstance(out, cnp.ndarray) else None, False)
+    x, into = given(input, "input"), given_out(out, "out")
+    w, b = given(weight, "weight"), given(bias, "bias")
+    shape = row_shape(normalized_shape)
+    call.take_slope(negative_slope)
+    channel_axis = slope_axis(call, channel_axis)
+
+    x = floats(x, "input")
+    check_row(x, shape, w, b)
+    call.set(x, len(shape), centred, epsilon)
+    if default_eps:
+        call.eps = machine_eps(call.storage)
+    row_epilogue(call, channel_axis, len(shape))
+    call.parameters(w, b, False)
     if wanted == PACKED:
         packed = packed_statistics(call.rows(), centred)
         call.keep_in(packed)
@@ -685,7 +730,7 @@ cdef object rows_forward(object input, object normalized_shape, object weight, o
         call.rstd = new64(call.rows())
         if centred:
             call.mean = new64(call.rows())
-    y = call.forward(out)
+    y = call.forward(into)
     if not wanted:
         return y
     if wanted == PACKED:
@@ -705,7 +750,7 @@ cdef object keep_rows(list kept, bint keep, object input, object result):
     return (<tuple> result)[0]
 
 
-cdef cnp.ndarray row_statistic(RowsCall call, object values, str name):
+cdef cnp.ndarray row_statistic(RowsCall call, cnp.ndarray values, str name):
     cdef cnp.ndarray a = doubles(values, name)
     if cnp.PyArray_SIZE(a) != call.rows():
         raise ValueError(f"{name} must have shape {stats_shape(call.x, call.normalized)}, but got {shape_of(a)}")
@@ -716,58 +761,70 @@ cdef object rows_backward(object grad_output, object input, object normalized_sh
                           object rstd, object weight, object bias, bint centred, object out,
                           object channel_axis, object negative_slope, object grad_sum=None):
     """Backward of layer and rms norm; grad_sum is added to the gradient of the input."""
-    cdef cnp.ndarray x = floats(input, "input")
-    cdef cnp.ndarray dy = gradient_like(grad_output, x)
-    cdef cnp.ndarray plus = gradient_like(grad_sum, x) if grad_sum is not None else None
-    cdef tuple shape = row_shape(normalized_shape)
     cdef RowsCall call = <RowsCall> RowsCall.__new__(RowsCall)
+    cdef cnp.ndarray x = given(input, "input"), dy = given(grad_output, "grad_output"), into = given_out(out, "out")
+    cdef cnp.ndarray plus = given(grad_sum, "grad_sum")
+    cdef cnp.ndarray w = given(weight, "weight"), b = given(bias, "bias"), m = None, r = None
+    cdef tuple shape = row_shape(normalized_shape)
     cdef double memory[LENT]
     cdef int normalized = len(shape)
     cdef cnp.npy_intp *sizes_of_row
-    check_row(x, shape, weight, bias)
+    if type(rstd) is not bytes:
+        r = given(rstd, "rstd")
+        if centred:
+            m = given(mean, "mean")
+    call.take_slope(negative_slope)
+    channel_axis = slope_axis(call, channel_axis)
+
+    x = floats(x, "input")
+    dy = gradient_like(dy, x)
+    if plus is not None:
+        plus = gradient_like(plus, x, "grad_sum")
+    check_row(x, shape, w, b)
     call.set(x, normalized, centred, 0)
     call.lend(memory)
-    if type(rstd) is bytes and len(<bytes> rstd) == packed_size(call.rows(), centred):
+    if type(rstd) is bytes:
+        if len(<bytes> rstd) != packed_size(call.rows(), centred):
+            raise TypeError(f"rstd must be a float array of shape {stats_shape(x, normalized)}, but got "
+                            f"{len(<bytes> rstd)} bytes")
         call.keep_in(rstd)
     else:
         if centred:
-            call.mean = row_statistic(call, mean, "mean")
-        call.rstd = row_statistic(call, rstd, "rstd")
-    row_epilogue(call, negative_slope, channel_axis, normalized)
+            call.mean = row_statistic(call, m, "mean")
+        call.rstd = row_statistic(call, r, "rstd")
+    row_epilogue(call, channel_axis, normalized)
     if call.unit_slopes is not None:
         call.unit_slope_grads = np.zeros(call.rows())
-    call.parameters(weight, bias, out if isinstance(out, cnp.ndarray) else None, True)
+    call.parameters(w, b, True)
     sizes_of_row = cnp.PyArray_DIMS(x) + (cnp.PyArray_NDIM(x) - normalized)
-    call.grad_weight = gradient_room(weight, call.storage, normalized, sizes_of_row)
-    if bias is None:
-        bias = weight
+    call.grad_weight = gradient_room(w, call.storage, normalized, sizes_of_row)
+    if b is None:
+        b = w
     if centred:
-        call.grad_bias = gradient_room(bias, call.storage, normalized, sizes_of_row)
-    result = (call.backward(dy, out, plus),)
+        call.grad_bias = gradient_room(b, call.storage, normalized, sizes_of_row)
+    result = (call.backward(dy, into, plus),)
     result += (call.grad_weight if call.grad_weight is not None else
-               gradient(call.grads, call.length, weight, call.storage, normalized, sizes_of_row),)
+               gradient(call.grads, call.length, w, call.storage, normalized, sizes_of_row),)
     if centred:
         result += (call.grad_bias if call.grad_bias is not None else
-                   gradient(call.grads + call.length, call.length, bias, call.storage, normalized, sizes_of_row),)
-    if has_slope_gradient(negative_slope):
-        result += (row_slope_gradient(call, array64(call.grads + 2 * call.length, call.length),
-                                      negative_slope, channel_axis, shape),)
+                   gradient(call.grads + call.length, call.length, b, call.storage, normalized, sizes_of_row),)
+    if call.slope_gradient:
+        result += (row_slope_gradient(call, array64(call.grads + 2 * call.length, call.length), channel_axis, shape),)
     return result
 
 
-cdef object row_slope_gradient(RowsCall call, cnp.ndarray per_element, object negative_slope,
-                               object channel_axis, tuple shape):
-    slope = np.asarray(negative_slope)
-    if slope.size == 1:
-        return per_element.sum().reshape(slope.shape).astype(slope.dtype)
+cdef object row_slope_gradient(RowsCall call, cnp.ndarray per_element, object channel_axis, tuple shape):
+    cdef cnp.ndarray slope = call.slope_array
+    if channel_axis is None:
+        return per_element.sum().reshape(shape_of(slope)).astype(slope.dtype)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(call.x))
     first = cnp.PyArray_NDIM(call.x) - len(shape)
     if axis >= first:
         values, axis = per_element.reshape(shape), axis - first
     else:
         values = call.unit_slope_grads.reshape(shape_of(call.x)[:first])
-    values = values.sum(tuple(i for i in range(values.ndim) if i != axis))
-    return values.reshape(slope.shape).astype(slope.dtype)
+    values = values.sum(tuple([i for i in range(values.ndim) if i != axis]))
+    return values.reshape(shape_of(slope)).astype(slope.dtype)
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
@@ -821,6 +878,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
 def _layer_norm_keeping(list kept, bint keep, input, normalized_shape, weight, bias, eps, channel_axis,
                         negative_slope):
     """`layer_norm` of a module: `kept` takes (input, rstd for `layer_norm_backward`), or None."""
+    input = given(input, "input")
     return keep_rows(kept, keep, input,
                      rows_forward(input, normalized_shape, weight, bias, True, eps, None, channel_axis,
                                   PACKED if keep else UNWANTED, negative_slope))
@@ -855,14 +913,6 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
     """
     return rows_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, True, out,
                          channel_axis, negative_slope)
-
-
-cdef double rms_eps(object eps, object input):
-    if eps is not None:
-        return eps
-    if cnp.PyArray_CheckExact(input) and storage_of(input) == FLOAT32:
-        return 1.1920928955078125e-07
-    return 2.220446049250313e-16 if getattr(input, "dtype", np.float64) == np.float64 else 1.1920928955078125e-07
 
 
 def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
@@ -903,14 +953,15 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
     >>> F.rms_norm(np.array([1.0, 1.0, 1.0, 1.0]), 4, eps=0)
     array([1., 1., 1., 1.])
     """
-    return rows_forward(input, normalized_shape, weight, None, False, rms_eps(eps, input), out, channel_axis,
+    return rows_forward(input, normalized_shape, weight, None, False, eps, out, channel_axis,
                         AS_ARRAYS if return_stats else UNWANTED, negative_slope)
 
 
 def _rms_norm_keeping(list kept, bint keep, input, normalized_shape, weight, eps, channel_axis, negative_slope):
     """`rms_norm` of a module: `kept` takes (input, rstd for `rms_norm_backward`), or None."""
+    input = given(input, "input")
     return keep_rows(kept, keep, input,
-                     rows_forward(input, normalized_shape, weight, None, False, rms_eps(eps, input), None,
+                     rows_forward(input, normalized_shape, weight, None, False, eps, None,
                                   channel_axis, PACKED if keep else UNWANTED, negative_slope))
 
 
@@ -948,36 +999,43 @@ def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *
 # ---- the same after a residual add ----
 
 cdef object add_forward(object input, object residual, object normalized_shape, object weight, object bias,
-                        bint centred, double eps, object out, object residual_out, object channel_axis,
-                        bint return_stats, object negative_slope):
-    cdef cnp.ndarray one = floats(input, "input")
-    cdef cnp.ndarray other = floats(residual, "residual")
-    cdef cnp.ndarray total, room
-    cdef tuple shape = row_shape(normalized_shape)
+                        bint centred, object eps, object out, object residual_out, object channel_axis,
+                        object return_stats, object negative_slope):
     cdef RowsCall call = <RowsCall> RowsCall.__new__(RowsCall)
+    cdef cnp.ndarray one = given(input, "input"), other = given(residual, "residual")
+    cdef cnp.ndarray into = given_out(out, "out"), total = given_out(residual_out, "residual_out"), room
+    cdef cnp.ndarray w = given(weight, "weight"), b = given(bias, "bias")
+    cdef tuple shape = row_shape(normalized_shape)
+    cdef bint default_eps = eps is None and not centred, with_statistics = return_stats
+    cdef double epsilon = 0 if default_eps else number(eps, "eps")
+    call.take_slope(negative_slope)
+    channel_axis = slope_axis(call, channel_axis)
+
+    one, other = floats(one, "input"), floats(other, "residual")
     if not same_shape(one, other):
         raise ValueError(f"residual must have the input's shape {shape_of(one)}, but got {shape_of(other)}")
     if storage_of(one) != storage_of(other):
         raise TypeError(f"residual must have the input's dtype {one.dtype}, but got {other.dtype}")
-    check_row(one, shape, weight, bias)
-    total = empty_like(one) if residual_out is None else checked_out(residual_out, one, "residual_out")
-    if out is not None and may_overlap(total, checked_out(out, one)):
-        raise ValueError("out and residual_out must not overlap")
+    check_row(one, shape, w, b)
+    if into is not None:
+        checked_out(into, one)
+    total = empty_like(one) if total is None else checked_out(total, one, "residual_out")
+    check_apart(into, "out", total, "residual_out")
     room = total
-    if not native(room) or not writable_in_place(room, one, True) or not writable_in_place(room, other, True):
+    if not native(room) or not writable_in_place(room, one, True) or not writable_in_place(room, other, True) or (
+            into is not None and may_overlap(room, into)):
         room = empty_like(one)
-    call.set(room, len(shape), centred, eps)
-    row_epilogue(call, negative_slope, channel_axis, len(shape))
-    call.parameters(weight, bias, out if isinstance(out, cnp.ndarray) else None, False)
-    if may_overlap(total, call.weight) if call.weight is not None else False:
-        call.weight = call.weight.copy()
-    if return_stats:
+    call.set(room, len(shape), centred, machine_eps(storage_of(one)) if default_eps else epsilon)
+    row_epilogue(call, channel_axis, len(shape))
+    call.parameters(w, b, False)
+    call.guard(total)
+    if with_statistics:
         call.rstd = new64(call.rows())
         call.mean = new64(call.rows()) if centred else None
-    y = call.forward(out, one, other)
+    y = call.forward(into, one, other)
     if call.x is not total:
-        total[...] = call.x
-    if not return_stats:
+        cnp.PyArray_CopyInto(total, call.x)
+    if not with_statistics:
         return y, total
     stats = stats_shape(one, len(shape))
     if centred:
@@ -1050,7 +1108,7 @@ def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, ou
     >>> y, s
     (array([1., 1.]), array([2., 2.]))
     """
-    return add_forward(input, residual, normalized_shape, weight, None, False, rms_eps(eps, input), out,
+    return add_forward(input, residual, normalized_shape, weight, None, False, eps, out,
                        residual_out, channel_axis, return_stats, negative_slope)
 
 
@@ -1235,17 +1293,20 @@ def cross_map_lrn_backward(grad_output, input, size, alpha=1e-4, beta=0.75, k=1.
 
 cdef Channels steps_call(object input, object channel_axis, Py_ssize_t groups, object mean, object lo,
                          object rstd):
-    cdef cnp.ndarray x = floats(input, "input")
-    cdef int axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    cdef cnp.ndarray x = given(input, "input"), m = given(mean, "mean"), low = given(lo, "lo"), r = given(rstd, "rstd")
+    cdef int axis
     cdef Channels call = <Channels> Channels.__new__(Channels)
+    channel_axis = integer(channel_axis, "channel_axis")
+    x = floats(x, "input")
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     call.set(x, -1 if axis == 0 else 0, axis, groups)
-    if mean is not None:
-        call.mean_array = doubles(mean, "mean")
-        call.rstd_array = doubles(rstd, "rstd")
+    if m is not None:
+        call.mean_array = statistic(m, "mean", call.units(), "of a value per unit")
+        call.rstd_array = statistic(r, "rstd", call.units(), "of a value per unit")
         call.mean = data64(call.mean_array)
         call.rstd = data64(call.rstd_array)
         call.keep(&call.lo)
-        copy_doubles(call.lo, call.units(), lo, "lo")
+        copy_doubles(call.lo, call.units(), low, "lo")
     return call
 
 
@@ -1265,8 +1326,9 @@ def _apply(input, mean, lo, rstd, weight=None, bias=None, *, channel_axis=1, gro
     """y = (x - mean - lo) * rstd * weight + bias, statistics given per unit."""
     cdef Channels call = steps_call(input, channel_axis, groups, mean, lo, rstd)
     call.given = True
-    call.parameters(weight, bias, negative_slope)
-    return call.forward(out)
+    call.take_slope(negative_slope)
+    call.parameters(given(weight, "weight"), given(bias, "bias"))
+    return call.forward(given_out(out, "out"))
 
 
 def _grad_sums(grad_output, input, mean, lo, rstd, weight=None, bias=None, *, channel_axis=1, groups=0,
@@ -1274,9 +1336,10 @@ def _grad_sums(grad_output, input, mean, lo, rstd, weight=None, bias=None, *, ch
     """Per unit (sum of g, sum of g * (x - mean)), g = weight * grad_output; and the gradients of weight,
     bias and slope per channel, all float64."""
     cdef Channels call = steps_call(input, channel_axis, groups, mean, lo, rstd)
-    cdef cnp.ndarray dy = gradient_like(grad_output, call.x)
+    cdef cnp.ndarray dy = gradient_like(given(grad_output, "grad_output"), call.x)
     cdef Py_ssize_t n = call.channels
-    call.parameters(weight, bias, negative_slope)
+    call.take_slope(negative_slope)
+    call.parameters(given(weight, "weight"), given(bias, "bias"))
     sums = np.zeros((call.units(), 2))
     call.backward(dy, None, sums, SUMS_ONLY)
     return sums, array64(call.grads, n), array64(call.grads + n, n), array64(call.grads + 2 * n, n)
@@ -1286,19 +1349,29 @@ def _grad_apply(grad_output, input, mean, lo, rstd, weight, bias, sums, count, *
                 groups=0, out=None, negative_slope=None):
     """The gradient of the input from the sums (of all parts of a unit, `count` elements together)."""
     cdef Channels call = steps_call(input, channel_axis, groups, mean, lo, rstd)
-    cdef cnp.ndarray dy = gradient_like(grad_output, call.x)
-    call.parameters(weight, bias, negative_slope)
-    return call.backward(dy, out, np.ascontiguousarray(sums), SUMS_GIVEN, count)
+    cdef cnp.ndarray dy = gradient_like(given(grad_output, "grad_output"), call.x)
+    cdef cnp.ndarray of_units = np.array(sums, np.float64, order="C")
+    if cnp.PyArray_SIZE(of_units) != product(call.units(), 2, "the sums"):
+        raise ValueError(f"sums must have shape {(call.units(), 2)}, but got {shape_of(of_units)}")
+    call.take_slope(negative_slope)
+    call.parameters(given(weight, "weight"), given(bias, "bias"))
+    return call.backward(dy, given_out(out, "out"), of_units, SUMS_GIVEN, count)
 
 
 def _track(running_mean, running_var, factor, mean, var, count=None):
     """running = (1 - factor) * running + factor * batch, in place, and count += 1: all of it or nothing."""
-    cdef cnp.ndarray means, variances
-    for running in (running_mean, running_var, count):
-        check_writable(running, "a running statistic")
-    means, variances = doubles(mean, "mean"), doubles(var, "var")
-    track(running_mean, running_var, factor, data64(means), data64(variances), 1, cnp.PyArray_SIZE(means),
-          count)
+    cdef cnp.ndarray of_mean = given_running(running_mean, "running_mean")
+    cdef cnp.ndarray of_var = given_running(running_var, "running_var")
+    cdef cnp.ndarray counter = given_running(count, "num_batches_tracked")
+    cdef cnp.ndarray means = given(mean, "mean"), variances = given(var, "var")
+    cdef double share = number(factor, "momentum")
+    means, variances = doubles(means, "mean"), doubles(variances, "var")
+    if cnp.PyArray_SIZE(variances) != cnp.PyArray_SIZE(means):
+        raise ValueError(f"var must have shape {shape_of(means)}, but got {shape_of(variances)}")
+    check_length(of_mean, "running_mean", cnp.PyArray_SIZE(means))
+    check_length(of_var, "running_var", cnp.PyArray_SIZE(means))
+    check_updates(of_mean, of_var, counter, None)
+    track(of_mean, of_var, share, data64(means), data64(variances), 1, cnp.PyArray_SIZE(means), counter)
 
 
 def _assign(targets, values):
@@ -1307,24 +1380,59 @@ def _assign(targets, values):
                            for target, value in zip(targets, values, strict=True)])
 
 
-def _checked_gradient(grad_output, input):
-    """grad_output as an array that fits the input."""
-    return gradient_like(grad_output, floats(input, "input"))
+def _given(array, name):
+    """What was passed, as an array (None stays None); see the comment at the head of `_arrays.pxi`."""
+    return given(array, name)
 
 
-def _check_running(running, name, channels):
-    """A running statistic that can be updated: TypeError or RuntimeError where it is none."""
-    check_running(running, name, channels)
+def _given_out(out, name):
+    """What was passed, if it is an array that can be written to, or None."""
+    return given_out(out, name)
+
+
+def _given_running(running, name):
+    """What was passed, if it is an array that can be updated, as a plain one, or None."""
+    return given_running(running, name)
+
+
+def _number(value, name):
+    """What was passed, as a float."""
+    return number(value, name)
+
+
+def _integer(value, name):
+    """What was passed, as an int."""
+    return integer(value, name)
 
 
 def _floats(array, name):
-    """The array that the functions see."""
-    return floats(array, name)
+    """What was passed, as a native array, if it is of a float dtype."""
+    return floats(given(array, name), name)
 
 
-def _checked_out(out, like):
-    """An `out` that fits."""
-    return checked_out(out, like)
+def _doubles(array, name):
+    """A float64 copy of an array that was passed, if it is of a float dtype."""
+    return np.array(doubles(array, name))
+
+
+def _checked_gradient(grad_output, x):
+    """A gradient that was passed, if it fits the input."""
+    return gradient_like(grad_output, x)
+
+
+def _check_running(running, name, channels):
+    """RuntimeError or TypeError where a running statistic does not fit."""
+    check_running(running, name, channels)
+
+
+def _check_updates(running_mean, running_var, out):
+    """ValueError where training cannot write one of them, or two share memory."""
+    check_updates(running_mean, running_var, None, out)
+
+
+def _result(out, like):
+    """`out`, if it fits, or a new array."""
+    return empty_like(like) if out is None else checked_out(out, like)
 
 
 from ._switch import switch_norm, switch_norm_backward  # noqa: E402, F401

@@ -4,9 +4,12 @@ An `Operation` draws its parameters, and runs forward and backward with any impl
 ``F``, the compiled one or the reference. `check` compares two such runs in units of epsilon.
 """
 
+from inspect import signature
+
 import ml_dtypes
 import numpy as np
 
+import cnorm.functional as F
 from cnorm import _reference
 
 SIZES = (1, 15, 16, 17, 31, 33, 4099)  # around the lanes and the tiles of the kernels
@@ -283,6 +286,55 @@ OPERATIONS = [
     SwitchNorm(training=True),
     SwitchNorm(training=False),
 ]
+
+
+# --- calls as they are made -------------------------------------------------------------------
+
+
+class Recorder:
+    """Stands for `F`: makes each call, and keeps its function and arguments in `calls`."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        function = getattr(F, name)
+
+        def record(*positional, **keywords):
+            bound = signature(function).bind(*positional, **keywords).arguments
+            self.calls.append((function, {k: _own(v) for k, v in bound.items()}))
+            return function(*positional, **keywords)
+
+        return record
+
+
+def _own(value):
+    return np.array(value) if isinstance(value, np.ndarray) else value
+
+
+def calls_of(operation, rng, shape=(3, 6, 4, 5), dtype=np.float32, slope=None):
+    """Forward and backward of an operation: a list of (function, arguments by name)."""
+    x, dy = rng.normal(size=(2, *shape)).astype(dtype)
+    p = operation.draw(rng, shape, 1, accumulation(dtype))
+    recorder = Recorder()
+    operation.run(recorder, x, dy, p, slope=slope if operation.takes_slope else None)
+    return recorder.calls
+
+
+def copied(arguments):
+    """The arguments of a call, each array in memory of its own."""
+    return {k: _own(v) for k, v in arguments.items()}
+
+
+def outcome(function, arguments):
+    """What a call gives, or what it raises, to be compared: bytes, or class and words."""
+    try:
+        with np.errstate(all="ignore"):
+            result = function(**arguments)
+    except (TypeError, ValueError, RuntimeError, IndexError, OverflowError, MemoryError) as error:
+        return type(error), str(error)
+    results = result if isinstance(result, tuple) else (result,)
+    return [(r.shape, r.dtype, r.tobytes()) for r in results if isinstance(r, np.ndarray)]
 
 
 # --- comparison -------------------------------------------------------------------------------

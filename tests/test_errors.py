@@ -4,7 +4,9 @@ import re
 
 import numpy as np
 import pytest
+from operations import calls_of, copied, outcome
 
+import cnorm
 import cnorm.functional as F
 
 UNDECIDED = (ValueError, RuntimeError)  # where the contract leaves it open which
@@ -314,6 +316,58 @@ def test_bad_statistics(a):
         F.instance_norm_backward(a.dy, a.x, a.mean, np.ones((2, 6)))
     with pytest.raises(UNDECIDED, match="mean"):
         F.layer_norm_backward(a.dy, a.x, 5, np.zeros((2, 6, 4, 5)), np.ones((2, 6, 4, 1)))
+    a.same()
+
+
+@pytest.mark.parametrize("error", [BufferError, TypeError, ValueError, RuntimeError])
+def test_what_cannot_be_exported_is_named(a, error):
+    class Elsewhere:
+        def __dlpack__(self, **options):
+            raise error("in the memory of another device")
+
+        def __dlpack_device__(self):
+            return 1, 0
+
+    words = rf"__dlpack__ raised {error.__name__}: in the memory of another device"
+    with pytest.raises(TypeError, match=f"input cannot be read as an array: its {words}"):
+        F.layer_norm(Elsewhere(), 5)
+    with pytest.raises(TypeError, match=f"weight cannot be read as an array: its {words}"):
+        F.batch_norm(a.x, None, None, Elsewhere(), training=True)
+    with pytest.raises(TypeError, match=f"input cannot be read as an array: its {words}"):
+        cnorm.BatchNorm2d(6)(Elsewhere())
+    a.same()
+
+
+@pytest.mark.parametrize(
+    ("groups", "error"), [(0, ValueError), (0.0, TypeError), (2.0, TypeError), ("3", TypeError)]
+)
+def test_groups_of_a_layer(groups, error):
+    with pytest.raises(error, match="num_groups must be a positive integer"):
+        cnorm.GroupNorm(groups, 6)
+
+
+def test_an_empty_tuple_for_any_argument(a, operation, rng):
+    """() is a shape, a size and a vector of nothing: refused where it does not fit."""
+    for function, arguments in calls_of(operation, rng):
+        for name in arguments:
+            if name not in ("training", "use_input_stats", "return_stats"):  # which are only false
+                found = outcome(function, copied(arguments) | {name: ()})
+                assert isinstance(found, tuple), (function.__name__, name)
+                assert re.search(name.removeprefix("grad_"), found[1]) or "shape" in found[1], found
+
+
+@pytest.mark.parametrize("name", ["eps", "momentum", "alpha", "size", "num_groups"])
+def test_a_number_that_is_none_is_named(a, name):
+    calls = {
+        "eps": lambda v: F.layer_norm(a.x, 5, eps=v),
+        "momentum": lambda v: F.batch_norm(a.x, a.mean, a.var, training=True, momentum=v),
+        "alpha": lambda v: F.local_response_norm(a.x, 3, alpha=v),
+        "size": lambda v: F.local_response_norm(a.x, v),
+        "num_groups": lambda v: F.group_norm(a.x, v),
+    }
+    for value in ("text", (), [1], None):
+        with pytest.raises(TypeError, match=f"{name} must be an? (number|integer), but got"):
+            calls[name](value)
     a.same()
 
 

@@ -1,16 +1,30 @@
 """Arguments that nobody should pass: each call ends in a result or in a documented exception.
 
 CNORM_FUZZ says how many calls, CNORM_SEED which; nothing that was passed may have changed after an
-exception.
+exception. By hand, with a count of the outcomes of each kind of call:
+
+    python tests/test_fuzz.py --calls 300000 --seed 1
+
+The kinds: mutated arguments; an argument that shares memory with one that is written; up to 64
+axes; objects that change an array while they are asked; sizes that cannot be addressed; the same
+call from several threads; layers, with bad input and bad attributes.
 """
 
+import argparse
+import copy
 import os
+import threading
+from collections import Counter
+from contextlib import suppress
+from inspect import signature
+from math import prod
 
 import ml_dtypes
 import numpy as np
 import pytest
-from operations import OPERATIONS
+from operations import DTYPES, OPERATIONS, calls_of, copied, outcome
 
+import cnorm
 import cnorm.functional as F
 
 CALLS = int(os.environ.get("CNORM_FUZZ", "4000"))
@@ -78,45 +92,259 @@ def _call(function, positional, keywords):
     return result
 
 
-class _Recorder:
-    """Stands for `F`: keeps what an operation would pass, so that it can be mutated."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __getattr__(self, name):
-        def record(*positional, **keywords):
-            self.calls.append((name, positional, keywords))
-            return getattr(F, name)(*positional, **keywords)
-
-        return record
+def _operation(random, shape):
+    """One that accepts the shape."""
+    while True:
+        operation = OPERATIONS[random.integers(len(OPERATIONS))]
+        if operation.accepts(shape, 1):
+            return operation
 
 
-def test_calls_with_mutated_arguments():
-    random = np.random.default_rng(SEED)
-    for i in range(CALLS):
-        operation = OPERATIONS[i % len(OPERATIONS)]
-        shape = [(3, 6), (2, 6, 5), (2, 6, 3, 4)][random.integers(3)]
-        if not operation.accepts(shape, 1):
-            continue
-        x, dy = random.normal(size=(2, *shape)).astype([np.float32, np.float16][i % 2])
-        recorder = _Recorder()
-        operation.run(recorder, x, dy, operation.draw(random, shape, 1), axis=1)
-        name, positional, keywords = recorder.calls[random.integers(len(recorder.calls))]
-        positional, keywords = list(positional), dict(keywords)
-        for extra in ("out", "negative_slope", "channel_axis", "bias", "return_stats", "momentum"):
-            if random.uniform() < 0.1:
-                keywords[extra] = _mutated(random, x)
-        for _ in range(random.integers(1, 4)):
-            if random.uniform() < 0.5 and positional:
-                at = random.integers(len(positional))
-                positional[at] = _mutated(random, positional[at])
-            elif keywords:
-                at = sorted(keywords)[random.integers(len(keywords))]
-                keywords[at] = _mutated(random, keywords[at])
-        if random.uniform() < 0.05 and positional:
-            del positional[random.integers(len(positional))]
-        _call(getattr(F, name), positional, keywords)
+def _drawn(random):
+    """A good call: (function, arguments by name)."""
+    shape = [(3, 6), (2, 6, 5), (2, 6, 3, 4)][random.integers(3)]
+    slope = random.uniform(0.1, 0.9, 6) if random.uniform() < 0.3 else None
+    dtype = DTYPES[random.integers(len(DTYPES))]
+    calls = calls_of(_operation(random, shape), random, shape, dtype, slope)
+    return calls[random.integers(len(calls))]
+
+
+def _like(arguments):
+    """What the result is like."""
+    return next(arguments[k] for k in ("input", "sum") if k in arguments)
+
+
+def _chosen(random, names):
+    names = sorted(names)
+    return names[random.integers(len(names))]
+
+
+def _arrays(arguments):
+    return [k for k, v in arguments.items() if isinstance(v, np.ndarray)]
+
+
+def mutated(random):
+    function, arguments = _drawn(random)
+    for extra in ("out", "negative_slope", "channel_axis", "bias", "return_stats", "momentum"):
+        if random.uniform() < 0.1:
+            arguments[extra] = _mutated(random, _like(arguments))
+    for _ in range(random.integers(1, 4)):
+        name = _chosen(random, arguments)
+        arguments[name] = _mutated(random, arguments[name])
+    if random.uniform() < 0.05:
+        del arguments[_chosen(random, arguments)]
+    return _call(function, [], arguments) is not None
+
+
+def aliased(random):
+    """Two arguments in one piece of memory, at any distance: as on copies, or refused."""
+    function, arguments = _drawn(random)
+    arguments["out"] = np.zeros_like(_like(arguments))
+    if "residual" in arguments and random.uniform() < 0.5:
+        arguments["residual_out"] = np.zeros_like(_like(arguments))
+    one, other = random.permutation(_arrays(arguments))[:2]
+    sizes = arguments[one].nbytes, arguments[other].nbytes
+    memory = np.zeros(sum(sizes) + 64, np.uint8)[: sum(sizes)]
+    for name, at in ((one, 0), (other, int(random.integers(sizes[0] // 8 + 1)) * 8)):
+        view = memory[at : at + arguments[name].nbytes].view(arguments[name].dtype)
+        view = view.reshape(arguments[name].shape)
+        view[...] = arguments[name]
+        arguments[name] = view
+    separate, before = copied(arguments), memory.copy()
+    expected, found = outcome(function, separate), outcome(function, arguments)
+    what = function.__name__, one, other
+    if found != expected:
+        assert found[0] is ValueError and "overlap" in found[1], what
+        assert (memory == before).all(), what
+        return False
+    written = ["out", "residual_out"]
+    if arguments.get("training") or arguments.get("use_input_stats"):
+        written += ["running_mean", "running_var"]
+    for name in written:
+        if isinstance(found, list) and name in {one, other} & set(arguments):
+            assert arguments[name].tobytes() == separate[name].tobytes(), what
+    return isinstance(found, list)
+
+
+def ranked(random):
+    """Axes of size 1 between channels and the last axis: the same bits."""
+    function, arguments = _drawn(random)
+    shape = _like(arguments).shape
+    rank = int(random.integers(len(shape), 65))
+    row = arguments.get("normalized_shape")
+    if len(shape) < 3 or function.__name__.startswith("switch") or (row and len(row) > 1):
+        return True
+    longer = (*shape[:2], *(1,) * (rank - len(shape)), *shape[2:])
+    long = {
+        k: v.reshape(longer) if isinstance(v, np.ndarray) and v.shape == shape else v
+        for k, v in copied(arguments).items()
+    }
+    expected, found = outcome(function, arguments), outcome(function, long)
+    assert [e[1:] for e in expected] == [f[1:] for f in found], (function.__name__, rank)
+    return True
+
+
+class _Lying:
+    """Any argument, with an effect on another when it is asked, and another answer each time."""
+
+    def __init__(self, random, value, victim):
+        self.random, self.value, self.victim, self.asked = random, value, victim, 0
+
+    def _answer(self):
+        self.asked += 1
+        if self.random.uniform() < 0.7:
+            size = int(self.victim.size * self.random.uniform(0, 2))
+            with suppress(ValueError):  # not its own memory
+                self.victim.resize((max(size, 1),), refcheck=False)
+        return self.value
+
+    def __array__(self, dtype=None, copy=None):
+        array = np.array(self._answer(), dtype)
+        return array if self.asked == 1 else array.ravel()[: array.size // 2]
+
+    def __float__(self):
+        return float(self._answer())
+
+    def __index__(self):
+        return int(self._answer()) + self.asked - 1
+
+    def __bool__(self):
+        return bool(self._answer())
+
+    def __len__(self):
+        return len(self._answer()) + self.asked - 1
+
+
+def lying(random):
+    function, arguments = _drawn(random)
+    arguments = copied(arguments)
+    for name in ("eps", "momentum"):
+        if name in signature(function).parameters:
+            arguments.setdefault(name, 1e-5)
+    arguments["out"] = np.zeros_like(_like(arguments))
+    name = _chosen(random, set(arguments) - {"out"})
+    victim = arguments[_chosen(random, set(_arrays(arguments)) - {name})]
+    arguments[name] = _Lying(random, arguments[name], victim)
+    return isinstance(outcome(function, arguments), list)
+
+
+def huge(random):
+    """Elements and axes without end; never a result, but of no elements."""
+    function, arguments = _drawn(random)
+    like = _like(arguments)
+    shape = list(like.shape)
+    shape[random.integers(len(shape))] = 1 << int(random.integers(48, 52))
+    if random.uniform() < 0.3:
+        shape[random.integers(len(shape))] = 0
+    for name, value in arguments.items():
+        if isinstance(value, np.ndarray) and value.shape == like.shape:
+            arguments[name] = np.broadcast_to(np.ones((), like.dtype), shape)
+        elif isinstance(value, np.ndarray) and value.ndim == 1 and random.uniform() < 0.5:
+            arguments[name] = np.broadcast_to(np.ones((), value.dtype), (shape[1],))
+    if "normalized_shape" in arguments:
+        arguments["normalized_shape"] = tuple(shape[-len(arguments["normalized_shape"]) :])
+    found = outcome(function, arguments)
+    assert isinstance(found, tuple) or prod(shape) == 0, (function.__name__, shape)
+    return isinstance(found, list)
+
+
+def threaded(random):
+    """Several calls, each in a thread of its own, at once: as one after the other."""
+    calls = [_drawn(random) for _ in range(4)]
+    expected = [outcome(function, copied(arguments)) for function, arguments in calls]
+    found = [None] * len(calls)
+    barrier = threading.Barrier(len(calls))
+
+    def call(i):
+        barrier.wait()
+        found[i] = outcome(calls[i][0], calls[i][1])
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
+    return True
+
+
+LAYERS = [
+    lambda: cnorm.BatchNorm2d(6, activation=cnorm.PReLU(6)),
+    lambda: cnorm.BatchNorm1d(6, dtype=np.float64),
+    lambda: cnorm.InstanceNorm2d(6, affine=True, track_running_stats=True),
+    lambda: cnorm.GroupNorm(3, 6, activation=cnorm.LeakyReLU()),
+    lambda: cnorm.LayerNorm((3, 4)),
+    lambda: cnorm.RMSNorm(4, activation=cnorm.PReLU()),
+    lambda: cnorm.SwitchNorm2d(6),
+    lambda: cnorm.SwitchNorm1d(6),
+    lambda: cnorm.LocalResponseNorm(3),
+    lambda: cnorm.CrossMapLRN2d(3),
+    lambda: cnorm.LazyBatchNorm2d(),
+]
+ATTRIBUTES = ["eps", "momentum", "channel_axis", "num_groups", "normalized_shape", "size", "alpha"]
+
+
+def _state(layer):
+    arrays = layer.__dict__.values()
+    return type(layer), [a.tobytes() for a in arrays if type(a) is np.ndarray and a.dtype != "O"]
+
+
+def layered(random):
+    """Forward and backward of a layer; one that raises leaves its buffers as they were."""
+    layer = LAYERS[random.integers(len(LAYERS))]()
+    x = random.normal(size=[(3, 6), (2, 6, 3, 4)][random.integers(2)]).astype(np.float32)
+    gradient = x
+    choice = random.integers(5)
+    if choice == 0:
+        x = _mutated(random, x)
+    elif choice == 1:
+        gradient = _mutated(random, x)
+    elif choice == 2:
+        name = _chosen(random, [a for a in ATTRIBUTES if hasattr(layer, a)])
+        setattr(layer, name, STRANGE[random.integers(len(STRANGE))])
+    elif choice == 3:
+        buffers = [k for k, v in layer.__dict__.items() if type(v) is np.ndarray and v.ndim]
+        if buffers:
+            setattr(layer, _chosen(random, buffers), _spoiled(random, np.ones(6)))
+        x = _Lying(random, x, x.copy())
+    else:
+        layer.train(bool(random.integers(2)))
+    layer = copy.deepcopy(layer)
+    for call, argument in ((layer.forward, x), (layer.backward, gradient)):
+        before = _state(layer)
+        try:
+            with np.errstate(all="ignore"):
+                call(argument)
+        except DOCUMENTED as error:
+            assert str(error)
+            assert _state(layer) == before, (type(layer).__name__, error)
+            return False
+    return True
+
+
+KINDS = [mutated, aliased, ranked, lying, huge, threaded, layered]
+
+
+def run(calls, seed, kinds=KINDS):
+    """So many calls, of all kinds in turn: how many of each kind gave a result, how many none."""
+    random = np.random.default_rng(seed)
+    found = Counter()
+    for i in range(calls):
+        kind = kinds[i % len(kinds)]
+        try:
+            found[kind.__name__, bool(kind(random))] += 1
+        except BaseException:
+            print(f"call {i} of seed {seed}: {kind.__name__}", flush=True)
+            raise
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_calls(kind):
+    calls = CALLS if kind is mutated else CALLS // 8
+    found = run(calls // 4 if kind is threaded else calls, SEED, [kind])
+    assert found[kind.__name__, True] > 0
 
 
 def test_memory_does_not_grow():
@@ -175,3 +403,14 @@ def test_what_was_found(call):
     out = np.full_like(X if "batch" in call else IMAGE, 7)
     assert _call(FOUND[call], [running, out], {}) is None
     assert (out == 7).all() and (running[0] == 0).all() and (running[1] == 1).all()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Fuzz cnorm; see the head of this file.")
+    parser.add_argument("--calls", type=int, default=CALLS)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parsed = parser.parse_args()
+    counts = run(parsed.calls, parsed.seed)
+    for kind in KINDS:
+        results, errors = counts[kind.__name__, True], counts[kind.__name__, False]
+        print(f"{kind.__name__:10} {results:8} results {errors:8} documented exceptions")

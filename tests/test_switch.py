@@ -97,3 +97,43 @@ def test_extreme_weights_do_not_overflow(rng):
     huge = np.array([1e4, -1e4, 0.0])
     y = F.switch_norm(x, None, None, None, None, huge, huge, training=True)
     assert np.isfinite(y).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("slope", [None, 0.25])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "shape", [(0, 6, 5), (4, 6, 0), (4, 0, 5), (0, 6), (4, 0), (0, 0), (0, 0, 0)]
+)
+def test_empty_arrays_warn_of_nothing(shape, training, slope):
+    x, channels, mixed = np.empty(shape, np.float32), shape[1], min(len(shape), 3)
+    parameters = np.ones(channels), np.ones(channels), np.ones(mixed), np.ones(mixed)
+    running = np.zeros(channels), np.ones(channels)
+    y, stats = F.switch_norm(
+        x, *running, *parameters, training, return_stats=True, negative_slope=slope
+    )
+    weight, bias, *mixes = parameters
+    grads = F.switch_norm_backward(x, x, stats, weight, *mixes, bias, negative_slope=slope)
+    assert y.shape == grads[0].shape == shape
+    assert not any(np.any(grad) for grad in grads)
+    assert (running[0] == 0).all() and (running[1] == 1).all()
+
+
+def test_a_slope_of_the_wrong_length(rng):
+    x = rng.normal(size=(4, 6))
+    for slope in ((), [1.0, 2.0]):
+        with pytest.raises(ValueError, match="negative_slope must hold 1 or 6 values"):
+            F.switch_norm(
+                x, None, None, None, None, np.ones(2), np.ones(2), True, negative_slope=slope
+            )
+
+
+def test_statistics_of_another_input(rng):
+    x = rng.normal(size=(4, 6, 5))
+    mix = np.ones(3), np.ones(3)
+    _, stats = F.switch_norm(x, None, None, None, None, *mix, True, return_stats=True)
+    for other in (x[:2], x[:, :3], rng.normal(size=(4, 6))):
+        with pytest.raises(ValueError, match="stats are of an input of shape"):
+            F.switch_norm_backward(other, other, stats, None, *mix)
+    with pytest.raises(ValueError, match="stats are of 6 channels"):
+        F.switch_norm_backward(x, x, stats, None, *mix, channel_axis=-1)

@@ -274,3 +274,40 @@ def test_beside_another_library_in_either_order(name):
     runs = [_python(script, PYTHONHASHSEED="0") for script in scripts]
     assert [run.returncode for run in runs] == [0] * 3, "".join(run.stderr for run in runs)
     assert len({run.stdout for run in runs}) == 1, "the bits depend on what else was imported"
+
+
+ONES = """
+import sys, threading
+import numpy as np
+import cnorm.functional as F
+
+sys.setswitchinterval(1e-6)
+wrong = 0
+bias = {n: np.linspace(-1, 1, n) for n in range(1025, 1 << 16, 256)}
+x = {dtype: np.linspace(-2, 3, 1 << 16).astype(dtype) for dtype in (np.float32, np.float64)}
+# Each round needs longer vectors of ones than all before it, in threads that start together.
+for n in bias:
+    barrier = threading.Barrier(4)
+
+    def call(i, n=n):
+        m = max(n - 64 * i, 1025)
+        barrier.wait()
+        F.layer_norm(x[np.float32][:m], m, None, bias[n][:m])
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    row = x[np.float64][:n]
+    y = F.layer_norm(row, n, None, bias[n])
+    wrong += y.tobytes() != F.layer_norm(row, n, np.ones(n), bias[n]).tobytes()
+print(wrong)
+"""
+
+
+def test_rows_without_a_weight_in_threads(elsewhere):
+    """As many ones stand for a weight as the row has elements, whoever else needs some."""
+    done = subprocess.run([sys.executable, "-c", ONES], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 0

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ..functional import _given
+
 
 def as_array(value):
     """`value` as an ndarray, without a copy where it already is one or shares CPU memory."""
@@ -13,7 +15,7 @@ def as_array(value):
 
         return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-        return np.from_dlpack(value)
+        return _given(value, "input")
     return np.asarray(value)
 
 

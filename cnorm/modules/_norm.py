@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._arrays import as_dtype, as_gradient, as_shape, check_device
+from ._arrays import as_array, as_dtype, as_gradient, as_shape, check_device
 from ._base import Module
 from ._grad_mode import get_grad_mode
 from ._parameter import Parameter
@@ -55,6 +55,8 @@ class Norm(Module):
         keep = self.training if mode is None else mode
         activation = self.activation
         slope = None if activation is None else activation.slope
+        if type(input) is not np.ndarray:
+            input = as_array(input)
         output, stats = self._forward(input, keep, slope)
         self._pass[0] = (input, *stats) if keep else None
         return output

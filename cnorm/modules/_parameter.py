@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..functional import _trust
 from ._arrays import is_float, size_text
 
 
@@ -108,6 +109,9 @@ class Parameter(np.ndarray):
 
     def __reduce_ex__(self, protocol):
         return type(self), (_plain(self), self.requires_grad)
+
+
+_trust(Parameter)
 
 
 def _plain(array):

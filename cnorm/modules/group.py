@@ -1,5 +1,7 @@
 """Group normalization: groups of channels of each sample."""
 
+import operator
+
 from .. import functional as F
 from ._norm import Norm
 
@@ -45,6 +47,11 @@ class GroupNorm(Norm):
         bias=True, channel_axis=1, activation=None,
     ):  # fmt: skip
         super().__init__(channel_axis, activation)
+        if not hasattr(num_groups, "__index__"):
+            raise TypeError(f"num_groups must be a positive integer, but got {num_groups!r}")
+        num_groups = operator.index(num_groups)
+        if num_groups == 0:
+            raise ValueError("num_groups must be a positive integer, but got 0")
         if num_channels % num_groups != 0:
             raise ValueError(
                 f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups})"
