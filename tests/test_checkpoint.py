@@ -253,7 +253,7 @@ def test_torch_is_not_needed(tmp_path):
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch, library, suffix, dtype):
     checkpoint.save(tmp_path / f"x{suffix}", {"a": np.ones(3, dtype)})
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=rf"{library}.*cnorm\[checkpoint\]"):
+    with pytest.raises(ImportError, match=rf"{library}.*cnorm-layers\[checkpoint\]"):
         checkpoint.load(tmp_path / f"x{suffix}")
 
 

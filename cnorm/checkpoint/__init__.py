@@ -1,14 +1,15 @@
 """Checkpoints in and out, as flat dicts of NumPy arrays.
 
-========================  ====  ====  =====================================================
+========================  ====  ====  ============================================================
 suffix                    load  save  needs
-========================  ====  ====  =====================================================
-``.safetensors``          yes   yes   the safetensors library (``cnorm[checkpoint]``)
+========================  ====  ====  ============================================================
+``.safetensors``          yes   yes   the safetensors library (``cnorm-layers[checkpoint]``)
 ``.npz``                  yes   yes   NumPy alone
 ``.pt .pth .bin .ckpt``   yes   no    NumPy alone: torch's zip archives, read without torch
-========================  ====  ====  =====================================================
+========================  ====  ====  ============================================================
 
-bfloat16 needs ``ml_dtypes`` (also in ``cnorm[checkpoint]``). Nothing in a file is ever executed.
+bfloat16 needs ``ml_dtypes`` (also in ``cnorm-layers[checkpoint]``). Nothing in a file is ever
+executed.
 """
 
 from __future__ import annotations

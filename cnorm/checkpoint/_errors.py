@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from cnorm._version import install
+
 __all__ = ["CheckpointError", "UnsafeCheckpointError"]
 
 # What zipfile, zlib and numpy.lib.format raise on damaged bytes. OSError is among them because a
@@ -58,6 +60,5 @@ def optional(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(
-            f"this checkpoint needs {name}: pip install 'cnorm[checkpoint]'", name=name
-        ) from error
+        message = f"this checkpoint needs {name}: {install('checkpoint')}"
+        raise ImportError(message, name=name) from error
