@@ -4,6 +4,6 @@ __version__ = "0.1.0"
 DISTRIBUTION = "cnorm-layers"
 
 
-def install(extra):
+def install(extra: str) -> str:
     """The command that brings an extra of this distribution: errors tell it to the user."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"

@@ -13,7 +13,7 @@ FOLDERS = (".ci", "bench", "cnorm", "docs", "examples", "tests", "tools")
 KINDS = {".cff", ".h", ".md", ".pxi", ".py", ".pyi", ".pyx", ".sh", ".toml"}
 # `cnorm` as pip's argument, not `cnorm-layers`, nor a path or a module such as `cnorm.interop`
 ARGUMENT = re.compile(r"""(?<![\w./-])cnorm(?=["'`,;)\s\[]|$|[=<>~!]=)""")
-COMMAND = re.compile(r"\bpip\S* (?:install|download|wheel)\b(.*?)(?:&&| #|$)")
+COMMAND = re.compile(r"\bpip\S* (?:install|download|wheel)\b(.*?)(?:&&| #|`|$)")
 EXTRA = re.compile(r"(?<![\w./-])cnorm\[[a-z, ]+\]")
 
 
@@ -46,6 +46,7 @@ def wrong_names(line):
         ("pip install 'cnorm-layers[torch]'", False),
         ('pip install -e ".[test]" && python -m cnorm check', False),
         ("pip install ./cnorm", False),
+        ("run `pip install -e .`, to have an installed cnorm", False),
         ("pip install numpy    # before cnorm", False),
         ("import cnorm", False),
     ],
