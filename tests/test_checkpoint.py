@@ -608,3 +608,25 @@ def test_a_resumed_training_run_has_the_same_bits(tmp_path, suffix, momentum):
     for mine, theirs in zip(adam.moments, resumed_adam.moments, strict=True):
         assert [bits(array) for array in mine] == [bits(array) for array in theirs]
     assert any(bits(a) != bits(b) for a, b in zip(net.parameters(), half.parameters(), strict=True))
+
+
+# Keys that do not fit
+
+
+def test_dozens_of_unexpected_keys_suggest_a_prefix(tmp_path):
+    norm = cnorm.BatchNorm2d(3)
+    whole = {f"model.layer{n}.{k}": v for n in range(5) for k, v in norm.state_dict().items()}
+    with pytest.raises(RuntimeError, match="Unexpected key") as raised:
+        norm.load_state_dict(whole)
+    hint = "checkpoint.load(path, prefix='model.layer0.') keeps the names that fit"
+    assert hint in str(raised.value)
+    checkpoint.save(tmp_path / "x.npz", whole)
+    norm.load_state_dict(checkpoint.load(tmp_path / "x.npz", prefix="model.layer0."))
+    others = {f"{part}.{n}": np.zeros(2) for part in ("encoder", "decoder") for n in range(20)}
+    with pytest.raises(RuntimeError) as raised:
+        norm.load_state_dict(norm.state_dict() | others)
+    hint = "checkpoint.load(path, prefix=...) keeps the names below one of 'encoder.', 'decoder.'"
+    assert hint in str(raised.value)
+    with pytest.raises(RuntimeError) as raised:
+        norm.load_state_dict(norm.state_dict() | {"a.b": np.zeros(2)})
+    assert "prefix" not in str(raised.value)
