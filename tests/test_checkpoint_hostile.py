@@ -246,7 +246,7 @@ def laughs(levels):
         (b"\x80\x02" + b")" + b"\x85" * 20_000 + b".", "nested"),
         (b"\x80\x02}r\xff\xff\xff\x7f.", "the pickle's memo has no place 2147483647"),
         (b"\x80\x02}r\x05\x00\x00\x00h\x04s.", "the pickle's memo has nothing in place 4"),
-        (b"\x80\x02}(\x8a\x09" + b"\x7f" * 9 + b"Nu.", "dict key of type int"),
+        (b"\x80\x02}(\x8a\x09" + b"\x7f" * 9 + b"Nu.", "dict key of more than 64 bits"),
         (b"\x80\x02}(K\x01NX\x01\0\0\x001Nu.", "two items named '1'"),
         (b"\x80\x02" + REBUILD + b"(" + b"N" * 17 + b"tR.", "with 17 arguments"),
         (b"\x80\x02X\xff\xff\xff\x7fabc.", "damaged"),

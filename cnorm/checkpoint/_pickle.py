@@ -149,7 +149,9 @@ class Reader:
             raise CheckpointError(f"the pickle sets an item of a {type(target).__name__}")
         self._spend(len(items) // 2)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is int and -(1 << 63) <= key < 1 << 64:
+            if type(key) is int:
+                if not -(1 << 63) <= key < 1 << 64:
+                    raise CheckpointError("the pickle has a dict key of more than 64 bits")
                 key = str(key)
             elif type(key) is not str:
                 raise CheckpointError(f"the pickle has a dict key of type {type(key).__name__}")
