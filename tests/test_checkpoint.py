@@ -263,6 +263,18 @@ def test_keys_read_no_array(tmp_path, suffix):
     assert keys == {"a": ((4 << 20,), "float64"), "b": ((3,), "float64")}
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+def test_load_takes_each_array_once(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    state = {"a": np.ones((1 << 10, 4 << 10)), "b": np.ones(5)}
+    write_arrays(path, state) if suffix == ".pt" else np.savez(path, a=state["a"].T, b=state["b"])
+    checkpoint.keys(path)
+    tracemalloc.start()
+    checkpoint.load(path)
+    assert tracemalloc.get_traced_memory()[1] < state["a"].nbytes + (4 << 20)
+    tracemalloc.stop()
+
+
 def test_keys_name_dtypes_that_are_not_read(tmp_path):
     header = {"a": {"dtype": "F8_E5M2", "shape": [2], "data_offsets": [0, 2]}}
     data = json.dumps(header).encode()

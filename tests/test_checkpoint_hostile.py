@@ -332,6 +332,24 @@ def test_zip_entry_that_is_larger_than_it_claims(tmp_path, claimed):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pt"])
+def test_a_stored_entry_that_claims_a_larger_size(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    count = 8 << 20
+    if suffix == ".npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.npy", npy((count,), data=bytes(8)))
+    else:
+        write_torch(path, tensor_pickle(shape=(count // 2,), count=count), _0=bytes(8))
+    data = bytearray(path.read_bytes())
+    directory = data.rindex(b"PK\x01\x02")  # that of the last entry, the data
+    claimed = 4 * count if suffix == ".pt" else 8 * count + 128
+    struct.pack_into("<I", data, directory + 24, claimed)
+    path.write_bytes(data)
+    with refused(path, "stored, with two sizes|zip bomb"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
 def test_overlapping_zip_entries(tmp_path, suffix):
     """Many names for one run of bytes, the way a zip bomb without compression works."""
     path = tmp_path / f"x{suffix}"

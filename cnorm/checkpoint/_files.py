@@ -86,6 +86,10 @@ def open_zip(path: Path, expected: str) -> Iterator[zipfile.ZipFile]:
                     f"{packed} bytes that would unpack to {unpacked}, "
                     f"more than {_MAX_RATIO} times as many (a zip bomb?)"
                 )
+            for entry in entries:
+                stored = entry.compress_type == zipfile.ZIP_STORED
+                if stored and entry.file_size != entry.compress_size:
+                    raise CheckpointError(f"damaged: {entry.filename!r} is stored, with two sizes")
             headers = sum(_LOCAL + _CENTRAL + 2 * len(entry.filename) for entry in entries)
             if headers + sum(entry.compress_size for entry in entries) > packed:
                 raise UnsafeCheckpointError(

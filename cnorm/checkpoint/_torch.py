@@ -42,12 +42,12 @@ class _Archive:
             raise CheckpointError("expected a state dict, got TorchScript: save its state_dict()")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise UnsafeCheckpointError("a compressed archive: torch does not write such a file")
-        self._swapped = self._byte_order() != sys.byteorder
+        self._swapped = self._byte_order(names) != sys.byteorder
         self._tensors, self.metadata = self._described()
 
-    def _byte_order(self) -> str:
+    def _byte_order(self, names: list[str]) -> str:
         name = self._root + "byteorder"
-        if name not in self._archive.NameToInfo:
+        if name not in names:
             return "little"  # as torch takes files of before it wrote the order
         order = bytes(self._entry(name, 16, "a byte order"))
         if order not in (b"little", b"big"):
