@@ -183,10 +183,12 @@ def npy(rng):
         sizes = rng.choice(["3,", "1," * 64, "1," * 65, "0," + "9" * 19, "-1,-3,", "9" * 4000])
         descr = rng.choice(["<f8", "<f9", "V2", "|O", "<U4", ">c16", "b1"])
         header = f"{{'descr': '{descr}', 'fortran_order': True, 'shape': ({sizes}), }}\n"
+    if rng.random() < 0.3:
+        header = "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }\n"
     version, layout = rng.choice([(b"\1\0", "<H")] * 8 + [(b"\2\0", "<I"), (b"\3\0", "<I")])
     claimed = rng.choice([len(header)] * 9 + [65535])
     data = b"\x93NUMPY" + version + struct.pack(layout, claimed) + header.encode()
-    return data + bytes(rng.choice([0, 24, 100]))
+    return data + bytes(rng.choice([24, 24, 24, 0, 100]))
 
 
 def npz_file(path, rng):

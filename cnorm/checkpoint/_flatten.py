@@ -48,7 +48,8 @@ def flatten(
             return
         if depth > _MAX_DEPTH:
             raise UnsafeCheckpointError(f"containers nested more than {_MAX_DEPTH} deep")
-        versions = getattr(node, "_metadata", None) or {}
+        versions = getattr(node, "_metadata", None)
+        versions = versions if isinstance(versions, Mapping) else {}
         spend(len(node) + 1)
         for module, value in versions.items():
             if isinstance(value, dict):
