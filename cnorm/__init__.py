@@ -1,6 +1,13 @@
 """Normalization layers for NumPy arrays, forward and backward, compiled and multithreaded."""
 
-from . import functional
+try:
+    from . import functional
+except ImportError:
+    from ._sources import explain
+
+    explain()  # raises where this is a folder of sources that nobody has compiled
+    raise
+
 from ._cache import empty_cache, set_cache_limit
 from ._config import show_config
 from ._threads import get_num_threads, num_threads, set_num_threads

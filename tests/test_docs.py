@@ -61,8 +61,8 @@ def test_readme_opens_with_the_two_commands():
     for name in ("README.md", "README.zh.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         commands = re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-        assert commands[0] == 'pip install ".[examples]" && python examples/quickstart.py\n'
-        assert commands[1] == 'pip install ".[test]" && pytest\n'
+        assert commands[0] == 'pip install -e ".[examples]" && python examples/quickstart.py\n'
+        assert commands[1] == 'pip install -e ".[test]" && pytest -rs\n'
 
 
 def test_readme_trains_in_under_twenty_lines():
@@ -103,3 +103,26 @@ def test_docstrings_run(name, tmp_path, monkeypatch):
     failed, tried = doctest.testmod(module, optionflags=flags)
     assert failed == 0
     assert tried or name != "cnorm.functional"  # compiled functions are found as well
+
+
+def test_both_readmes_say_the_same():
+    """The same headings, commands, code, figures and links, whatever the words around them."""
+
+    def outline(name):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        code = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        prose = re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+        return {
+            "headings": len(re.findall(r"^#+ ", prose, re.MULTILINE)),
+            "table rows": len(re.findall(r"^\|", prose, re.MULTILINE)),
+            "code": [(kind, re.sub(r"  #.*", "", lines)) for kind, lines in code],
+            "links": sorted(
+                set(re.findall(r"\]\(([^)]+)\)", prose)) - {"README.md", "README.zh.md"}
+            ),
+            "inline code": sorted(set(re.findall(r"`([^`\n]+)`", prose))),
+            "figures": sorted(re.findall(r"\d+(?:\.\d+)?", prose)),
+        }
+
+    english, chinese = outline("README.md"), outline("README.zh.md")
+    for what, found in english.items():
+        assert found == chinese[what], what

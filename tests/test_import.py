@@ -1,16 +1,26 @@
 """What `import cnorm` does to the machine: it reads modules, and nothing else."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+import cnorm
 
 # What Python reports of itself (https://docs.python.org/3/library/audit_events.html), in a process
 # that has imported numpy.
 AUDITED = """
 import os, sys, sysconfig, threading
+from importlib.util import find_spec
 import numpy
 import multiprocessing, subprocess, socket  # so that their own imports do not count
 
-folders = {os.path.realpath(p) for p in [*sys.path, *sysconfig.get_paths().values()] if p}
+# An editable install finds the package by a hook, wherever its folder is.
+package = find_spec("cnorm").submodule_search_locations
+places = [*sys.path, *sysconfig.get_paths().values(), *package]
+folders = {os.path.realpath(place) for place in places if place}
 events, modules, environment = [], set(sys.modules), dict(os.environ)
 sys.addaudithook(lambda event, arguments: events.append((event, arguments)))
 import cnorm
@@ -45,3 +55,23 @@ def test_an_import_opens_modules_alone(elsewhere):
         [sys.executable, "-B", "-c", AUDITED], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [["-c", "import cnorm"], ["-m", "cnorm", "check"]])
+@pytest.mark.parametrize("other", [None, "functional.cpython-27-x86_64-linux-gnu.so"])
+def test_sources_that_are_not_compiled_say_what_to_do(tmp_path, monkeypatch, command, other):
+    source = Path(cnorm.__file__).parent
+    compiled = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(source, tmp_path / "cnorm", ignore=compiled)
+    if other:
+        (tmp_path / "cnorm" / other).touch()
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    run = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1
+    python = "for this Python ({}.{}) ".format(*sys.version_info) if other else ""
+    assert run.stderr.splitlines()[-1] == (
+        f"ImportError: the cnorm in {tmp_path} is source code that is not compiled {python}yet: "
+        "run `pip install -e .` there, or start Python in another folder to use an installed cnorm"
+    )
+    assert "circular" not in run.stderr
+    assert "another exception" not in run.stderr

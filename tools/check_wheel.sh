@@ -36,7 +36,7 @@ size=$(stat -c %s "$wheel")
 printf '%s: %d kB\n' "$(basename "$wheel")" $((size / 1024))
 ((size <= limit)) || fail "the wheel has $size bytes; at most $limit are allowed"
 names=$("$python" -m zipfile -l "$wheel" | awk '{print $1}')
-grep -q 'cnorm\.libs/libgomp' <<< "$names" || fail "the wheel does not bring libgomp"
+grep -q 'cnorm_layers\.libs/libgomp' <<< "$names" || fail "the wheel does not bring libgomp"
 ! grep -E '\.(c|pyx|pxi|pxd|h)$' <<< "$names" || fail "the wheel has sources"
 
 step "the wheel in a new environment, nothing else on the PATH"
@@ -49,13 +49,13 @@ env -i HOME="$work" PATH="$work/fresh/bin" "$work/fresh/bin/python" - << 'PYTHON
 import cnorm
 
 loaded = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
-assert loaded and all("/cnorm.libs/" in path for path in loaded), loaded
+assert loaded and all("/cnorm_layers.libs/" in path for path in loaded), loaded
 print("libgomp is the wheel's own")
 PYTHON
 
 step "the sdist in a new environment, with a compiler"
 "$python" -m venv "$work/compiled"
 # The wheel above was made from this sdist with all builds; one is enough to see that pip can do it.
-CNORM_BUILDS=baseline "$work/compiled/bin/pip" install --no-binary cnorm "$sdist"
+CNORM_BUILDS=baseline "$work/compiled/bin/pip" install --no-binary cnorm-layers "$sdist"
 "$work/compiled/bin/python" "$source/tools/check_install.py"
 printf '\nwheel and sdist are good (%d s)\n' "$SECONDS"

@@ -1,14 +1,15 @@
 """Checkpoints in and out, as flat dicts of NumPy arrays.
 
-========================  ====  ====  =====================================================
+========================  ====  ====  ============================================================
 suffix                    load  save  needs
-========================  ====  ====  =====================================================
-``.safetensors``          yes   yes   the safetensors library (``cnorm[checkpoint]``)
+========================  ====  ====  ============================================================
+``.safetensors``          yes   yes   the safetensors library (``cnorm-layers[checkpoint]``)
 ``.npz``                  yes   yes   NumPy alone
 ``.pt .pth .bin .ckpt``   yes   no    NumPy alone: torch's zip archives, read without torch
-========================  ====  ====  =====================================================
+========================  ====  ====  ============================================================
 
-bfloat16 needs ``ml_dtypes`` (also in ``cnorm[checkpoint]``). Nothing in a file is ever executed.
+bfloat16 needs ``ml_dtypes`` (also in ``cnorm-layers[checkpoint]``). Nothing in a file is ever
+executed.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cnorm.checkpoint import _npz, _safetensors, _torch
+from cnorm.checkpoint._budget import Budget
 from cnorm.checkpoint._errors import CheckpointError, UnsafeCheckpointError, naming
-from cnorm.checkpoint._files import replacing
+from cnorm.checkpoint._files import check_regular, replacing
+from cnorm.checkpoint._flatten import flatten
+from cnorm.checkpoint._source import ArrayInfo, Source, select
 
-__all__ = ["CheckpointError", "UnsafeCheckpointError", "load", "save"]
+__all__ = ["ArrayInfo", "CheckpointError", "UnsafeCheckpointError", "keys", "load", "save"]
 
 _WRITERS = {".safetensors": _safetensors, ".npz": _npz}
 _READERS = _WRITERS | dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _torch)
@@ -42,7 +46,8 @@ def load(path: str | os.PathLike[str], *, prefix: str = "") -> OrderedDict[str, 
         A ``.safetensors``, ``.npz`` or torch (``.pt``, ``.pth``, ``.bin``, ``.ckpt``) file.
     prefix
         Keep only the tensors whose names begin with this, and take it off their names:
-        ``"encoder.layer.0."`` picks one sub-tree. The other tensors are not read.
+        ``"encoder.layer.0."`` picks one sub-tree, with its last dot or without. The other tensors
+        are not read. `keys` says which there are.
 
     Returns
     -------
@@ -50,16 +55,21 @@ def load(path: str | os.PathLike[str], *, prefix: str = "") -> OrderedDict[str, 
         Ready for ``load_state_dict``. Containers nested in a torch file become dotted names, as in
         ``"optimizer.state.0.exp_avg"``; what is no tensor is left out. ``_metadata`` of torch's
         state dicts is kept as an attribute. bfloat16 comes as ``ml_dtypes.bfloat16``. Tensors that
-        share memory in a torch file share it here; an expanded one is read-only.
+        share memory in a torch file share it here; one whose own elements do is read-only.
 
     Raises
     ------
     CheckpointError
-        The file is damaged, is not what its suffix says, or nothing in it begins with ``prefix``.
+        The file is damaged, is not what its suffix says, or is no file but a folder or a pipe, or
+        nothing in it begins with ``prefix``.
     UnsafeCheckpointError
         A pickle names code, or a small file would unpack to a huge one. Nothing was executed.
     ImportError
         The file needs a library that is not installed; the message names it.
+
+    See Also
+    --------
+    keys : what a file holds, without reading it.
 
     Examples
     --------
@@ -70,14 +80,16 @@ def load(path: str | os.PathLike[str], *, prefix: str = "") -> OrderedDict[str, 
     >>> dict(checkpoint.load(file, prefix="norm."))
     {'weight': array([1., 1., 1.])}
     """
-    path = Path(path)
-    reader = _by_suffix(path, _READERS, "read")
-    path.open("rb").close()  # a missing file raises as itself; from here on, errors are the bytes'
-    with naming(path):
-        tensors, metadata = reader.load(path, prefix)
-        if prefix and not tensors:
-            raise CheckpointError(f"no tensor's name begins with {prefix!r}")
-    state = OrderedDict((name[len(prefix) :], tensor) for name, tensor in tensors.items())
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a string, got {prefix!r}")
+    path, reader = _readable(path)
+    with naming(path), reader.opened(path) as file:
+        source: Source = file
+        names = source.names
+        if prefix:
+            names, prefix = select(names, prefix)
+        state = OrderedDict((name[len(prefix) :], source.read(name)) for name in names)
+        metadata = source.metadata
     if metadata:
         paths = {f"{module}." if module else "": value for module, value in metadata.items()}
         state._metadata = OrderedDict(  # type: ignore[attr-defined]
@@ -88,7 +100,48 @@ def load(path: str | os.PathLike[str], *, prefix: str = "") -> OrderedDict[str, 
     return state
 
 
-def save(path: str | os.PathLike[str], state_dict: Mapping[str, ArrayLike]) -> None:
+def keys(path: str | os.PathLike[str]) -> dict[str, ArrayInfo]:
+    """Say what a checkpoint holds: names, shapes and dtypes. No array is read.
+
+    Parameters
+    ----------
+    path
+        A ``.safetensors``, ``.npz`` or torch (``.pt``, ``.pth``, ``.bin``, ``.ckpt``) file.
+
+    Returns
+    -------
+    dict of str to ArrayInfo
+        For each name that `load` would give, a named tuple of ``shape``, a tuple of int, and
+        ``dtype``, the dtype's name: ``"float32"``, ``"bfloat16"``. Neither ``ml_dtypes`` nor torch
+        is needed.
+
+    Raises
+    ------
+    CheckpointError, UnsafeCheckpointError, ImportError
+        As from `load`. Data that `load` would find damaged is not looked at.
+
+    See Also
+    --------
+    load : reads the arrays.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, numpy as np
+    >>> from cnorm import checkpoint
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "model.npz"
+    >>> checkpoint.save(file, {"norm": {"weight": np.ones(3), "steps": 7}})
+    >>> for name, (shape, dtype) in checkpoint.keys(file).items():
+    ...     print(name, shape, dtype)
+    norm.weight (3,) float64
+    norm.steps () int64
+    """
+    path, reader = _readable(path)
+    with naming(path), reader.opened(path) as file:
+        source: Source = file
+        return {name: source.info(name) for name in source.names}
+
+
+def save(path: str | os.PathLike[str], state_dict: Mapping[str, Any]) -> None:
     """Write a checkpoint, whole or not at all.
 
     The data goes to a new file in the same folder, to disk, and then takes the place of ``path`` in
@@ -100,11 +153,13 @@ def save(path: str | os.PathLike[str], state_dict: Mapping[str, ArrayLike]) -> N
         A ``.safetensors`` or ``.npz`` file.
     state_dict
         Names and arrays, such as a module's ``state_dict()``; anything `numpy.asarray` takes.
+        Values may be dicts of the same kind, and lists of dicts: their arrays get dotted names, as
+        those of nested torch files do in `load`. Keys are strings, below the top also integers.
 
     Raises
     ------
     CheckpointError
-        The suffix is another, or the format cannot hold an array.
+        The suffix is another, the format cannot hold an array, or two get one name.
     TypeError
         A name is not a string, or an array does not hold numbers.
     ValueError
@@ -118,12 +173,45 @@ def save(path: str | os.PathLike[str], state_dict: Mapping[str, ArrayLike]) -> N
     >>> checkpoint.save(file, cnorm.LayerNorm(3).state_dict())
     >>> cnorm.LayerNorm(3).load_state_dict(checkpoint.load(file))
     <All keys matched successfully>
+
+    Model and optimizer in one file:
+
+    >>> norm = cnorm.LayerNorm(3)
+    >>> momentum = {"weight": np.zeros(3), "bias": np.zeros(3)}
+    >>> checkpoint.save(file, {"model": norm.state_dict(), "momentum": momentum, "epoch": 7})
+    >>> sorted(checkpoint.load(file))
+    ['epoch', 'model.bias', 'model.weight', 'momentum.bias', 'momentum.weight']
+    >>> norm.load_state_dict(checkpoint.load(file, prefix="model"))
+    <All keys matched successfully>
     """
-    path = Path(path)
+    path = _path(path)
+    check_regular(path)
     writer = _by_suffix(path, _WRITERS, "written")
-    arrays = {_checked(name): _native(name, value) for name, value in state_dict.items()}
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict must be a dict of arrays, got {type(state_dict).__name__}")
+    try:
+        leaves, _ = flatten(state_dict, lambda value: not _nests(value), _nests, Budget())
+    except CheckpointError as error:
+        raise CheckpointError(f"state_dict cannot be saved: {error}") from None
+    arrays = {name: _native(name, value) for name, value in leaves.items()}
     with replacing(path) as temporary:
         writer.save(temporary, arrays)
+
+
+def _path(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path)
+    except TypeError:
+        raise TypeError(f"path must be the name of a file, got {path!r}") from None
+
+
+def _readable(path: str | os.PathLike[str]) -> tuple[Path, ModuleType]:
+    """The file, and what reads it; from here on, errors are about the file's bytes."""
+    path = _path(path)
+    check_regular(path)
+    reader = _by_suffix(path, _READERS, "read")
+    path.open("rb").close()  # a missing file raises as itself
+    return path, reader
 
 
 def _by_suffix(path: Path, known: Mapping[str, ModuleType], done: str) -> ModuleType:
@@ -136,10 +224,11 @@ def _by_suffix(path: Path, known: Mapping[str, ModuleType], done: str) -> Module
         ) from None
 
 
-def _checked(name: object) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"names must be strings, got {name!r}")
-    return name
+def _nests(value: Any) -> bool:
+    """Whether this is a container: a list of numbers is an array, a list of dicts is not."""
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(item, Mapping) for item in value)
+    return isinstance(value, Mapping)
 
 
 def _native(name: str, value: ArrayLike) -> NDArray[Any]:

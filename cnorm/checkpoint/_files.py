@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import stat
@@ -9,9 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from numpy.typing import NDArray
+from typing import IO, BinaryIO
 
 from cnorm.checkpoint._errors import CheckpointError, UnsafeCheckpointError
 
@@ -24,11 +23,27 @@ _SIGNATURES = {
     b"\x1f\x8b": "a gzip file",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
 }
+_SPECIAL = {
+    stat.S_IFDIR: "a folder (name a file in it)",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 # Whatever an archive's ratio, what it unpacks to may be this large: fresh weights are all zeros.
 _FREE_BYTES = 64 << 20
+_MAX_RATIO = 100  # real weights hardly compress
+# Of a zip's directory, of which an entry takes 46 bytes and its name: 60,000 tensors of a model.
+_MAX_DIRECTORY = 6 << 20
+_CHUNK = 1 << 20  # bytes that are read at a time, beside the array that they go to
+_LOCAL, _CENTRAL = 30, 46  # bytes of an entry's two headers, apart from its name
 
-# The tensors by name, and torch's `_metadata` (versions of modules, by path) where a file has it.
-Contents = tuple[dict[str, NDArray[Any]], dict[str, Any]]
+
+def check_regular(path: Path) -> None:
+    """Refuse what exists and is no ordinary file: opening a pipe would wait for its writer."""
+    if path.exists() and not path.is_file():
+        kind = _SPECIAL.get(stat.S_IFMT(path.stat().st_mode), "a special file")
+        raise CheckpointError(f"path must be a file, got {kind}: {path}")
 
 
 def describe(file: BinaryIO) -> str:
@@ -44,22 +59,56 @@ def describe(file: BinaryIO) -> str:
     return "a safetensors file" if head[8:9] == b"{" else f"a file beginning with {head[:8]!r}"
 
 
+class _Frugal(io.BufferedReader):
+    """A file of which zipfile reads the directory, in one piece, if it is not too large."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_DIRECTORY:
+            raise UnsafeCheckpointError(
+                f"a zip archive with a directory of {size} bytes; the limit is {_MAX_DIRECTORY}"
+            )
+        return super().read(size)
+
+
 @contextmanager
-def open_zip(path: Path, expected: str, max_ratio: int) -> Iterator[zipfile.ZipFile]:
-    """Open an archive that unpacks to at most ``max_ratio`` times its size, or to a little."""
-    with path.open("rb") as file:
+def open_zip(path: Path, expected: str) -> Iterator[zipfile.ZipFile]:
+    """Open an archive that unpacks to at most a hundred times its size, or to a little."""
+    with _Frugal(io.FileIO(path)) as file:
         kind = describe(file)
         if "zip archive" not in kind:
             raise CheckpointError(f"expected {expected}, got {kind}")
         with zipfile.ZipFile(file) as archive:
             packed = os.fstat(file.fileno()).st_size
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > max(_FREE_BYTES, max_ratio * packed):
+            entries = archive.infolist()
+            unpacked = sum(entry.file_size for entry in entries)
+            if unpacked > max(_FREE_BYTES, _MAX_RATIO * packed):
                 raise UnsafeCheckpointError(
                     f"{packed} bytes that would unpack to {unpacked}, "
-                    f"more than {max_ratio} times as many (a zip bomb?)"
+                    f"more than {_MAX_RATIO} times as many (a zip bomb?)"
+                )
+            for entry in entries:
+                stored = entry.compress_type == zipfile.ZIP_STORED
+                if stored and entry.file_size != entry.compress_size:
+                    raise CheckpointError(f"damaged: {entry.filename!r} is stored, with two sizes")
+            headers = sum(_LOCAL + _CENTRAL + 2 * len(entry.filename) for entry in entries)
+            if headers + sum(entry.compress_size for entry in entries) > packed:
+                raise UnsafeCheckpointError(
+                    "a zip archive whose entries add up to more than the file: it is damaged, "
+                    "or they share their bytes (a zip bomb?)"
                 )
             yield archive
+
+
+def fill(file: IO[bytes], target: memoryview, name: str) -> None:
+    """Read an entry to its end, where zipfile compares the checksum, into ``target``."""
+    at = 0
+    while chunk := file.read(min(_CHUNK, len(target) - at) or 1):
+        if at + len(chunk) > len(target):
+            raise CheckpointError(f"{name!r} is longer than the {len(target)} bytes it needs")
+        target[at : at + len(chunk)] = chunk
+        at += len(chunk)
+    if at < len(target):
+        raise CheckpointError(f"{name!r} needs {len(target)} bytes, got {at}")
 
 
 @contextmanager

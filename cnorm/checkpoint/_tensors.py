@@ -23,17 +23,18 @@ _TYPES = {
     "ComplexFloat": "complex64",
     "ComplexDouble": "complex128",
 }
+_MAX_DIMENSIONS = 64  # NumPy's own limit
 _UNSIGNED = ("uint16", "uint32", "uint64")  # these have no storage class of their own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Dtype:
     """A dtype's name; None is that of an untyped storage, which counts bytes."""
 
     name: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
     """A numbered file of the archive, not read yet."""
 
@@ -42,7 +43,7 @@ class Storage:
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A view of a storage; offset and strides count elements."""
 
@@ -61,8 +62,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any, ext
         and isinstance(dtype, Dtype)
         and dtype.name is not None
         and type(shape) is type(strides) is tuple
-        and len(shape) == len(strides)
-        and all(type(n) is int and n >= 0 for n in (offset, *shape, *strides))
+        and len(shape) == len(strides) <= _MAX_DIMENSIONS
+        and all(type(n) is int and 0 <= n < 1 << 63 for n in (offset, *shape, *strides))
     ):
         return Tensor(storage, offset, shape, strides, dtype.name)
     raise CheckpointError("the pickle describes a tensor in a way that torch does not")
@@ -81,13 +82,13 @@ def _tensor_v3(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) 
 def storage(identifier: Any) -> Storage:
     """Read a persistent id."""
     match identifier:
-        case ("storage", Dtype() as dtype, str(key), str(), int(count)) if count >= 0:
+        case ("storage", Dtype() as dtype, str(key), str(), int(count)) if 0 <= count < 1 << 63:
             return Storage(key, dtype, count)
     raise CheckpointError("the pickle describes a storage in a way that torch does not")
 
 
 NAMES: dict[str, Any] = {
-    "collections.OrderedDict": Function(lambda: OrderedDict[Any, Any]()),
+    "collections.OrderedDict": Function(lambda: OrderedDict()),
     "collections.Counter": Function(lambda counts: counts),
     "torch.Size": Function(lambda sizes: sizes),
     "torch.device": Function(lambda *_: None),

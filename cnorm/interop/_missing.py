@@ -2,6 +2,8 @@
 
 from contextlib import contextmanager
 
+from .._version import install
+
 
 @contextmanager
 def needs(extra):
@@ -10,5 +12,5 @@ def needs(extra):
         yield
     except ModuleNotFoundError as error:
         library = error.name.partition(".")[0]
-        message = f"cnorm.interop.{extra} needs {library}: pip install 'cnorm[{extra}]'"
+        message = f"cnorm.interop.{extra} needs {library}: {install(extra)}"
         raise ModuleNotFoundError(message, name=error.name) from None

@@ -3,6 +3,8 @@
 import pickle
 import sys
 
+from .._version import install
+
 
 def world():
     """MPI.COMM_WORLD. Importing mpi4py starts MPI, so it waits until a rank needs it."""
@@ -10,7 +12,7 @@ def world():
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise ImportError(
-            'SyncBatchNorm needs mpi4py and an MPI library: pip install "cnorm[mpi]"'
+            f"SyncBatchNorm needs mpi4py and an MPI library: {install('mpi')}"
         ) from error
     return MPI.COMM_WORLD
 

@@ -7,6 +7,8 @@ import numpy as np
 
 from ._arrays import as_array, is_float, size_text
 
+_MANY = 12  # unexpected keys that look like those of a larger model
+
 
 class IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpected_keys"])):
     """What `load_state_dict` did not find, and what it did not expect."""
@@ -147,6 +149,8 @@ class _Plan:
             errors.insert(0, f"Unexpected key(s) in state_dict: {_quoted(self.unexpected)}. ")
         if strict and self.missing:
             errors.insert(0, f"Missing key(s) in state_dict: {_quoted(self.missing)}. ")
+        if strict and len(self.unexpected) >= _MANY:
+            errors += _prefix_hint(self.missing, self.unexpected)
         if errors:
             raise RuntimeError(
                 f"Error(s) in loading state_dict for {type(module).__name__}:\n\t"
@@ -191,6 +195,19 @@ def _is_lazy(value):
 
 def _detached(array):
     return array if _is_lazy(array) else np.asarray(array)
+
+
+def _prefix_hint(missing, unexpected):
+    """Where the state is that of a larger model: how to load a part of it, in a list."""
+    there = set(unexpected)
+    for key in unexpected if missing else ():
+        prefix = key.removesuffix(missing[0])
+        if prefix != key and {prefix + name for name in missing} <= there:
+            return [f"cnorm.checkpoint.load(path, prefix={prefix!r}) keeps the names that fit."]
+    parts = list(dict.fromkeys(key.partition(".")[0] + "." for key in unexpected if "." in key))
+    shown = ", ".join(map(repr, parts[:5])) + (", ..." if len(parts) > 5 else "")
+    hint = f"cnorm.checkpoint.load(path, prefix=...) keeps the names below one of {shown}."
+    return [hint] if parts else []
 
 
 def _quoted(keys):

@@ -16,7 +16,8 @@ def test_missing_library_names_the_extra(name, elsewhere):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = run.stderr.splitlines()[-1]
     assert last == (
-        f"ModuleNotFoundError: cnorm.interop.{name} needs {name}: pip install 'cnorm[{name}]'"
+        f"ModuleNotFoundError: cnorm.interop.{name} needs {name}: "
+        f"pip install 'cnorm-layers[{name}]'"
     )
 
 

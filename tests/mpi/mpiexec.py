@@ -19,7 +19,7 @@ def run_ranks(size, *arguments, seconds=120):
     """
     folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     mpiexec = shutil.which("mpiexec", path=os.pathsep.join(folders))
-    assert mpiexec, 'mpi4py is installed, but there is no mpiexec: pip install "cnorm[mpi]"'
+    assert mpiexec, 'mpi4py is installed, but there is no mpiexec: pip install "cnorm-layers[mpi]"'
     paths = [str(Path(cnorm.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     one_thread = {"CNORM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     running = subprocess.Popen(

@@ -158,7 +158,7 @@ norm.eval()(x)  # needs no other rank
 try:
     norm.train()(x)
 except ImportError as error:
-    assert "cnorm[mpi]" in str(error), error
+    assert "cnorm-layers[mpi]" in str(error), error
 else:
     raise AssertionError
 assert norm.num_batches_tracked == 0

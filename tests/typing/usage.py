@@ -68,5 +68,8 @@ assert_type(checkpoint.load(Path("x.pt"), prefix="a."), OrderedDict[str, Array])
 checkpoint.save("x.npz", norm.state_dict())
 cnorm.BatchNorm2d(3).load_state_dict(checkpoint.load("x.safetensors"))
 checkpoint.load(3)  # type: ignore[arg-type]
+assert_type(checkpoint.keys("x.npz")["a"], checkpoint.ArrayInfo)
+assert_type(checkpoint.keys("x.npz")["a"].shape, tuple[int, ...])
+checkpoint.save("x.npz", {"model": norm.state_dict(), "optimizer": {0: {"step": 1}}})
 with cnorm.no_grad(), cnorm.num_threads(2):
     cnorm.set_num_threads(cnorm.get_num_threads())
