@@ -1,16 +1,13 @@
 """Normalization layers for NumPy arrays, forward and backward, compiled and multithreaded."""
 
-try:
-    from . import functional
-except ImportError:
-    from ._sources import explain
+from ._start import explained
 
-    explain()  # raises where this is a folder of sources that nobody has compiled
-    raise
+with explained():
+    from . import functional
+    from ._threads import get_num_threads, num_threads, set_num_threads
 
 from ._cache import empty_cache, set_cache_limit
 from ._config import show_config
-from ._threads import get_num_threads, num_threads, set_num_threads
 from ._version import __version__
 from .modules import (
     BatchNorm1d,

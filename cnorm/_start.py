@@ -1,0 +1,54 @@
+"""What the first import says where it cannot go on: once for all ways to import or run cnorm."""
+
+import sys
+from contextlib import contextmanager
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+USAGE = 2  # the exit status of a wrong call, as argparse has it
+
+
+@contextmanager
+def explained():
+    """Imports of compiled modules, and of what reads the environment.
+
+    Modules that are not compiled are an ImportError that names the way out. On the command line
+    a wrong environment variable ends the process with a line instead of a traceback.
+    """
+    try:
+        yield
+    except ImportError:
+        _not_compiled()
+        raise
+    except (RuntimeError, ValueError) as error:
+        if not on_command_line():
+            raise
+        print(f"cnorm: {error}", file=sys.stderr)
+        raise SystemExit(USAGE) from None
+
+
+def program():
+    """How this process was started, if as a program of cnorm's, or None."""
+    first = sys.argv[0] if sys.argv else ""
+    # While Python looks for the module that `-m` names, and imports its package, this stands here.
+    if first == "-m" or Path(first).parts[-2:] == ("cnorm", "__main__.py"):
+        return "python -m cnorm"
+    return "cnorm" if Path(first).stem == "cnorm" else None
+
+
+def on_command_line():
+    """Whether the command line is what imports cnorm, and no program of the user's."""
+    return program() is not None
+
+
+def _not_compiled():
+    folder = Path(__file__).parent
+    if any((folder / f"functional{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
+        return
+    compiled = any(folder.glob("functional.*.so")) or any(folder.glob("functional.*.pyd"))
+    python = "for this Python ({}.{}) ".format(*sys.version_info) if compiled else ""
+    raise ImportError(
+        f"the cnorm in {folder.parent} is source code that is not compiled {python}yet: "
+        "run `pip install -e .` there, or start Python in another folder to use an installed cnorm",
+        name="cnorm.functional",
+    ) from None
