@@ -1,5 +1,7 @@
 """Normalization layers for NumPy arrays, forward and backward, compiled and multithreaded."""
 
+from importlib import import_module as _import_module
+
 from ._start import explained
 
 with explained():
@@ -44,6 +46,9 @@ from .modules import (
     no_grad,
 )
 
+# Imported when first used: not everybody needs them, and they import more of the standard library.
+_LATER = ("checkpoint", "interop")
+
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
@@ -86,3 +91,13 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+
+
+def __getattr__(name):
+    if name in _LATER:
+        return _import_module(f"cnorm.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*__all__, *_LATER])
