@@ -1,5 +1,6 @@
 """What the first import says where it cannot go on: once for all ways to import or run cnorm."""
 
+import re
 import sys
 from contextlib import contextmanager
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -30,10 +31,21 @@ def explained():
 def program():
     """How this process was started, if as a program of cnorm's, or None."""
     first = sys.argv[0] if sys.argv else ""
-    # While Python looks for the module that `-m` names, and imports its package, this stands here.
-    if first == "-m" or Path(first).parts[-2:] == ("cnorm", "__main__.py"):
+    # While Python looks for the module that `-m` names, and imports its package, "-m" stands there.
+    if first == "-m":
+        return "python -m cnorm" if _module_to_run() == "cnorm" else None
+    if Path(first).parts[-2:] == ("cnorm", "__main__.py"):
         return "python -m cnorm"
     return "cnorm" if Path(first).stem == "cnorm" else None
+
+
+def _module_to_run():
+    """What follows `-m` on the command line of Python, also of `-mcnorm` and of `-Im cnorm`."""
+    words = sys.orig_argv[1:]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if found := re.fullmatch("-[A-Za-z]*?m(.*)", word):
+            return found[1] or following
+    return None
 
 
 def on_command_line():

@@ -156,10 +156,10 @@ def test_a_busy_machine_is_noticed():
             loop.wait()
 
 
-def run(*arguments, **environment):
+def run(*arguments, flags=("-m", "cnorm"), **environment):
     paths = os.pathsep.join(filter(None, sys.path))
     return subprocess.run(
-        [sys.executable, "-m", "cnorm", *arguments],
+        [sys.executable, *flags, *arguments],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": paths} | environment,
@@ -180,14 +180,25 @@ def test_a_wrong_environment_variable_is_one_line(elsewhere, command, name, valu
     assert done.stderr == f"cnorm: {said}, but got {value!r}\n"
 
 
-def test_a_wrong_environment_variable_is_an_error_of_a_program(elsewhere):
+@pytest.mark.parametrize("command", [["-c", "import cnorm"], ["-m", "other", "cnorm"]])
+def test_a_wrong_environment_variable_is_an_error_of_a_program(elsewhere, tmp_path, command):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "__init__.py").write_text("import cnorm")
     done = subprocess.run(
-        [sys.executable, "-c", "import cnorm"],
+        [sys.executable, *command],
         capture_output=True,
         text=True,
         env=os.environ | {"CNORM_ISA": "foo"},
     )
     assert done.stderr.splitlines()[-1].startswith("ValueError: CNORM_ISA must be one of")
+
+
+@pytest.mark.parametrize("flags", [("-mcnorm",), ("-Bm", "cnorm"), ("-W", "error", "-m", "cnorm")])
+def test_a_wrong_environment_variable_is_one_line_however_python_is_started(elsewhere, flags):
+    done = run(flags=flags, CNORM_ISA="foo")
+    assert done.stderr.splitlines() == [
+        "cnorm: CNORM_ISA must be one of baseline, avx2, avx512, but got 'foo'"
+    ]
 
 
 def test_an_instruction_set_may_be_written_in_capitals(elsewhere):
