@@ -143,7 +143,7 @@ def test_bench_says_what_disturbs_it(busy, spread, said):
     assert "2.5x" in text
 
 
-@pytest.mark.skipif(not bench._ticks(), reason="only Linux says how busy its processors are")
+@pytest.mark.skipif(bench._busy(0.05) is None, reason="this system does not say who is busy")
 def test_a_busy_machine_is_noticed():
     """Each processor that this process may use runs a loop of another process."""
     count = len(os.sched_getaffinity(0))
@@ -154,6 +154,14 @@ def test_a_busy_machine_is_noticed():
         for loop in loops:
             loop.kill()
             loop.wait()
+
+
+def test_counters_that_stand_still_say_nothing(monkeypatch):
+    monkeypatch.setattr(bench, "_ticks", lambda: {"cpu0": (10, 20), "cpu1": (5, 20)})
+    assert bench._busy(0) is None
+    counts = iter([{"cpu0": (10, 20), "cpu1": (5, 20)}, {"cpu0": (20, 30), "cpu1": (5, 30)}])
+    monkeypatch.setattr(bench, "_ticks", lambda: next(counts))
+    assert bench._busy(0) == 1
 
 
 def run(*arguments, flags=("-m", "cnorm"), **environment):

@@ -155,11 +155,13 @@ def _busy(seconds: float = 0.3) -> float | None:
     after = _ticks()
     if not before or before.keys() != after.keys():
         return None
-    shares = []
+    share = 0.0
     for processor, (idle, total) in after.items():
         passed = total - before[processor][1]
-        shares.append(1 - (idle - before[processor][0]) / passed if passed else 0.0)
-    return sum(shares)
+        if not passed:  # some sandboxes have counters that stand still
+            return None
+        share += 1 - (idle - before[processor][0]) / passed
+    return share
 
 
 def _ticks() -> dict[str, tuple[int, int]]:
