@@ -1,20 +1,28 @@
 # The few words a developer types. PYTHON=... chooses another interpreter.
 PYTHON ?= python
+DIST ?= dist
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
 SANITIZED := tests/test_operations.py tests/test_forward.py tests/test_backward.py tests/test_epilogue.py
 
-.PHONY: build test test-large bench lint asan memcheck docs clean
+.PHONY: build wheel test test-large bench lint asan memcheck docs clean
 
+# After a change of compiled code, into a clone that is installed with `pip install -e ".[dev]"`. The
+# others below run what is compiled, and so need no compiler's packages.
 build:
 	$(PYTHON) setup.py build_ext --inplace
 
-test: build
-	$(PYTHON) -m pytest
+# A wheel for this machine in $(DIST). What an earlier build left would go in as it is.
+wheel:
+	rm -rf build/lib* build/bdist*
+	$(PYTHON) -m pip wheel --no-deps --wheel-dir $(DIST) .
 
-test-large: build
+test:
+	$(PYTHON) -m pytest -rs
+
+test-large:
 	$(PYTHON) -m pytest -m large
 
-bench: build
+bench:
 	mkdir -p .benchmarks
 	$(PYTHON) bench/compare.py --write docs --json .benchmarks/compare.json
 	$(PYTHON) bench/scaling.py --write docs
@@ -39,7 +47,7 @@ memcheck:
 	PYTHONMALLOC=malloc OPENBLAS_NUM_THREADS=1 valgrind --quiet --error-exitcode=1 --num-callers=60 \
 		--suppressions=tools/memcheck.supp $(PYTHON) tests/memcheck.py
 
-docs: build
+docs:
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:

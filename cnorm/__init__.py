@@ -1,16 +1,15 @@
 """Normalization layers for NumPy arrays, forward and backward, compiled and multithreaded."""
 
-try:
-    from . import functional
-except ImportError:
-    from ._sources import explain
+from importlib import import_module as _import_module
 
-    explain()  # raises where this is a folder of sources that nobody has compiled
-    raise
+from ._start import explained
+
+with explained():
+    from . import functional
+    from ._threads import get_num_threads, num_threads, set_num_threads
 
 from ._cache import empty_cache, set_cache_limit
 from ._config import show_config
-from ._threads import get_num_threads, num_threads, set_num_threads
 from ._version import __version__
 from .modules import (
     BatchNorm1d,
@@ -46,6 +45,9 @@ from .modules import (
     enable_grad,
     no_grad,
 )
+
+# Imported when first used: not everybody needs them, and they import more of the standard library.
+_LATER = ("checkpoint", "interop")
 
 __all__ = [
     "BatchNorm1d",
@@ -89,3 +91,13 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+
+
+def __getattr__(name):
+    if name in _LATER:
+        return _import_module(f"cnorm.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*__all__, *_LATER])

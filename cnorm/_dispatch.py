@@ -1,7 +1,7 @@
 """Picks the one kernel module this machine runs.
 
-``CNORM_ISA=baseline|avx2|avx512`` forces one, and raises where this processor or this build of
-cnorm lacks it.
+``CNORM_ISA=baseline|avx2|avx512`` (in any case) forces one, and raises where this processor or this
+build of cnorm lacks it.
 """
 
 import os
@@ -27,8 +27,9 @@ def available():
 def choose(forced=None):
     """The kernel module to use: the one asked for, or the best that runs here."""
     if forced:
+        asked, forced = forced, forced.strip().lower()
         if forced not in NAMES:
-            raise ValueError(f"CNORM_ISA must be one of {', '.join(NAMES)}, but got {forced!r}")
+            raise ValueError(f"CNORM_ISA must be one of {', '.join(NAMES)}, but got {asked!r}")
         if forced not in _cpu.builds():
             raise RuntimeError(f"CNORM_ISA={forced}: this processor cannot run it")
         if forced not in built():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +55,9 @@ def test_check_passes(capsys):
     assert [line.split("  ")[0] for line in lines[2 : 2 + len(check.OPERATIONS)]] == list(
         check.OPERATIONS
     )
-    assert "All agree with the reference, to the same bits" in lines[-1]
+    assert lines[-2].startswith("Passed: baseline")
+    assert lines[-1] == "No error is above its limit. Bits do not depend on build or threads."
+    assert lines[0].startswith("worst error, as a share of its limit")
 
 
 def test_check_covers_every_norm():
@@ -91,13 +96,152 @@ def test_check_finds_builds_or_threads_that_differ(capsys, monkeypatch, quick):
 def test_bench(capsys, quick):
     assert _cli.main(["bench", "--threads", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "1 threads" in lines[0]
-    assert len(lines) == 2 + 2 * len(bench.CASES)
-    assert _cli.main(["bench", "--json"]) == 0
+    assert "1 thread " in lines[0]
+    rows = lines[2 : 2 + 2 * len(bench.CASES)]
+    assert all(re.search(r"  \d+\.\d \+\d+%  ", row) for row in rows)
+    assert lines[len(rows) + 2] == ""
+    assert "the median batch took" in lines[len(rows) + 3]
+
+
+@pytest.mark.parametrize("arguments", [["bench", "--json"], ["--json", "bench"]])
+def test_bench_as_json(capsys, quick, arguments):
+    assert _cli.main(arguments) == 0
     report = json.loads(capsys.readouterr().out)
     assert cnorm.__version__ in report["config"].values()
-    assert all(time > 0 for r in report["results"] for time in r["times"].values())
-    assert {"cnorm", "numpy"} <= report["results"][0]["times"].keys()
+    for result in report["results"]:
+        assert {"cnorm", "numpy"} <= result["times"].keys() == result["spreads"].keys()
+        assert all(time > 0 for time in result["times"].values())
+        assert all(spread >= 0 for spread in result["spreads"].values())
+
+
+@pytest.mark.parametrize("arguments", [["check", "--json"], ["--json", "check"]])
+def test_check_as_json(capsys, quick, arguments):
+    assert _cli.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["passed"] is True
+
+
+REPORT = {"threads": 2, "processors": 4, "busy_processors": 0.0, "results": []}
+RESULT = {"norm": "layer_norm", "shape": [2, 3], "direction": "forward"}
+
+
+@pytest.mark.parametrize(
+    ("busy", "spread", "said"),
+    [
+        (0.1, 0.02, []),
+        (None, 0.02, []),
+        (1.3, 0.02, ["The machine is busy: ", "used 1.3 of 4 processors"]),
+        (0.1, 0.3, ["Times are uneven: ", "took 30% longer"]),
+    ],
+)
+def test_bench_says_what_disturbs_it(busy, spread, said):
+    times = {"times": {"cnorm": 2.0, "numpy": 5.0}, "spreads": {"cnorm": spread, "numpy": spread}}
+    text = bench.render(REPORT | {"busy_processors": busy, "results": [RESULT | times]})
+    for words in ("The machine is busy: ", "Times are uneven: "):
+        assert (words in text) == (words in said)
+    assert all(words in text for words in said)
+    assert f"2.0 +{spread:.0%}" in text
+    assert "2.5x" in text
+
+
+@pytest.mark.skipif(bench._busy(0.05) is None, reason="this system does not say who is busy")
+def test_a_busy_machine_is_noticed():
+    """Each processor that this process may use runs a loop of another process."""
+    count = len(os.sched_getaffinity(0))
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        assert bench._busy() > bench.BUSY * count
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def test_counters_that_stand_still_say_nothing(monkeypatch):
+    monkeypatch.setattr(bench, "_ticks", lambda: {"cpu0": (10, 20), "cpu1": (5, 20)})
+    assert bench._busy(0) is None
+    counts = iter([{"cpu0": (10, 20), "cpu1": (5, 20)}, {"cpu0": (20, 30), "cpu1": (5, 30)}])
+    monkeypatch.setattr(bench, "_ticks", lambda: next(counts))
+    assert bench._busy(0) == 1
+
+
+def run(*arguments, flags=("-m", "cnorm"), **environment):
+    paths = os.pathsep.join(filter(None, sys.path))
+    return subprocess.run(
+        [sys.executable, *flags, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths} | environment,
+    )
+
+
+@pytest.mark.parametrize("command", [[], ["check"], ["--version"]])
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("CNORM_NUM_THREADS", "abc", "CNORM_NUM_THREADS must be a positive integer"),
+        ("CNORM_ISA", "foo", "CNORM_ISA must be one of baseline, avx2, avx512"),
+    ],
+)
+def test_a_wrong_environment_variable_is_one_line(elsewhere, command, name, value, said):
+    done = run(*command, **{name: value})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"cnorm: {said}, but got {value!r}\n"
+
+
+@pytest.mark.parametrize("command", [["-c", "import cnorm"], ["-m", "other", "cnorm"]])
+def test_a_wrong_environment_variable_is_an_error_of_a_program(elsewhere, tmp_path, command):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "__init__.py").write_text("import cnorm")
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CNORM_ISA": "foo"},
+    )
+    assert done.stderr.splitlines()[-1].startswith("ValueError: CNORM_ISA must be one of")
+
+
+@pytest.mark.parametrize("flags", [("-mcnorm",), ("-Bm", "cnorm"), ("-W", "error", "-m", "cnorm")])
+def test_a_wrong_environment_variable_is_one_line_however_python_is_started(elsewhere, flags):
+    done = run(flags=flags, CNORM_ISA="foo")
+    assert done.stderr.splitlines() == [
+        "cnorm: CNORM_ISA must be one of baseline, avx2, avx512, but got 'foo'"
+    ]
+
+
+def test_an_instruction_set_may_be_written_in_capitals(elsewhere):
+    config = json.loads(run("--json", CNORM_ISA="BaseLine").stdout)
+    assert config["build"] == "baseline"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        _cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"cnorm {cnorm.__version__}\n"
+
+
+def test_the_script_is_the_command_line():
+    """As pip makes it from the metadata of an installed cnorm, and as it is called."""
+    with open(Path(__file__).parents[1] / "pyproject.toml", "rb") as file:
+        target = tomllib.load(file)["project"]["scripts"]["cnorm"]
+    module, name = target.split(":")
+    assert getattr(importlib.import_module(module), name) is _cli.main
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_is_no_traceback(elsewhere, unbuffered):
+    paths = os.pathsep.join(filter(None, sys.path))
+    with subprocess.Popen(
+        [sys.executable, "-m", "cnorm", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": unbuffered},
+    ) as running:
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 141
 
 
 @pytest.mark.parametrize("case", bench.CASES, ids=lambda case: f"{case.norm} {case.shape}")
@@ -122,12 +266,22 @@ def listed(result):
     return result if isinstance(result, (tuple, list)) else [result]
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["bench", "--threads", "0"], ["--threads=1"]])
-def test_mistakes(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["bench", "--threads", "0"], "--threads: number of threads must be positive, but got 0"),
+        (["bench", "--threads", "x"], "--threads: number of threads must be a whole number, but"),
+        (["--threads=1"], "unrecognized arguments: --threads=1"),
+    ],
+)
+def test_mistakes(arguments, said, capsys):
     with pytest.raises(SystemExit) as stop:
         _cli.main(arguments)
     assert stop.value.code == 2
-    assert "usage: python -m cnorm" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "usage: python -m cnorm" in err
+    assert said in err
 
 
 @pytest.mark.parametrize("with_tqdm", [True, False])

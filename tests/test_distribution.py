@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import cnorm
 from cnorm._version import DISTRIBUTION, install
 
 ROOT = Path(__file__).parent.parent
@@ -69,9 +70,40 @@ def test_nothing_tells_people_to_install_another_project():
 
 def test_the_texts_are_found():
     names = {path.relative_to(ROOT).as_posix() for path in texts()}
-    expected = {"README.md", "pyproject.toml", "Makefile", ".ci/run", "docs/interop.md"}
+    expected = {"README.md", "pyproject.toml", "Makefile", "docs/interop.md"}
     expected |= {"examples/sentence_embeddings.py", "cnorm/functional.pyx", "tools/check_wheel.sh"}
     assert expected <= names
+
+
+def test_one_version_is_named_everywhere():
+    """The changelog begins with it, whether it is released or not yet."""
+    first = re.search(
+        r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert re.fullmatch(
+        rf"{re.escape(cnorm.__version__)} \((unreleased|\d{{4}}-\d\d-\d\d)\)", first[1]
+    )
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {cnorm.__version__}\n" in citation
+    platforms = (ROOT / "docs/platforms.md").read_text(encoding="utf-8")
+    assert f"cnorm {cnorm.__version__};" in platforms
+
+
+def test_the_platform_tables_are_those_of_the_metadata():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)
+    text = (ROOT / "docs/platforms.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|", text, re.MULTILINE))
+    lower = dict(r.split(">=") for r in project["build-system"]["requires"])
+    (numpy,) = project["project"]["dependencies"]
+    assert rows["CPython"] == project["project"]["requires-python"].removeprefix(">=")
+    assert rows["NumPy"] == numpy.removeprefix("numpy>=")
+    assert rows["to build: Cython"] == lower["cython"]
+    extras = project["project"]["optional-dependencies"]
+    for name in ("half", "checkpoint", "mpi", "torch", "jax", "sklearn"):
+        needs = [r.partition(";")[0].replace(">=", " ") for r in extras.pop(name)]
+        assert rows[f"`{name}`"] == ", ".join(needs)
+    assert all(f"`{name}`" in text for name in extras)
 
 
 def test_the_constant_is_the_name_in_the_metadata():

@@ -1,5 +1,6 @@
 """What `import cnorm` does to the machine: it reads modules, and nothing else."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -75,3 +76,53 @@ def test_sources_that_are_not_compiled_say_what_to_do(tmp_path, monkeypatch, com
     )
     assert "circular" not in run.stderr
     assert "another exception" not in run.stderr
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_checkpoint_and_interop_are_imported_when_first_used(elsewhere):
+    code = """
+import sys, cnorm
+assert not {"cnorm.checkpoint", "cnorm.interop"} & sys.modules.keys()
+cnorm.checkpoint.save("x.npz", {"a": cnorm.LayerNorm(3).weight})
+print(sorted(cnorm.checkpoint.load("x.npz")))
+assert "cnorm.interop" not in sys.modules
+print(cnorm.interop.__name__)
+"""
+    done = run(code)
+    assert (done.stdout, done.stderr) == ("['a']\ncnorm.interop\n", "")
+
+
+def test_a_library_of_interop_is_imported_when_first_used(elsewhere):
+    pytest.importorskip("sklearn")
+    done = run("import cnorm; print(cnorm.interop.sklearn.__name__, dir(cnorm.interop))")
+    assert done.stdout.startswith("cnorm.interop.sklearn ['")
+    assert "'sklearn'" in done.stdout
+
+
+def test_a_library_that_is_missing_is_named_when_it_is_used(elsewhere):
+    hide = "import sys; sys.modules['torch'] = None; import cnorm; "
+    done = run(hide + "cnorm.interop.torch")
+    assert done.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: cnorm.interop.torch needs torch: pip install 'cnorm-layers[torch]'"
+    )
+
+
+@pytest.mark.parametrize("module", ["cnorm", "cnorm.interop"])
+def test_what_is_not_there_is_an_attribute_error(module):
+    module = importlib.import_module(module)
+    with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'nonse"):
+        module.nonsense  # noqa: B018
+
+
+def test_completion_shows_the_public_names(elsewhere):
+    names = dir(cnorm)
+    assert names == sorted({*cnorm.__all__, "checkpoint", "interop"})
+    assert {"BatchNorm2d", "functional", "show_config"} <= set(names)
+    assert all(name == "__version__" or not name.startswith("_") for name in names)
+    assert all(hasattr(cnorm, name) for name in names)
+    stub = (Path(cnorm.__file__).parent / "__init__.pyi").read_text()
+    assert "from . import checkpoint as checkpoint" in stub
+    assert "from . import interop as interop" in stub

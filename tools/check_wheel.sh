@@ -45,6 +45,7 @@ step "the wheel in a new environment, nothing else on the PATH"
 cd "$work"
 env -i HOME="$work" PATH="$work/fresh/bin" \
     "$work/fresh/bin/python" "$source/tools/check_install.py" --no-compiler
+env -i HOME="$work" PATH="$work/fresh/bin" cnorm --version
 env -i HOME="$work" PATH="$work/fresh/bin" "$work/fresh/bin/python" - << 'PYTHON'
 import cnorm
 

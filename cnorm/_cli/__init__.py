@@ -1,63 +1,89 @@
-"""The command line.
+"""The command line, ``cnorm`` or ``python -m cnorm``.
 
 ::
 
-    python -m cnorm          which kernels this machine runs, with how many threads
-    python -m cnorm check    every kernel here against the reference, in seconds
-    python -m cnorm bench    the norms here against NumPy, and torch where installed
+    cnorm          which kernels this machine runs, with how many threads
+    cnorm check    every kernel here against the reference, in seconds
+    cnorm bench    the norms here against NumPy, and torch where installed
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import cnorm
 from cnorm._cli import bench, check
 from cnorm._config import config
+from cnorm._start import program
 
 __all__ = ["main"]
+
+# What a shell shows for a program that SIGPIPE or SIGINT ended.
+CLOSED_PIPE, INTERRUPTED = 141, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 1 where a check failed."""
-    options = _parser().parse_args(arguments)
+    try:
+        status = _run(_parser().parse_args(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has
+        # Python flushes at its exit once more, into what is left of the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
+    as_json = getattr(options, "json", False)
     if options.command is None:
-        _print_json(config()) if options.json else cnorm.show_config()
+        _print_json(config()) if as_json else cnorm.show_config()
         return 0
     if options.command == "check":
         report, render = check.run(), check.render
     else:
         report, render = bench.run(options.threads), bench.render
-    _print_json({"config": config(), **report}) if options.json else print(render(report))
+    _print_json({"config": config(), **report}) if as_json else print(render(report))
     return 0 if report.get("passed", True) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    as_json = argparse.ArgumentParser(add_help=False)
-    as_json.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, for programs"
-    )
+    # Without a default: that of a command would undo what was given before the command.
+    as_json = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    as_json.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser = argparse.ArgumentParser(
-        "python -m cnorm",
+        program() or "python -m cnorm",
         description="Without a command: print the configuration, as bug reports need it.",
         parents=[as_json],
     )
-    parser.set_defaults(json=False)
-    commands = parser.add_subparsers(dest="command")
+    parser.add_argument("--version", action="version", version=f"cnorm {cnorm.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="{check,bench}")
     commands.add_parser("check", parents=[as_json], help="verify every kernel here, in seconds")
     timing = commands.add_parser("bench", parents=[as_json], help="time the norms here")
-    timing.add_argument("--threads", type=_positive, help="how many threads everybody gets")
+    timing.add_argument(
+        "--threads", type=_threads, metavar="N", help="how many threads cnorm and torch get"
+    )
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+def _threads(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        message = f"number of threads must be a whole number, but got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+    try:
+        with cnorm.num_threads(number):
+            return number
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _print_json(report: dict[str, Any]) -> None:

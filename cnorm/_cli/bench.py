@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,9 @@ Call = Callable[[], object]
 
 EPS = 1e-5
 SECONDS = 0.15  # for each measurement
+# Above these shares the report says that something disturbs it: of the processors that others
+# keep busy before the first measurement, and of the time that the middle batch takes longer.
+BUSY, UNEVEN = 0.1, 0.1
 
 
 @dataclass(frozen=True)
@@ -119,8 +124,15 @@ def _torch(case: Case, x: Array, dy: Array, weight: Array, bias: Array) -> tuple
     return torch.no_grad()(call), backward
 
 
-def _time(call: Call) -> float:
-    """Microseconds a call in the best of many batches, each long enough to time."""
+@dataclass(frozen=True)
+class Time:
+    """Microseconds a call took, in many batches, each long enough to time."""
+
+    best: float
+    spread: float  # how much longer the median batch took, as a share of the best
+
+
+def _time(call: Call) -> Time:
     start = time.perf_counter()
     call()
     once = max(time.perf_counter() - start, 1e-7)
@@ -132,7 +144,37 @@ def _time(call: Call) -> float:
         for _ in range(number):
             call()
         times.append((time.perf_counter() - start) / number)
-    return min(times) * 1e6
+    best = min(times)
+    return Time(best * 1e6, statistics.median(times) / best - 1)
+
+
+def _busy(seconds: float = 0.3) -> float | None:
+    """How many of our processors others keep busy while this process sleeps; None if unknown."""
+    before = _ticks()
+    time.sleep(seconds)
+    after = _ticks()
+    if not before or before.keys() != after.keys():
+        return None
+    share = 0.0
+    for processor, (idle, total) in after.items():
+        passed = total - before[processor][1]
+        if not passed:  # some sandboxes have counters that stand still
+            return None
+        share += 1 - (idle - before[processor][0]) / passed
+    return share
+
+
+def _ticks() -> dict[str, tuple[int, int]]:
+    """Ticks of each processor that this process may use, idle and in all; empty if unknown."""
+    try:
+        ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        with open("/proc/stat") as file:
+            lines = [line.split() for line in file if line.startswith("cpu")]
+        # user nice system idle iowait irq softirq steal; what follows is part of user and nice
+        counts = {name: list(map(int, numbers[:8])) for name, *numbers in lines if name in ours}
+        return {name: (sum(ticks[3:5]), sum(ticks)) for name, ticks in counts.items()}
+    except (AttributeError, OSError, ValueError):  # not on macOS or Windows
+        return {}
 
 
 @contextmanager
@@ -157,11 +199,18 @@ def run(threads: int | None = None) -> dict[str, Any]:
     peers = {"cnorm": _cnorm, "numpy": _numpy}
     if find_spec("torch"):
         peers["torch"] = _torch
+    busy = _busy()
     with _threads(threads or cnorm.get_num_threads()):
         results = [
             result for case in progress(CASES, "cnorm bench") for result in _measure(case, peers)
         ]
-        return {"unit": "microseconds", "threads": cnorm.get_num_threads(), "results": results}
+        return {
+            "unit": "microseconds",
+            "threads": cnorm.get_num_threads(),
+            "processors": len(_ticks()) or os.cpu_count(),
+            "busy_processors": busy,
+            "results": results,
+        }
 
 
 def _measure(case: Case, peers: dict[str, Any]) -> list[dict[str, Any]]:
@@ -170,29 +219,56 @@ def _measure(case: Case, peers: dict[str, Any]) -> list[dict[str, Any]]:
     size = int(np.prod(case.parameters))
     weight, bias = rng.normal(size=(2, size)).astype(np.float32)
     calls = {name: peer(case, x, dy, weight, bias) for name, peer in peers.items()}
-    return [
-        {
-            "norm": case.norm,
-            "shape": list(case.shape),
-            "direction": direction,
-            "times": {name: _time(pair[index]) for name, pair in calls.items()},
-        }
-        for index, direction in enumerate(("forward", "backward"))
-    ]
+    results = []
+    for index, direction in enumerate(("forward", "backward")):
+        times = {name: _time(pair[index]) for name, pair in calls.items()}
+        results.append(
+            {
+                "norm": case.norm,
+                "shape": list(case.shape),
+                "direction": direction,
+                "times": {name: time.best for name, time in times.items()},
+                "spreads": {name: time.spread for name, time in times.items()},
+            }
+        )
+    return results
 
 
 def render(report: dict[str, Any]) -> str:
-    """A table: microseconds, and how many times as long as cnorm the others take."""
+    """A table: microseconds, and how many times as long as cnorm the others take; what disturbed.
+
+    A time is that of the best batch; `+3%` says how much longer the median batch took.
+    """
     others = [name for name in report["results"][0]["times"] if name != "cnorm"]
     rows = []
     for result in report["results"]:
-        times = result["times"]
+        times, spreads = result["times"], result["spreads"]
+        shown = {name: f"{times[name]:.1f} +{spreads[name]:.0%}" for name in times}
         shape = "x".join(map(str, result["shape"]))
         direction = "" if result["direction"] == "forward" else " backward"
         rows.append(
-            [f"{result['norm']} {shape}{direction}", f"{times['cnorm']:.1f}"]
-            + [f"{times[name]:.1f}" for name in others]
+            [f"{result['norm']} {shape}{direction}", shown["cnorm"]]
+            + [shown[name] for name in others]
             + [f"{times[name] / times['cnorm']:.1f}x" for name in others]
         )
-    head = [f"microseconds, float32, {report['threads']} threads", "cnorm", *others]
-    return table([*head, *(f"{name}/cnorm" for name in others)], rows)
+    threads = report["threads"]
+    head = [f"microseconds, float32, {threads} thread{'s' * (threads > 1)}", "cnorm", *others]
+    lines = [table([*head, *(f"{name}/cnorm" for name in others)], rows), ""]
+    lines.append("A time is the best batch's; +3% says that the median batch took 3% longer.")
+    return "\n".join([*lines, *_disturbances(report)])
+
+
+def _disturbances(report: dict[str, Any]) -> Iterator[str]:
+    """A line on whatever makes these times less certain."""
+    busy, processors = report["busy_processors"], report["processors"]
+    if busy is not None and busy > BUSY * processors:
+        yield (
+            f"The machine is busy: before the first measurement other programs used {busy:.1f} of "
+            f"{processors} processors. Times are too long; repeat on a quiet machine."
+        )
+    spreads = [spread for result in report["results"] for spread in result["spreads"].values()]
+    if (typical := statistics.median(spreads)) > UNEVEN:
+        yield (
+            f"Times are uneven: a typical median batch took {typical:.0%} longer than the best. "
+            "Other programs may be running, or the processor's clock changing."
+        )

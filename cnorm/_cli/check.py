@@ -193,7 +193,7 @@ def render(report: dict[str, Any]) -> str:
         [name, *(_share(max(by_name[name, dtype]["errors"].values())) for dtype in dtypes)]
         for name in OPERATIONS
     ]
-    lines = [table(["worst error, of what is allowed", *dtypes], rows), ""]
+    lines = [table(["worst error, as a share of its limit", *dtypes], rows), ""]
     for result in report["results"]:
         if not result["passed"]:
             bits = "" if result["identical"] else "; builds or threads differ in bits"
@@ -201,9 +201,13 @@ def render(report: dict[str, Any]) -> str:
                 f"{build} {_share(error)}" for build, error in result["errors"].items()
             )
             lines.append(f"FAILED {result['operation']} {result['dtype']}: {errors}{bits}")
-    verdict = "All agree with the reference, to the same bits" if report["passed"] else "FAILED"
     builds, threads = ", ".join(report["builds"]), " and ".join(map(str, report["threads"]))
-    lines.append(f"{verdict}: {builds}; {threads} threads; {report['seconds']:.1f} s")
+    ran = f"{builds}; {threads} threads; {report['seconds']:.1f} s"
+    if report["passed"]:
+        lines.append(f"Passed: {ran}")
+        lines.append("No error is above its limit. Bits do not depend on build or threads.")
+    else:
+        lines.append(f"FAILED: {ran}")
     return "\n".join(lines)
 
 

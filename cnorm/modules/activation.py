@@ -81,6 +81,7 @@ class LeakyReLU(Activation):
     Parameters
     ----------
     negative_slope : float
+        What negative elements are multiplied by.
 
     Examples
     --------
@@ -110,8 +111,9 @@ class PReLU(Activation):
         1, or the number of channels.
     init : float
         The slope at first.
-    device, dtype
-        As every layer takes them.
+    device : None or "cpu"
+    dtype : dtype
+        Of the slope; float32 by default.
     channel_axis : int
         Where the channels are. A norm that carries this activation uses its own.
 

@@ -1,6 +1,7 @@
 """Batch normalization: each channel over the samples of the batch."""
 
 from .. import functional as F
+from ._docs import parameters_of
 from ._lazy import LazyNorm
 from ._running import RunningNorm
 
@@ -82,31 +83,95 @@ class BatchNorm1d(_BatchNorm):
     _ranks = (2, 3)
 
 
+@parameters_of(BatchNorm1d)
 class BatchNorm2d(_BatchNorm):
-    """Batch normalization of ``(N, C, H, W)`` input: see `BatchNorm1d`."""
+    """Batch normalization of ``(N, C, H, W)`` input.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, where mean and (biased) variance of each
+    channel are those of its ``N * H * W`` elements in training, the running ones in evaluation.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> x = np.random.default_rng(0).normal(5, 2, (4, 3, 8, 8))
+    >>> norm = cnorm.BatchNorm2d(3, dtype=x.dtype)
+    >>> y = norm(x)
+    >>> y.shape, bool(np.allclose(y.mean((0, 2, 3)), 0))
+    ((4, 3, 8, 8), True)
+    """
 
     _ranks = (4,)
 
 
+@parameters_of(BatchNorm1d)
 class BatchNorm3d(_BatchNorm):
-    """Batch normalization of ``(N, C, D, H, W)`` input: see `BatchNorm1d`."""
+    """Batch normalization of ``(N, C, D, H, W)`` input.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, where mean and (biased) variance of each
+    channel are those of its ``N * D * H * W`` elements in training, the running ones in evaluation.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> x = np.random.default_rng(0).normal(5, 2, (4, 3, 2, 8, 8))
+    >>> norm = cnorm.BatchNorm3d(3, dtype=x.dtype)
+    >>> y = norm(x)
+    >>> y.shape, bool(np.allclose(y.mean((0, 2, 3, 4)), 0))
+    ((4, 3, 2, 8, 8), True)
+    """
 
     _ranks = (5,)
 
 
+@parameters_of(BatchNorm1d)
 class LazyBatchNorm1d(LazyNorm, BatchNorm1d):
-    """`BatchNorm1d` without `num_features`: it takes them from its first input, or a load."""
+    """`BatchNorm1d` that takes the number of channels from its first input, or from a load.
+
+    After that it is a `BatchNorm1d`: its class changes too. Before, its parameters have no shape.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> norm = cnorm.LazyBatchNorm1d(eps=1e-3)
+    >>> y = norm(np.zeros((4, 3), np.float32))
+    >>> type(norm).__name__, norm.num_features
+    ('BatchNorm1d', 3)
+    """
 
     cls_to_become = BatchNorm1d
 
 
+@parameters_of(BatchNorm2d)
 class LazyBatchNorm2d(LazyNorm, BatchNorm2d):
-    """`BatchNorm2d` without `num_features`: it takes them from its first input, or a load."""
+    """`BatchNorm2d` that takes the number of channels from its first input, or from a load.
+
+    After that it is a `BatchNorm2d`: its class changes too. Before, its parameters have no shape.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> norm = cnorm.LazyBatchNorm2d(eps=1e-3)
+    >>> y = norm(np.zeros((4, 3, 8, 8), np.float32))
+    >>> type(norm).__name__, norm.num_features
+    ('BatchNorm2d', 3)
+    """
 
     cls_to_become = BatchNorm2d
 
 
+@parameters_of(BatchNorm3d)
 class LazyBatchNorm3d(LazyNorm, BatchNorm3d):
-    """`BatchNorm3d` without `num_features`: it takes them from its first input, or a load."""
+    """`BatchNorm3d` that takes the number of channels from its first input, or from a load.
+
+    After that it is a `BatchNorm3d`: its class changes too. Before, its parameters have no shape.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> norm = cnorm.LazyBatchNorm3d(eps=1e-3)
+    >>> y = norm(np.zeros((4, 3, 2, 8, 8), np.float32))
+    >>> type(norm).__name__, norm.num_features
+    ('BatchNorm3d', 3)
+    """
 
     cls_to_become = BatchNorm3d

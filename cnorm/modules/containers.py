@@ -69,6 +69,7 @@ class ModuleList(_Indexed):
     Parameters
     ----------
     modules : iterable of Module
+        What the list holds at first.
 
     Examples
     --------

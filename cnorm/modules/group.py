@@ -16,8 +16,9 @@ class GroupNorm(Norm):
     Parameters
     ----------
     num_groups : int
+        How many groups the channels are split into, each of neighbours.
     num_channels : int
-        A multiple of `num_groups`.
+        The number of channels C, a multiple of `num_groups`.
     eps : float
         Added to the variance.
     affine, bias : bool

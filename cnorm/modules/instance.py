@@ -3,6 +3,7 @@
 import warnings
 
 from .. import functional as F
+from ._docs import parameters_of
 from ._lazy import LazyNorm
 from ._running import RunningNorm
 
@@ -116,31 +117,96 @@ class InstanceNorm1d(_InstanceNorm):
     _ranks = (2, 3)
 
 
+@parameters_of(InstanceNorm1d)
 class InstanceNorm2d(_InstanceNorm):
-    """Instance normalization of ``(N, C, H, W)`` or ``(C, H, W)`` input: see `InstanceNorm1d`."""
+    """Instance normalization of ``(N, C, H, W)`` or, unbatched, ``(C, H, W)`` input.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, where mean and (biased) variance are
+    those of the ``H * W`` elements of one channel of one sample.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> x = np.random.default_rng(0).normal(5, 2, (4, 3, 8, 8))
+    >>> y = cnorm.InstanceNorm2d(3)(x)
+    >>> y.shape, bool(np.allclose(y.mean((2, 3)), 0))
+    ((4, 3, 8, 8), True)
+    """
 
     _ranks = (3, 4)
 
 
+@parameters_of(InstanceNorm1d)
 class InstanceNorm3d(_InstanceNorm):
-    """Instance normalization of ``(N, C, D, H, W)`` or ``(C, D, H, W)``: see `InstanceNorm1d`."""
+    """Instance normalization of ``(N, C, D, H, W)`` or, unbatched, ``(C, D, H, W)`` input.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, where mean and (biased) variance are
+    those of the ``D * H * W`` elements of one channel of one sample.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> x = np.random.default_rng(0).normal(5, 2, (4, 3, 2, 8, 8))
+    >>> y = cnorm.InstanceNorm3d(3)(x)
+    >>> y.shape, bool(np.allclose(y.mean((2, 3, 4)), 0))
+    ((4, 3, 2, 8, 8), True)
+    """
 
     _ranks = (4, 5)
 
 
+@parameters_of(InstanceNorm1d)
 class LazyInstanceNorm1d(LazyNorm, InstanceNorm1d):
-    """`InstanceNorm1d` without `num_features`: it takes them from its first input, or a load."""
+    """`InstanceNorm1d` that takes the number of channels from its first input, or from a load.
+
+    After that it is an `InstanceNorm1d`: its class changes too. Before, its parameters have no
+    shape. Unlike `InstanceNorm1d`, it has a weight, a bias and running statistics by default.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> norm = cnorm.LazyInstanceNorm1d(eps=1e-3)
+    >>> y = norm(np.zeros((4, 3, 9), np.float32))
+    >>> type(norm).__name__, norm.num_features
+    ('InstanceNorm1d', 3)
+    """
 
     cls_to_become = InstanceNorm1d
 
 
+@parameters_of(InstanceNorm2d)
 class LazyInstanceNorm2d(LazyNorm, InstanceNorm2d):
-    """`InstanceNorm2d` without `num_features`: it takes them from its first input, or a load."""
+    """`InstanceNorm2d` that takes the number of channels from its first input, or from a load.
+
+    After that it is an `InstanceNorm2d`: its class changes too. Before, its parameters have no
+    shape. Unlike `InstanceNorm2d`, it has a weight, a bias and running statistics by default.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> norm = cnorm.LazyInstanceNorm2d(eps=1e-3)
+    >>> y = norm(np.zeros((4, 3, 8, 8), np.float32))
+    >>> type(norm).__name__, norm.num_features
+    ('InstanceNorm2d', 3)
+    """
 
     cls_to_become = InstanceNorm2d
 
 
+@parameters_of(InstanceNorm3d)
 class LazyInstanceNorm3d(LazyNorm, InstanceNorm3d):
-    """`InstanceNorm3d` without `num_features`: it takes them from its first input, or a load."""
+    """`InstanceNorm3d` that takes the number of channels from its first input, or from a load.
+
+    After that it is an `InstanceNorm3d`: its class changes too. Before, its parameters have no
+    shape. Unlike `InstanceNorm3d`, it has a weight, a bias and running statistics by default.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> norm = cnorm.LazyInstanceNorm3d(eps=1e-3)
+    >>> y = norm(np.zeros((4, 3, 2, 8, 8), np.float32))
+    >>> type(norm).__name__, norm.num_features
+    ('InstanceNorm3d', 3)
+    """
 
     cls_to_become = InstanceNorm3d

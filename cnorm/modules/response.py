@@ -29,7 +29,12 @@ class LocalResponseNorm(_ResponseNorm):
     ----------
     size : int
         How many channels a window spans.
-    alpha, beta, k : float
+    alpha : float
+        The weight of the sum of squares, which is divided by `size`.
+    beta : float
+        The exponent.
+    k : float
+        Added to the sum.
     channel_axis : int
         Where the channels are: 1, or -1 for channels last.
     activation : None, ReLU, LeakyReLU or PReLU
@@ -75,7 +80,13 @@ class CrossMapLRN2d(_ResponseNorm):
     Parameters
     ----------
     size : int
-    alpha, beta, k : float
+        How many channels a window spans.
+    alpha : float
+        The weight of the sum of squares, which is divided by `size`.
+    beta : float
+        The exponent.
+    k : float
+        Added to the sum.
 
     Examples
     --------

@@ -4,6 +4,7 @@ import numpy as np
 
 from .. import functional as F
 from ._arrays import as_array, as_dtype, as_shape
+from ._docs import parameters_of
 from ._norm import Norm
 
 
@@ -158,6 +159,7 @@ class _SpatialSwitchNorm(_SwitchNorm):
         return f"{super().extra_repr()}, using_bn={self.using_bn}, last_gamma={self.last_gamma}"
 
 
+@parameters_of(SwitchNorm1d)
 class SwitchNorm2d(_SpatialSwitchNorm):
     """Switchable normalization of ``(N, C, H, W)`` input.
 
@@ -169,14 +171,10 @@ class SwitchNorm2d(_SpatialSwitchNorm):
 
     Parameters
     ----------
-    num_features, eps, momentum, using_moving_average
-        See `SwitchNorm1d`.
     using_bn : bool
         Whether batch statistics take part.
     last_gamma : bool
         Whether the weight starts as zeros, as in the last norm of a residual block.
-    device, dtype, channel_axis, activation
-        See `SwitchNorm1d`.
 
     Examples
     --------
@@ -198,8 +196,23 @@ class SwitchNorm2d(_SpatialSwitchNorm):
         )  # fmt: skip
 
 
+@parameters_of(SwitchNorm2d)
 class SwitchNorm3d(_SpatialSwitchNorm):
-    """Switchable normalization of ``(N, C, D, H, W)`` input: see `SwitchNorm2d`."""
+    """Switchable normalization of ``(N, C, D, H, W)`` input.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, where mean and variance are mixtures of
+    those of the channel of the sample (instance), of the sample (layer), and of the channel
+    (batch; the running ones in evaluation), as of `SwitchNorm2d`.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> norm = cnorm.SwitchNorm3d(3)
+    >>> norm(np.zeros((2, 3, 2, 4, 4))).shape
+    (2, 3, 2, 4, 4)
+    >>> norm.running_mean.shape
+    (1, 3, 1)
+    """
 
     _rank = 5
 

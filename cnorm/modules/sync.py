@@ -5,14 +5,16 @@ import numpy as np
 from .. import functional as F
 from ._arrays import as_array, as_gradient
 from ._communicator import Shared, mpi_runs, world
+from ._docs import parameters_of
 from ._exchange import BACKWARD, FORWARD, SILENCE, Exchange
 from ._grad_mode import grad_mode
 from ._lazy import LazyNorm
 from ._parts import like, whole_moments, whole_sums
 from ._traversal import replaced
-from .batch import _BatchNorm
+from .batch import BatchNorm1d, _BatchNorm
 
 
+@parameters_of(BatchNorm1d)
 class SyncBatchNorm(_BatchNorm):
     """Batch normalization over the samples of all ranks of an MPI communicator.
 
@@ -28,13 +30,9 @@ class SyncBatchNorm(_BatchNorm):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, device, dtype
-        See `BatchNorm1d`.
     process_group : communicator
         An mpi4py communicator, or what has its `Allgather` and `Get_size`; None is
         ``MPI.COMM_WORLD``. Copies of the module share it.
-    bias, channel_axis, activation
-        See `BatchNorm1d`.
 
     Examples
     --------
