@@ -19,6 +19,7 @@ dense, of its memory order.
 """
 
 import operator
+from threading import RLock
 
 import numpy as np
 
@@ -154,6 +155,31 @@ cdef inline int threads_for(Py_ssize_t size) except -1:
     if size < PARALLEL or max_threads == 1 and cnorm_get_override() == 0:
         return 1
     return allowed_threads()
+
+
+cdef class _Lock:
+    """Runs functions one at a time: of one thread, which may run another from within, not of two.
+
+    It is taken and released here, in compiled code, where no signal handler can run. In Python an interrupt
+    may come between the call that takes a lock and the `try` that releases it, since 3.14 in a `with` too,
+    whose `__enter__` is a call like any other; the lock then stays taken, and other threads wait for ever.
+    For the same reason nothing here takes the lock and returns.
+    """
+
+    cdef object acquire
+    cdef object release
+
+    def __cinit__(self):
+        lock = RLock()
+        self.acquire, self.release = lock.acquire, lock.release
+
+    def run(self, function, *args):
+        """What the function returns."""
+        self.acquire()  # an interrupt while it waits raises, and the lock is not taken
+        try:
+            return function(*args)
+        finally:
+            self.release()
 
 
 from . import _dispatch  # noqa: E402
