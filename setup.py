@@ -107,7 +107,10 @@ def extension(name, flags=(), depends=(), **kwargs):
 
 KERNELS = Path("cnorm/kernels").iterdir()
 SOURCES = sorted(str(p) for p in KERNELS if p.suffix in {".pxi", ".h", ".pxd"})
-FUNCTIONAL = ["cnorm/_plan.pxd", "cnorm/_recycle.h", *(str(p) for p in Path("cnorm").glob("*.pxi"))]
+FUNCTIONAL = [
+    *("cnorm/_plan.pxd", "cnorm/_recycle.h", "cnorm/_team.h"),
+    *(str(p) for p in Path("cnorm").glob("*.pxi")),
+]
 chosen = [b for b in os.environ.get("CNORM_BUILDS", "").split(",") if b] or list(BUILDS)
 unknown = set(chosen) - set(BUILDS)
 if unknown:

@@ -83,7 +83,7 @@ def pending(frame):
 
 
 def _trace_function(name):
-    """A function of the interpreter's as one that traces; a step of Python would take the signal."""
+    """The interpreter's function as one that traces: a step of Python would take the signal."""
     function = getattr(ctypes.pythonapi, name)
     function.argtypes = [ctypes.py_object] * 3  # frame, event, arg: passed, and not looked at
     function.restype = None
