@@ -154,7 +154,7 @@ def _python(code, **environment):
         env=plain | {"PYTHONPATH": path} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
