@@ -130,6 +130,7 @@ def _run(module, steps, interrupt, instruction):
         raise KeyboardInterrupt
 
     before = sys.gettrace(), signal.signal(signal.SIGINT, interrupted)
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 has to know before it traces anything
     sys.settrace(trace)
     try:
         for step in steps:
