@@ -8,6 +8,7 @@ import os
 from contextlib import contextmanager
 from importlib import import_module, util
 
+from . import _machine
 from .kernels import _cpu
 
 NAMES = ("baseline", "avx2", "avx512")
@@ -24,6 +25,13 @@ def available():
     return tuple(n for n in built() if n in runs)
 
 
+def _load(name):
+    """A kernel module that knows the caches of this machine."""
+    module = import_module(f"cnorm.kernels._{name}")
+    module.set_machine(*_machine.caches(os.cpu_count() or 1))
+    return module
+
+
 def choose(forced=None):
     """The kernel module to use: the one asked for, or the best that runs here."""
     if forced:
@@ -36,11 +44,11 @@ def choose(forced=None):
             raise RuntimeError(
                 f"CNORM_ISA={forced}: this installation has only {', '.join(built())}"
             )
-        return import_module(f"cnorm.kernels._{forced}")
+        return _load(forced)
     # the newest first; one that is there but does not load is an error, not a reason to run slower
     for name in reversed(_cpu.builds()):
         if util.find_spec(f"cnorm.kernels._{name}") is not None:
-            return import_module(f"cnorm.kernels._{name}")
+            return _load(name)
     raise ImportError("cnorm has no kernels for this processor: was it built for another machine?")
 
 

@@ -10,9 +10,16 @@ GNU OpenMP hangs in a forked child that enters a parallel region, so a forked ch
 """
 
 import os
+import re
+import warnings
 from contextlib import contextmanager
 
 from . import functional
+
+MAX_THREADS = 1024  # of one call
+# Bytes of stack that a kernel may take on a thread, what the C library keeps there included: twice
+# what they do take, on the build that takes most.
+STACK = 256 << 10
 
 
 def _container_limit():
@@ -32,21 +39,41 @@ def _processors():
         return os.cpu_count() or 1
 
 
-def _from_environment(name):
-    """The number that a variable holds; None where it holds none."""
-    value = os.environ.get(name, "").split(",")[0].strip()
-    if value.isdigit() and int(value) > 0:
-        return int(value)
-    if value and name.startswith("CNORM"):
-        raise ValueError(f"{name} must be a positive integer, but got {value!r}")
-    return None
+def _of_cnorm():
+    """The number in CNORM_NUM_THREADS; None where it holds none."""
+    value = os.environ.get("CNORM_NUM_THREADS", "").split(",")[0].strip()
+    if not value:
+        return None
+    number = int(value) if re.fullmatch("[0-9]{1,9}", value) else 0
+    if not 1 <= number <= MAX_THREADS:
+        raise ValueError(
+            f"CNORM_NUM_THREADS must be an integer from 1 to {MAX_THREADS}, but is {value[:40]!r}"
+        )
+    return number
 
 
-def _checked(n):
+def _of_openmp():
+    """The number in OMP_NUM_THREADS; None where it holds none that OpenMP would take."""
+    value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    match = re.fullmatch("0*([1-9][0-9]{0,17})", value)
+    return min(int(match[1]), 1 << 30) if match else None
+
+
+def _of_stack():
+    """The bytes of an OpenMP thread's stack, and the text that asks for them; 0 without one."""
+    for name in ("OMP_STACKSIZE", "GOMP_STACKSIZE"):
+        text = os.environ.get(name, "")
+        if match := re.fullmatch(r"\s*\+?([0-9]{1,12})\s*([bkmg]?)\s*", text, re.I | re.A):
+            size = int(match[1]) << {"b": 0, "": 10, "k": 10, "m": 20, "g": 30}[match[2].lower()]
+            return size, f"{name}={text.strip()}"
+    return 0, ""
+
+
+def _checked(n, name):
     if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"number of threads must be an int, but got {type(n).__name__}")
-    if n < 1:
-        raise ValueError(f"number of threads must be positive, but got {n}")
+        raise TypeError(f"{name}: the number of threads must be an int, not {type(n).__name__}")
+    if not 1 <= n <= MAX_THREADS:
+        raise ValueError(f"{name}: the number of threads must be 1 to {MAX_THREADS}, but is {n}")
     return n
 
 
@@ -56,7 +83,12 @@ def set_num_threads(n):
     Parameters
     ----------
     n : int
-        At least 1. Results do not depend on it.
+        From 1 to 1024. Results do not depend on it.
+
+    Raises
+    ------
+    ValueError
+        Where `n` is out of range; the number stays what it was.
 
     Examples
     --------
@@ -67,7 +99,7 @@ def set_num_threads(n):
     1
     >>> cnorm.set_num_threads(before)
     """
-    functional._set_threads(_checked(n))
+    functional._set_threads(_checked(n, "set_num_threads"))
 
 
 def get_num_threads():
@@ -94,7 +126,7 @@ def num_threads(n):
     ...     cnorm.get_num_threads()
     1
     """
-    before = functional._override_threads(_checked(n))
+    before = functional._override_threads(_checked(n, "num_threads"))
     try:
         yield
     finally:
@@ -102,14 +134,30 @@ def num_threads(n):
 
 
 def _start():
-    of_openmp = _from_environment("OMP_NUM_THREADS")
-    number = _from_environment("CNORM_NUM_THREADS") or of_openmp
-    allowed = _processors()  # now: later it may be a thread bound to one of them that asks
+    number, of_openmp, (stack, text) = _of_cnorm(), _of_openmp(), _of_stack()
+    if not number and of_openmp:
+        number = min(of_openmp, MAX_THREADS)
+        if number < of_openmp:
+            warnings.warn(
+                f"OMP_NUM_THREADS asks for more threads than cnorm runs a call on, which is "
+                f"{number}; CNORM_NUM_THREADS or cnorm.set_num_threads say how many it takes",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    if short := 0 < stack < STACK:
+        warnings.warn(
+            f"{text} gives OpenMP's threads less stack than cnorm needs: cnorm runs on one thread. "
+            f"Set it to {STACK >> 10}k or more, or unset it, before the process starts",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    # Now: later it may be a thread bound to one of them that asks.
+    allowed = min(_processors(), MAX_THREADS)
 
     def default():  # later: it reads a file, which an import should not
         return min(allowed, _container_limit() or allowed)
 
-    functional._start_threads(number or 0, of_openmp or 0, default)
+    functional._start_threads(number or 0, of_openmp or 0, default, stack, short)
 
 
 _start()

@@ -19,6 +19,7 @@ dense, of its memory order.
 """
 
 import operator
+from threading import RLock
 
 import numpy as np
 
@@ -63,28 +64,16 @@ cnp.import_array()
 cdef extern from *:
     """
     _Static_assert(CNORM_MAX_DIMS == NPY_MAXDIMS, "arrays may have more axes than a plan has room for");
-    #ifdef _OPENMP
-    #include <omp.h>
-    static int cnorm_openmp(void) { return 1; }
-    #else
-    static int omp_get_max_threads(void) { return 1; }
-    static int omp_get_num_procs(void) { return 1; }
-    static int cnorm_openmp(void) { return 0; }
-    #endif
-    #if defined(_MSC_VER) && !defined(__clang__)
-    #define CNORM_THREAD_LOCAL __declspec(thread)
-    #else
-    #define CNORM_THREAD_LOCAL _Thread_local
-    #endif
-    static CNORM_THREAD_LOCAL int cnorm_override = 0;
-    static int cnorm_get_override(void) { return cnorm_override; }
-    static void cnorm_set_override(int n) { cnorm_override = n; }
     """
+
+cdef extern from "_team.h":
     int omp_get_max_threads() noexcept nogil
     int omp_get_num_procs() noexcept nogil
-    int cnorm_openmp() noexcept nogil
-    int cnorm_get_override() noexcept nogil
-    void cnorm_set_override(int n) noexcept nogil
+    int team_openmp() noexcept nogil
+    int team_get_override() noexcept nogil
+    void team_set_override(int n) noexcept nogil
+    int team_get_size() noexcept nogil
+    int team_for(int n, size_t stack) noexcept nogil
 
 # ---- the kernels in use; _dispatch chooses, _threads decides how many threads ----
 
@@ -92,7 +81,8 @@ cdef Kernels *kernels
 cdef int max_threads = 0      # 0: `default_threads` says, when it is first needed
 cdef int openmp_default = 1   # what OpenMP allows until somebody limits it
 cdef object default_threads
-cdef bint serial_child = False
+cdef bint serial = False      # whatever is asked for: in a forked child, and where stacks are too small
+cdef size_t thread_stack = 0  # bytes of an OpenMP thread; 0: the system's default
 
 
 def _use(table):
@@ -101,12 +91,15 @@ def _use(table):
     kernels = <Kernels *> PyCapsule_GetPointer(table, b"cnorm.kernels")
 
 
-def _start_threads(int number, int of_openmp, default):
-    """The process's number, or 0 for what `default` will return, and OpenMP's, or 0 for its own."""
-    global max_threads, openmp_default, default_threads
+def _start_threads(int number, int of_openmp, default, size_t stack, bint alone):
+    """The process's number, or 0 for what `default` will return; OpenMP's, or 0 for its own; the stack of
+    its threads in bytes, or 0 for the system's; and whether every call is to run on its caller's alone."""
+    global max_threads, openmp_default, default_threads, thread_stack, serial
     max_threads = number
     openmp_default = of_openmp or omp_get_num_procs()
     default_threads = default
+    thread_stack = stack
+    serial = alone
 
 
 def _set_threads(int n):
@@ -116,8 +109,8 @@ def _set_threads(int n):
 
 def _override_threads(int n):
     """Threads of this Python thread from now on (0: the process's number); returns what held before."""
-    before = cnorm_get_override()
-    cnorm_set_override(n)
+    before = team_get_override()
+    team_set_override(n)
     return before
 
 
@@ -126,20 +119,20 @@ def _get_threads():
 
 
 def _has_openmp():
-    return bool(cnorm_openmp())
+    return bool(team_openmp())
 
 
 def _forked():
     """In a forked child GNU OpenMP must not start a parallel region."""
-    global serial_child
-    serial_child = True
+    global serial
+    serial = True
     recycle_forked()
 
 
 cdef int allowed_threads() except -1:
     global max_threads
-    cdef int n = cnorm_get_override(), limit
-    if serial_child or not cnorm_openmp():
+    cdef int n = team_get_override(), limit
+    if serial or not team_openmp():
         return 1
     if n == 0:
         if max_threads == 0:
@@ -152,10 +145,39 @@ cdef int allowed_threads() except -1:
 
 
 cdef inline int threads_for(Py_ssize_t size) except -1:
-    """Threads for a call that reads so many bytes: entering a parallel region must pay."""
-    if size < PARALLEL or max_threads == 1 and cnorm_get_override() == 0:
+    """Threads for a call that reads so many bytes: entering a parallel region must pay, and so must each thread
+    that is started. Those that the call before has left waiting take part even in a small one: to end them and
+    start them again would cost more."""
+    cdef Py_ssize_t each = PARALLEL // 2, n
+    if size < PARALLEL or max_threads == 1 and team_get_override() == 0:
         return 1
-    return allowed_threads()
+    n = allowed_threads()
+    return team_for(<int> min(n, max(size // each, <Py_ssize_t> team_get_size())), thread_stack)
+
+
+cdef class _Lock:
+    """Runs functions one at a time: of one thread, which may run another from within, not of two.
+
+    It is taken and released here, in compiled code, where no signal handler can run. In Python an interrupt
+    may come between the call that takes a lock and the `try` that releases it, since 3.14 in a `with` too,
+    whose `__enter__` is a call like any other; the lock then stays taken, and other threads wait for ever.
+    For the same reason nothing here takes the lock and returns.
+    """
+
+    cdef object acquire
+    cdef object release
+
+    def __cinit__(self):
+        lock = RLock()
+        self.acquire, self.release = lock.acquire, lock.release
+
+    def run(self, function, *args):
+        """What the function returns."""
+        self.acquire()  # an interrupt while it waits raises, and the lock is not taken
+        try:
+            return function(*args)
+        finally:
+            self.release()
 
 
 from . import _dispatch  # noqa: E402

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from layouts import channels_last, contiguous
 from operations import DTYPES, OPERATIONS, accumulation
+from team import team
 
-import cnorm
 import cnorm.functional as F
 
 GOLDEN = Path(__file__).with_name("digests.json")
@@ -61,7 +61,7 @@ def main(arguments):
         return
     found = {}
     for n in map(int, arguments):
-        with cnorm.num_threads(n):
+        with team(n):
             found[n] = digests()
     print(json.dumps(found))
 

@@ -16,8 +16,8 @@ from operations import (
     epsilon,
     oracle,
 )
+from team import team
 
-import cnorm
 import cnorm.functional as F
 from cnorm import _reference
 
@@ -200,7 +200,7 @@ def test_any_number_of_blocks_of_rows(build, norm, shape, rng):
     p = norm.draw(rng, shape, 1, np.float32)
     expected, first = oracle(norm, x, dy, p), None
     for threads in (1, 2, 3, 4, 5, 7, 16):
-        with cnorm.num_threads(threads):
+        with team(threads):
             actual = norm.run(F, x, dy, p)
         check(actual, expected, x.dtype, dy, f"{norm} {shape} on {threads} threads")
         first = first or actual

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from layouts import LAYOUTS
 from operations import DTYPES, OPERATIONS, accumulation, check, oracle
+from team import team
 
-import cnorm
 import cnorm.functional as F
 from cnorm import _dispatch
 
@@ -67,7 +67,7 @@ def test_any_call(call, kind, build, threads):
         z = oracle(operation, np.array(x), np.array(dy), p, axis=axis)["y"]
         dy = np.where(np.abs(z) < 1e-2, 0, dy.astype(float)).astype(dy.dtype.newbyteorder("="))
     expected = oracle(operation, np.array(x), np.array(dy), p, axis=axis, slope=slope)
-    with _dispatch.using(build), cnorm.num_threads(threads):
+    with _dispatch.using(build), team(threads):
         actual = operation.run(F, x, dy, p, axis=axis, slope=slope)
     check(actual, expected, x.dtype.newbyteorder("="), np.array(dy), f"{operation} {x.shape}")
 

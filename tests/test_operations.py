@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from layouts import LAYOUTS
 from operations import SIZES, accumulation, check, oracle
+from team import team
 
-import cnorm
 import cnorm.functional as F
 from cnorm import _dispatch
 
@@ -40,7 +40,7 @@ def test_sizes(operation, dtype, size, rng):
             if operation.accepts(shape, axis):
                 x, dy = rng.normal(0.5, 1, (2, *shape)).astype(dtype)
                 p = operation.draw(rng, shape, axis, accumulation(dtype))
-                with cnorm.num_threads(next(threads)):
+                with team(next(threads)):
                     _agrees_everywhere(operation, x, dy, p, f"{shape}, axis {axis}", axis=axis)
 
 
@@ -54,7 +54,7 @@ def test_layouts(operation, dtype, layout, rng):
                 p = operation.draw(rng, shape, axis, accumulation(dtype))
                 of_dy = layout if turn % 2 else next(others)
                 x, dy = layout(x, axis), of_dy(dy, axis)
-                with cnorm.num_threads(THREADS[turn]):
+                with team(THREADS[turn]):
                     context = f"{shape}, axis {axis}, dy {of_dy.__name__}"
                     _agrees_everywhere(operation, x, dy, p, context, axis=axis)
 

@@ -22,6 +22,7 @@ from layouts import (
     unaligned,
 )
 from operations import OPERATIONS, accumulation
+from team import team
 
 import cnorm
 import cnorm.functional as F
@@ -161,7 +162,7 @@ def test_a_channel_alone_and_among_small_images(build, dtype, rng, length, sampl
 
     for slope in (None, slopes):
         for threads in (1, 2, 8):
-            with cnorm.num_threads(threads):
+            with team(threads):
                 whole = run(x, dy, slice(None), slope)
             for c in (0, 3, channels // 2, channels - 1):
                 at = slice(c, c + 1)
@@ -314,7 +315,7 @@ def test_columns_summed_by_whole_rows_or_by_strips(build, dtype, rng, rows, colu
         with cnorm.num_threads(1):
             expected = run(x, dy, slope, 0)
         for threads in (1, 2, 3, 8):
-            with cnorm.num_threads(threads):
+            with team(threads):
                 for place in (0, 16, dtype.itemsize):
                     others = [run(x, dy, slope, place), run(cropped_x, cropped_dy, slope, place)]
                     for other in others:
@@ -330,6 +331,6 @@ def test_threads_change_nothing_in_this_process(operation, rng):
             p = operation.draw(rng, shape, 1, np.float32)
             found = []
             for n in THREADS:
-                with cnorm.num_threads(n):
+                with team(n):
                     found.append(digests.digest(operation.run(F, x, dy, p)))
             assert len(set(found)) == 1, shape

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import cnorm
 import cnorm.functional as F
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
+TESTS = Path(__file__).parent
 SECONDS = float(os.environ.get("CNORM_SECONDS", "1"))
 
 
@@ -119,27 +121,40 @@ def test_set_num_threads():
 
 
 @pytest.mark.parametrize(
-    ("n", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError)]
+    ("n", "error"),
+    [
+        (0, ValueError),
+        (-1, ValueError),
+        (1025, ValueError),
+        (1 << 70, ValueError),
+        (1.5, TypeError),
+        ("2", TypeError),
+    ],
 )
 def test_bad_numbers(n, error):
     before = cnorm.get_num_threads()
-    with pytest.raises(error, match="threads"):
+    with pytest.raises(error, match=r"^set_num_threads: .*threads must be"):
         cnorm.set_num_threads(n)
-    with pytest.raises(error, match="threads"), cnorm.num_threads(n):
+    with pytest.raises(error, match=r"^num_threads: .*threads must be"), cnorm.num_threads(n):
         pass
     assert cnorm.get_num_threads() == before
 
 
+VARIABLES = (
+    *("CNORM_ISA", "CNORM_NUM_THREADS"),
+    *("OMP_NUM_THREADS", "OMP_STACKSIZE", "GOMP_STACKSIZE", "OMP_THREAD_LIMIT"),
+)
+
+
 def _python(code, **environment):
-    plain = {k: v for k, v in os.environ.items() if k not in ("CNORM_ISA", "CNORM_NUM_THREADS")}
-    plain.pop("OMP_NUM_THREADS", None)
-    path = os.pathsep.join(filter(None, sys.path))
+    plain = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    path = os.pathsep.join([str(TESTS), *filter(None, sys.path)])
     return subprocess.run(
         [sys.executable, "-c", code],
         env=plain | {"PYTHONPATH": path} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -149,11 +164,30 @@ def _python(code, **environment):
         ({"CNORM_NUM_THREADS": "3"}, 3),
         ({"OMP_NUM_THREADS": "5"}, 5),
         ({"CNORM_NUM_THREADS": "2", "OMP_NUM_THREADS": "5"}, 2),
+        ({"CNORM_NUM_THREADS": "2", "OMP_NUM_THREADS": "5000"}, 2),
+        ({"CNORM_NUM_THREADS": "1024"}, 1024),
+        ({"OMP_NUM_THREADS": "1024"}, 1024),
     ],
 )
 def test_the_environment_says_how_many(environment, n):
     done = _python("import cnorm; print(cnorm.get_num_threads())", **environment)
     assert done.stdout.strip() == str(n), done.stderr
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("value", ["1025", "5000,2", "5000000000"])
+def test_more_than_it_takes_from_openmp(value):
+    code = """
+import cnorm
+with cnorm.num_threads(3):
+    pass
+print(cnorm.get_num_threads())
+"""
+    done = _python(code, OMP_NUM_THREADS=value)
+    assert done.stdout.strip() == "1024", done.stderr
+    ours = [line for line in done.stderr.splitlines() if "RuntimeWarning" in line]
+    assert len(ours) == 1, done.stderr
+    assert "OMP_NUM_THREADS" in ours[0]
 
 
 def test_the_processors_of_this_process_are_the_default():
@@ -165,12 +199,19 @@ def test_the_processors_of_this_process_are_the_default():
 
 @pytest.mark.parametrize(
     ("environment", "word"),
-    [({"CNORM_NUM_THREADS": "many"}, "CNORM_NUM_THREADS"), ({"CNORM_ISA": "mmx"}, "CNORM_ISA")],
+    [
+        *(
+            ({"CNORM_NUM_THREADS": n}, "CNORM_NUM_THREADS")
+            for n in ("many", "0", "-2", "1025", "²")
+        ),
+        ({"CNORM_NUM_THREADS": "9" * 5000}, "CNORM_NUM_THREADS"),
+        ({"CNORM_ISA": "mmx"}, "CNORM_ISA"),
+    ],
 )
 def test_a_bad_environment_is_named_at_import(environment, word):
     done = _python("import cnorm", **environment)
     assert done.returncode != 0
-    assert word in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"ValueError: {word}"), done.stderr
 
 
 def test_a_limit_from_before_the_import():
@@ -209,6 +250,174 @@ print(len(pools) > 0 or not cnorm.functional._has_openmp())
 """
     done = _python(code)
     assert done.stdout.strip() == "True", done.stderr
+
+
+LINUX = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counted through Linux")
+OPENMP = pytest.mark.skipif(not F._has_openmp(), reason="this cnorm was built without OpenMP")
+STARTED = """
+import os, resource, threading
+import numpy as np, cnorm, cnorm.functional as F
+
+def started():
+    return len(os.listdir("/proc/self/task")) - before
+
+def size():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+x = np.random.default_rng(0).normal(size=(2048, 512)).astype(np.float32)  # 4 MiB
+with cnorm.num_threads(1):
+    expected = F.layer_norm(x, 512).tobytes()
+before = len(os.listdir("/proc/self/task"))
+"""
+
+
+@LINUX
+@OPENMP
+def test_a_call_starts_no_more_threads_than_it_has_work_for():
+    """One for each 64 KiB, and the second from 128 KiB on."""
+    code = """
+with cnorm.num_threads(64):
+    for kib in (64, 127, 128, 192, 512, 128, 4096, 256):
+        F.layer_norm(x.reshape(-1, 256)[:kib], 256)
+        print(started(), end=" ")
+with cnorm.num_threads(2):
+    F.layer_norm(x, 512)
+"""
+    done = _python(STARTED + code)
+    assert done.stdout.split() == ["0", "0", "1", "2", "7", "7", "63", "63"], done.stderr
+
+
+# So many threads more are all that the system gives.
+LIMITS = {
+    "RLIMIT_NPROC": """
+if os.getuid() == 0:  # whom that does not limit: become somebody who has no other process
+    os.setgroups([]), os.setgid(54321), os.setuid(54321)
+    more = 3
+else:
+    more = -before  # whatever else runs is counted too
+resource.setrlimit(resource.RLIMIT_NPROC, (before + more, before + more))
+few = range(1 + max(more, 0))
+""",
+    "RLIMIT_AS": """
+resource.setrlimit(resource.RLIMIT_AS, (size() + (48 << 20),) * 2)  # a thread's stack is 8 MiB
+few = range(1, 7)
+""",
+}
+
+
+@LINUX
+@OPENMP
+@pytest.mark.parametrize("limit", LIMITS)
+def test_threads_that_cannot_be_created(limit):
+    code = """
+for turn in range(50):
+    with cnorm.num_threads(8 + turn % 3):
+        assert F.layer_norm(x, 512).tobytes() == expected
+    assert started() in few, started()
+print("all right")
+"""
+    done = _python(STARTED + LIMITS[limit] + code, OMP_STACKSIZE="8m")
+    assert done.stdout.strip() == "all right", (done.returncode, done.stderr)
+
+
+@LINUX
+@OPENMP
+def test_threads_that_cannot_be_created_for_many_at_once():
+    """Teams that end leave room a little later; two that grow do not count on the same room."""
+    code = """
+wrong = []
+def work():
+    with cnorm.num_threads(4):
+        if F.layer_norm(x, 512).tobytes() != expected:
+            wrong.append(1)
+
+def start(thread):
+    try:
+        thread.start()
+    except RuntimeError:  # Python's own thread cannot be had
+        return False
+    return True
+
+calls = 0
+for turn in range(100):
+    threads = [thread for _ in range(3) if start(thread := threading.Thread(target=work))]
+    for thread in threads:
+        thread.join()
+    calls += len(threads)
+assert calls and not wrong
+print("all right")
+"""
+    done = _python(STARTED + LIMITS["RLIMIT_NPROC"].replace("-before", "6") + code)
+    if done.returncode and os.getuid() != 0:
+        pytest.skip("needs a user of its own")
+    assert done.stdout.strip() == "all right", (done.returncode, done.stderr)
+
+
+STACKS = """
+import threading
+import numpy as np, cnorm, cnorm.functional as F
+from cnorm import _dispatch
+from layouts import channels_last
+from operations import DTYPES, OPERATIONS, accumulation
+
+SHAPES = [(16, 12, 30, 17), (200, 700), (3, 70000), (3, 2000, 13)]
+rng = np.random.default_rng(0)
+
+def run(threads, shapes):
+    for build in _dispatch.available():
+        for operation in OPERATIONS:
+            for dtype in DTYPES:
+                for shape in shapes:
+                    if operation.accepts(shape, 1):
+                        x, dy = rng.normal(size=(2, *shape)).astype(dtype)
+                        p = operation.draw(rng, shape, 1, accumulation(dtype))
+                        slope = 0.1 if operation.takes_slope else None
+                        with _dispatch.using(build), cnorm.num_threads(threads):
+                            assert cnorm.get_num_threads() == threads
+                            operation.run(F, x, dy, p)
+                            operation.run(F, channels_last(x), channels_last(dy), p, slope=slope)
+"""
+
+
+@OPENMP
+def test_the_stack_that_a_thread_needs():
+    code = """
+run(4, SHAPES)
+threading.stack_size(2 * cnorm._threads.STACK)  # half of it for Python
+thread = threading.Thread(target=run, args=(1, SHAPES[:2]))
+thread.start()
+thread.join()
+print("all right")
+"""
+    done = _python("import warnings; warnings.simplefilter('ignore')" + STACKS + code,
+                   OMP_STACKSIZE=f"{cnorm._threads.STACK >> 10}k")  # fmt: skip
+    assert done.stdout.strip() == "all right", (done.returncode, done.stderr)
+
+
+@OPENMP
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OMP_STACKSIZE": "64k"},
+        {"OMP_STACKSIZE": " 255 "},
+        {"OMP_STACKSIZE": "65536B"},
+        {"OMP_STACKSIZE": "large", "GOMP_STACKSIZE": "100K"},
+    ],
+)
+def test_a_stack_that_is_too_small(environment):
+    code = """
+with cnorm.num_threads(4):
+    assert cnorm.get_num_threads() == 1
+    assert F.layer_norm(x, 512).tobytes() == expected
+cnorm.set_num_threads(3)
+print(cnorm.get_num_threads(), F.layer_norm(x, 512).tobytes() == expected)
+"""
+    done = _python(STARTED + code, **environment)
+    assert done.stdout.split() == ["1", "True"], (done.returncode, done.stderr)
+    (warning,) = [line for line in done.stderr.splitlines() if "RuntimeWarning" in line]
+    assert "STACKSIZE=" in warning
+    assert "256k" in warning
 
 
 # What each does on threads of its own, as a number.

@@ -1,9 +1,8 @@
 """Module: what every layer and container is made of."""
 
-from threading import RLock
-
 import numpy as np
 
+from .. import functional as F
 from ._conversion import Conversion
 from ._grad_mode import get_grad_mode
 from ._parameter import Parameter
@@ -49,7 +48,7 @@ class Module(Traversal, Conversion, State):
         """Create what copies and pickles do not hold: the kept forward pass, and the lock."""
         # In a list: to set its item takes half as long as one of __dict__, and an attribute goes
         # through __setattr__.
-        self.__dict__.update(_pass=[None], _lock=RLock())
+        self.__dict__.update(_pass=[None], _lock=F._Lock())
 
     def __getstate__(self):
         state = {k: v for k, v in self.__dict__.items() if k not in ("_pass", "_lock")}

@@ -101,17 +101,19 @@ class LazyNorm:
     def forward(self, input):
         input = as_array(input)
         self._check_input_dim(input)
-        with self._lock:
-            if not isinstance(self, LazyNorm):  # another thread was here first
-                return self.forward(input)
-            before = type(self), self.__dict__.copy()
-            try:
-                self._materialize(self._batched(input).shape[self.channel_axis])
-                return self.forward(input)
-            except BaseException:
-                self.__class__ = before[0]
-                self.__dict__.update(before[1])
-                raise
+        return self._lock.run(LazyNorm._first_forward, self, input)
+
+    def _first_forward(self, input):
+        if not isinstance(self, LazyNorm):  # another thread was here first
+            return self.forward(input)
+        before = type(self), self.__dict__.copy()
+        try:
+            self._materialize(self._batched(input).shape[self.channel_axis])
+            return self.forward(input)
+        except BaseException:
+            self.__class__ = before[0]
+            self.__dict__.update(before[1])
+            raise
 
     def _materialize(self, num_features):
         for name, start in _START.items():

@@ -68,8 +68,8 @@ class RunningNorm(Norm):
             return self._normalize(input, keep, slope, mean is None and var is None, mean, var)
         if not self.track_running_stats:
             return self._normalize(input, keep, slope, True, None, None)
-        with self._lock:  # threads that share the module take turns to update it
-            return self._normalize(input, keep, slope, True, mean, var)
+        # threads that share the module take turns to update it
+        return self._lock.run(self._normalize, input, keep, slope, True, mean, var)
 
     def _normalize(self, input, keep, slope, use_input_stats, running_mean, running_var):
         """What `_forward` returns, `use_input_stats` first; updates the running statistics."""

@@ -52,10 +52,12 @@ class _SwitchNorm(Norm):
             )
         if num_batches < 1:
             raise ValueError(f"num_batches must be at least 1, but got {num_batches}")
-        with self._lock:
-            mean = self.running_mean / num_batches
-            var = self.running_var / num_batches - mean**2
-            F._assign((self.running_mean, self.running_var), (mean, np.maximum(var, 0)))
+        self._lock.run(self._average, num_batches)
+
+    def _average(self, num_batches):
+        mean = self.running_mean / num_batches
+        var = self.running_var / num_batches - mean**2
+        F._assign((self.running_mean, self.running_var), (mean, np.maximum(var, 0)))
 
     def _check_input_dim(self, input):
         if input.ndim != self._rank:
@@ -67,12 +69,12 @@ class _SwitchNorm(Norm):
         return super().forward(input)
 
     def _forward(self, input, keep, slope):
-        if self.training and self.using_bn:
-            with self._lock:  # threads that share the module take turns to update it
-                return self._normalize(input, keep, slope, self.running_mean, self.running_var)
-        if self.using_bn:
-            return self._normalize(input, keep, slope, self.running_mean, self.running_var)
-        return self._normalize(input, keep, slope, None, None)
+        if not self.using_bn:
+            return self._normalize(input, keep, slope, None, None)
+        arguments = input, keep, slope, self.running_mean, self.running_var
+        if self.training:  # threads that share the module take turns to update it
+            return self._lock.run(self._normalize, *arguments)
+        return self._normalize(*arguments)
 
     def _normalize(self, input, keep, slope, running_mean, running_var):
         result = F.switch_norm(

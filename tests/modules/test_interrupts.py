@@ -1,6 +1,7 @@
 """Interrupts, wherever they come: a call has changed everything that it changes, or nothing."""
 
 import copy
+import ctypes
 import itertools
 import os
 import random
@@ -67,35 +68,69 @@ def states(module, steps):
     return [state(module), *(state(module) for step in steps if step(module) is not NotImplemented)]
 
 
+def raised(frame):
+    """An interrupt before the instruction, also where the interpreter would not look for one."""
+    raise KeyboardInterrupt
+
+
+def pending(frame):
+    """A signal that comes before the instruction: the interpreter looks for it when it does."""
+    sys.settrace(IDLE)
+    while frame is not None:
+        frame.f_trace = frame.f_trace and TRIP
+        frame = frame.f_back
+    return TRIP  # called before the next instruction
+
+
+def _trace_function(name):
+    """The interpreter's function as one that traces: a step of Python would take the signal."""
+    function = getattr(ctypes.pythonapi, name)
+    function.argtypes = [ctypes.py_object] * 3  # frame, event, arg: passed, and not looked at
+    function.restype = None
+    return function
+
+
+TRIP = _trace_function("PyErr_SetInterrupt")  # SIGINT has come
+IDLE = _trace_function("PyGILState_Check")
+
+
+@pytest.mark.parametrize("interrupt", [raised, pending])
 @pytest.mark.parametrize("case", CASES)
-def test_an_interrupt_at_every_line(case):
+def test_an_interrupt_at_every_instruction(case, interrupt):
     original, steps = CASES[case]()
-    steps = steps[:2]
-    allowed = states(original, steps)
-    assert len(set(allowed)) > 1, "the steps change nothing"
+    steps = steps[:1] if case.startswith("load") else steps[:2]  # forward and backward
+    allowed = set(states(original, steps))
+    assert len(allowed) > 1, "the steps change nothing"
     for k in itertools.count(1):
         module = copy.deepcopy(original)
-        interrupted = _run(module, steps, at_line=k)
-        assert state(module) in allowed, f"torn by an interrupt at line {k}"
+        interrupted = _run(module, steps, interrupt, k)
+        assert state(module) in allowed, f"torn by an interrupt at instruction {k}"
+        assert _is_free(module), f"an interrupt at instruction {k} leaves a lock taken"
         if not interrupted:
             break
-    assert k > 10
+    assert k > 100
 
 
-def _run(module, steps, at_line):
-    """Run the steps; whether they came to that line of the package, and were interrupted there."""
-    lines = 0
+def _run(module, steps, interrupt, instruction):
+    """Run the steps; whether they came to that instruction of the package and were interrupted."""
+    count = 0
 
     def trace(frame, event, arg):
-        nonlocal lines
+        nonlocal count
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
-        lines += event == "line"
-        if event == "line" and lines == at_line:
-            raise KeyboardInterrupt
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        if event == "opcode" and count == instruction:
+            return interrupt(frame)
         return trace
 
-    before = sys.gettrace()
+    def interrupted(signum, frame):
+        sys.settrace(None)
+        raise KeyboardInterrupt
+
+    before = sys.gettrace(), signal.signal(signal.SIGINT, interrupted)
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 has to know before it traces anything
     sys.settrace(trace)
     try:
         for step in steps:
@@ -103,8 +138,30 @@ def _run(module, steps, at_line):
     except KeyboardInterrupt:
         return True
     finally:
-        sys.settrace(before)
+        sys.settrace(before[0])
+        signal.signal(signal.SIGINT, before[1])
     return False
+
+
+def with_lock(lock):
+    """As ``with lock: pass`` is compiled since Python 3.14: a call, and only then the `try`."""
+    lock.__enter__()
+    try:
+        pass
+    finally:
+        lock.release()
+
+
+def test_an_interrupt_that_leaves_a_lock_taken_would_be_found(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", __file__)
+    free = []
+    for k in itertools.count(1):
+        lock = threading.RLock()
+        if not _run(lock, [with_lock], pending, k):
+            break
+        free.append(_of_another_thread(lambda lock=lock: lock.acquire(blocking=False)))
+    assert free.count(True) > 3
+    assert False in free
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
@@ -136,16 +193,14 @@ def test_real_signals(case):
 
 
 def _is_free(module):
-    """Whether another thread could take every lock."""
-    free = []
+    """Whether another thread can take every lock."""
+    return _of_another_thread(lambda: [m._lock.run(int) for m in module.modules()]) is not None
 
-    def take():
-        for m in module.modules():
-            free.append(m._lock.acquire(blocking=False))
-            if free[-1]:
-                m._lock.release()
 
-    thread = threading.Thread(target=take)
+def _of_another_thread(call, seconds=20):
+    """What it returns there; None where it does not return in time."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
     thread.start()
-    thread.join()
-    return all(free)
+    thread.join(seconds)
+    return results[0] if results else None
