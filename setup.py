@@ -127,15 +127,14 @@ class BuildExt(build_ext):
                 return False
 
 
-def extension(name, flags=(), depends=(), **kwargs):
+def extension(name, flags=(), depends=(), macros=(), **kwargs):
     return Extension(
         f"cnorm.{name}",
         [f"cnorm/{name.replace('.', '/')}.pyx"],
         include_dirs=["cnorm", "cnorm/kernels", numpy.get_include()],
         # Headers of NumPy 2.0 hide what earlier ones lack, such as allocators, unless told not to.
         define_macros=[
-            # The compiler decides what to inline: told to by `cdef inline`, it takes three times as long.
-            ("CYTHON_INLINE", "__attribute__((unused))"),
+            *macros,
             ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
             ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"),
         ],
@@ -154,6 +153,9 @@ FUNCTIONAL = [
     *("cnorm/_plan.pxd", "cnorm/_recycle.h", "cnorm/_team.h"),
     *(str(p) for p in Path("cnorm").glob("*.pxi")),
 ]
+# The text that kernels share is in `cdef inline` functions of .pxd files. Told to inline all of them, the
+# compiler takes three times as long: it decides by itself.
+SHARED_TEXT = [("CYTHON_INLINE", "__attribute__((unused))")]
 chosen = [b for b in os.environ.get("CNORM_BUILDS", "").split(",") if b] or list(BUILDS)
 unknown = set(chosen) - set(BUILDS)
 if unknown:
@@ -165,7 +167,7 @@ setup(
             extension("_plan"),
             extension("functional", depends=["cnorm/kernels/job.pxd", *FUNCTIONAL]),
             extension("kernels._cpu"),
-            *(extension(f"kernels._{name}", BUILDS[name], SOURCES) for name in chosen),
+            *(extension(f"kernels._{name}", BUILDS[name], SOURCES, SHARED_TEXT) for name in chosen),
         ],
         compiler_directives={
             "language_level": 3,
