@@ -37,7 +37,7 @@ apt_get --yes --download-only install python3 python3-dev libgomp1 libstdc++6 > 
 for package in "$apt"/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
 version=$(readlink "$root/usr/bin/python3")
 
-# An interpreter that the kernel can start, and Python again from sys.executable, without binfmt_misc.
+# An interpreter that the kernel can start without binfmt_misc, and Python from sys.executable too.
 cat > "$work/python" << SCRIPT
 #!/bin/sh
 PYTHONHOME="$root/usr" PYTHONPATH="\${PYTHONPATH:+\$PYTHONPATH:}$work/site" \\
@@ -62,7 +62,7 @@ step "NumPy, Cython and what the tests import, as wheels for aarch64"
     --python-version "${version#python}" --platform manylinux_2_17_aarch64 \
     --platform manylinux2014_aarch64 --platform manylinux_2_28_aarch64 \
     numpy Cython setuptools ml_dtypes pytest
-"$work/python" -c "import numpy, platform, sys; print(sys.version, platform.machine(), 'NumPy', numpy.__version__)"
+"$work/python" -c "import numpy, sys; print(sys.version, 'NumPy', numpy.__version__)"
 
 step "the build"
 # A copy, because building writes into its tree; without what earlier builds left there.
