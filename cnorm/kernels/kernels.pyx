@@ -7,8 +7,11 @@ from cnorm.kernels.machine cimport MACHINE
 from cnorm.kernels.statistics cimport rstd_from_variance
 
 include "rows.pyx"
+include "rows_backward.pyx"
 include "segments.pyx"
+include "segments_backward.pyx"
 include "columns.pyx"
+include "columns_backward.pyx"
 include "window.pyx"
 
 # What the table offers. Kernels are entered with subnormals counting.
