@@ -1,20 +1,22 @@
-# Columns, forward: sums down the columns, a weight per column. BatchNorm of (N, C) and of channels last; and, a sample
-# at a time, GroupNorm and InstanceNorm of channels last. columns_backward.pyx has the gradients.
+# Columns, forward: sums down the columns, a weight per column. BatchNorm of (N, C) and of channels last; and,
+# a sample at a time, GroupNorm and InstanceNorm of channels last. columns_backward.pyx has the gradients.
 #
-# a) Fewer than MIN_COLUMNS columns would leave lanes idle: consecutive rows then count as one packed row. How many
-#    follows from C alone; rows that are not contiguous are gathered.
-# b) A sample is cut into row ranges of ROW_RANGE_ROWS packed rows, or longer ones where that would make more than
-#    ROW_RANGES_MAX; their number is a power of two, which threads share evenly. A range is visited in blocks of
-#    COLUMN_BLOCK_ROWS: sums about a shift, in the accumulation type down a block, in double over blocks.
-# c) A range is summed again, about its mean, where a column's shift was poor, and in double where a sum overflowed.
-#    A column's choice depends on that column's data alone.
-# d) Ranges merge in a tree, a vector of columns at a time; columns of a group merge about the mean of their means.
-# e) What is done element by element takes contiguous rows as one run: rows are packed to whole lanes, and begin at a
-#    cache line, with the coefficients of that column. The apply pass runs backwards over the rows, because the
-#    statistics pass has left the last rows in cache. With given statistics the gradient does not depend on sums, so
-#    both are computed in one pass.
-# f) One range of more columns than a thread sums at a time (COLUMN_BLOCKS): a column block goes from its first sum to
-#    its last result by itself, in the cache of one thread.
+# a) Fewer than MIN_COLUMNS columns would leave lanes idle: consecutive rows then count as one packed row. How
+#    many follows from C alone; rows that are not contiguous are gathered.
+# b) A sample is cut into row ranges of ROW_RANGE_ROWS packed rows, or longer ones where that would make more
+#    than ROW_RANGES_MAX; their number is a power of two, which threads share evenly. A range is visited in
+#    blocks of COLUMN_BLOCK_ROWS: sums about a shift, in the accumulation type down a block, in double over
+#    blocks.
+# c) A range is summed again, about its mean, where a column's shift was poor, and in double where a sum
+#    overflowed. A column's choice depends on that column's data alone.
+# d) Ranges merge in a tree, a vector of columns at a time; columns of a group merge about the mean of their
+#    means.
+# e) What is done element by element takes contiguous rows as one run: rows are packed to whole lanes, and
+#    begin at a cache line, with the coefficients of that column. The apply pass runs backwards over the rows,
+#    because the statistics pass has left the last rows in cache. With given statistics the gradient does not
+#    depend on sums, so both are computed in one pass.
+# f) One range of more columns than a thread sums at a time (COLUMN_BLOCKS): a column block goes from its
+#    first sum to its last result by itself, in the cache of one thread.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 
@@ -36,12 +38,13 @@ from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
 # ---- the statistics of a sample ----
 
 
-cdef inline void column_block_item(const Job *job, const ColumnLayout *layout, bint gathered, Py_ssize_t sample,
-                                   Py_ssize_t item, double *partials) noexcept nogil:
-    """The moments of one column block in one row range; items count the blocks of the first range, then of the
-    next."""
+cdef inline void column_block_item(const Job *job, const ColumnLayout *layout, bint gathered,
+                                   Py_ssize_t sample, Py_ssize_t item, double *partials) noexcept nogil:
+    """The moments of one column block in one row range; items count the blocks of the first range, then of
+    the next."""
     cdef Py_ssize_t row_range = item // layout.column_blocks
-    column_block_moments(job, layout, gathered, sample, row_range, item - row_range * layout.column_blocks, partials)
+    column_block_moments(job, layout, gathered, sample, row_range, item - row_range * layout.column_blocks,
+                         partials)
     if layout.rows_packed > 1:  # there is then one column block
         merge_packed(layout, partial_at(layout, partials, row_range), row_range)
 
@@ -86,9 +89,11 @@ cdef int columns_moments(Job *job) noexcept nogil:
 
 cdef int sample_apply(const Job *job, const ColumnLayout *layout, const double *sums, double count,
                       Py_ssize_t sample, int threads, bint backward) noexcept nogil:
-    """The result of a sample; backward: the gradient of its input, from sums (groups, 2) over `count` elements.
+    """The result of a sample; backward: the gradient of its input, from sums (groups, 2) over `count`
+    elements.
 
-    The apply pass runs backwards over the rows, because the statistics pass has left the last rows in cache."""
+    The apply pass runs backwards over the rows, because the statistics pass has left the last rows in
+    cache."""
     cdef bint contiguous = all_rows_contiguous(job, backward)
     cdef Py_ssize_t packed = layout.rows_per_lanes if contiguous else 1, rows, items, i
     cdef ColumnCoefficients coeffs
@@ -96,8 +101,8 @@ cdef int sample_apply(const Job *job, const ColumnLayout *layout, const double *
     cdef char *workspace = <char *> workspace_alloc(N_COLUMN_COEFFICIENTS * coefficient_bytes(layout), stack)
     if workspace == NULL:
         return -1
-    sample_coefficients(job, layout, sample, sums, count, PASS_BACKWARD if backward else PASS_FORWARD, workspace,
-                        &coeffs)
+    sample_coefficients(job, layout, sample, sums, count, PASS_BACKWARD if backward else PASS_FORWARD,
+                        workspace, &coeffs)
     rows = packed * max(COLUMN_ROWS_PER_PASS, min_chunk((layout.rows + packed - 1) // packed, threads))
     items = (layout.rows + rows - 1) // rows
     if threads == 1:
@@ -107,7 +112,8 @@ cdef int sample_apply(const Job *job, const ColumnLayout *layout, const double *
     else:
         for i in prange(items, num_threads=threads, schedule="guided"):
             apply_row_range(job, layout, &coeffs, backward, contiguous, sample,
-                            rows * (i if job.stats_given else reversed_within_thread_range(i, items, threads)), rows)
+                            rows * (i if job.stats_given else reversed_within_thread_range(i, items, threads)),
+                            rows)
     workspace_free(workspace, stack)
     return 0
 
@@ -126,7 +132,8 @@ cdef void forward_column_block(Job *job, const ColumnLayout *layout, bint gather
     apply_column_block(job, layout, &coeffs, False, sample, block)
 
 
-cdef int forward_column_blocks(Job *job, const ColumnLayout *layout, Py_ssize_t sample, int threads) noexcept nogil:
+cdef int forward_column_blocks(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
+                               int threads) noexcept nogil:
     """COLUMN_BLOCKS."""
     cdef Py_ssize_t partial_doubles = 3 * layout.packed_columns, i
     cdef Py_ssize_t bytes = N_COLUMN_COEFFICIENTS * coefficient_bytes(layout)
@@ -145,7 +152,8 @@ cdef int forward_column_blocks(Job *job, const ColumnLayout *layout, Py_ssize_t 
     return 0
 
 
-cdef inline int forward_sample(Job *job, const ColumnLayout *layout, Py_ssize_t sample, int threads) noexcept nogil:
+cdef inline int forward_sample(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
+                               int threads) noexcept nogil:
     """Statistics, unless given, and results of one sample."""
     if layout.schedule.strategy == COLUMN_BLOCKS:
         return forward_column_blocks(job, layout, sample, threads)

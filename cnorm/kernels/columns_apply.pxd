@@ -15,7 +15,8 @@ cdef enum:
     N_COLUMN_COEFFICIENTS = 7   # mean_hi, scale, bias, slope, dev_coeff, grad_offset, rstd
 
 
-cdef inline ColumnCoefficients coefficients_from(const ColumnCoefficients *coeffs, Py_ssize_t bytes) noexcept nogil:
+cdef inline ColumnCoefficients coefficients_from(const ColumnCoefficients *coeffs,
+                                                 Py_ssize_t bytes) noexcept nogil:
     """The coefficients from a column on, which is `bytes` into each array."""
     cdef ColumnCoefficients moved
     moved.nontemporal = coeffs.nontemporal
@@ -39,10 +40,10 @@ cdef inline bint all_rows_contiguous(const Job *job, bint backward) noexcept nog
 # ---- the coefficients of columns ----
 
 
-cdef inline void expand_to_columns(const double *of_group, Py_ssize_t step, Py_ssize_t group_size, Py_ssize_t first,
-                                   Py_ssize_t count, double *out) noexcept nogil:
-    """out[count]: for each of the columns from `first` on, the value of its group, in an array over the groups with
-    `step` doubles from one to the next."""
+cdef inline void expand_to_columns(const double *of_group, Py_ssize_t step, Py_ssize_t group_size,
+                                   Py_ssize_t first, Py_ssize_t count, double *out) noexcept nogil:
+    """out[count]: for each of the columns from `first` on, the value of its group, in an array over the
+    groups with `step` doubles from one to the next."""
     cdef Py_ssize_t j, at = first // group_size * step, left = group_size - first % group_size
     if group_size == 1 and step == 1:
         memcpy(out, of_group + first, count * sizeof(double))
@@ -58,11 +59,11 @@ cdef inline void expand_to_columns(const double *of_group, Py_ssize_t step, Py_s
                 left = group_size
 
 
-cdef inline bint split_column_means(const Job *job, const ColumnLayout *layout, Py_ssize_t sample, Py_ssize_t first,
-                                    Py_ssize_t n, const double *rstd, double *mean_hi,
+cdef inline bint split_column_means(const Job *job, const ColumnLayout *layout, Py_ssize_t sample,
+                                    Py_ssize_t first, Py_ssize_t n, const double *rstd, double *mean_hi,
                                     double *mean_lo) noexcept nogil:
-    """Split the means of n columns, at most COEFFICIENT_CHUNK, into mean_hi and mean_lo; whether some mean_hi is not
-    0."""
+    """Split the means of n columns, at most COEFFICIENT_CHUNK, into mean_hi and mean_lo; whether some mean_hi
+    is not 0."""
     cdef double mean[COEFFICIENT_CHUNK]
     cdef double lo[COEFFICIENT_CHUNK]
     cdef Py_ssize_t size = job.channels.channels_per_group, at = sample * (layout.columns // size)
@@ -73,10 +74,10 @@ cdef inline bint split_column_means(const Job *job, const ColumnLayout *layout, 
 
 
 cdef inline void chunk_coefficients(const Job *job, const ColumnLayout *layout, Py_ssize_t sample,
-                                    const double *sums, double count, Pass what, Py_ssize_t first, Py_ssize_t n,
-                                    ColumnCoefficients *coeffs) noexcept nogil:
-    """Fill the coefficients of n columns, at most COEFFICIENT_CHUNK, rounded to the accumulation type; those that the
-    pass does not use stay as they are."""
+                                    const double *sums, double count, Pass what, Py_ssize_t first,
+                                    Py_ssize_t n, ColumnCoefficients *coeffs) noexcept nogil:
+    """Fill the coefficients of n columns, at most COEFFICIENT_CHUNK, rounded to the accumulation type; those
+    that the pass does not use stay as they are."""
     cdef double mean_hi[COEFFICIENT_CHUNK]
     cdef double mean_lo[COEFFICIENT_CHUNK]
     cdef double rstd[COEFFICIENT_CHUNK]
@@ -92,8 +93,8 @@ cdef inline void chunk_coefficients(const Job *job, const ColumnLayout *layout, 
     layout.loops.narrow(mean_hi, n, <char *> coeffs.mean_hi + bytes)
     if what == PASS_SUMS and not job.activation:
         return
-    values = channel_values_from(first, job.channels.weight, job.channels.bias, job.channels.slopes, job.slope,
-                                 job.activation)
+    values = channel_values_from(first, job.channels.weight, job.channels.bias, job.channels.slopes,
+                                 job.slope, job.activation)
     arrays.shifted = coeffs.shifted
     arrays.mean_hi = mean_hi
     arrays.rstd = rstd
@@ -118,7 +119,8 @@ cdef inline void chunk_coefficients(const Job *job, const ColumnLayout *layout, 
 
 
 cdef inline Py_ssize_t coefficient_bytes(const ColumnLayout *layout) noexcept nogil:
-    """Bytes of one coefficient of every column, repeated for packed rows that begin at any of the first columns."""
+    """Bytes of one coefficient of every column, repeated for packed rows that begin at any of the first
+    columns."""
     return (layout.repeat * layout.columns + PEEL_MAX_ELEMENTS) * layout.loops.acc_size
 
 
@@ -144,7 +146,8 @@ cdef inline void column_range_coefficients(const Job *job, const ColumnLayout *l
                                            Py_ssize_t n, ColumnCoefficients *coeffs) noexcept nogil:
     """Fill the coefficients of n columns.
 
-    sums: (groups, 2), of g and of g * (x - mean) over `count` elements, for PASS_BACKWARD without given statistics."""
+    sums: (groups, 2), of g and of g * (x - mean) over `count` elements, for PASS_BACKWARD without given
+    statistics."""
     cdef Py_ssize_t stop = first + n
     while first < stop:
         n = min(<Py_ssize_t> COEFFICIENT_CHUNK, stop - first)
@@ -180,15 +183,17 @@ cdef inline void apply_row_block(const Job *job, const ColumnLayout *layout, con
                                  Py_ssize_t columns) noexcept nogil:
     """Forward or the gradient of the input over rows at these addresses."""
     if backward:
-        layout.loops.column_grad_apply(x, dy, y, rows, columns, layout.lanes_rows_per_pass, coeffs, job.activation)
+        layout.loops.column_grad_apply(x, dy, y, rows, columns, layout.lanes_rows_per_pass, coeffs,
+                                       job.activation)
     else:
         layout.loops.column_apply(x, y, rows, columns, layout.lanes_rows_per_pass, coeffs, job.activation)
 
 
 cdef inline void apply_rows(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
-                            bint backward, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t last, Py_ssize_t column,
-                            Py_ssize_t columns) noexcept nogil:
-    """Over `columns` columns of rows first .. last, from `column` on, whose coefficients `coeffs` begins with."""
+                            bint backward, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t last,
+                            Py_ssize_t column, Py_ssize_t columns) noexcept nogil:
+    """Over `columns` columns of rows first .. last, from `column` on, whose coefficients `coeffs` begins
+    with."""
     cdef const char *x[COLUMN_BLOCK_ROWS]
     cdef const char *dy[COLUMN_BLOCK_ROWS]
     cdef char *y[COLUMN_BLOCK_ROWS]
@@ -206,8 +211,8 @@ cdef inline void apply_rows(const Job *job, const ColumnLayout *layout, const Co
 cdef inline void apply_run(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
                            bint backward, const char *x, const char *dy, char *y, Py_ssize_t n,
                            Py_ssize_t columns) noexcept nogil:
-    """Over a contiguous run of n elements, taken as rows of `columns` columns, the last perhaps shorter; `coeffs`
-    begins with the first element's column."""
+    """Over a contiguous run of n elements, taken as rows of `columns` columns, the last perhaps shorter;
+    `coeffs` begins with the first element's column."""
     cdef const char *x_rows[COLUMN_BLOCK_ROWS]
     cdef const char *dy_rows[COLUMN_BLOCK_ROWS]
     cdef char *y_rows[COLUMN_BLOCK_ROWS]
@@ -230,11 +235,11 @@ cdef inline void apply_run(const Job *job, const ColumnLayout *layout, const Col
         n -= rows * columns
 
 
-cdef inline void apply_contiguous_rows(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
-                                       bint backward, Py_ssize_t sample, Py_ssize_t first,
-                                       Py_ssize_t last) noexcept nogil:
-    """Over rows first .. last, which lie end to end: as one run, whose elements before the first cache line of y are
-    peeled so that all other rows begin at a cache line."""
+cdef inline void apply_contiguous_rows(const Job *job, const ColumnLayout *layout,
+                                       const ColumnCoefficients *coeffs, bint backward, Py_ssize_t sample,
+                                       Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Over rows first .. last, which lie end to end: as one run, whose elements before the first cache line
+    of y are peeled so that all other rows begin at a cache line."""
     cdef Py_ssize_t size = layout.loops.size, columns = layout.rows_per_lanes * layout.columns
     cdef Py_ssize_t n = (last - first) * layout.columns, peel
     cdef const char *x = row_at(job, &job.x, sample, first)
@@ -257,7 +262,8 @@ cdef inline void apply_contiguous_rows(const Job *job, const ColumnLayout *layou
 cdef inline void apply_row_range(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
                                  bint backward, bint contiguous, Py_ssize_t sample, Py_ssize_t first,
                                  Py_ssize_t rows) noexcept nogil:
-    """Over all columns of at most `rows` rows from `first` on; contiguous: rows of every array lie end to end."""
+    """Over all columns of at most `rows` rows from `first` on; contiguous: rows of every array lie end to
+    end."""
     cdef Py_ssize_t last = min(first + rows, layout.rows)
     if contiguous:
         apply_contiguous_rows(job, layout, coeffs, backward, sample, first, last)
@@ -267,8 +273,9 @@ cdef inline void apply_row_range(const Job *job, const ColumnLayout *layout, con
         store_fence()
 
 
-cdef inline void apply_column_block(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
-                                    bint backward, Py_ssize_t sample, Py_ssize_t block) noexcept nogil:
+cdef inline void apply_column_block(const Job *job, const ColumnLayout *layout,
+                                    const ColumnCoefficients *coeffs, bint backward, Py_ssize_t sample,
+                                    Py_ssize_t block) noexcept nogil:
     """Over all rows of a column block; the first block's columns before a cache line of y are peeled."""
     cdef Py_ssize_t first = column_block_begin(layout, block), columns = column_block_size(layout, block)
     cdef ColumnCoefficients block_coeffs
@@ -282,8 +289,9 @@ cdef inline void apply_column_block(const Job *job, const ColumnLayout *layout, 
         store_fence()
 
 
-cdef inline Py_ssize_t reversed_within_thread_range(Py_ssize_t item, Py_ssize_t items, int threads) noexcept nogil:
-    """Item numbers that run backwards within each thread's share of the items: a thread begins with what it has just
-    summed."""
+cdef inline Py_ssize_t reversed_within_thread_range(Py_ssize_t item, Py_ssize_t items,
+                                                    int threads) noexcept nogil:
+    """Item numbers that run backwards within each thread's share of the items: a thread begins with what it
+    has just summed."""
     cdef Py_ssize_t share = (items + threads - 1) // threads, first = item // share * share
     return first + min(first + share, items) - 1 - item

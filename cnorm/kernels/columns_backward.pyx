@@ -1,11 +1,14 @@
 # Columns, backward: the gradients of BatchNorm, GroupNorm and InstanceNorm where channels are last.
+# columns.pyx says how a sample is cut, and has sample_apply, which computes the gradient of the input from
+# the sums.
 #
-# a) The partial of a row range holds N_GRAD_SUMS sums of each packed column: of g, of g * d, of d (float64 only) and of
-#    the slope's gradient, where d = x - mean_hi.
-# b) Row ranges, then packed columns of one column, add up in the order of their numbers. The totals give the gradients
-#    of the columns' parameters and two weighted sums per group, from which follow the coefficients of the gradient of
-#    the input.
-# c) With given statistics the gradient of the input does not depend on sums, so both are computed in one pass.
+# a) The partial of a row range holds N_GRAD_SUMS sums of each packed column: of g, of g * d, of d (float64
+#    only) and of the slope's gradient, where d = x - mean_hi.
+# b) Row ranges, then packed columns of one column, add up in the order of their numbers. The totals give the
+#    gradients of the columns' parameters and two weighted sums per group, from which follow the coefficients
+#    of the gradient of the input.
+# c) With given statistics the gradient of the input does not depend on sums, so both are computed in one
+#    pass.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -42,9 +45,10 @@ cdef inline bint takes_sum(const Job *job, const ColumnLayout *layout, Py_ssize_
 
 
 cdef void column_block_grad_sums(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
-                                 bint gathered, GradientTiming timing, Py_ssize_t sample, Py_ssize_t row_range,
-                                 Py_ssize_t block, double *partials) noexcept nogil:
-    """The sums of a row range over one column block; and the gradient of its rows, unless that waits for all sums.
+                                 bint gathered, GradientTiming timing, Py_ssize_t sample,
+                                 Py_ssize_t row_range, Py_ssize_t block, double *partials) noexcept nogil:
+    """The sums of a row range over one column block; and the gradient of its rows, unless that waits for all
+    sums.
 
     partials: (row_ranges, N_GRAD_SUMS, packed_columns)."""
     cdef double x_buffer[COLUMN_BLOCK_ROWS * PACKED_COLUMNS_MAX]
@@ -72,14 +76,15 @@ cdef void column_block_grad_sums(const Job *job, const ColumnLayout *layout, con
                     return
         set_packed_rows(job, layout, &job.x, gathered, sample, row, rows, column, <char *> x_buffer, &x)
         set_packed_rows(job, layout, &job.dy, gathered, sample, row, rows, column, <char *> dy_buffer, &dy)
-        x.loops.column_grad_sums(x.at, dy.at, rows, n, layout.rows_per_pass, &block_coeffs, job.activation, sums,
-                                 sums + width, sums + 2 * width, sums + 3 * width)
+        x.loops.column_grad_sums(x.at, dy.at, rows, n, layout.rows_per_pass, &block_coeffs, job.activation,
+                                 sums, sums + width, sums + 2 * width, sums + 3 * width)
         first = row * layout.rows_packed
         last = min((row + rows) * layout.rows_packed, layout.rows)
         if timing == GRAD_CONTIGUOUS:
             apply_contiguous_rows(job, layout, &block_coeffs, True, sample, first, last)
         elif timing == GRAD_BY_ROW:
-            apply_rows(job, layout, &block_coeffs, True, sample, first, last, column, min(count, layout.columns))
+            apply_rows(job, layout, &block_coeffs, True, sample, first, last, column,
+                       min(count, layout.columns))
         row += rows
 
 
@@ -87,14 +92,15 @@ cdef void column_block_grad_sums(const Job *job, const ColumnLayout *layout, con
 
 
 cdef inline bint column_mean_lo_from_sums(const Job *job, const ColumnLayout *layout) noexcept nogil:
-    """Whether mean_lo comes out of the sums of d: float64 stores the mean in one number, and the sum of x - mean_hi
-    over a group says what it lacks."""
+    """Whether mean_lo comes out of the sums of d: float64 stores the mean in one number, and the sum of x -
+    mean_hi over a group says what it lacks."""
     return (layout.loops.acc_size == 8 and not job.stats_given and job.channels.sums_mode == SUMS_INTERNAL
             and job.lo != NULL)
 
 
 cdef void add_row_ranges(const Job *job, const ColumnLayout *layout, double *partials) noexcept nogil:
-    """Add up the row ranges, then the packed columns of one column; the first C of each sum then hold the totals."""
+    """Add up the row ranges, then the packed columns of one column; the first C of each sum then hold the
+    totals."""
     cdef Py_ssize_t row_range, packed, c, k
     cdef double *sums
     cdef const double *other
@@ -112,8 +118,8 @@ cdef void add_row_ranges(const Job *job, const ColumnLayout *layout, double *par
                 sums[c] += other[c]
 
 
-cdef void chunk_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample, double *totals, Py_ssize_t first,
-                       Py_ssize_t n, double *sums) noexcept nogil:
+cdef void chunk_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample, double *totals,
+                       Py_ssize_t first, Py_ssize_t n, double *sums) noexcept nogil:
     """The gradients of the parameters of n columns, at most COEFFICIENT_CHUNK, and their terms of the sums
     (groups, 2)."""
     cdef Py_ssize_t size = job.channels.channels_per_group, groups = layout.columns // size
@@ -159,9 +165,10 @@ cdef void set_group_lo(Job *job, const ColumnLayout *layout, Py_ssize_t sample, 
     job.lo[at] = total / <double> (layout.rows * size) - (mean - mean_hi)
 
 
-cdef void column_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample, double *totals, Py_ssize_t first,
-                        Py_ssize_t n, double *sums) noexcept nogil:
-    """The gradients of the parameters of n columns, whole groups, and the weighted sums (groups, 2) of their groups.
+cdef void column_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample, double *totals,
+                        Py_ssize_t first, Py_ssize_t n, double *sums) noexcept nogil:
+    """The gradients of the parameters of n columns, whole groups, and the weighted sums (groups, 2) of their
+    groups.
 
     totals: (N_GRAD_SUMS, packed_columns), the partial of row range 0 once all others are added."""
     cdef Py_ssize_t size = job.channels.channels_per_group, stop = first + n, group
@@ -178,10 +185,12 @@ cdef void column_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
 # ---- ROW_RANGES ----
 
 
-cdef inline void grad_column_block_item(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
-                                        bint gathered, GradientTiming timing, Py_ssize_t sample, Py_ssize_t item,
+cdef inline void grad_column_block_item(const Job *job, const ColumnLayout *layout,
+                                        const ColumnCoefficients *coeffs, bint gathered,
+                                        GradientTiming timing, Py_ssize_t sample, Py_ssize_t item,
                                         double *partials) noexcept nogil:
-    """The sums of one column block in one row range; items count the blocks of the first range, then of the next."""
+    """The sums of one column block in one row range; items count the blocks of the first range, then of the
+    next."""
     cdef Py_ssize_t row_range = item // layout.column_blocks, block = item - row_range * layout.column_blocks
     column_block_grad_sums(job, layout, coeffs, gathered, timing, sample, row_range, block, partials)
     if coeffs.nontemporal:
@@ -190,8 +199,8 @@ cdef inline void grad_column_block_item(const Job *job, const ColumnLayout *layo
 
 cdef int sample_grad_sums(Job *job, const ColumnLayout *layout, double *sums, Py_ssize_t sample, int threads,
                           bint apply) noexcept nogil:
-    """The gradients of the parameters of a sample and its sums (groups, 2); apply: also the gradient of the input, in
-    one pass."""
+    """The gradients of the parameters of a sample and its sums (groups, 2); apply: also the gradient of the
+    input, in one pass."""
     cdef Py_ssize_t items = layout.row_ranges * layout.column_blocks, i
     cdef Py_ssize_t partial_doubles = N_GRAD_SUMS * layout.row_ranges * layout.packed_columns
     cdef Py_ssize_t bytes = N_COLUMN_COEFFICIENTS * coefficient_bytes(layout)
@@ -207,7 +216,8 @@ cdef int sample_grad_sums(Job *job, const ColumnLayout *layout, double *sums, Py
         timing = GRAD_CONTIGUOUS
     elif apply:
         timing = GRAD_BY_ROW
-    sample_coefficients(job, layout, sample, NULL, 0, PASS_BACKWARD if apply else PASS_SUMS, workspace, &coeffs)
+    sample_coefficients(job, layout, sample, NULL, 0, PASS_BACKWARD if apply else PASS_SUMS, workspace,
+                        &coeffs)
     if threads == 1:
         for i in range(items):
             grad_column_block_item(job, layout, &coeffs, gathered, timing, sample, i, partials)
@@ -224,7 +234,8 @@ cdef int sample_grad_sums(Job *job, const ColumnLayout *layout, double *sums, Py
 
 
 cdef void backward_column_block(Job *job, const ColumnLayout *layout, bint gathered, Py_ssize_t sample,
-                                Py_ssize_t block, double *partials, double *sums, char *workspace) noexcept nogil:
+                                Py_ssize_t block, double *partials, double *sums,
+                                char *workspace) noexcept nogil:
     """All gradients of one column block; blocks share the workspaces, each at its own columns."""
     cdef ColumnCoefficients coeffs = bind_coefficients(job, layout, workspace)
     cdef Py_ssize_t first = column_block_begin(layout, block), n = column_block_size(layout, block)
@@ -236,7 +247,8 @@ cdef void backward_column_block(Job *job, const ColumnLayout *layout, bint gathe
     apply_column_block(job, layout, &coeffs, True, sample, block)
 
 
-cdef int backward_column_blocks(Job *job, const ColumnLayout *layout, Py_ssize_t sample, int threads) noexcept nogil:
+cdef int backward_column_blocks(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
+                                int threads) noexcept nogil:
     """COLUMN_BLOCKS."""
     cdef Py_ssize_t partial_doubles = N_GRAD_SUMS * layout.packed_columns, i
     cdef Py_ssize_t sum_doubles = 2 * layout.packed_columns

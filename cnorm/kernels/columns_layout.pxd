@@ -30,11 +30,12 @@ cdef struct ColumnLayout:
     Schedule schedule
 
 
-cdef inline Py_ssize_t column_rows_per_pass(Py_ssize_t row_bytes, bint from_memory, bint written) noexcept nogil:
+cdef inline Py_ssize_t column_rows_per_pass(Py_ssize_t row_bytes, bint from_memory,
+                                            bint written) noexcept nogil:
     """Rows that the loops take together.
 
-    Memory is read fastest in its order, within a page. In cache, rows that lie whole pages apart share one set of L1
-    (set conflicts), with the rows that are written if any."""
+    Memory is read fastest in its order, within a page. In cache, rows that lie whole pages apart share one
+    set of L1 (set conflicts), with the rows that are written if any."""
     if from_memory:
         return 1 if row_bytes < PAGE_BYTES else COLUMN_ROWS_PER_PASS // 2
     return COLUMN_ROWS_PER_PASS // 4 if written and row_bytes % PAGE_BYTES == 0 else COLUMN_ROWS_PER_PASS
@@ -58,8 +59,8 @@ cdef inline Py_ssize_t columns_to_peel(const Tensor *y, Py_ssize_t size) noexcep
 
 
 cdef inline void set_column_blocks(const Job *job, int threads, ColumnLayout *layout) noexcept nogil:
-    """Cut the packed columns into blocks: as few as fit, since memory is read fastest in its order, unless that leaves
-    threads idle."""
+    """Cut the packed columns into blocks: as few as fit, since memory is read fastest in its order, unless
+    that leaves threads idle."""
     cdef Py_ssize_t columns = layout.packed_columns, least = COLUMN_BLOCK_MULTIPLE, blocks, most
     most = COLUMN_BLOCK_DOUBLES * (8 // layout.loops.acc_size) - COLUMN_BLOCK_MULTIPLE
     layout.peel = 0
@@ -98,8 +99,8 @@ cdef inline ColumnLayout column_layout(const Job *job, int threads) noexcept nog
     layout.repeat = max(layout.rows_per_lanes, layout.rows_packed)
     from_memory = job.shape[0] * layout.rows * layout.columns * size > columns_from_memory()
     layout.rows_per_pass = column_rows_per_pass(layout.packed_columns * size, from_memory, False)
-    layout.lanes_rows_per_pass = column_rows_per_pass(layout.rows_per_lanes * layout.columns * size, from_memory,
-                                                      True)
+    layout.lanes_rows_per_pass = column_rows_per_pass(layout.rows_per_lanes * layout.columns * size,
+                                                      from_memory, True)
     return layout
 
 
@@ -119,7 +120,8 @@ cdef inline Py_ssize_t column_block_size(const ColumnLayout *layout, Py_ssize_t 
 # ---- where rows are ----
 
 
-cdef inline char *row_at(const Job *job, const Tensor *tensor, Py_ssize_t sample, Py_ssize_t row) noexcept nogil:
+cdef inline char *row_at(const Job *job, const Tensor *tensor, Py_ssize_t sample,
+                         Py_ssize_t row) noexcept nogil:
     """The address of a row of a sample; rows count along the three axes shape[1:4]."""
     cdef Py_ssize_t middle = row // job.shape[3], outer = middle // job.shape[2]
     return (tensor.data + sample * tensor.strides[0] + outer * tensor.strides[1]
@@ -128,7 +130,8 @@ cdef inline char *row_at(const Job *job, const Tensor *tensor, Py_ssize_t sample
 
 
 cdef inline void addresses_of_rows(const Job *job, const Tensor *tensor, Py_ssize_t sample, Py_ssize_t first,
-                                   Py_ssize_t step, Py_ssize_t rows, Py_ssize_t bytes, char **out) noexcept nogil:
+                                   Py_ssize_t step, Py_ssize_t rows, Py_ssize_t bytes,
+                                   char **out) noexcept nogil:
     """Addresses `bytes` into each of `rows` rows: first, first + step, ..."""
     cdef Py_ssize_t i, stride = step * tensor.strides[3]
     cdef char *base
@@ -155,13 +158,13 @@ cdef struct PackedRows:
     const LoopTable *loops    # of the type in which the rows are stored
 
 
-cdef inline void set_packed_rows(const Job *job, const ColumnLayout *layout, const Tensor *tensor, bint gathered,
-                                 Py_ssize_t sample, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t column,
-                                 char *buffer, PackedRows *packed) noexcept nogil:
+cdef inline void set_packed_rows(const Job *job, const ColumnLayout *layout, const Tensor *tensor,
+                                 bint gathered, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t rows,
+                                 Py_ssize_t column, char *buffer, PackedRows *packed) noexcept nogil:
     """Packed rows first .. first + rows, from a column on.
 
-    gathered: rows of the tensor do not lie end to end, so packed ones are copied to the buffer, in the accumulation
-    type."""
+    gathered: rows of the tensor do not lie end to end, so packed ones are copied to the buffer, in the
+    accumulation type."""
     cdef Py_ssize_t acc_size = layout.loops.acc_size, i, row, begin, end
     cdef char *packed_row
     if layout.rows_packed == 1 or not gathered:

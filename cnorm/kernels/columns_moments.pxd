@@ -13,7 +13,8 @@ from cnorm.kernels.tuning cimport (
     PROBE_ROWS, TINY_SQUARE)
 
 
-cdef inline double *partial_at(const ColumnLayout *layout, double *partials, Py_ssize_t row_range) noexcept nogil:
+cdef inline double *partial_at(const ColumnLayout *layout, double *partials,
+                               Py_ssize_t row_range) noexcept nogil:
     """The partial of a row range, (3, packed_columns): sum of d, sum of d*d, shift; later mean, lo, m2."""
     return partials + 3 * layout.packed_columns * row_range
 
@@ -36,12 +37,14 @@ cdef inline double column_count(const ColumnLayout *layout, Py_ssize_t row_range
 # ---- the sums of a row range over one column block ----
 
 
-cdef inline void column_block_sums(const Job *job, const ColumnLayout *layout, bint gathered, Py_ssize_t sample,
-                                   Py_ssize_t row_range, Py_ssize_t column, Py_ssize_t count, bint guess,
-                                   char *shift, double *sum_d, double *sum_dd) noexcept nogil:
+cdef inline void column_block_sums(const Job *job, const ColumnLayout *layout, bint gathered,
+                                   Py_ssize_t sample, Py_ssize_t row_range, Py_ssize_t column,
+                                   Py_ssize_t count, bint guess, char *shift, double *sum_d,
+                                   double *sum_dd) noexcept nogil:
     """Sums of d = x - shift and of d*d, down `count` columns of a row range.
 
-    shift holds one value of the accumulation type per column; guess: it is OUT, taken from the range's first rows."""
+    shift holds one value of the accumulation type per column; guess: it is OUT, taken from the range's first
+    rows."""
     cdef double buffer[COLUMN_BLOCK_ROWS * PACKED_COLUMNS_MAX]
     cdef PackedRows x
     cdef Py_ssize_t row = row_range * layout.range_rows, stop = row + whole_rows(layout, row_range), rows
@@ -70,7 +73,8 @@ cdef inline void column_sums_in_double(const Job *job, const ColumnLayout *layou
                                        Py_ssize_t sample, Py_ssize_t row_range, Py_ssize_t column,
                                        Py_ssize_t count, double *shift, double *sum_d,
                                        double *sum_dd) noexcept nogil:
-    """Sums of d = x - shift and of d*d down at most DOUBLE_COLUMNS columns, in double from the first addition on."""
+    """Sums of d = x - shift and of d*d down at most DOUBLE_COLUMNS columns, in double from the first addition
+    on."""
     cdef double buffer[COLUMN_BLOCK_ROWS * PACKED_COLUMNS_MAX]
     cdef double widened[COLUMN_BLOCK_ROWS * DOUBLE_COLUMNS]
     cdef const char *at[COLUMN_BLOCK_ROWS]
@@ -98,8 +102,8 @@ cdef inline void column_sums_in_double(const Job *job, const ColumnLayout *layou
 
 cdef inline void moments_from_column_sums(const ColumnLayout *layout, double *sum_d, Py_ssize_t n,
                                           double count) noexcept nogil:
-    """Turn the sum of d, the sum of d*d and the shift of n columns of `count` elements into mean, lo and m2, in
-    place; they are packed_columns doubles apart."""
+    """Turn the sum of d, the sum of d*d and the shift of n columns of `count` elements into mean, lo and m2,
+    in place; they are packed_columns doubles apart."""
     cdef double *sum_dd = sum_d + layout.packed_columns
     cdef double *shift = sum_dd + layout.packed_columns
     cdef double inverse = 1 / count, mean, lo
@@ -120,7 +124,8 @@ cdef inline bint any_shift_poor(Py_ssize_t n, double count, const double *sum_d,
 
 
 cdef inline bint sums_overflowed(double sum_d, double sum_dd, double tiny) noexcept nogil:
-    """Whether a float overflowed or underflowed in these sums; tiny: the least sum of d*d that did not underflow."""
+    """Whether a float overflowed or underflowed in these sums; tiny: the least sum of d*d that did not
+    underflow."""
     return (sum_d - sum_d != 0) | (sum_dd - sum_dd != 0) | (sum_dd < tiny)
 
 
@@ -137,7 +142,8 @@ cdef inline void redo_overflowed_in_double(const Job *job, const ColumnLayout *l
                                            Py_ssize_t sample, Py_ssize_t row_range, Py_ssize_t column,
                                            Py_ssize_t count, double tiny, double *sum_d, double *sum_dd,
                                            double *shift) noexcept nogil:
-    """Replace sums and shifts, in double, of those of `count` columns whose float sums overflowed or underflowed."""
+    """Replace sums and shifts, in double, of those of `count` columns whose float sums overflowed or
+    underflowed."""
     cdef double new_shift[DOUBLE_COLUMNS]
     cdef double new_sum_d[DOUBLE_COLUMNS]
     cdef double new_sum_dd[DOUBLE_COLUMNS]
@@ -181,8 +187,8 @@ cdef inline void column_block_moments(const Job *job, const ColumnLayout *layout
         column_block_sums(job, layout, gathered, sample, row_range, column, count, False, acc, sum_d, sum_dd)
     LOOPS_BY_DTYPE[layout.loops.acc_dtype].widen64(acc, count, shift)
     if layout.loops.acc_size != 8 and any_overflowed(count, tiny, sum_d, sum_dd):
-        redo_overflowed_in_double(job, layout, gathered, sample, row_range, column, count, tiny, sum_d, sum_dd,
-                                  shift)
+        redo_overflowed_in_double(job, layout, gathered, sample, row_range, column, count, tiny, sum_d,
+                                  sum_dd, shift)
     moments_from_column_sums(layout, sum_d, tail, rows + 1)
     if rows > 0:
         moments_from_column_sums(layout, sum_d + tail, count - tail, rows)
@@ -191,10 +197,10 @@ cdef inline void column_block_moments(const Job *job, const ColumnLayout *layout
 # ---- merging: packed columns of one column, then row ranges ----
 
 
-cdef inline void merge_columns(const ColumnLayout *layout, double *mean, double count, const double *other_mean,
-                               double other_count) noexcept nogil:
-    """Merge the moments of C columns into others, (3, packed_columns) each: mean, lo, m2. All columns of a side have
-    one count."""
+cdef inline void merge_columns(const ColumnLayout *layout, double *mean, double count,
+                               const double *other_mean, double other_count) noexcept nogil:
+    """Merge the moments of C columns into others, (3, packed_columns) each: mean, lo, m2. All columns of a
+    side have one count."""
     cdef double *lo = mean + layout.packed_columns
     cdef double *m2 = lo + layout.packed_columns
     cdef const double *other_lo = other_mean + layout.packed_columns
@@ -205,7 +211,8 @@ cdef inline void merge_columns(const ColumnLayout *layout, double *mean, double 
         merge_moments(&mean[c], &lo[c], &m2[c], other_mean[c], other_lo[c], other_m2[c], share, count * share)
 
 
-cdef inline void merge_packed(const ColumnLayout *layout, double *partial, Py_ssize_t row_range) noexcept nogil:
+cdef inline void merge_packed(const ColumnLayout *layout, double *partial,
+                              Py_ssize_t row_range) noexcept nogil:
     """Merge the packed columns that are one column of the sample; the first C then hold the moments."""
     cdef double count = column_count(layout, row_range, 0), other_count
     cdef Py_ssize_t k
@@ -216,7 +223,8 @@ cdef inline void merge_packed(const ColumnLayout *layout, double *partial, Py_ss
         count += other_count
 
 
-cdef inline void merge_row_ranges(const ColumnLayout *layout, double *partials, double *counts) noexcept nogil:
+cdef inline void merge_row_ranges(const ColumnLayout *layout, double *partials,
+                                  double *counts) noexcept nogil:
     """Merge the moments of all row ranges in a reduction tree; range 0 then holds those of the sample.
 
     counts[row_ranges]: elements of a column in each range, overwritten."""
@@ -250,10 +258,10 @@ cdef inline void compensated_add(CompensatedSum *total, double value) noexcept n
     total.sum = new_sum
 
 
-cdef inline void chunk_statistics(Job *job, const ColumnLayout *layout, Py_ssize_t out, const double *partials,
-                                  Py_ssize_t n) noexcept nogil:
-    """Statistics of at most COEFFICIENT_CHUNK columns that are groups by themselves, written from index `out` on: the
-    bits of group_statistics, in loops that vectorize."""
+cdef inline void chunk_statistics(Job *job, const ColumnLayout *layout, Py_ssize_t out,
+                                  const double *partials, Py_ssize_t n) noexcept nogil:
+    """Statistics of at most COEFFICIENT_CHUNK columns that are groups by themselves, written from index `out`
+    on: the bits of group_statistics, in loops that vectorize."""
     cdef const double *mean = partials
     cdef const double *lo = mean + layout.packed_columns
     cdef const double *m2 = lo + layout.packed_columns

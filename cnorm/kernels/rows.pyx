@@ -1,5 +1,5 @@
-# Rows, forward: LayerNorm and RMSNorm. A unit is a row of L elements, with a weight per element. rows_backward.pyx has
-# the gradients.
+# Rows, forward: LayerNorm and RMSNorm. A unit is a row of L elements, with a weight per element.
+# rows_backward.pyx has the gradients.
 from libc.stdlib cimport free
 
 from cnorm.kernels.job cimport ROW_BATCHES, TWO_SWEEPS, Job

@@ -1,8 +1,8 @@
 # Rows: alignment of weight and bias.
 #
-# A vector load or store that crosses a cache line takes two accesses. The loops store the first elements of a row apart
-# (loop peeling), so that all further stores to y begin at a cache line. Weight and bias are copied to where the loads
-# that go with those stores cross no cache line either.
+# A vector load or store that crosses a cache line takes two accesses. The loops store the first elements of a
+# row apart (loop peeling), so that all further stores to y begin at a cache line. Weight and bias are copied
+# to where the loads that go with those stores cross no cache line either.
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 
@@ -21,7 +21,8 @@ cdef inline bint is_aligned_at(const void *values, Py_ssize_t phase) noexcept no
 
 cdef inline const void *aligned_copy(const void *values, Py_ssize_t bytes, Py_ssize_t phase,
                                      char *workspace) noexcept nogil:
-    """The values themselves where they begin `phase` bytes into a cache line, else a copy in the workspace that does.
+    """The values themselves where they begin `phase` bytes into a cache line, else a copy in the workspace
+    that does.
 
     The workspace holds bytes + LANES_ALIGN."""
     if is_aligned_at(values, phase):
@@ -34,8 +35,8 @@ cdef inline const void *aligned_copy(const void *values, Py_ssize_t bytes, Py_ss
 cdef inline Py_ssize_t parameter_phase(const Job *job, const UnitBlocks *blocks) noexcept nogil:
     """Bytes into a cache line at which weight and bias should begin.
 
-    Elements are peeled where a row of y is long, and every row of y begins at one offset in a cache line. The first
-    parameter after the peeled ones should begin a cache line."""
+    Elements are peeled where a row of y is long, and every row of y begins at one offset in a cache line. The
+    first parameter after the peeled ones should begin a cache line."""
     cdef Py_ssize_t bytes = blocks.elements * blocks.loops.acc_size
     cdef Py_ssize_t widening = blocks.loops.acc_size // blocks.loops.size
     cdef Py_ssize_t peeled
@@ -48,7 +49,8 @@ cdef inline Py_ssize_t parameter_phase(const Job *job, const UnitBlocks *blocks)
 cdef inline void *align_parameters(Job *job, const UnitBlocks *blocks) noexcept nogil:
     """Let the job use aligned copies of weight and bias where there are rows enough to pay for the copies.
 
-    Returns the workspace of the copies, to be freed after the job; or NULL, where the job uses the arrays in place."""
+    Returns the workspace of the copies, to be freed after the job; or NULL, where the job uses the arrays in
+    place."""
     cdef Py_ssize_t rows = units_of(job), bytes = blocks.elements * blocks.loops.acc_size, phase
     cdef Py_ssize_t least = ALIGN_MIN_ELEMENTS if job.threads == 1 else ALIGN_MIN_ELEMENTS_THREADED
     cdef char *workspace

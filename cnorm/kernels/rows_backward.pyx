@@ -1,12 +1,13 @@
 # Rows, backward: the gradients of LayerNorm and RMSNorm.
 #
-# a) The gradients of weight, bias and slope are sums down the rows. A block of rows (ROW_BLOCK_ROWS at most) is summed
-#    in the accumulation type; the sums of blocks add up in double, in one of a few partial sums. Blocks and partials
-#    are numbered by the shape, never by the thread, so results do not depend on the number of threads.
-# b) The partials add up in a reduction tree. A thread that computes neighbouring partials adds up their branch of the
-#    tree itself; the threads then share the elements of the branches (total_partials).
-# c) Partials too few to keep the threads busy (TWO_SWEEPS): first the sums over each row, which its gradient of the
-#    input needs, then the gradients of one range of elements of one partial at a time.
+# a) The gradients of weight, bias and slope are sums down the rows. A block of rows (ROW_BLOCK_ROWS at most)
+#    is summed in the accumulation type; the sums of blocks add up in double, in one of a few partial sums.
+#    Blocks and partials are numbered by the shape, never by the thread, so results do not depend on the
+#    number of threads.
+# b) The partials add up in a reduction tree. A thread that computes neighbouring partials adds up their
+#    branch of the tree itself; the threads then share the elements of the branches (total_partials).
+# c) Partials too few to keep the threads busy (TWO_SWEEPS): first the sums over each row, which its gradient
+#    of the input needs, then the gradients of one range of elements of one partial at a time.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -41,8 +42,8 @@ cdef struct RowBlocks:
 cdef inline RowBlocks row_blocks_of(const Job *job, const UnitBlocks *blocks) noexcept nogil:
     """Cut the rows into blocks, and the blocks into partials, by the shape alone.
 
-    The number of blocks is rounded up to a power of two, or to a multiple of ROW_PARTIALS_MAX where there are more, so
-    that partials hold equally many blocks."""
+    The number of blocks is rounded up to a power of two, or to a multiple of ROW_PARTIALS_MAX where there are
+    more, so that partials hold equally many blocks."""
     cdef RowBlocks cut
     cdef Py_ssize_t row_bytes = blocks.elements * blocks.loops.size
     memset(&cut, 0, sizeof(cut))
@@ -72,7 +73,8 @@ cdef inline Py_ssize_t element_ranges(const RowBlocks *cut) noexcept nogil:
     return (cut.elements + ELEMENT_RANGE - 1) // ELEMENT_RANGE
 
 
-cdef inline Coefficients row_coefficients(const Job *job, const UnitBlocks *blocks, Py_ssize_t row) noexcept nogil:
+cdef inline Coefficients row_coefficients(const Job *job, const UnitBlocks *blocks,
+                                          Py_ssize_t row) noexcept nogil:
     """The coefficients of a row, from the statistics that forward left."""
     return unit_coefficients(job, blocks, row, job.mean[row] if job.mean != NULL else 0, 0, job.rstd[row])
 
@@ -146,8 +148,9 @@ cdef void set_grad_block(const Job *job, const UnitBlocks *blocks, const RowBloc
     grad.final[2] = NULL
 
 
-cdef inline void row_addresses(const Job *job, const UnitBlocks *blocks, const Tensor *tensor, Py_ssize_t first,
-                               Py_ssize_t element, Py_ssize_t rows, const char **out) noexcept nogil:
+cdef inline void row_addresses(const Job *job, const UnitBlocks *blocks, const Tensor *tensor,
+                               Py_ssize_t first, Py_ssize_t element, Py_ssize_t rows,
+                               const char **out) noexcept nogil:
     """Addresses of one element in each of `rows` rows from `first` on."""
     cdef const char *base = element_at(blocks, tensor, unit_at(job, tensor, first), 0, element)
     cdef Py_ssize_t i
@@ -158,9 +161,9 @@ cdef inline void row_addresses(const Job *job, const UnitBlocks *blocks, const T
             out[i] = element_at(blocks, tensor, unit_at(job, tensor, first + i), 0, element)
 
 
-cdef void backward_elements(const Job *job, const UnitBlocks *blocks, const RowBlocks *cut, Py_ssize_t partial,
-                            Py_ssize_t block, Py_ssize_t begin, Py_ssize_t end, bint take_sums,
-                            RowGradBlock *grad) noexcept nogil:
+cdef void backward_elements(const Job *job, const UnitBlocks *blocks, const RowBlocks *cut,
+                            Py_ssize_t partial, Py_ssize_t block, Py_ssize_t begin, Py_ssize_t end,
+                            bint take_sums, RowGradBlock *grad) noexcept nogil:
     """dx over elements begin..end of a block's rows, and their terms of the partial's sums.
 
     take_sums: the loops take the sums over each row themselves, before the first element's gradient."""
@@ -248,19 +251,22 @@ cdef void element_range_item(const Job *job, const UnitBlocks *blocks, const Row
         store_fence()
 
 
-cdef int rows_backward_two_sweeps(const Job *job, const UnitBlocks *blocks, const RowBlocks *cut) noexcept nogil:
+cdef int rows_backward_two_sweeps(const Job *job, const UnitBlocks *blocks,
+                                  const RowBlocks *cut) noexcept nogil:
     """TWO_SWEEPS: the sums over all rows, then the gradients by partial and range of elements."""
     cdef Py_ssize_t items = cut.rows * blocks.tiles, ranges = element_ranges(cut), i
     cdef double *tile_sums = <double *> malloc(N_GRAD_SUMS * items * sizeof(double))
     if tile_sums == NULL:
         return -1
-    for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+    for i in prange(items, num_threads=job.threads, schedule="guided",
+                    chunksize=min_chunk(items, job.threads)):
         tile_sums_item(job, blocks, i, tile_sums)
     if blocks.tiles > 1:
         for i in range(cut.rows):
             add_up_tiles(blocks, i, tile_sums)
     items = cut.partials * ranges
-    for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+    for i in prange(items, num_threads=job.threads, schedule="guided",
+                    chunksize=min_chunk(items, job.threads)):
         element_range_item(job, blocks, cut, tile_sums, i // ranges, i % ranges * ELEMENT_RANGE)
     free(tile_sums)
     return 0
@@ -270,9 +276,10 @@ cdef int rows_backward_two_sweeps(const Job *job, const UnitBlocks *blocks, cons
 
 
 cdef inline Py_ssize_t partials_per_thread(const RowBlocks *cut, int threads) noexcept nogil:
-    """Neighbouring partials that a thread takes at a time: a branch of the reduction tree, so a power of two, and the
-    largest with which no thread takes more partials than evenly shared ones would be."""
-    cdef Py_ssize_t branch = 1, largest = 1, fewest = (cut.partials + threads - 1) // threads, branches, per_thread
+    """Neighbouring partials that a thread takes at a time: a branch of the reduction tree, so a power of two,
+    and the largest with which no thread takes more partials than evenly shared ones would be."""
+    cdef Py_ssize_t branch = 1, largest = 1, fewest = (
+                                                       cut.partials + threads - 1) // threads, branches, per_thread
     while branch < 2 * fewest:
         branches = round_up(cut.partials, branch) // branch
         per_thread = (branches + threads - 1) // threads
@@ -282,12 +289,13 @@ cdef inline Py_ssize_t partials_per_thread(const RowBlocks *cut, int threads) no
     return largest
 
 
-cdef void add_partials(const Job *job, const RowBlocks *cut, Py_ssize_t first, Py_ssize_t last, Py_ssize_t added,
-                       Py_ssize_t element, Py_ssize_t stop) noexcept nogil:
-    """Add up partials first .. last over elements element .. stop, in a tree; partial `first` then holds the sums.
+cdef void add_partials(const Job *job, const RowBlocks *cut, Py_ssize_t first, Py_ssize_t last,
+                       Py_ssize_t added, Py_ssize_t element, Py_ssize_t stop) noexcept nogil:
+    """Add up partials first .. last over elements element .. stop, in a tree; partial `first` then holds the
+    sums.
 
-    Branches of `added` partials are added up already. PARTIALS_CHUNK elements are taken at a time, so that those of
-    all partials stay in L1."""
+    Branches of `added` partials are added up already. PARTIALS_CHUNK elements are taken at a time, so that
+    those of all partials stay in L1."""
     cdef Py_ssize_t kind, step, partial, i, n
     cdef double *sums
     cdef double *total
@@ -313,8 +321,8 @@ cdef void backward_thread_range(const Job *job, const UnitBlocks *blocks, const 
                                 Py_ssize_t item) noexcept nogil:
     """One thread computes a contiguous range of partial sums and reduces it itself.
 
-    If another thread reduced them, the cache lines would move between cores twice: for the reduction, and again when
-    the owner writes them in the next call."""
+    If another thread reduced them, the cache lines would move between cores twice: for the reduction, and
+    again when the owner writes them in the next call."""
     cdef Py_ssize_t first = item * cut.partials_per_thread, partial
     cdef Py_ssize_t last = min(first + cut.partials_per_thread, cut.partials)
     for partial in range(first, last):
@@ -358,8 +366,8 @@ cdef void total_partials(const Job *job, const UnitBlocks *blocks, const RowBloc
 cdef int rows_backward(Job *job) noexcept nogil:
     """The gradients of the input (y) and of the parameters.
 
-    grad_weight, grad_bias and, where there is an activation, grad_slope are written: (3, elements) in one array. Where
-    final_weight or final_bias is given, it is written instead."""
+    grad_weight, grad_bias and, where there is an activation, grad_slope are written: (3, elements) in one
+    array. Where final_weight or final_bias is given, it is written instead."""
     cdef UnitBlocks blocks = unit_blocks(job, True)
     cdef RowBlocks cut = row_blocks_of(job, &blocks)
     cdef Py_ssize_t i, items

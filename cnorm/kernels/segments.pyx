@@ -23,7 +23,8 @@ from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
 # ---- batches of units: the statistics of some units, then all that is applied to them ----
 
 
-cdef void forward_unit_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+cdef void forward_unit_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t first,
+                             Py_ssize_t stop) noexcept nogil:
     """Statistics and results of units first .. stop, at most BATCH_UNITS."""
     cdef UnitBatch batch
     cdef Moments m
@@ -38,7 +39,8 @@ cdef void forward_unit_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t firs
         lo[i] = m.lo
         batch.rstd[i] = rstd_from_variance(m.m2 / m.count, job.eps)
         save_statistics(job, first + i, m, batch.rstd[i])
-    batch.coeffs.shifted = split_means(blocks.loops, job.eps, n, mean, lo, batch.rstd, batch.mean_hi, batch.mean_lo)
+    batch.coeffs.shifted = split_means(blocks.loops, job.eps, n, mean, lo, batch.rstd, batch.mean_hi,
+                                       batch.mean_lo)
     coefficients(PASS_FORWARD, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, &batch.coeffs)
     blocks.loops.apply_batch(unit_at(job, &job.x, first), unit_at(job, &job.y, first), blocks.segments,
                              job.x.strides[2], job.y.strides[2], n, job.x.strides[1], job.y.strides[1],
@@ -61,8 +63,8 @@ cdef int segments_forward_batches(Job *job, const UnitBlocks *blocks) noexcept n
 # ---- given statistics: results wait for no sum, so segments are taken in the order of memory ----
 
 
-cdef inline void given_batch_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t item, Py_ssize_t batches,
-                                  const CoefficientArrays *coeffs) noexcept nogil:
+cdef inline void given_batch_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t item,
+                                  Py_ssize_t batches, const CoefficientArrays *coeffs) noexcept nogil:
     """One segment of one batch of units; items count the batches of the first segment, then of the next."""
     cdef Py_ssize_t segment = item // batches, first = (item - segment * batches) * BATCH_UNITS
     cdef Py_ssize_t n = min(<Py_ssize_t> BATCH_UNITS, units_of(job) - first)
@@ -73,7 +75,8 @@ cdef inline void given_batch_item(const Job *job, const UnitBlocks *blocks, Py_s
     batch_coeffs.slope += first
     blocks.loops.apply_batch(unit_at(job, &job.x, first) + segment * job.x.strides[2],
                              unit_at(job, &job.y, first) + segment * job.y.strides[2], 1, 0, 0, n,
-                             job.x.strides[1], job.y.strides[1], blocks.elements, &batch_coeffs, job.activation)
+                             job.x.strides[1], job.y.strides[1], blocks.elements, &batch_coeffs,
+                             job.activation)
 
 
 cdef int segments_given_batches(const Job *job, const UnitBlocks *blocks) noexcept nogil:
@@ -94,21 +97,23 @@ cdef int segments_given_batches(const Job *job, const UnitBlocks *blocks) noexce
     coeffs.dev_coeff = NULL
     coeffs.grad_offset = NULL
     coeffs.rstd = NULL
-    coeffs.shifted = split_means(blocks.loops, job.eps, units, job.mean, job.lo, job.rstd, coeffs.mean_hi, mean_lo)
+    coeffs.shifted = split_means(blocks.loops, job.eps, units, job.mean, job.lo, job.rstd, coeffs.mean_hi,
+                                 mean_lo)
     coefficients(PASS_FORWARD, units, mean_lo, job.rstd, &values, NULL, NULL, 0, &coeffs)
     if job.threads == 1:
         for i in range(items):
             given_batch_item(job, blocks, i, batches, &coeffs)
     else:
-        for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+        for i in prange(items, num_threads=job.threads, schedule="guided",
+                        chunksize=min_chunk(items, job.threads)):
             given_batch_item(job, blocks, i, batches, &coeffs)
     workspace_free(workspace, stack)
     return 0
 
 
 cdef void given_segment(const Job *job, const UnitBlocks *blocks, Py_ssize_t item) noexcept nogil:
-    """One segment of one unit; items count the units of the first segment, then of the next, which is the order in
-    which batch norm's channels lie in memory."""
+    """One segment of one unit; items count the units of the first segment, then of the next, which is the
+    order in which batch norm's channels lie in memory."""
     cdef Py_ssize_t units = units_of(job), segment = item // units, unit = item - segment * units
     cdef Coefficients coeffs = given_coefficients(job, blocks, unit)
     cdef ElementRange extent
@@ -128,7 +133,8 @@ cdef int segments_given_in_order(const Job *job, const UnitBlocks *blocks) noexc
         for i in range(items):
             given_segment(job, blocks, i)
     else:
-        for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+        for i in prange(items, num_threads=job.threads, schedule="guided",
+                        chunksize=min_chunk(items, job.threads)):
             given_segment(job, blocks, i)
     return 0
 
@@ -169,6 +175,7 @@ cdef int segments_moments(Job *job) noexcept nogil:
         for i in range(units):
             unit_moments_item(job, &blocks, i)
     else:
-        for i in prange(units, num_threads=job.threads, schedule="guided", chunksize=min_chunk(units, job.threads)):
+        for i in prange(units, num_threads=job.threads, schedule="guided",
+                        chunksize=min_chunk(units, job.threads)):
             unit_moments_item(job, &blocks, i)
     return 0

@@ -24,9 +24,10 @@ cdef inline void set_channel(const Job *job, Coefficients *coeffs, Py_ssize_t ch
 # ---- batches: units or segments that lie side by side in memory, each with coefficients of its own ----
 #
 # a) The segments of a unit with a weight for each, where they are short: channels of a group of small images.
-# b) One segment index of several units: batch norm's channels of small images. Unit by unit, a few cache lines are read
-#    here and a few there, and written so, which takes up to twice as long. So the statistics of some units come first,
-#    and then, while these are in cache, all that is applied to them, segment by segment.
+# b) One segment index of several units: batch norm's channels of small images. Unit by unit, a few cache
+#    lines are read here and a few there, and written so, which takes up to twice as long. So the statistics
+#    of some units come first, and then, while these are in cache, all that is applied to them, segment by
+#    segment.
 # c) With given statistics there is nothing to wait for: batches as in b), in the order of memory.
 # d) Units of one short segment: what is done once per unit is done for many side by side.
 
@@ -57,8 +58,8 @@ cdef inline void bind_batch(UnitBatch *batch) noexcept nogil:
 
 cdef inline ChannelValues channel_values(const Job *job, Py_ssize_t channel) noexcept nogil:
     """The parameters of the job's channels from `channel` on."""
-    return channel_values_from(channel, job.channels.weight, job.channels.bias, job.channels.slopes, job.slope,
-                               job.activation)
+    return channel_values_from(channel, job.channels.weight, job.channels.bias, job.channels.slopes,
+                               job.slope, job.activation)
 
 
 cdef inline bint has_short_segments(const Job *job, const UnitBlocks *blocks) noexcept nogil:
@@ -67,9 +68,11 @@ cdef inline bint has_short_segments(const Job *job, const UnitBlocks *blocks) no
             and blocks.elements * blocks.loops.size <= SHORT_SEGMENT_BYTES)
 
 
-cdef inline void segment_batch_coefficients(const Job *job, const Coefficients *unit_coeffs, Py_ssize_t channel,
-                                            Py_ssize_t n, bint backward, UnitBatch *batch) noexcept nogil:
-    """Coefficients of n segments of one unit, with the unit's mean and rstd and the parameters of n channels."""
+cdef inline void segment_batch_coefficients(const Job *job, const Coefficients *unit_coeffs,
+                                            Py_ssize_t channel, Py_ssize_t n, bint backward,
+                                            UnitBatch *batch) noexcept nogil:
+    """Coefficients of n segments of one unit, with the unit's mean and rstd and the parameters of n
+    channels."""
     cdef ChannelValues values = channel_values(job, channel)
     bind_batch(batch)
     batch.coeffs.shifted = unit_coeffs.mean_hi != 0
@@ -82,26 +85,29 @@ cdef inline void segment_batch_coefficients(const Job *job, const Coefficients *
         fill(unit_coeffs.grad_offset, n, batch.grad_offset)
 
 
-cdef inline void apply_segment_batch(const Job *job, const UnitBlocks *blocks, const Coefficients *unit_coeffs,
-                                     Py_ssize_t inner, const char *x, char *y, Py_ssize_t first,
-                                     Py_ssize_t stop) noexcept nogil:
-    """Forward over the whole segments first .. stop of the unit at x, up to BATCH_UNITS in one call of the loops."""
+cdef inline void apply_segment_batch(const Job *job, const UnitBlocks *blocks,
+                                     const Coefficients *unit_coeffs, Py_ssize_t inner, const char *x,
+                                     char *y, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    """Forward over the whole segments first .. stop of the unit at x, up to BATCH_UNITS in one call of the
+    loops."""
     cdef UnitBatch batch
     cdef Py_ssize_t n
     while first < stop:
         n = min(<Py_ssize_t> BATCH_UNITS, stop - first)
         segment_batch_coefficients(job, unit_coeffs, channel_of(job, inner, first), n, False, &batch)
         blocks.loops.apply_batch(x + first * job.x.strides[2], y + first * job.y.strides[2], 1, 0, 0, n,
-                                 job.x.strides[2], job.y.strides[2], blocks.elements, &batch.coeffs, job.activation)
+                                 job.x.strides[2], job.y.strides[2], blocks.elements, &batch.coeffs,
+                                 job.activation)
         first += n
 
 
 cdef inline void segment_apply(const Job *job, const UnitBlocks *blocks, const Coefficients *unit_coeffs,
-                               Py_ssize_t unit, const char *x, char *y, const ElementRange *extent) noexcept nogil:
+                               Py_ssize_t unit, const char *x, char *y,
+                               const ElementRange *extent) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias over a range of a unit, with the parameters of its channels.
 
-    x and y are the addresses of the unit. All segments in one call of the loops where a segment is one run and they
-    share their parameters; else one contiguous run at a time."""
+    x and y are the addresses of the unit. All segments in one call of the loops where a segment is one run
+    and they share their parameters; else one contiguous run at a time."""
     cdef Coefficients coeffs
     cdef Py_ssize_t segment, element, step, size = blocks.loops.size, inner = unit % job.shape[1]
     cdef Py_ssize_t stop = extent.segment + extent.count
@@ -124,6 +130,6 @@ cdef inline void segment_apply(const Job *job, const UnitBlocks *blocks, const C
         while element < extent.end:
             step = min(blocks.length - element % blocks.length, extent.end - element)
             blocks.loops.apply(element_at(blocks, &job.x, x, segment, element),
-                               <char *> element_at(blocks, &job.y, y, segment, element), 1, 0, 0, step, &coeffs,
-                               job.activation)
+                               <char *> element_at(blocks, &job.y, y, segment, element), 1, 0, 0, step,
+                               &coeffs, job.activation)
             element += step

@@ -1,11 +1,12 @@
 # Segments, backward: the gradients of BatchNorm, GroupNorm and InstanceNorm, channels first.
 #
-# a) A partial sum holds N_GRAD_SUMS numbers: the sums of g, of g * d, of d (float64 only) and of the slope's gradient,
-#    where d = x - mean_hi. A unit has one per block, or one per segment where segments have weights of their own.
-# b) The partials of a unit give the gradients of its parameters and its two weighted sums (SumsMode in job.pxd), from
-#    which follow the coefficients of the gradient of the input.
-# c) Unit by unit, so that the second pass finds the unit in cache; in batches of units that lie side by side; or in two
-#    sweeps over all partials. All add up in one order, so they compute the same bits.
+# a) A partial sum holds N_GRAD_SUMS numbers: the sums of g, of g * d, of d (float64 only) and of the slope's
+#    gradient, where d = x - mean_hi. A unit has one per block, or one per segment where segments have weights
+#    of their own.
+# b) The partials of a unit give the gradients of its parameters and its two weighted sums (SumsMode in
+#    job.pxd), from which follow the coefficients of the gradient of the input.
+# c) Unit by unit, so that the second pass finds the unit in cache; in batches of units that lie side by side;
+#    or in two sweeps over all partials. All add up in one order, so they compute the same bits.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -31,7 +32,8 @@ cdef inline Py_ssize_t partials_of_unit(const Job *job, const UnitBlocks *blocks
     return blocks.segments if job.channels.by_segment else blocks.blocks
 
 
-cdef inline Py_ssize_t first_tile(const Job *job, const UnitBlocks *blocks, Py_ssize_t partial) noexcept nogil:
+cdef inline Py_ssize_t first_tile(const Job *job, const UnitBlocks *blocks,
+                                  Py_ssize_t partial) noexcept nogil:
     """The first tile of a partial."""
     return partial * (blocks.tiles_per_segment if job.channels.by_segment else BLOCK_TILES)
 
@@ -48,8 +50,8 @@ cdef inline Py_ssize_t last_tile(const Job *job, const UnitBlocks *blocks, Py_ss
 
 cdef void partial_grad_sums(const Job *job, const UnitBlocks *blocks, const Coefficients *unit_coeffs,
                             Py_ssize_t unit, Py_ssize_t partial, double *sums) noexcept nogil:
-    """sums[N_GRAD_SUMS] over the tiles of one partial. Tiles are read in place where x and dy allow it, else gathered
-    in the accumulation type."""
+    """sums[N_GRAD_SUMS] over the tiles of one partial. Tiles are read in place where x and dy allow it, else
+    gathered in the accumulation type."""
     cdef double x_buffer[TILE]
     cdef double dy_buffer[TILE]
     cdef const char *x = unit_at(job, &job.x, unit)
@@ -113,8 +115,8 @@ cdef void partial_grad_apply(const Job *job, const UnitBlocks *blocks, const Coe
 
 
 cdef inline bint mean_lo_from_sums(const Job *job, const UnitBlocks *blocks) noexcept nogil:
-    """Whether mean_lo comes out of the sums of d: float64 stores the mean in one number, and the sum of x - mean_hi
-    over the unit says what it lacks."""
+    """Whether mean_lo comes out of the sums of d: float64 stores the mean in one number, and the sum of x -
+    mean_hi over the unit says what it lacks."""
     return (blocks.loops.acc_size == 8 and not job.stats_given and job.channels.sums_mode == SUMS_INTERNAL)
 
 
@@ -174,18 +176,21 @@ cdef void unit_totals(const Job *job, const UnitBlocks *blocks, Coefficients *co
 
 cdef void set_backward_coefficients(const Job *job, Coefficients *coeffs, double count, double sum_g,
                                     double sum_gdev) noexcept nogil:
-    """The coefficients of the gradient of the input, from a unit's two weighted sums over `count` elements."""
+    """The coefficients of the gradient of the input, from a unit's two weighted sums over `count`
+    elements."""
     if job.stats_given:  # evaluation: the statistics do not depend on x
         coeffs.dev_coeff = 0
         coeffs.grad_offset = 0
         return
     coeffs.dev_coeff = dev_coeff_from_sum(coeffs.rstd, sum_gdev, count)
-    coeffs.grad_offset = grad_offset_from_sum(coeffs.rstd, sum_g, count, coeffs.mean_lo, coeffs.dev_coeff, job.centred)
+    coeffs.grad_offset = grad_offset_from_sum(coeffs.rstd, sum_g, count, coeffs.mean_lo, coeffs.dev_coeff,
+                                              job.centred)
 
 
 cdef inline void finish_unit(const Job *job, const UnitBlocks *blocks, Coefficients *coeffs, Py_ssize_t unit,
                              const double *partials) noexcept nogil:
-    """The coefficients of the gradient of a unit's input, from its partials or from the sums that are given."""
+    """The coefficients of the gradient of a unit's input, from its partials or from the sums that are
+    given."""
     cdef double sum_g, sum_gdev, count = <double> (blocks.segments * blocks.elements)
     if job.channels.sums_mode == SUMS_GIVEN:
         sum_g = job.channels.sums[2 * unit]
@@ -204,7 +209,8 @@ cdef inline void finish_unit(const Job *job, const UnitBlocks *blocks, Coefficie
 
 cdef void segment_batch_grad_sums(const Job *job, const UnitBlocks *blocks, const Coefficients *unit_coeffs,
                                   Py_ssize_t unit, double *partials) noexcept nogil:
-    """The partials (segments, N_GRAD_SUMS) of a unit of short segments: the bits of partial_grad_sums of each."""
+    """The partials (segments, N_GRAD_SUMS) of a unit of short segments: the bits of partial_grad_sums of
+    each."""
     cdef UnitBatch batch
     cdef const char *x = unit_at(job, &job.x, unit)
     cdef const char *dy = unit_at(job, &job.dy, unit)
@@ -258,7 +264,8 @@ cdef inline void unit_backward_coefficients(const Job *job, const UnitBlocks *bl
     finish_unit(job, blocks, coeffs, unit, partials)
 
 
-cdef void backward_unit(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, double *partials) noexcept nogil:
+cdef void backward_unit(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit,
+                        double *partials) noexcept nogil:
     """All gradients of one unit, the input's while the unit is in cache."""
     cdef Coefficients coeffs
     cdef Py_ssize_t partial
@@ -274,8 +281,8 @@ cdef void backward_unit(const Job *job, const UnitBlocks *blocks, Py_ssize_t uni
         store_fence()
 
 
-cdef inline void backward_unit_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, double *partials,
-                                    Py_ssize_t count) noexcept nogil:
+cdef inline void backward_unit_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit,
+                                    double *partials, Py_ssize_t count) noexcept nogil:
     """One unit in a workspace of its own: `count` partials of each unit, or NULL."""
     if partials != NULL:
         partials += N_GRAD_SUMS * count * unit
@@ -283,7 +290,8 @@ cdef inline void backward_unit_item(const Job *job, const UnitBlocks *blocks, Py
 
 
 cdef int segments_backward_units(const Job *job, const UnitBlocks *blocks, Py_ssize_t count) noexcept nogil:
-    """UNIT_BY_UNIT. The `count` partials of a unit are on the stack where they are few, else in a workspace."""
+    """UNIT_BY_UNIT. The `count` partials of a unit are on the stack where they are few, else in a
+    workspace."""
     cdef Py_ssize_t units = units_of(job), i
     cdef Py_ssize_t workspaces = 1 if job.threads == 1 else units
     cdef double *partials = NULL
@@ -295,7 +303,8 @@ cdef int segments_backward_units(const Job *job, const UnitBlocks *blocks, Py_ss
         for i in range(units):
             backward_unit(job, blocks, i, partials)
     else:
-        for i in prange(units, num_threads=job.threads, schedule="guided", chunksize=min_chunk(units, job.threads)):
+        for i in prange(units, num_threads=job.threads, schedule="guided",
+                        chunksize=min_chunk(units, job.threads)):
             backward_unit_item(job, blocks, i, partials, count)
     free(partials)
     return 0
@@ -306,7 +315,8 @@ cdef int segments_backward_units(const Job *job, const UnitBlocks *blocks, Py_ss
 
 cdef void unit_batch_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n,
                                UnitBatch *batch) noexcept nogil:
-    """batch.sums (N_GRAD_SUMS, BATCH_UNITS) of n units: all at once where each is one tile, else unit by unit."""
+    """batch.sums (N_GRAD_SUMS, BATCH_UNITS) of n units: all at once where each is one tile, else unit by
+    unit."""
     cdef double partials[N_GRAD_SUMS]
     cdef double sums[N_GRAD_SUMS]
     cdef Coefficients coeffs
@@ -317,8 +327,9 @@ cdef void unit_batch_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssiz
             values = channel_values(job, unit % job.shape[1])
             coefficients(PASS_SUMS, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, &batch.coeffs)
         blocks.loops.grad_sums_batch(unit_at(job, &job.x, unit), unit_at(job, &job.dy, unit), blocks.segments,
-                                     job.x.strides[2], job.dy.strides[2], n, job.x.strides[1], job.dy.strides[1],
-                                     blocks.elements, &batch.coeffs, job.activation, batch.sums)
+                                     job.x.strides[2], job.dy.strides[2], n, job.x.strides[1],
+                                     job.dy.strides[1], blocks.elements, &batch.coeffs, job.activation,
+                                     batch.sums)
         for k in range(N_GRAD_SUMS):
             for i in range(n):
                 batch.sums[k * BATCH_UNITS + i] = 0 + batch.sums[k * BATCH_UNITS + i]
@@ -334,8 +345,10 @@ cdef void unit_batch_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssiz
             batch.sums[k * BATCH_UNITS + i] = sums[k]
 
 
-cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n) noexcept nogil:
-    """All gradients of n units of one outer index: the bits of backward_unit of each, the steps as loops over units."""
+cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit,
+                              Py_ssize_t n) noexcept nogil:
+    """All gradients of n units of one outer index: the bits of backward_unit of each, the steps as loops over
+    units."""
     cdef UnitBatch batch
     cdef Py_ssize_t i, inner = unit % job.shape[1]
     cdef double count = <double> (blocks.segments * blocks.elements)
@@ -365,15 +378,16 @@ cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize
         for i in range(n):
             g[i] *= job.channels.weight[inner + i]
             gdev[i] *= job.channels.weight[inner + i]
-    coefficients(PASS_BACKWARD, n, batch.mean_lo, batch.rstd, &values, NULL if job.stats_given else g, gdev, count,
-                 &batch.coeffs)
+    coefficients(PASS_BACKWARD, n, batch.mean_lo, batch.rstd, &values, NULL if job.stats_given else g, gdev,
+                 count, &batch.coeffs)
     blocks.loops.grad_apply_batch(unit_at(job, &job.x, unit), unit_at(job, &job.dy, unit),
-                                  unit_at(job, &job.y, unit), blocks.segments, job.x.strides[2], job.dy.strides[2],
-                                  job.y.strides[2], n, job.x.strides[1], job.dy.strides[1], job.y.strides[1],
-                                  blocks.elements, &batch.coeffs, job.activation)
+                                  unit_at(job, &job.y, unit), blocks.segments, job.x.strides[2],
+                                  job.dy.strides[2], job.y.strides[2], n, job.x.strides[1], job.dy.strides[1],
+                                  job.y.strides[1], blocks.elements, &batch.coeffs, job.activation)
 
 
-cdef inline void backward_batch_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t item) noexcept nogil:
+cdef inline void backward_batch_item(const Job *job, const UnitBlocks *blocks,
+                                     Py_ssize_t item) noexcept nogil:
     """One batch of units; items count the batches of the first outer index, then of the next."""
     cdef Py_ssize_t size = blocks.schedule.units_per_batch, batches = (job.shape[1] + size - 1) // size
     cdef Py_ssize_t outer = item // batches, first = (item - outer * batches) * size
@@ -388,7 +402,8 @@ cdef int segments_backward_batches(const Job *job, const UnitBlocks *blocks) noe
         for i in range(items):
             backward_batch_item(job, blocks, i)
     else:
-        for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+        for i in prange(items, num_threads=job.threads, schedule="guided",
+                        chunksize=min_chunk(items, job.threads)):
             backward_batch_item(job, blocks, i)
     return 0
 
@@ -413,7 +428,8 @@ cdef inline void grad_apply_item(const Job *job, const UnitBlocks *blocks, const
         store_fence()
 
 
-cdef int segments_backward_two_sweeps(const Job *job, const UnitBlocks *blocks, Py_ssize_t count) noexcept nogil:
+cdef int segments_backward_two_sweeps(const Job *job, const UnitBlocks *blocks,
+                                      Py_ssize_t count) noexcept nogil:
     """TWO_SWEEPS: the sums of all units, `count` partials each, then the gradients of the input."""
     cdef Py_ssize_t units = units_of(job), items = units * count, i
     cdef Coefficients *coeffs = <Coefficients *> malloc(units * sizeof(Coefficients))
