@@ -5,12 +5,10 @@
 #    many follows from C alone; rows that are not contiguous are gathered.
 # b) A sample is cut into row ranges of ROW_RANGE_ROWS packed rows, or longer ones where that would make more
 #    than ROW_RANGES_MAX; their number is a power of two, which threads share evenly. A range is visited in
-#    blocks of COLUMN_BLOCK_ROWS: sums about a shift, in the accumulation type down a block, in double over
-#    blocks.
+#    blocks of COLUMN_BLOCK_ROWS: sums about a shift, in the accumulation type in a block, in double over all.
 # c) A range is summed again, about its mean, where a column's shift was poor, and in double where a sum
 #    overflowed. A column's choice depends on that column's data alone.
-# d) Ranges merge in a tree, a vector of columns at a time; columns of a group merge about the mean of their
-#    means.
+# d) Ranges merge in a tree, a vector of columns at a time. Columns of a group merge about their means' mean.
 # e) What is done element by element takes contiguous rows as one run: rows are packed to whole lanes, and
 #    begin at a cache line, with the coefficients of that column. The apply pass runs backwards over the rows,
 #    because the statistics pass has left the last rows in cache. With given statistics the gradient does not
@@ -40,8 +38,7 @@ from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
 
 cdef inline void column_block_item(const Job *job, const ColumnLayout *layout, bint gathered,
                                    Py_ssize_t sample, Py_ssize_t item, double *partials) noexcept nogil:
-    """The moments of one column block in one row range; items count the blocks of the first range, then of
-    the next."""
+    """The moments of one column block in one row range; items count the blocks of each range in turn."""
     cdef Py_ssize_t row_range = item // layout.column_blocks
     column_block_moments(job, layout, gathered, sample, row_range, item - row_range * layout.column_blocks,
                          partials)
@@ -92,10 +89,10 @@ cdef int sample_apply(const Job *job, const ColumnLayout *layout, const double *
     """The result of a sample; backward: the gradient of its input, from sums (groups, 2) over `count`
     elements.
 
-    The apply pass runs backwards over the rows, because the statistics pass has left the last rows in
-    cache."""
+    It runs backwards over the rows where a statistics pass has left the last rows in cache."""
     cdef bint contiguous = all_rows_contiguous(job, backward)
     cdef Py_ssize_t packed = layout.rows_per_lanes if contiguous else 1, rows, items, i
+    cdef bint forwards = job.stats_given  # there was no statistics pass
     cdef ColumnCoefficients coeffs
     cdef double stack[STACK_DOUBLES]
     cdef char *workspace = <char *> workspace_alloc(N_COLUMN_COEFFICIENTS * coefficient_bytes(layout), stack)
@@ -108,12 +105,11 @@ cdef int sample_apply(const Job *job, const ColumnLayout *layout, const double *
     if threads == 1:
         for i in range(items):
             apply_row_range(job, layout, &coeffs, backward, contiguous, sample,
-                            rows * (i if job.stats_given else items - 1 - i), rows)
+                            rows * (i if forwards else items - 1 - i), rows)
     else:
         for i in prange(items, num_threads=threads, schedule="guided"):
             apply_row_range(job, layout, &coeffs, backward, contiguous, sample,
-                            rows * (i if job.stats_given else reversed_within_thread_range(i, items, threads)),
-                            rows)
+                            rows * (i if forwards else reversed_within_thread_range(i, items, threads)), rows)
     workspace_free(workspace, stack)
     return 0
 

@@ -119,8 +119,7 @@ cdef inline void chunk_coefficients(const Job *job, const ColumnLayout *layout, 
 
 
 cdef inline Py_ssize_t coefficient_bytes(const ColumnLayout *layout) noexcept nogil:
-    """Bytes of one coefficient of every column, repeated for packed rows that begin at any of the first
-    columns."""
+    """Bytes of one coefficient of all columns, repeated for packed rows and for the elements to peel."""
     return (layout.repeat * layout.columns + PEEL_MAX_ELEMENTS) * layout.loops.acc_size
 
 
@@ -146,8 +145,7 @@ cdef inline void column_range_coefficients(const Job *job, const ColumnLayout *l
                                            Py_ssize_t n, ColumnCoefficients *coeffs) noexcept nogil:
     """Fill the coefficients of n columns.
 
-    sums: (groups, 2), of g and of g * (x - mean) over `count` elements, for PASS_BACKWARD without given
-    statistics."""
+    sums: (groups, 2), of g and g * (x - mean) over `count` elements; PASS_BACKWARD, statistics not given."""
     cdef Py_ssize_t stop = first + n
     while first < stop:
         n = min(<Py_ssize_t> COEFFICIENT_CHUNK, stop - first)
@@ -192,8 +190,7 @@ cdef inline void apply_row_block(const Job *job, const ColumnLayout *layout, con
 cdef inline void apply_rows(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
                             bint backward, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t last,
                             Py_ssize_t column, Py_ssize_t columns) noexcept nogil:
-    """Over `columns` columns of rows first .. last, from `column` on, whose coefficients `coeffs` begins
-    with."""
+    """Over `columns` columns from `column` on, of rows first .. last; `coeffs` begins with `column`."""
     cdef const char *x[COLUMN_BLOCK_ROWS]
     cdef const char *dy[COLUMN_BLOCK_ROWS]
     cdef char *y[COLUMN_BLOCK_ROWS]
@@ -262,8 +259,7 @@ cdef inline void apply_contiguous_rows(const Job *job, const ColumnLayout *layou
 cdef inline void apply_row_range(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
                                  bint backward, bint contiguous, Py_ssize_t sample, Py_ssize_t first,
                                  Py_ssize_t rows) noexcept nogil:
-    """Over all columns of at most `rows` rows from `first` on; contiguous: rows of every array lie end to
-    end."""
+    """Over at most `rows` rows from `first` on; contiguous: the rows of every array lie end to end."""
     cdef Py_ssize_t last = min(first + rows, layout.rows)
     if contiguous:
         apply_contiguous_rows(job, layout, coeffs, backward, sample, first, last)

@@ -7,8 +7,7 @@
 # b) Row ranges, then packed columns of one column, add up in the order of their numbers. The totals give the
 #    gradients of the columns' parameters and two weighted sums per group, from which follow the coefficients
 #    of the gradient of the input.
-# c) With given statistics the gradient of the input does not depend on sums, so both are computed in one
-#    pass.
+# c) With given statistics the gradient of the input does not depend on sums, so one pass computes both.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -99,8 +98,7 @@ cdef inline bint column_mean_lo_from_sums(const Job *job, const ColumnLayout *la
 
 
 cdef void add_row_ranges(const Job *job, const ColumnLayout *layout, double *partials) noexcept nogil:
-    """Add up the row ranges, then the packed columns of one column; the first C of each sum then hold the
-    totals."""
+    """Add up row ranges, then packed columns of one column; the first C of each sum then hold totals."""
     cdef Py_ssize_t row_range, packed, c, k
     cdef double *sums
     cdef const double *other
@@ -120,8 +118,7 @@ cdef void add_row_ranges(const Job *job, const ColumnLayout *layout, double *par
 
 cdef void chunk_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample, double *totals,
                        Py_ssize_t first, Py_ssize_t n, double *sums) noexcept nogil:
-    """The gradients of the parameters of n columns, at most COEFFICIENT_CHUNK, and their terms of the sums
-    (groups, 2)."""
+    """The gradients of n columns' parameters, at most COEFFICIENT_CHUNK; their terms of sums (groups, 2)."""
     cdef Py_ssize_t size = job.channels.channels_per_group, groups = layout.columns // size
     cdef Py_ssize_t out = sample * layout.columns + first, group = first // size, left, j
     cdef double mean_hi[COEFFICIENT_CHUNK]
@@ -189,8 +186,7 @@ cdef inline void grad_column_block_item(const Job *job, const ColumnLayout *layo
                                         const ColumnCoefficients *coeffs, bint gathered,
                                         GradientTiming timing, Py_ssize_t sample, Py_ssize_t item,
                                         double *partials) noexcept nogil:
-    """The sums of one column block in one row range; items count the blocks of the first range, then of the
-    next."""
+    """The sums of one column block in one row range; items count the blocks of each range in turn."""
     cdef Py_ssize_t row_range = item // layout.column_blocks, block = item - row_range * layout.column_blocks
     column_block_grad_sums(job, layout, coeffs, gathered, timing, sample, row_range, block, partials)
     if coeffs.nontemporal:

@@ -19,12 +19,12 @@ cdef struct ColumnLayout:
     Py_ssize_t packed_rows          # of a sample, the last of them perhaps shorter
     Py_ssize_t last_columns         # columns of the last packed row where it is shorter, else 0
     Py_ssize_t rows_per_lanes       # rows that elementwise work packs: together they are whole lanes
-    Py_ssize_t repeat               # how often coefficients are repeated: for packed rows and for rows_per_lanes
+    Py_ssize_t repeat               # of coefficients: for packed rows, and for rows_per_lanes
     Py_ssize_t range_rows           # packed rows of a row range
     Py_ssize_t row_ranges           # of a sample; each has partial sums of every column
     Py_ssize_t block_columns        # columns that a thread sums at a time: a column block
     Py_ssize_t column_blocks
-    Py_ssize_t peel                 # more columns of the first block, so that the others begin at a cache line of y
+    Py_ssize_t peel                 # more columns of the first block: the others begin at a cache line of y
     Py_ssize_t rows_per_pass        # packed rows that the loops take together
     Py_ssize_t lanes_rows_per_pass  # groups of rows_per_lanes rows that the loops take together
     Schedule schedule

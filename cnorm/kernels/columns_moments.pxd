@@ -43,8 +43,7 @@ cdef inline void column_block_sums(const Job *job, const ColumnLayout *layout, b
                                    double *sum_dd) noexcept nogil:
     """Sums of d = x - shift and of d*d, down `count` columns of a row range.
 
-    shift holds one value of the accumulation type per column; guess: it is OUT, taken from the range's first
-    rows."""
+    shift: one value of the accumulation type per column; guess: OUT, taken from the range's first rows."""
     cdef double buffer[COLUMN_BLOCK_ROWS * PACKED_COLUMNS_MAX]
     cdef PackedRows x
     cdef Py_ssize_t row = row_range * layout.range_rows, stop = row + whole_rows(layout, row_range), rows
@@ -73,8 +72,7 @@ cdef inline void column_sums_in_double(const Job *job, const ColumnLayout *layou
                                        Py_ssize_t sample, Py_ssize_t row_range, Py_ssize_t column,
                                        Py_ssize_t count, double *shift, double *sum_d,
                                        double *sum_dd) noexcept nogil:
-    """Sums of d = x - shift and of d*d down at most DOUBLE_COLUMNS columns, in double from the first addition
-    on."""
+    """Sums of d = x - shift and of d*d down at most DOUBLE_COLUMNS columns, in double throughout."""
     cdef double buffer[COLUMN_BLOCK_ROWS * PACKED_COLUMNS_MAX]
     cdef double widened[COLUMN_BLOCK_ROWS * DOUBLE_COLUMNS]
     cdef const char *at[COLUMN_BLOCK_ROWS]
@@ -124,8 +122,7 @@ cdef inline bint any_shift_poor(Py_ssize_t n, double count, const double *sum_d,
 
 
 cdef inline bint sums_overflowed(double sum_d, double sum_dd, double tiny) noexcept nogil:
-    """Whether a float overflowed or underflowed in these sums; tiny: the least sum of d*d that did not
-    underflow."""
+    """Whether a float overflowed, or underflowed: then the sum of d*d is below `tiny`."""
     return (sum_d - sum_d != 0) | (sum_dd - sum_dd != 0) | (sum_dd < tiny)
 
 
@@ -142,8 +139,7 @@ cdef inline void redo_overflowed_in_double(const Job *job, const ColumnLayout *l
                                            Py_ssize_t sample, Py_ssize_t row_range, Py_ssize_t column,
                                            Py_ssize_t count, double tiny, double *sum_d, double *sum_dd,
                                            double *shift) noexcept nogil:
-    """Replace sums and shifts, in double, of those of `count` columns whose float sums overflowed or
-    underflowed."""
+    """Replace sums and shifts of those of `count` columns whose float sums overflowed or underflowed."""
     cdef double new_shift[DOUBLE_COLUMNS]
     cdef double new_sum_d[DOUBLE_COLUMNS]
     cdef double new_sum_dd[DOUBLE_COLUMNS]

@@ -32,7 +32,8 @@ cdef int rows_forward(Job *job) noexcept nogil:
     cdef UnitBlocks blocks = unit_blocks(job, False)
     cdef void *copies = align_parameters(job, &blocks)
     cdef int failed
-    blocks.apply = row_apply if has_element_params(job) else segment_apply  # without a weight, a row is one segment
+    # without a weight, a row is one segment
+    blocks.apply = row_apply if has_element_params(job) else segment_apply
     schedule_units_forward(job, &blocks)
     if blocks.schedule.strategy == ROW_BATCHES:
         failed = forward_row_batches(job, &blocks)

@@ -49,8 +49,7 @@ cdef inline Py_ssize_t parameter_phase(const Job *job, const UnitBlocks *blocks)
 cdef inline void *align_parameters(Job *job, const UnitBlocks *blocks) noexcept nogil:
     """Let the job use aligned copies of weight and bias where there are rows enough to pay for the copies.
 
-    Returns the workspace of the copies, to be freed after the job; or NULL, where the job uses the arrays in
-    place."""
+    Returns the workspace of the copies, to be freed after the job; NULL where there are none."""
     cdef Py_ssize_t rows = units_of(job), bytes = blocks.elements * blocks.loops.acc_size, phase
     cdef Py_ssize_t least = ALIGN_MIN_ELEMENTS if job.threads == 1 else ALIGN_MIN_ELEMENTS_THREADED
     cdef char *workspace

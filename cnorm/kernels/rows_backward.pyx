@@ -278,8 +278,8 @@ cdef int rows_backward_two_sweeps(const Job *job, const UnitBlocks *blocks,
 cdef inline Py_ssize_t partials_per_thread(const RowBlocks *cut, int threads) noexcept nogil:
     """Neighbouring partials that a thread takes at a time: a branch of the reduction tree, so a power of two,
     and the largest with which no thread takes more partials than evenly shared ones would be."""
-    cdef Py_ssize_t branch = 1, largest = 1, fewest = (
-                                                       cut.partials + threads - 1) // threads, branches, per_thread
+    cdef Py_ssize_t branch = 1, largest = 1, branches, per_thread
+    cdef Py_ssize_t fewest = (cut.partials + threads - 1) // threads
     while branch < 2 * fewest:
         branches = round_up(cut.partials, branch) // branch
         per_thread = (branches + threads - 1) // threads

@@ -26,8 +26,7 @@ cdef inline void set_channel(const Job *job, Coefficients *coeffs, Py_ssize_t ch
 # a) The segments of a unit with a weight for each, where they are short: channels of a group of small images.
 # b) One segment index of several units: batch norm's channels of small images. Unit by unit, a few cache
 #    lines are read here and a few there, and written so, which takes up to twice as long. So the statistics
-#    of some units come first, and then, while these are in cache, all that is applied to them, segment by
-#    segment.
+#    of some units come first, and then, while these are in cache, all that is applied to them.
 # c) With given statistics there is nothing to wait for: batches as in b), in the order of memory.
 # d) Units of one short segment: what is done once per unit is done for many side by side.
 
@@ -71,8 +70,7 @@ cdef inline bint has_short_segments(const Job *job, const UnitBlocks *blocks) no
 cdef inline void segment_batch_coefficients(const Job *job, const Coefficients *unit_coeffs,
                                             Py_ssize_t channel, Py_ssize_t n, bint backward,
                                             UnitBatch *batch) noexcept nogil:
-    """Coefficients of n segments of one unit, with the unit's mean and rstd and the parameters of n
-    channels."""
+    """Coefficients of n segments of one unit: the unit's mean and rstd, the parameters of n channels."""
     cdef ChannelValues values = channel_values(job, channel)
     bind_batch(batch)
     batch.coeffs.shifted = unit_coeffs.mean_hi != 0
@@ -88,8 +86,7 @@ cdef inline void segment_batch_coefficients(const Job *job, const Coefficients *
 cdef inline void apply_segment_batch(const Job *job, const UnitBlocks *blocks,
                                      const Coefficients *unit_coeffs, Py_ssize_t inner, const char *x,
                                      char *y, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
-    """Forward over the whole segments first .. stop of the unit at x, up to BATCH_UNITS in one call of the
-    loops."""
+    """Forward over the whole segments first .. stop of the unit at x, BATCH_UNITS in one call."""
     cdef UnitBatch batch
     cdef Py_ssize_t n
     while first < stop:

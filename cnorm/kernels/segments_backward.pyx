@@ -176,8 +176,7 @@ cdef void unit_totals(const Job *job, const UnitBlocks *blocks, Coefficients *co
 
 cdef void set_backward_coefficients(const Job *job, Coefficients *coeffs, double count, double sum_g,
                                     double sum_gdev) noexcept nogil:
-    """The coefficients of the gradient of the input, from a unit's two weighted sums over `count`
-    elements."""
+    """The coefficients of the gradient of the input, from a unit's two weighted sums."""
     if job.stats_given:  # evaluation: the statistics do not depend on x
         coeffs.dev_coeff = 0
         coeffs.grad_offset = 0
@@ -189,8 +188,7 @@ cdef void set_backward_coefficients(const Job *job, Coefficients *coeffs, double
 
 cdef inline void finish_unit(const Job *job, const UnitBlocks *blocks, Coefficients *coeffs, Py_ssize_t unit,
                              const double *partials) noexcept nogil:
-    """The coefficients of the gradient of a unit's input, from its partials or from the sums that are
-    given."""
+    """The coefficients of the gradient of a unit's input, from its partials or from given sums."""
     cdef double sum_g, sum_gdev, count = <double> (blocks.segments * blocks.elements)
     if job.channels.sums_mode == SUMS_GIVEN:
         sum_g = job.channels.sums[2 * unit]
@@ -209,8 +207,7 @@ cdef inline void finish_unit(const Job *job, const UnitBlocks *blocks, Coefficie
 
 cdef void segment_batch_grad_sums(const Job *job, const UnitBlocks *blocks, const Coefficients *unit_coeffs,
                                   Py_ssize_t unit, double *partials) noexcept nogil:
-    """The partials (segments, N_GRAD_SUMS) of a unit of short segments: the bits of partial_grad_sums of
-    each."""
+    """The partials (segments, N_GRAD_SUMS) of a unit of short segments, as by partial_grad_sums."""
     cdef UnitBatch batch
     cdef const char *x = unit_at(job, &job.x, unit)
     cdef const char *dy = unit_at(job, &job.dy, unit)
@@ -290,8 +287,7 @@ cdef inline void backward_unit_item(const Job *job, const UnitBlocks *blocks, Py
 
 
 cdef int segments_backward_units(const Job *job, const UnitBlocks *blocks, Py_ssize_t count) noexcept nogil:
-    """UNIT_BY_UNIT. The `count` partials of a unit are on the stack where they are few, else in a
-    workspace."""
+    """UNIT_BY_UNIT. The `count` partials of a unit are on the stack where they are few, else on the heap."""
     cdef Py_ssize_t units = units_of(job), i
     cdef Py_ssize_t workspaces = 1 if job.threads == 1 else units
     cdef double *partials = NULL
@@ -315,8 +311,7 @@ cdef int segments_backward_units(const Job *job, const UnitBlocks *blocks, Py_ss
 
 cdef void unit_batch_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n,
                                UnitBatch *batch) noexcept nogil:
-    """batch.sums (N_GRAD_SUMS, BATCH_UNITS) of n units: all at once where each is one tile, else unit by
-    unit."""
+    """batch.sums (N_GRAD_SUMS, BATCH_UNITS) of n units: in one call where each is one tile, else by unit."""
     cdef double partials[N_GRAD_SUMS]
     cdef double sums[N_GRAD_SUMS]
     cdef Coefficients coeffs
@@ -347,8 +342,7 @@ cdef void unit_batch_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssiz
 
 cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit,
                               Py_ssize_t n) noexcept nogil:
-    """All gradients of n units of one outer index: the bits of backward_unit of each, the steps as loops over
-    units."""
+    """All gradients of n units of one outer index, bit for bit as by backward_unit."""
     cdef UnitBatch batch
     cdef Py_ssize_t i, inner = unit % job.shape[1]
     cdef double count = <double> (blocks.segments * blocks.elements)

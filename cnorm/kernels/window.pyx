@@ -78,8 +78,7 @@ cdef void set_channel_tile(const WindowJob *job, const WindowWorkspace *workspac
 
 cdef void add_window_rows(const WindowJob *job, const WindowWorkspace *workspace, char *lines,
                           Py_ssize_t first, Py_ssize_t last, WindowTile *tile) noexcept nogil:
-    """Add the lines of channels first to last, both included, to the rows of a tile, as far as there are such
-    channels."""
+    """Add the lines of the existing channels among first .. last (included) to the rows of a tile."""
     cdef Py_ssize_t channel
     for channel in range(max(first, 0), min(last, job.shape[1] - 1) + 1):
         tile.rows[tile.count] = lines + workspace.ring_offset[channel]
@@ -159,8 +158,7 @@ cdef void channels_first_span(const WindowJob *job, Py_ssize_t item,
 
 
 cdef inline char *position_at(const Tensor *tensor, const Py_ssize_t *index) noexcept nogil:
-    """The address of a position, whose channels follow: index of its sample and of three axes of
-    positions."""
+    """The address of a position, given its index[4]: sample, and three axes of positions."""
     return (tensor.data + index[0] * tensor.strides[0] + index[1] * tensor.strides[1]
             + index[2] * tensor.strides[2] + index[3] * tensor.strides[3])
 
@@ -179,9 +177,8 @@ cdef void channels_last_span(const WindowJob *job, Py_ssize_t item,
     """One span of positions, all their channels."""
     cdef const LoopTable *loops = LOOPS_BY_DTYPE[job.dtype]
     cdef int acc_size = loops.acc_size
-    cdef Py_ssize_t channels = job.shape[4], size = job.before + 1 + job.after, spans = spans_of(job,
-                                                                                                 workspace)
-    cdef Py_ssize_t line = workspace.line, rest = item // spans, i, c
+    cdef Py_ssize_t channels = job.shape[4], size = job.before + 1 + job.after, line = workspace.line
+    cdef Py_ssize_t spans = spans_of(job, workspace), rest = item // spans, i, c
     cdef Py_ssize_t[4] index
     cdef WindowTile tile = window_tile(job, workspace)
     index[3] = item % spans * workspace.span
@@ -251,8 +248,8 @@ cdef WindowWorkspace window_workspace(const WindowJob *job, bint backward) noexc
     workspace.backward = backward
     fit = window_bytes() // kinds_kept(&workspace, job.legacy)
     if job.channels_last:  # zeros before a position, and after it: `before` is no less than `after`
-        workspace.line = whole_lines(
-                                     job.before * acc_size) + whole_lines((job.shape[4] + job.before) * acc_size)
+        workspace.line = whole_lines(job.before * acc_size)
+        workspace.line += whole_lines((job.shape[4] + job.before) * acc_size)
         workspace.span = max(1, min(fit // workspace.line, SPAN_MAX))
         workspace.lines = workspace.span
     else:
