@@ -1,4 +1,4 @@
-# Columns: how the rows and columns of a sample are cut, and where they are. See columns.pyx.
+# Columns: how the rows and columns of a sample are cut, and where they are in memory. See columns.pyx.
 from cnorm.kernels.job cimport Job, Schedule, Tensor
 from cnorm.kernels.loops cimport LANES_ALIGN, LOOPS_BY_DTYPE, LoopTable
 from cnorm.kernels.machine cimport columns_from_memory
@@ -17,29 +17,32 @@ cdef struct ColumnLayout:
     Py_ssize_t rows_packed          # consecutive rows that count as one packed row
     Py_ssize_t packed_columns       # rows_packed * C
     Py_ssize_t packed_rows          # of a sample, the last of them perhaps shorter
-    Py_ssize_t last_columns         # columns of that last one, or 0 where it is whole
+    Py_ssize_t last_columns         # columns of the last packed row where it is shorter, else 0
     Py_ssize_t rows_per_lanes       # rows that elementwise work packs: together they are whole lanes
-    Py_ssize_t repeat               # how often coefficients are repeated: for packed rows and for rows_per_lanes
+    Py_ssize_t repeat               # of coefficients: for packed rows, and for rows_per_lanes
     Py_ssize_t range_rows           # packed rows of a row range
     Py_ssize_t row_ranges           # of a sample; each has partial sums of every column
     Py_ssize_t block_columns        # columns that a thread sums at a time: a column block
     Py_ssize_t column_blocks
-    Py_ssize_t peel                 # more columns of the first block, so that the others begin at a cache line of y
+    Py_ssize_t peel                 # more columns of the first block: the others begin at a cache line of y
     Py_ssize_t rows_per_pass        # packed rows that the loops take together
-    Py_ssize_t lanes_rows_per_pass  # the number of rows_per_lanes rows that the loops take together
+    Py_ssize_t lanes_rows_per_pass  # groups of rows_per_lanes rows that the loops take together
     Schedule schedule
 
 
-cdef inline Py_ssize_t column_rows_per_pass(Py_ssize_t row, bint from_memory, bint written) noexcept nogil:
-    """Rows of `row` bytes that the loops take together. Memory is read fastest in its order, within a page. Rows that
-    lie whole pages apart meet in one set of L1, together with the rows that are written."""
+cdef inline Py_ssize_t column_rows_per_pass(Py_ssize_t row_bytes, bint from_memory,
+                                            bint written) noexcept nogil:
+    """Rows that the loops take together.
+
+    Memory is read fastest in its order, within a page. In cache, rows that lie whole pages apart share one
+    set of L1 (set conflicts), with the rows that are written if any."""
     if from_memory:
-        return 1 if row < PAGE_BYTES else COLUMN_ROWS_PER_PASS // 2
-    return COLUMN_ROWS_PER_PASS // 4 if written and row % PAGE_BYTES == 0 else COLUMN_ROWS_PER_PASS
+        return 1 if row_bytes < PAGE_BYTES else COLUMN_ROWS_PER_PASS // 2
+    return COLUMN_ROWS_PER_PASS // 4 if written and row_bytes % PAGE_BYTES == 0 else COLUMN_ROWS_PER_PASS
 
 
 cdef inline Py_ssize_t rows_of_whole_lanes(Py_ssize_t columns) noexcept nogil:
-    """Rows of so many columns that together are whole lanes, and not over PACKED_COLUMNS_MAX columns."""
+    """Rows that together are whole lanes; more, up to PACKED_COLUMNS_MAX columns, where rows are short."""
     cdef Py_ssize_t rows = 1
     if columns >= PACKED_COLUMNS_MAX:
         return 1
@@ -49,17 +52,17 @@ cdef inline Py_ssize_t rows_of_whole_lanes(Py_ssize_t columns) noexcept nogil:
 
 
 cdef inline Py_ssize_t columns_to_peel(const Tensor *y, Py_ssize_t size) noexcept nogil:
-    """Columns before the first line of memory that begins in a row, if that is the same for all rows."""
+    """Columns before the first cache line that begins within a row of y; 0 where rows differ in that."""
     if (y.strides[0] | y.strides[1] | y.strides[2] | y.strides[3]) % LANES_ALIGN:
         return 0
     return (-<Py_ssize_t> y.data & (LANES_ALIGN - 1)) // size
 
 
 cdef inline void set_column_blocks(const Job *job, int threads, ColumnLayout *layout) noexcept nogil:
-    """As many columns of a row as can be in one block, since memory is read fastest in its order, unless that leaves
-    threads idle."""
-    cdef Py_ssize_t columns = layout.packed_columns, least = COLUMN_BLOCK_MULTIPLE
-    cdef Py_ssize_t most = COLUMN_BLOCK_DOUBLES * (8 // layout.loops.acc_size) - COLUMN_BLOCK_MULTIPLE, blocks
+    """Cut the packed columns into blocks: as few as fit, since memory is read fastest in its order, unless
+    that leaves threads idle."""
+    cdef Py_ssize_t columns = layout.packed_columns, least = COLUMN_BLOCK_MULTIPLE, blocks, most
+    most = COLUMN_BLOCK_DOUBLES * (8 // layout.loops.acc_size) - COLUMN_BLOCK_MULTIPLE
     layout.peel = 0
     blocks = (columns + most - 1) // most
     if layout.row_ranges < threads:
@@ -73,8 +76,9 @@ cdef inline void set_column_blocks(const Job *job, int threads, ColumnLayout *la
 
 
 cdef inline ColumnLayout column_layout(const Job *job, int threads) noexcept nogil:
-    """For so many threads in a sample."""
+    """The layout of every sample of a job, for `threads` threads in a sample."""
     cdef ColumnLayout layout
+    cdef Py_ssize_t size = LOOPS_BY_DTYPE[job.dtype].size
     cdef bint from_memory
     layout.loops = LOOPS_BY_DTYPE[job.dtype]
     layout.rows = job.shape[1] * job.shape[2] * job.shape[3]
@@ -85,45 +89,50 @@ cdef inline ColumnLayout column_layout(const Job *job, int threads) noexcept nog
     layout.last_columns = (layout.rows - (layout.packed_rows - 1) * layout.rows_packed) * layout.columns
     if layout.last_columns == layout.packed_columns:
         layout.last_columns = 0
-    layout.row_ranges = power_of_two((layout.packed_rows + ROW_RANGE_ROWS - 1) // ROW_RANGE_ROWS,
-                                     ROW_RANGES_MAX)
-    layout.range_rows = round_up((layout.packed_rows + layout.row_ranges - 1) // layout.row_ranges,
-                                 ROW_RANGE_MULTIPLE)
+    layout.row_ranges = (layout.packed_rows + ROW_RANGE_ROWS - 1) // ROW_RANGE_ROWS
+    layout.row_ranges = power_of_two(layout.row_ranges, ROW_RANGES_MAX)
+    layout.range_rows = (layout.packed_rows + layout.row_ranges - 1) // layout.row_ranges
+    layout.range_rows = round_up(layout.range_rows, ROW_RANGE_MULTIPLE)
     layout.row_ranges = (layout.packed_rows + layout.range_rows - 1) // layout.range_rows
     set_column_blocks(job, threads, &layout)
     layout.rows_per_lanes = rows_of_whole_lanes(layout.columns)
     layout.repeat = max(layout.rows_per_lanes, layout.rows_packed)
-    from_memory = job.shape[0] * layout.rows * layout.columns * layout.loops.size > columns_from_memory()
-    layout.rows_per_pass = column_rows_per_pass(layout.packed_columns * layout.loops.size, from_memory, False)
-    layout.lanes_rows_per_pass = column_rows_per_pass(
-        layout.rows_per_lanes * layout.columns * layout.loops.size, from_memory, True)
+    from_memory = job.shape[0] * layout.rows * layout.columns * size > columns_from_memory()
+    layout.rows_per_pass = column_rows_per_pass(layout.packed_columns * size, from_memory, False)
+    layout.lanes_rows_per_pass = column_rows_per_pass(layout.rows_per_lanes * layout.columns * size,
+                                                      from_memory, True)
     return layout
 
 
 cdef inline Py_ssize_t column_block_begin(const ColumnLayout *layout, Py_ssize_t block) noexcept nogil:
+    """The first packed column of a column block."""
     return block * layout.block_columns + layout.peel if block > 0 else 0
 
 
 cdef inline Py_ssize_t column_block_size(const ColumnLayout *layout, Py_ssize_t block) noexcept nogil:
+    """Packed columns of a column block."""
     cdef Py_ssize_t end = layout.packed_columns
     if block + 1 < layout.column_blocks:
         end = column_block_begin(layout, block + 1)
     return end - column_block_begin(layout, block)
 
 
+# ---- where rows are ----
+
+
 cdef inline char *row_at(const Job *job, const Tensor *tensor, Py_ssize_t sample,
                          Py_ssize_t row) noexcept nogil:
-    cdef Py_ssize_t outer = row // job.shape[3], first
-    row -= outer * job.shape[3]
-    first = outer // job.shape[2]
-    return (tensor.data + sample * tensor.strides[0] + first * tensor.strides[1]
-            + (outer - first * job.shape[2]) * tensor.strides[2] + row * tensor.strides[3])
+    """The address of a row of a sample; rows count along the three axes shape[1:4]."""
+    cdef Py_ssize_t middle = row // job.shape[3], outer = middle // job.shape[2]
+    return (tensor.data + sample * tensor.strides[0] + outer * tensor.strides[1]
+            + (middle - outer * job.shape[2]) * tensor.strides[2]
+            + (row - middle * job.shape[3]) * tensor.strides[3])
 
 
-cdef inline void addresses_of_rows(const Job *job, const Tensor *tensor, Py_ssize_t sample,
-                                   Py_ssize_t first, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t bytes,
+cdef inline void addresses_of_rows(const Job *job, const Tensor *tensor, Py_ssize_t sample, Py_ssize_t first,
+                                   Py_ssize_t step, Py_ssize_t rows, Py_ssize_t bytes,
                                    char **out) noexcept nogil:
-    """Addresses of rows first, first + step, ..., `bytes` into each."""
+    """Addresses `bytes` into each of `rows` rows: first, first + step, ..."""
     cdef Py_ssize_t i, stride = step * tensor.strides[3]
     cdef char *base
     if job.shape[1] == 1 and job.shape[2] == 1:
@@ -136,36 +145,39 @@ cdef inline void addresses_of_rows(const Job *job, const Tensor *tensor, Py_ssiz
 
 
 cdef inline bint rows_are_contiguous(const Job *job, const Tensor *tensor) noexcept nogil:
-    """Whether the rows of a sample lie one after the other."""
-    cdef Py_ssize_t row = job.shape[4] * LOOPS_BY_DTYPE[job.dtype].size
-    return (tensor.strides[3] == row
-            and (job.shape[2] == 1 or tensor.strides[2] == row * job.shape[3])
-            and (job.shape[1] == 1 or tensor.strides[1] == row * job.shape[3] * job.shape[2]))
+    """Whether the rows of a sample lie end to end."""
+    cdef Py_ssize_t row_bytes = job.shape[4] * LOOPS_BY_DTYPE[job.dtype].size
+    return (tensor.strides[3] == row_bytes
+            and (job.shape[2] == 1 or tensor.strides[2] == row_bytes * job.shape[3])
+            and (job.shape[1] == 1 or tensor.strides[1] == row_bytes * job.shape[3] * job.shape[2]))
 
 
-cdef struct RowAddresses:
-    # Up to COLUMN_BLOCK_ROWS rows as the loops take them: in place or gathered.
+cdef struct PackedRows:
+    # Up to COLUMN_BLOCK_ROWS packed rows as the loops take them: in place or gathered.
     const char *at[COLUMN_BLOCK_ROWS]
-    const LoopTable *loops
-    Py_ssize_t rows
+    const LoopTable *loops    # of the type in which the rows are stored
 
 
-cdef inline void packed_rows_at(const Job *job, const ColumnLayout *layout, const Tensor *tensor, bint gathered,
-                                Py_ssize_t sample, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t column, char *buffer,
-                                RowAddresses *out) noexcept nogil:
-    """Packed rows first .. first + rows, from a column on; gathered in the buffer where they are not contiguous."""
+cdef inline void set_packed_rows(const Job *job, const ColumnLayout *layout, const Tensor *tensor,
+                                 bint gathered, Py_ssize_t sample, Py_ssize_t first, Py_ssize_t rows,
+                                 Py_ssize_t column, char *buffer, PackedRows *packed) noexcept nogil:
+    """Packed rows first .. first + rows, from a column on.
+
+    gathered: rows of the tensor do not lie end to end, so packed ones are copied to the buffer, in the
+    accumulation type."""
     cdef Py_ssize_t acc_size = layout.loops.acc_size, i, row, begin, end
-    out.rows = rows
+    cdef char *packed_row
     if layout.rows_packed == 1 or not gathered:
-        out.loops = layout.loops
+        packed.loops = layout.loops
         addresses_of_rows(job, tensor, sample, first * layout.rows_packed, layout.rows_packed, rows,
-                          column * layout.loops.size, <char **> out.at)
+                          column * layout.loops.size, <char **> packed.at)
         return
-    out.loops = LOOPS_BY_DTYPE[layout.loops.acc_dtype]
+    packed.loops = LOOPS_BY_DTYPE[layout.loops.acc_dtype]
     for i in range(rows):
-        out.at[i] = buffer + (i * layout.packed_columns + column) * acc_size
+        packed_row = buffer + i * layout.packed_columns * acc_size
+        packed.at[i] = packed_row + column * acc_size
         begin = (first + i) * layout.rows_packed
         end = min(begin + layout.rows_packed, layout.rows)
         for row in range(begin, end):
             layout.loops.widen(row_at(job, tensor, sample, row), layout.columns,
-                               buffer + (i * layout.packed_columns + (row - begin) * layout.columns) * acc_size)
+                               packed_row + (row - begin) * layout.columns * acc_size)

@@ -7,13 +7,21 @@ from cnorm.kernels.machine cimport MACHINE
 from cnorm.kernels.statistics cimport rstd_from_variance
 
 include "rows.pyx"
+include "rows_backward.pyx"
 include "segments.pyx"
+include "segments_backward.pyx"
 include "columns.pyx"
+include "columns_backward.pyx"
 include "window.pyx"
 
-# What the table offers. Kernels are entered with subnormals counting.
+
+# ---- what the table offers ----
+# Other libraries leave "flush to zero" set in the threads that call us. lanes_enter lets subnormals count
+# while a kernel runs, lanes_leave restores what was set.
+
 
 cdef int run_norm(norm_kernel kernel, Job *job) noexcept nogil:
+    """Run a kernel; 0, or -1 where memory ran out."""
     cdef unsigned before = lanes_enter()
     cdef int failed = kernel(job)
     lanes_leave(before)
@@ -21,6 +29,7 @@ cdef int run_norm(norm_kernel kernel, Job *job) noexcept nogil:
 
 
 cdef int run_window(window_kernel kernel, WindowJob *job) noexcept nogil:
+    """Run a kernel of the window family; 0, or -1 where memory ran out."""
     cdef unsigned before = lanes_enter()
     cdef int failed = kernel(job)
     lanes_leave(before)
@@ -28,24 +37,28 @@ cdef int run_window(window_kernel kernel, WindowJob *job) noexcept nogil:
 
 
 cdef void widen(int dtype, const char *values, Py_ssize_t n, void *out) noexcept nogil:
+    """n values of a dtype, as values of its accumulation type."""
     cdef unsigned before = lanes_enter()
     LOOPS_BY_DTYPE[dtype].widen(values, n, out)
     lanes_leave(before)
 
 
 cdef void widen64(int dtype, const char *values, Py_ssize_t n, double *out) noexcept nogil:
+    """n values of a dtype, as float64."""
     cdef unsigned before = lanes_enter()
     LOOPS_BY_DTYPE[dtype].widen64(values, n, out)
     lanes_leave(before)
 
 
 cdef void narrow(int dtype, const double *values, Py_ssize_t n, char *out) noexcept nogil:
+    """n values of float64, rounded once to a dtype."""
     cdef unsigned before = lanes_enter()
     LOOPS_BY_DTYPE[dtype].store64(values, n, out)
     lanes_leave(before)
 
 
 cdef void rstds(double *values, Py_ssize_t n, double eps) noexcept nogil:
+    """Turn n variances into 1 / sqrt(variance + eps), in place."""
     cdef unsigned before = lanes_enter()
     cdef Py_ssize_t i
     for i in range(n):
@@ -87,8 +100,9 @@ def force_strategy(int strategy):
 
 
 def round_bfloat16(bint by_processor):
-    """Let the processor round bfloat16, or do it in integers: the same bits, for tests. Returns which holds
-    from now on: not every processor can."""
+    """Let the processor round bfloat16, or round in integer arithmetic; both give equal bits, as tests check.
+
+    Returns whether the processor rounds from now on: not every processor can."""
     return use_bfloat16_rounding(by_processor)
 
 

@@ -9,7 +9,7 @@
 #    mean. That choice depends on the data alone.
 # c) Sums that overflow or underflow a float (inputs near 1e30 or 1e-30) are taken again in double.
 # d) Blocks, units and ranks merge by `merged` (Chan et al. 1979), in a fixed tree.
-from cnorm.kernels.job cimport Job, Moments, Schedule, Tensor
+from cnorm.kernels.job cimport STRATEGY_ANY, Job, Moments, Schedule, Tensor
 from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, Coefficients, LoopTable
 from cnorm.kernels.statistics cimport merge_moments, moments_about, shift_is_poor
 from cnorm.kernels.tuning cimport BLOCK_TILES, SHORT_SEGMENT, TILE, TINY_SQUARE, TREE_LEVELS
@@ -129,6 +129,11 @@ cdef inline UnitBlocks unit_blocks(const Job *job, bint tile_within_segment) noe
         blocks.tiles = (blocks.segments + blocks.segments_per_tile - 1) // blocks.segments_per_tile
     blocks.blocks = (blocks.tiles + BLOCK_TILES - 1) // BLOCK_TILES
     blocks.apply = NULL
+    blocks.schedule.strategy = STRATEGY_ANY
+    blocks.schedule.threads = job.threads
+    blocks.schedule.items = 0
+    blocks.schedule.units_per_batch = 1
+    blocks.schedule.rows_per_pass = 1
     blocks.schedule.nontemporal = False
     blocks.schedule.prefetch_bytes = 0
     blocks.schedule.prefetch_segments = 0

@@ -1,4 +1,4 @@
-# Segments: parameters of channels, and what is applied to segments. See segments.pyx.
+# Segments: the coefficients of channels, and forward over ranges of a unit. See segments.pyx.
 from cnorm.kernels.coefficients cimport (
     N_GRAD_SUMS, PASS_FORWARD, ChannelValues, channel_values_from, coefficients, fill)
 from cnorm.kernels.job cimport ACT_SLOPES, Job
@@ -8,13 +8,15 @@ from cnorm.kernels.tuning cimport BATCH_UNITS, SHORT_SEGMENT_BYTES
 
 
 cdef inline Py_ssize_t channel_of(const Job *job, Py_ssize_t inner, Py_ssize_t segment) noexcept nogil:
+    """The channel whose weight a segment takes: one per segment (by_segment), or one per unit."""
     return inner * job.shape[2] + segment if job.channels.by_segment else inner
 
 
 cdef inline void set_channel(const Job *job, Coefficients *coeffs, Py_ssize_t channel) noexcept nogil:
-    """scale, bias and slope of one channel; mean_lo goes into the bias."""
+    """Scale, bias and slope of one channel, from the unit's mean and rstd; mean_lo goes into the bias."""
+    cdef double bias = job.channels.bias[channel] if job.channels.bias != NULL else 0
     coeffs.scale = coeffs.rstd * job.channels.weight[channel] if job.channels.weight != NULL else coeffs.rstd
-    coeffs.bias = (job.channels.bias[channel] if job.channels.bias != NULL else 0) - coeffs.mean_lo * coeffs.scale
+    coeffs.bias = bias - coeffs.mean_lo * coeffs.scale
     if job.activation == ACT_SLOPES:
         coeffs.slope = job.channels.slopes[channel]
 
@@ -22,13 +24,14 @@ cdef inline void set_channel(const Job *job, Coefficients *coeffs, Py_ssize_t ch
 # ---- batches: units or segments that lie side by side in memory, each with coefficients of its own ----
 #
 # a) The segments of a unit with a weight for each, where they are short: channels of a group of small images.
-# b) The same segment of several units: batch norm's channels of small images. Unit by unit, a few cache lines are
-#    read here and a few there, and written so, which takes up to twice as long. So the statistics of some units come
-#    first, and then, while these are in cache, all that is applied to them, segment by segment.
-# c) With given statistics there is nothing to wait for: as b), in the order of memory.
+# b) One segment index of several units: batch norm's channels of small images. Unit by unit, a few cache
+#    lines are read here and a few there, and written so, which takes up to twice as long. So the statistics
+#    of some units come first, and then, while these are in cache, all that is applied to them.
+# c) With given statistics there is nothing to wait for: batches as in b), in the order of memory.
 # d) Units of one short segment: what is done once per unit is done for many side by side.
 
 cdef struct UnitBatch:
+    # Coefficients and sums of up to BATCH_UNITS units or segments.
     CoefficientArrays coeffs       # points to the arrays below
     double mean_hi[BATCH_UNITS]
     double scale[BATCH_UNITS]
@@ -42,6 +45,7 @@ cdef struct UnitBatch:
 
 
 cdef inline void bind_batch(UnitBatch *batch) noexcept nogil:
+    """Let batch.coeffs point to the arrays of the batch."""
     batch.coeffs.mean_hi = batch.mean_hi
     batch.coeffs.scale = batch.scale
     batch.coeffs.bias = batch.bias
@@ -52,54 +56,62 @@ cdef inline void bind_batch(UnitBatch *batch) noexcept nogil:
 
 
 cdef inline ChannelValues channel_values(const Job *job, Py_ssize_t channel) noexcept nogil:
+    """The parameters of the job's channels from `channel` on."""
     return channel_values_from(channel, job.channels.weight, job.channels.bias, job.channels.slopes,
                                job.slope, job.activation)
 
 
 cdef inline bint has_short_segments(const Job *job, const UnitBlocks *blocks) noexcept nogil:
-    """a): whether segments of a unit share a call of the loops."""
-    return job.channels.by_segment and blocks.segments > 1 and blocks.runs == 1 and blocks.elements * blocks.loops.size <= SHORT_SEGMENT_BYTES
+    """Whether the segments of a unit share a call of the loops: case a) of the batches."""
+    return (job.channels.by_segment and blocks.segments > 1 and blocks.runs == 1
+            and blocks.elements * blocks.loops.size <= SHORT_SEGMENT_BYTES)
 
 
-cdef inline void segment_batch_coefficients(const Job *job, const Coefficients *coeffs, Py_ssize_t channel,
-                                            Py_ssize_t n, bint backward, UnitBatch *batch) noexcept nogil:
-    """Segments of one unit: one mean and rstd, parameters for each."""
+cdef inline void segment_batch_coefficients(const Job *job, const Coefficients *unit_coeffs,
+                                            Py_ssize_t channel, Py_ssize_t n, bint backward,
+                                            UnitBatch *batch) noexcept nogil:
+    """Coefficients of n segments of one unit: the unit's mean and rstd, the parameters of n channels."""
     cdef ChannelValues values = channel_values(job, channel)
     bind_batch(batch)
-    batch.coeffs.shifted = coeffs.mean_hi != 0
-    fill(coeffs.mean_hi, n, batch.mean_hi)
-    fill(coeffs.mean_lo, n, batch.mean_lo)
-    fill(coeffs.rstd, n, batch.rstd)
+    batch.coeffs.shifted = unit_coeffs.mean_hi != 0
+    fill(unit_coeffs.mean_hi, n, batch.mean_hi)
+    fill(unit_coeffs.mean_lo, n, batch.mean_lo)
+    fill(unit_coeffs.rstd, n, batch.rstd)
     coefficients(PASS_FORWARD, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, &batch.coeffs)
     if backward:
-        fill(coeffs.dev_coeff, n, batch.dev_coeff)
-        fill(coeffs.grad_offset, n, batch.grad_offset)
+        fill(unit_coeffs.dev_coeff, n, batch.dev_coeff)
+        fill(unit_coeffs.grad_offset, n, batch.grad_offset)
 
 
-cdef inline void apply_segment_batch(const Job *job, const UnitBlocks *blocks, const Coefficients *shared,
-                                     Py_ssize_t inner, const char *x, char *y, Py_ssize_t first,
-                                     Py_ssize_t stop) noexcept nogil:
-    """Whole segments first .. stop of a unit."""
+cdef inline void apply_segment_batch(const Job *job, const UnitBlocks *blocks,
+                                     const Coefficients *unit_coeffs, Py_ssize_t inner, const char *x,
+                                     char *y, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    """Forward over the whole segments first .. stop of the unit at x, BATCH_UNITS in one call."""
     cdef UnitBatch batch
-    cdef Py_ssize_t count
+    cdef Py_ssize_t n
     while first < stop:
-        count = min(<Py_ssize_t> BATCH_UNITS, stop - first)
-        segment_batch_coefficients(job, shared, channel_of(job, inner, first), count, False, &batch)
-        blocks.loops.apply_batch(x + first * job.x.strides[2], y + first * job.y.strides[2], 1, 0, 0, count,
+        n = min(<Py_ssize_t> BATCH_UNITS, stop - first)
+        segment_batch_coefficients(job, unit_coeffs, channel_of(job, inner, first), n, False, &batch)
+        blocks.loops.apply_batch(x + first * job.x.strides[2], y + first * job.y.strides[2], 1, 0, 0, n,
                                  job.x.strides[2], job.y.strides[2], blocks.elements, &batch.coeffs,
                                  job.activation)
-        first += count
+        first += n
 
 
-cdef inline void segment_apply(const Job *job, const UnitBlocks *blocks, const Coefficients *shared,
+cdef inline void segment_apply(const Job *job, const UnitBlocks *blocks, const Coefficients *unit_coeffs,
                                Py_ssize_t unit, const char *x, char *y,
                                const ElementRange *extent) noexcept nogil:
+    """y = (x - mean) * rstd * weight + bias over a range of a unit, with the parameters of its channels.
+
+    x and y are the addresses of the unit. All segments in one call of the loops where a segment is one run
+    and they share their parameters; else one contiguous run at a time."""
     cdef Coefficients coeffs
     cdef Py_ssize_t segment, element, step, size = blocks.loops.size, inner = unit % job.shape[1]
+    cdef Py_ssize_t stop = extent.segment + extent.count
     if has_short_segments(job, blocks):
-        apply_segment_batch(job, blocks, shared, inner, x, y, extent.segment, extent.segment + extent.count)
+        apply_segment_batch(job, blocks, unit_coeffs, inner, x, y, extent.segment, stop)
         return
-    coeffs = shared[0]
+    coeffs = unit_coeffs[0]
     if not job.channels.by_segment:
         set_channel(job, &coeffs, inner)
         if blocks.runs == 1:
@@ -108,13 +120,13 @@ cdef inline void segment_apply(const Job *job, const UnitBlocks *blocks, const C
                                job.x.strides[2], job.y.strides[2], extent.end - extent.begin, &coeffs,
                                job.activation)
             return
-    for segment in range(extent.segment, extent.segment + extent.count):
+    for segment in range(extent.segment, stop):
         if job.channels.by_segment:
             set_channel(job, &coeffs, channel_of(job, inner, segment))
         element = extent.begin
         while element < extent.end:
             step = min(blocks.length - element % blocks.length, extent.end - element)
             blocks.loops.apply(element_at(blocks, &job.x, x, segment, element),
-                          <char *> element_at(blocks, &job.y, y, segment, element),
-                          1, 0, 0, step, &coeffs, job.activation)
+                               <char *> element_at(blocks, &job.y, y, segment, element), 1, 0, 0, step,
+                               &coeffs, job.activation)
             element += step
