@@ -4,8 +4,8 @@
 ``backward(dy, x, weight, *stats, bias=None, out=None)`` returns ``(dx, dw, db)``. `running` is the
 pair of running statistics or nothing; forward updates it in place where ``uses_input_stats``, and
 reads it where not. `out` receives y or dx. ``stats_shapes(shape)`` are the statistics' shapes for
-an input of that shape. A norm with a ``negative_slope`` ends in ReLU (0) or LeakyReLU, whose
-gradient depends on the bias.
+an input of that shape. A norm with a ``negative_slope`` ends in ReLU (0) or LeakyReLU: its
+gradient depends on the bias, which `backward` takes where ``needs_bias``.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,10 @@ class BatchNorm:
     eps: float = 1e-5
     channel_axis: int = 1
     negative_slope: float | None = None
+
+    @property
+    def needs_bias(self):
+        return self.negative_slope is not None
 
     def forward(self, x, weight, bias, *running, out=None):
         return F.batch_norm(
@@ -44,6 +48,7 @@ class InstanceNorm:
     momentum: float = 0.1
     eps: float = 1e-5
     channel_axis: int = 1
+    needs_bias = False
 
     def forward(self, x, weight, bias, *running, out=None):
         return F.instance_norm(
@@ -69,6 +74,10 @@ class GroupNorm:
     negative_slope: float | None = None
     uses_input_stats = True
 
+    @property
+    def needs_bias(self):
+        return self.negative_slope is not None
+
     def forward(self, x, weight, bias, *, out=None):
         return F.group_norm(
             x, self.num_groups, weight, bias, self.eps, channel_axis=self.channel_axis,
@@ -90,6 +99,7 @@ class LayerNorm:
     normalized_shape: tuple
     eps: float = 1e-5
     uses_input_stats = True
+    needs_bias = False
 
     def forward(self, x, weight, bias, *, out=None):
         return F.layer_norm(
@@ -109,6 +119,7 @@ class RMSNorm:
     normalized_shape: tuple
     eps: float | None = None
     uses_input_stats = True
+    needs_bias = False
 
     def forward(self, x, weight, bias, *, out=None):
         return F.rms_norm(x, self.normalized_shape, weight, self.eps, return_stats=True, out=out)
@@ -129,6 +140,7 @@ class LocalResponseNorm:
     k: float = 1.0
     channel_axis: int = 1
     uses_input_stats = True
+    needs_bias = False
 
     def forward(self, x, weight, bias, *, out=None):
         return (F.local_response_norm(x, *self._window, channel_axis=self.channel_axis, out=out),)

@@ -1,7 +1,7 @@
 """The memory of tensors as arrays, and the autograd function that every norm shares.
 
 A call computes here where nobody records or transforms torch's operations and all tensors are
-plain ones in the memory of the CPU; `usable` and `watched` decide that. Every other call belongs
+plain ones in the memory of the CPU; `watched` and `arrays_of` decide that. Every other call belongs
 to torch's own function, so that dispatch modes, ``make_fx``, ``torch.compile``, ``torch.export``,
 ``torch.func`` and forward-mode differentiation see what they know.
 """
@@ -27,9 +27,9 @@ except ModuleNotFoundError:  # NumPy then has no bfloat16
 else:
     DTYPES[torch.bfloat16] = np.dtype(ml_dtypes.bfloat16)
 
-# A result of so many bytes takes memory that cnorm reuses: from this size on malloc asks the system
-# for new pages each time (glibc, 32 MiB), which takes longer than the norm. Such a storage cannot
-# be resized; smaller results are allocated by torch and can.
+# A result of so many bytes takes memory that cnorm reuses, as gradients do: from this size on
+# malloc asks the system for new pages each time (glibc, 32 MiB), which takes longer than the norm.
+# The storage of such a tensor cannot be resized; torch allocates smaller results, which can.
 REUSED_FROM = 1 << 25
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}  # a subclass may hold no data, or mean something else
@@ -67,25 +67,28 @@ def _only_devices():
     return all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
 
 
-def usable(tensors):
-    """Whether each of the tensors is None or one whose memory NumPy can see."""
+def arrays_of(tensors):
+    """The memory of tensors as arrays (None for None), or None where NumPy cannot see all of it.
+
+    The arrays must not outlive the tensors.
+    """
+    arrays = []
     for t in tensors:
-        if t is not None and not (
-            type(t) in _PLAIN and _keys(t).raw_repr() in _DENSE and t.dtype in DTYPES
-        ):
-            return False
-    return True
-
-
-def as_array(tensor):
-    """The memory of a usable tensor as an array, which must not outlive the tensor."""
-    if tensor is None:
-        return None
-    dtype, memory = DTYPES[tensor.dtype], _memory_at(tensor.data_ptr())
-    if tensor.is_contiguous():
-        return np.ndarray(tensor.shape, dtype, memory)
-    size = dtype.itemsize
-    return np.ndarray(tensor.shape, dtype, memory, 0, [s * size for s in tensor.stride()])
+        if t is None:
+            arrays.append(None)
+            continue
+        if type(t) not in _PLAIN or _keys(t).raw_repr() not in _DENSE:
+            return None
+        dtype = DTYPES.get(t.dtype)
+        if dtype is None:
+            return None
+        memory = _memory_at(t.data_ptr())
+        if t.is_contiguous():
+            arrays.append(np.ndarray(t.shape, dtype, memory))
+        else:
+            strides = [s * dtype.itemsize for s in t.stride()]
+            arrays.append(np.ndarray(t.shape, dtype, memory, 0, strides))
+    return arrays
 
 
 def as_tensor(array):
@@ -93,14 +96,6 @@ def as_tensor(array):
     if array.dtype.num >= 256:  # none of NumPy's own: bfloat16
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
-
-
-def result_like(tensor):
-    """A new tensor for a result and its array, or twice None where cnorm is to allocate it."""
-    if tensor.numel() * tensor.element_size() >= REUSED_FROM:
-        return None, None
-    result = torch.empty_like(tensor)
-    return result, as_array(result)
 
 
 def differentiable(*tensors):
@@ -120,26 +115,32 @@ def _made(kind, settings):
 
 def run(kind, settings, x, weight=None, bias=None, mean=None, var=None):
     """A norm of `_torch_functions` applied to tensors, here or by torch's own function."""
-    y = run_here(kind, settings, x, weight, bias, mean, var)
+    y = None if watched() else run_here(kind, settings, x, weight, bias, mean, var)
     return kind(*settings).in_torch(x, weight, bias, mean, var) if y is None else y
 
 
 def run_here(kind, settings, x, weight=None, bias=None, mean=None, var=None):
-    """The norm, or None where torch's own function must do it."""
-    if watched() or not usable((x, weight, bias, mean, var)) or (mean is None) != (var is None):
+    """The norm while nobody watches, or None where torch's own function must do it."""
+    if (mean is None) != (var is None):
+        return None
+    tensors = (x, weight, bias) if mean is None else (x, weight, bias, mean, var)
+    arrays = arrays_of(tensors)
+    if arrays is None:
         return None
     norm = _made(kind, settings)
     if differentiable(x, weight, bias):
-        return Norm.apply(norm, x, weight, bias, mean, var)
-    return compute(norm, x, weight, bias, mean, var)[0]
+        return _apply(norm, arrays, x, weight, bias)
+    return compute(norm, arrays, x)[0]
 
 
-def compute(norm, x, weight, bias, mean, var):
+def compute(norm, arrays, x):
     """The result as a tensor, then the statistics as arrays."""
-    y, out = result_like(x)
-    running = () if mean is None else (as_array(mean), as_array(var))
-    array, *stats = norm.forward(as_array(x), as_array(weight), as_array(bias), *running, out=out)
-    return as_tensor(array) if y is None else y, stats
+    if x.numel() * x.element_size() >= REUSED_FROM:
+        y, *stats = norm.forward(*arrays)
+        return as_tensor(y), stats
+    y = torch.empty_like(x)
+    _, *stats = norm.forward(*arrays, out=arrays_of((y,))[0])
+    return y, stats
 
 
 class Norm(torch.autograd.Function):
@@ -149,33 +150,38 @@ class Norm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, norm, x, weight, bias, mean, var):
-        y, ctx.stats = compute(norm, x, weight, bias, mean, var)
+    def forward(ctx, norm, arrays, x, weight, bias):
+        y, ctx.stats = compute(norm, arrays, x)
         ctx.norm = norm
         ctx.save_for_backward(x, weight, bias)
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        _, *needed, _, _ = ctx.needs_input_grad
-        saved = ctx.saved_tensors
+        _, _, of_x, of_weight, of_bias = ctx.needs_input_grad
+        x, weight, bias = saved = ctx.saved_tensors
+        norm = ctx.norm
         # with gradients enabled the gradient is to be differentiated; several gradients at once
         # (`is_grads_batched`) have no memory of their own
-        if torch.is_grad_enabled() or watched() or not usable((dy, *saved)):
-            return None, *gradients_in_torch(ctx.norm, ctx.stats, dy, saved, needed), None, None
-        x, weight, bias = saved
-        dx, out = result_like(x)
-        array, *parameter_grads = ctx.norm.backward(
-            as_array(dy), as_array(x), as_array(weight), *ctx.stats, bias=as_array(bias), out=out
+        arrays = None
+        if not (torch.is_grad_enabled() or watched()):
+            arrays = arrays_of((dy, x, weight, bias) if norm.needs_bias else (dy, x, weight))
+        if arrays is None:
+            grads = gradients_in_torch(norm, ctx.stats, dy, saved, (of_x, of_weight, of_bias))
+            return None, None, *grads
+        bias = arrays[3] if norm.needs_bias else None
+        dx, dw, db = norm.backward(*arrays[:3], *ctx.stats, bias=bias)
+        return (
+            None,
+            None,
+            as_tensor(dx) if of_x else None,
+            as_tensor(dw) if of_weight else None,
+            as_tensor(db) if of_bias else None,
         )
-        if dx is None:
-            dx = as_tensor(array)
-        # a copy, in memory of torch's own, of what is short
-        dw, db = (
-            as_tensor(g).clone() if n else None
-            for g, n in zip(parameter_grads, needed[1:], strict=True)
-        )
-        return None, dx if needed[0] else None, dw, db, None, None
+
+
+# Norm.apply without what concerns torch.func only, whose tensors do not come here
+_apply = super(torch.autograd.Function, Norm).apply
 
 
 def gradients_in_torch(norm, stats, dy, tensors, needed):

@@ -14,7 +14,7 @@ import torch
 from torch.autograd import forward_ad
 
 from . import _torch_functions as F
-from ._torch_autograd import DTYPES, as_array, as_tensor, usable
+from ._torch_autograd import DTYPES, arrays_of, as_tensor
 
 _CHANNELS = "bool training, float momentum=0.1, float eps=1e-05"
 
@@ -66,12 +66,12 @@ class _Operator:
 
     def forward(self, *arguments):
         tensors, running, norm = self.split(arguments)
-        _check(self.name, (*tensors, *running))
         if self.updates(norm, running):
             running = [r.clone() for r in running]
         y = torch.empty_like(tensors[0])
-        given = [] if running[0] is None else map(as_array, running)
-        _, *stats = norm.forward(*map(as_array, tensors), *given, out=as_array(y))
+        given = () if running[0] is None else running
+        out, *arrays = _arrays(self.name, (y, *tensors, *given))
+        _, *stats = norm.forward(*arrays, out=out)
         results = [y, *map(as_tensor, stats)]
         if self.running:
             results += running if self.updates(norm, running) else [y.new_empty(0), y.new_empty(0)]
@@ -90,10 +90,9 @@ class _Operator:
         weight = rest[0] if self.parameters else None
         stats = rest[bool(self.parameters) :][: self.statistics]
         norm = self.norm(rest[bool(self.parameters) + self.statistics :])
-        _check(self.name, (dy, x, weight))
         dx = torch.empty_like(x)
-        arrays = map(as_array, (dy, x, weight, *stats))
-        _, *grads = norm.backward(*arrays, out=as_array(dx))
+        out, *arrays = _arrays(self.name, (dx, dy, x, weight, *stats))
+        _, *grads = norm.backward(*arrays, out=out)
         return _packed([dx, *(as_tensor(g) for g in grads[: self.parameters])])
 
     def backward_fake(self, dy, x, *rest):
@@ -134,7 +133,7 @@ def _packed(results):
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _check(name, tensors):
+def _arrays(name, tensors):
     # torch would drop the tangents: its operators from Python have no forward-mode derivative, and
     # under torch.func.jvp the kernel cannot see which of its tensors have one
     if forward_ad._current_level >= 0:
@@ -142,12 +141,14 @@ def _check(name, tensors):
             f"torch.ops.cnorm.{name} has no forward-mode derivative: use the layer or "
             f"cnorm.interop.torch.{name}, which torch computes itself in that mode"
         )
-    if not usable(tensors):
+    arrays = arrays_of(tensors)
+    if arrays is None:
         kinds = sorted({str(t.dtype) for t in tensors if t is not None})
         raise TypeError(
             f"torch.ops.cnorm.{name} computes dense tensors on the CPU of "
             f"{', '.join(map(str, DTYPES))}, but got {', '.join(kinds)}"
         )
+    return arrays
 
 
 def _one_by_one(operator):
