@@ -2,8 +2,8 @@
 
 The computation of a layer is a function of the layer and its input, for while nobody watches. It
 returns None where the ``forward`` of the layer's class must run: for small inputs, where torch's
-own function is faster, and wherever cnorm cannot compute. torch's layers are known by their class, those of other
-libraries by the source of their ``forward``, whose digest is in `KNOWN_FORWARDS`.
+own function is faster, and wherever cnorm cannot compute. torch's layers are known by their class,
+those of other libraries by the source of their ``forward``, whose digest is in `KNOWN_FORWARDS`.
 """
 
 import ast
