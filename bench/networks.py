@@ -257,7 +257,7 @@ def share(model, inputs):
 def measure(step, models, inputs, seconds, rounds):
     """Milliseconds of torch, its ratio to cnorm, to the control, and the control's spread."""
     given = [(m, torch.optim.SGD(m.parameters(), lr=1e-6)) for m in models]
-    for model, optimizer in given * 2:
+    for model, optimizer in given * 2:  # warms up
         step(model, optimizer, inputs)
     order, turns = [0, 1, 2], []
     end = time.perf_counter() + seconds
@@ -283,7 +283,7 @@ def measure(step, models, inputs, seconds, rounds):
 def rows(network, seconds, rounds):
     """A row for each size, and for training and evaluation."""
     model = made(network)
-    fast, control = accelerate(copy.deepcopy(model)), copy.deepcopy(model)
+    fast = accelerate(copy.deepcopy(model))
     found = report(fast)
     for size in network.sizes:
         torch.manual_seed(1)
@@ -291,7 +291,7 @@ def rows(network, seconds, rounds):
         part = share(model.eval(), inputs)
         for what, step, training in (("training", train, True), ("evaluation", evaluate, False)):
             of_torch, of_cnorm = errors(model, fast, inputs, training)
-            models = [m.train(training) for m in (model, fast, control)]
+            models = [copy.deepcopy(m).train(training) for m in (model, fast, model)]
             row = measure(step, models, inputs, seconds, rounds)
             yield row | {
                 "network": network.name,
