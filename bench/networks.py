@@ -254,7 +254,7 @@ def share(model, inputs):
     return statistics.median(shares)
 
 
-def measure(step, models, inputs, seconds, rounds):
+def measure(step, models, inputs, seconds, rounds, clock):
     """Milliseconds of torch, its ratio to cnorm, to the control, and the control's spread."""
     given = [(m, torch.optim.SGD(m.parameters(), lr=1e-6)) for m in models]
     for model, optimizer in given * 2:  # warms up
@@ -265,9 +265,9 @@ def measure(step, models, inputs, seconds, rounds):
         random.shuffle(order)
         times = [0.0] * 3
         for i in order:
-            start = time.perf_counter()
+            start = clock()
             step(*given[i], inputs)
-            times[i] = time.perf_counter() - start
+            times[i] = clock() - start
         turns.append(times)
     ratios, controls = [t[0] / t[1] for t in turns], sorted(t[0] / t[2] for t in turns)
     width = (controls[int(0.9 * (len(turns) - 1))] - controls[int(0.1 * (len(turns) - 1))]) / 2
@@ -280,7 +280,7 @@ def measure(step, models, inputs, seconds, rounds):
     }
 
 
-def rows(network, seconds, rounds):
+def rows(network, seconds, rounds, clock):
     """A row for each size, and for training and evaluation."""
     model = made(network)
     fast = accelerate(copy.deepcopy(model))
@@ -292,7 +292,7 @@ def rows(network, seconds, rounds):
         for what, step, training in (("training", train, True), ("evaluation", evaluate, False)):
             of_torch, of_cnorm = errors(model, fast, inputs, training)
             models = [copy.deepcopy(m).train(training) for m in (model, fast, model)]
-            row = measure(step, models, inputs, seconds, rounds)
+            row = measure(step, models, inputs, seconds, rounds, clock)
             yield row | {
                 "network": network.name,
                 "layers": f"{len(found.replaced)} of {len(found.replaced) + len(found.left)}",
@@ -330,8 +330,16 @@ def main():
     parser.add_argument("--seconds", type=float, default=10, help="for each row, at least")
     parser.add_argument("--rounds", type=int, default=20, help="turns for each row, at least")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="time of the processor, on one thread: for a machine that has other work",
+    )
     parser.add_argument("--write", help="a Markdown file for the table")
     arguments = parser.parse_args()
+    clock = time.perf_counter
+    if arguments.cpu_time:
+        arguments.threads, clock = 1, time.thread_time
     torch.set_num_threads(arguments.threads)
     cnorm.set_num_threads(arguments.threads)
     random.seed(0)
@@ -345,7 +353,7 @@ def main():
         for network in NETWORKS:
             if not re.search(arguments.networks, network.name):
                 continue
-            for row in rows(network, arguments.seconds, arguments.rounds):
+            for row in rows(network, arguments.seconds, arguments.rounds, clock):
                 text = line(form.format(**row) for form in COLUMNS.values())
                 print(text, flush=True)
                 if file:

@@ -1,9 +1,10 @@
 """Which layers `accelerate` knows, and how cnorm computes each.
 
-The computation of a layer is a function of the layer and its input, for while nobody watches. It
-returns None where the ``forward`` of the layer's class must run: for small inputs, where torch's
-own function is faster, and wherever cnorm cannot compute. torch's layers are known by their class,
-those of other libraries by the source of their ``forward``, whose digest is in `KNOWN_FORWARDS`.
+The computation of a layer is a function of the layer and its input, a tensor, for while nobody
+watches. It returns None where the ``forward`` of the layer's class must run: for small inputs,
+where torch's own function is faster, and wherever cnorm cannot compute. torch's layers are known
+by their class, those of other libraries by the source of their ``forward``, whose digest is in
+`KNOWN_FORWARDS`.
 """
 
 import ast
@@ -17,14 +18,14 @@ import torch
 from torch import nn
 
 from . import _torch_functions as F
-from ._torch_autograd import run_here, watched
+from ._torch_autograd import _is_compiling, run_here, watched
 
 # Elements of an input from which cnorm is the faster one, first without gradients, then with
 # forward and backward. A call of cnorm costs some 6 µs more than one of torch's own, forward and
 # backward some 35 µs, which each element earns back: at once where torch computes in several
 # operations, as response norm and RMSNorm; in batch norm's evaluation with gradients never.
 ALWAYS, NEVER = 0, 1 << 62
-BATCH_NORM = (1 << 14, 1 << 15)
+BATCH_NORM = (1 << 15, 1 << 16)
 BATCH_NORM_EVALUATION = (1 << 19, NEVER)
 BATCH_NORM_EVALUATION_RELU = (1 << 17, 1 << 18)
 FROZEN_BATCH_NORM = (1 << 14, 1 << 15)
@@ -38,23 +39,51 @@ RESPONSE_NORM = (ALWAYS, ALWAYS)
 CHANNEL = 64
 
 
+# Of each computation: the least elements in evaluation, without gradients and with them, and the
+# two in training. A small input then costs a layer of Python and no more.
+LEAST = {}
+
+
+def _from(least, evaluation=None):
+    def register(compute):
+        LEAST[compute] = (*(evaluation or least), *least)
+        return compute
+
+    return register
+
+
 class AcceleratedForward:
     """The ``forward`` of an accelerated layer, an attribute of the layer: its class stays."""
 
     __slots__ = ("argument", "compute", "module")
 
-    def __init__(self, module, compute):
-        self.module, self.compute = module, compute
+    def __init__(self, module):
+        self.module = module
+        self.compute = known(type(module)) or _never  # never: unpickled beside another version
         _, self.argument, *_ = inspect.signature(type(module).forward).parameters
 
     def __call__(self, *args, **kwargs):
-        y = None
-        if not watched():
-            if len(args) == 1 and not kwargs:
-                y = self.compute(self.module, args[0])
-            elif not args and kwargs.keys() == {self.argument}:
-                y = self.compute(self.module, kwargs[self.argument])
-        return type(self.module).forward(self.module, *args, **kwargs) if y is None else y
+        if len(args) == 1 and not kwargs:
+            x = args[0]
+        else:
+            x = None if args or len(kwargs) > 1 else kwargs.get(self.argument)
+        module = self.module
+        if (
+            isinstance(x, torch.Tensor)
+            and not _is_compiling()  # to whom a comparison of sizes would matter
+            and x.numel() >= LEAST[self.compute][2 * module.training + torch.is_grad_enabled()]
+            and not watched()
+        ):
+            y = self.compute(module, x)
+            if y is not None:
+                return y
+        return type(module).forward(module, *args, **kwargs)
+
+    def __getstate__(self):
+        return self.module
+
+    def __setstate__(self, module):
+        self.__init__(module)
 
     # What torch.fx and torch.export read of a forward: that of the layer's class.
 
@@ -72,24 +101,25 @@ class AcceleratedForward:
 
 
 def _pays(x, least, channels=0):
-    """Whether x is a tensor, and large enough for cnorm."""
-    if not isinstance(x, torch.Tensor):
-        return False
     return x.numel() - channels * CHANNEL >= least[torch.is_grad_enabled()]
+
+
+@_from((ALWAYS, ALWAYS))
+def _never(m, x):
+    return None
 
 
 # ---- torch's layers ----
 
 
+@_from(BATCH_NORM, BATCH_NORM_EVALUATION)
 def _batch_norm(m, x, negative_slope=None):
     training, tracks = m.training, m.track_running_stats
     if training or not tracks:
         least = BATCH_NORM
     else:
         least = BATCH_NORM_EVALUATION if negative_slope is None else BATCH_NORM_EVALUATION_RELU
-    if not _pays(
-        x, least, m.num_features
-    ):  # before the layer's buffers are asked for, which takes a while
+    if not _pays(x, least, m.num_features):  # before the layer's buffers are asked for
         return None
     mean, var, count = m.running_mean, m.running_var, m.num_batches_tracked
     if training and not tracks:
@@ -107,8 +137,9 @@ def _batch_norm(m, x, negative_slope=None):
     return y
 
 
+@_from(INSTANCE_NORM)
 def _instance_norm(m, x):
-    if not _pays(x, INSTANCE_NORM) or x.is_nested:
+    if x.is_nested:
         return None
     unbatched = m._get_no_batch_dim()
     batched = x.ndim > unbatched
@@ -120,6 +151,7 @@ def _instance_norm(m, x):
     return y if batched or y is None else y[0]
 
 
+@_from(GROUP_NORM)
 def _group_norm(m, x, negative_slope=None):
     if not _pays(x, GROUP_NORM if negative_slope is None else GROUP_NORM_RELU):
         return None
@@ -127,23 +159,20 @@ def _group_norm(m, x, negative_slope=None):
     return run_here(F.GroupNorm, settings, x, m.weight, m.bias)
 
 
+@_from(LAYER_NORM)
 def _layer_norm(m, x):
-    if not _pays(x, LAYER_NORM):
-        return None
     if x.layout is torch.strided and not x.is_nested:
         x = x.contiguous()  # as the result of torch's own is, and as what follows is used to
     return run_here(F.LayerNorm, (m.normalized_shape, m.eps), x, m.weight, m.bias)
 
 
+@_from(RMS_NORM)
 def _rms_norm(m, x):
-    if not _pays(x, RMS_NORM):
-        return None
     return run_here(F.RMSNorm, (m.normalized_shape, m.eps), x, m.weight)
 
 
+@_from(RESPONSE_NORM)
 def _local_response_norm(m, x):
-    if not _pays(x, RESPONSE_NORM):
-        return None
     return run_here(F.LocalResponseNorm, (m.size, m.alpha, m.beta, m.k), x)
 
 
@@ -164,15 +193,11 @@ CLASSES = {
 # ---- layers of timm, torchvision, transformers and diffusers ----
 
 
-def _with_activation(norm, least):
-    """A norm followed by the layer's ``drop`` and ``act``, as timm's are; ReLU in one pass.
+def _with_activation(norm, least, evaluation=None):
+    """A norm followed by the layer's ``drop`` and ``act``, as timm's are; ReLU in one pass."""
 
-    `least` is the bound with ReLU: the lower one.
-    """
-
+    @_from(least, evaluation)
     def compute(m, x):
-        if not _pays(x, least(m)):
-            return None
         slope = _negative_slope(m)
         y = norm(m, x, slope)
         return y if y is None or slope is not None else m.act(m.drop(y))
@@ -209,21 +234,24 @@ def _has_hooks(m):
 def _without_fast_norm(norm):
     """A norm of timm's, which has another computation in its "fast" mode."""
 
-    def compute(m, x, *args):
-        return None if m._fast_norm else norm(m, x, *args)
+    def compute(m, x):
+        return None if m._fast_norm else norm(m, x)
 
+    LEAST[compute] = LEAST[norm]
     return compute
 
 
+@_from(LAYER_NORM)
 def _layer_norm_2d(m, x):
-    if not _pays(x, LAYER_NORM) or x.is_nested or x.ndim != 4:
+    if x.is_nested or x.ndim != 4:
         return None
     y = _layer_norm(m, x.permute(0, 2, 3, 1))
     return None if y is None else y.permute(0, 3, 1, 2)
 
 
+@_from(FROZEN_BATCH_NORM)
 def _frozen_batch_norm(m, x, negative_slope=None):
-    if not _pays(x, FROZEN_BATCH_NORM) or x.is_nested or x.ndim != 4:
+    if x.is_nested or x.ndim != 4:
         return None
     tensors = (m.weight, m.bias, m.running_mean, m.running_var)
     if any(t.dtype is not x.dtype for t in tensors):  # the result would have another dtype
@@ -234,8 +262,9 @@ def _frozen_batch_norm(m, x, negative_slope=None):
 def _rms_norm_of_last(eps):
     """RMSNorm over the last axis, with the weight's dtype that of the input."""
 
+    @_from(RMS_NORM)
     def compute(m, x):
-        if not _pays(x, RMS_NORM) or x.is_nested or not x.ndim:
+        if x.is_nested or not x.ndim:
             return None
         weight = m.weight
         if weight is not None and (weight.dtype is not x.dtype or weight.shape != x.shape[-1:]):
@@ -245,6 +274,7 @@ def _rms_norm_of_last(eps):
     return compute
 
 
+@_from(RMS_NORM)
 def _rms_norm_of_diffusers(m, x):
     return None if m.bias is not None else _of_eps(m, x)
 
@@ -255,13 +285,9 @@ _of_llama = _rms_norm_of_last("variance_epsilon")
 # By `digest_of`. A forward that is not listed, such as that of another version, is left alone.
 KNOWN_FORWARDS = {
     # timm 1.0: BatchNormAct2d, FrozenBatchNormAct2d; GroupNormAct and GroupNorm1Act
-    "81f3f8b6b04abb7c": _with_activation(
-        _batch_norm, lambda m: BATCH_NORM if m.training else BATCH_NORM_EVALUATION_RELU
-    ),
-    "cf7f2995c0569d72": _with_activation(_frozen_batch_norm, lambda m: FROZEN_BATCH_NORM),
-    "6cbfa0e71705c914": _without_fast_norm(
-        _with_activation(_group_norm, lambda m: GROUP_NORM_RELU)
-    ),
+    "81f3f8b6b04abb7c": _with_activation(_batch_norm, BATCH_NORM, BATCH_NORM_EVALUATION_RELU),
+    "cf7f2995c0569d72": _with_activation(_frozen_batch_norm, FROZEN_BATCH_NORM),
+    "6cbfa0e71705c914": _without_fast_norm(_with_activation(_group_norm, GROUP_NORM_RELU)),
     # GroupNorm and GroupNorm1; LayerNorm, LayerNorm2d, RmsNorm
     "7f5270765e35f6e7": _without_fast_norm(_group_norm),
     "23d63967920a9766": _without_fast_norm(_layer_norm),
@@ -314,6 +340,12 @@ def digest_of(forward):
 
 # ---- what becomes of a layer ----
 
+
+def known(kind):
+    """The computation of a class of layers, or None."""
+    return CLASSES.get(kind) or KNOWN_FORWARDS.get(digest_of(kind.forward))
+
+
 _NORMS = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
@@ -342,9 +374,7 @@ def computation_of(m):
         return None, "it merges statistics over processes, which is torch's part"
     if isinstance(m, nn.modules.lazy.LazyModuleMixin) and m.has_uninitialized_params():
         return None, "it has not seen its first batch"
-    if type(m) in CLASSES:
-        return CLASSES[type(m)], None
-    compute = KNOWN_FORWARDS.get(digest_of(type(m).forward))
+    compute = known(type(m))
     if compute is None:
         return None, "its forward is none that cnorm knows"
     if getattr(m, "_fast_norm", False):

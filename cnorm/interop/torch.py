@@ -114,7 +114,7 @@ def accelerate(model, *, verbose=False):
         if not _layers.is_accelerated(module):
             compute, _ = _layers.computation_of(module)
             if compute is not None:
-                module.forward = _layers.AcceleratedForward(module, compute)
+                module.forward = _layers.AcceleratedForward(module)
     done = report(model)
     if verbose:
         print(done)

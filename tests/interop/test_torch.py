@@ -23,7 +23,8 @@ EPS = {torch.float32: 2**-23, torch.float64: 2**-52, torch.float16: 2**-10, torc
 @pytest.fixture
 def here(monkeypatch):
     """Layers compute with cnorm whatever the size of their input."""
-    monkeypatch.setattr(layers, "_pays", lambda x, *_: isinstance(x, torch.Tensor))
+    monkeypatch.setattr(layers, "_pays", lambda *_: True)
+    monkeypatch.setattr(layers, "LEAST", dict.fromkeys(layers.LEAST, (0, 0, 0, 0)))
 
 
 def affine(channels):

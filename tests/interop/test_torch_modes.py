@@ -27,7 +27,8 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def setup(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(layers, "_pays", lambda x, *_: isinstance(x, torch.Tensor))
+    monkeypatch.setattr(layers, "_pays", lambda *_: True)
+    monkeypatch.setattr(layers, "LEAST", dict.fromkeys(layers.LEAST, (0, 0, 0, 0)))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ What is not installed is skipped; bench/networks.txt names the versions that fit
 # ruff: noqa: E402 -- the optional library first, then what needs it
 import copy
 import importlib.util
+import pickle
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ def library(name):
 @pytest.fixture(autouse=True)
 def setup(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(layers, "_pays", lambda x, *_: isinstance(x, torch.Tensor))
+    monkeypatch.setattr(layers, "_pays", lambda *_: True)
+    monkeypatch.setattr(layers, "LEAST", dict.fromkeys(layers.LEAST, (0, 0, 0, 0)))
 
 
 @pytest.fixture
@@ -154,6 +156,9 @@ def test_layer(layer, training, dtype, computed):
     if not isinstance(layer, nn.modules.batchnorm._NormBase) or not training:
         fast(x=x) if "x" in str(fast.forward.__signature__) else fast(hidden_states=x)
         assert len(computed) == 2
+    again = pickle.loads(pickle.dumps(fast))
+    torch.testing.assert_close(again(x), fast(x), rtol=0, atol=0)
+    assert ct.report(again) == ct.report(fast)
     ct.restore(fast)
     assert not ct.report(fast).replaced
 
