@@ -280,12 +280,12 @@ def measure(step, models, inputs, seconds, rounds, clock):
     }
 
 
-def rows(network, seconds, rounds, clock):
+def rows(network, sizes, seconds, rounds, clock):
     """A row for each size, and for training and evaluation."""
     model = made(network)
     fast = accelerate(copy.deepcopy(model))
     found = report(fast)
-    for size in network.sizes:
+    for size in sizes:
         torch.manual_seed(1)
         inputs = network.inputs(size)
         part = share(model.eval(), inputs)
@@ -318,6 +318,9 @@ COLUMNS = {
 }
 
 
+SIZES = {"small": slice(1), "large": slice(1, 2), "both": slice(2)}
+
+
 def line(cells):
     return f"| {' | '.join(cells)} |"
 
@@ -327,6 +330,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--networks", default="", help="only those whose name matches")
+    parser.add_argument("--sizes", choices=SIZES, default="both")
     parser.add_argument("--seconds", type=float, default=10, help="for each row, at least")
     parser.add_argument("--rounds", type=int, default=20, help="turns for each row, at least")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -353,7 +357,8 @@ def main():
         for network in NETWORKS:
             if not re.search(arguments.networks, network.name):
                 continue
-            for row in rows(network, arguments.seconds, arguments.rounds, clock):
+            sizes = network.sizes[SIZES[arguments.sizes]]
+            for row in rows(network, sizes, arguments.seconds, arguments.rounds, clock):
                 text = line(form.format(**row) for form in COLUMNS.values())
                 print(text, flush=True)
                 if file:

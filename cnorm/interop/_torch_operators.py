@@ -201,5 +201,6 @@ for _operator in OPERATORS:
             _qualified, _function, mutates_args=(), device_types="cpu", schema=_schema
         )
         _library.register_fake(_qualified, _fake)
-        _library.register_vmap(_qualified, _one_by_one(_defined))
+        if hasattr(_library, "register_vmap"):  # from torch 2.5 on
+            _library.register_vmap(_qualified, _one_by_one(_defined))
     _library.register_autograd(_name, _operator.gradient, setup_context=_operator.setup_context)
