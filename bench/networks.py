@@ -228,27 +228,25 @@ def errors(model, fast, inputs, training):
     return [((y - exact).norm() / exact.norm()).item() for y in computed]
 
 
-def share(model, inputs):
+def share(model, inputs, clock):
     """The part of the time of a forward pass that its norms take."""
     spent, began = [0.0], {}
     handles = []
     names = report(model).left
     for name, module in model.named_modules():
         if name in names:
-            before = module.register_forward_pre_hook(
-                lambda m, _: began.__setitem__(m, time.perf_counter())
-            )
+            before = module.register_forward_pre_hook(lambda m, _: began.__setitem__(m, clock()))
             after = module.register_forward_hook(
-                lambda m, *_: spent.__setitem__(0, spent[0] + time.perf_counter() - began[m])
+                lambda m, *_: spent.__setitem__(0, spent[0] + clock() - began[m])
             )
             handles += [before, after]
     with torch.no_grad():
         outputs(model, inputs)
         shares = []
         for _ in range(5):
-            spent[0], start = 0.0, time.perf_counter()
+            spent[0], start = 0.0, clock()
             outputs(model, inputs)
-            shares.append(spent[0] / (time.perf_counter() - start))
+            shares.append(spent[0] / (clock() - start))
     for handle in handles:
         handle.remove()
     return statistics.median(shares)
@@ -288,7 +286,7 @@ def rows(network, sizes, seconds, rounds, clock):
     for size in sizes:
         torch.manual_seed(1)
         inputs = network.inputs(size)
-        part = share(model.eval(), inputs)
+        part = share(model.eval(), inputs, clock)
         for what, step, training in (("training", train, True), ("evaluation", evaluate, False)):
             of_torch, of_cnorm = errors(model, fast, inputs, training)
             models = [copy.deepcopy(m).train(training) for m in (model, fast, model)]

@@ -3,6 +3,7 @@
 # ruff: noqa: E402 -- the optional library first, then what needs it
 import copy
 import pickle
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -436,3 +437,31 @@ def test_checkpointed_activations(here):
     (want,) = torch.autograd.grad(norm(x), x, dy)
     (got,) = torch.autograd.grad(checkpoint(norm, x, use_reentrant=False), x, dy)
     assert np.array_equal(got.numpy(), want.numpy())
+
+
+def test_what_a_call_costs_beyond_torchs(here):
+    """In pairs on one thread: 6 and 33 µs, where torch's own take 6 and 34 µs."""
+    norm, x = nn.LayerNorm(64), torch.randn(16, 64)
+    fast, dy = ct.accelerate(copy.deepcopy(norm)), torch.randn(16, 64)
+    given = x.clone().requires_grad_()
+
+    def forward(norm):
+        with torch.no_grad():
+            norm(x)
+
+    def forward_and_backward(norm):
+        torch.autograd.grad(norm(given), [given, *norm.parameters()], dy)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for call, limit in ((forward, 2.5), (forward_and_backward, 1.2)):
+            least = [float("inf")] * 2
+            for _ in range(500):
+                for i, layer in enumerate((norm, fast)):
+                    start = time.perf_counter()
+                    call(layer)
+                    least[i] = min(least[i], time.perf_counter() - start)
+            assert least[1] - least[0] < limit * least[0]
+    finally:
+        torch.set_num_threads(threads)
