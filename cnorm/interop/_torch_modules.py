@@ -251,7 +251,7 @@ def _layer_norm_2d(m, x):
 
 @_from(FROZEN_BATCH_NORM)
 def _frozen_batch_norm(m, x, negative_slope=None):
-    if x.is_nested or x.ndim != 4:
+    if x.is_nested or x.ndim != 4 or not _pays(x, FROZEN_BATCH_NORM, x.shape[1]):
         return None
     tensors = (m.weight, m.bias, m.running_mean, m.running_var)
     if any(t.dtype is not x.dtype for t in tensors):  # the result would have another dtype
