@@ -1,9 +1,11 @@
 """Each norm as a pair of functions over NumPy arrays: what an automatic gradient needs.
 
-``forward(x, weight, bias, *running)`` returns ``(y, *stats)``, ``backward(dy, x, weight, *stats)``
-returns ``(dx, dw, db)``. `running` is the pair of running statistics or nothing; forward updates
-it in place where ``uses_input_stats``, and reads it where not. ``stats_shapes(shape)`` are the
-statistics' shapes for an input of that shape.
+``forward(x, weight, bias, *running, out=None)`` returns ``(y, *stats)``,
+``backward(dy, x, weight, *stats, bias=None, out=None)`` returns ``(dx, dw, db)``. `running` is the
+pair of running statistics or nothing; forward updates it in place where ``uses_input_stats``, and
+reads it where not. `out` receives y or dx. ``stats_shapes(shape)`` are the statistics' shapes for
+an input of that shape. A norm with a ``negative_slope`` ends in ReLU (0) or LeakyReLU: its
+gradient depends on the bias, which `backward` takes where ``needs_bias``.
 """
 
 from dataclasses import dataclass
@@ -17,17 +19,23 @@ class BatchNorm:
     momentum: float = 0.1
     eps: float = 1e-5
     channel_axis: int = 1
+    negative_slope: float | None = None
 
-    def forward(self, x, weight, bias, *running):
+    @property
+    def needs_bias(self):
+        return self.negative_slope is not None
+
+    def forward(self, x, weight, bias, *running, out=None):
         return F.batch_norm(
             x, *(running or (None, None)), weight, bias, self.uses_input_stats, self.momentum,
-            self.eps, channel_axis=self.channel_axis, return_stats=True,
+            self.eps, channel_axis=self.channel_axis, return_stats=True, out=out,
+            negative_slope=self.negative_slope,
         )  # fmt: skip
 
-    def backward(self, dy, x, weight, mean, rstd):
+    def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None):
         return F.batch_norm_backward(
-            dy, x, mean, rstd, weight,
-            training=self.uses_input_stats, channel_axis=self.channel_axis,
+            dy, x, mean, rstd, weight, training=self.uses_input_stats, out=out,
+            channel_axis=self.channel_axis, negative_slope=self.negative_slope, bias=bias,
         )  # fmt: skip
 
     def stats_shapes(self, shape):
@@ -40,17 +48,18 @@ class InstanceNorm:
     momentum: float = 0.1
     eps: float = 1e-5
     channel_axis: int = 1
+    needs_bias = False
 
-    def forward(self, x, weight, bias, *running):
+    def forward(self, x, weight, bias, *running, out=None):
         return F.instance_norm(
             x, *(running or (None, None)), weight, bias, self.uses_input_stats, self.momentum,
-            self.eps, channel_axis=self.channel_axis, return_stats=True,
+            self.eps, channel_axis=self.channel_axis, return_stats=True, out=out,
         )  # fmt: skip
 
-    def backward(self, dy, x, weight, mean, rstd):
+    def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None):
         return F.instance_norm_backward(
             dy, x, mean, rstd, weight,
-            use_input_stats=self.uses_input_stats, channel_axis=self.channel_axis,
+            use_input_stats=self.uses_input_stats, out=out, channel_axis=self.channel_axis,
         )  # fmt: skip
 
     def stats_shapes(self, shape):
@@ -62,18 +71,24 @@ class GroupNorm:
     num_groups: int
     eps: float = 1e-5
     channel_axis: int = 1
+    negative_slope: float | None = None
     uses_input_stats = True
 
-    def forward(self, x, weight, bias):
+    @property
+    def needs_bias(self):
+        return self.negative_slope is not None
+
+    def forward(self, x, weight, bias, *, out=None):
         return F.group_norm(
-            x, self.num_groups, weight, bias, self.eps,
-            channel_axis=self.channel_axis, return_stats=True,
+            x, self.num_groups, weight, bias, self.eps, channel_axis=self.channel_axis,
+            return_stats=True, out=out, negative_slope=self.negative_slope,
         )  # fmt: skip
 
-    def backward(self, dy, x, weight, mean, rstd):
+    def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None):
         return F.group_norm_backward(
-            dy, x, self.num_groups, mean, rstd, weight, channel_axis=self.channel_axis
-        )
+            dy, x, self.num_groups, mean, rstd, weight, channel_axis=self.channel_axis, out=out,
+            negative_slope=self.negative_slope, bias=bias,
+        )  # fmt: skip
 
     def stats_shapes(self, shape):
         return [(shape[0], self.num_groups)] * 2
@@ -84,12 +99,15 @@ class LayerNorm:
     normalized_shape: tuple
     eps: float = 1e-5
     uses_input_stats = True
+    needs_bias = False
 
-    def forward(self, x, weight, bias):
-        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps, return_stats=True)
+    def forward(self, x, weight, bias, *, out=None):
+        return F.layer_norm(
+            x, self.normalized_shape, weight, bias, self.eps, return_stats=True, out=out
+        )
 
-    def backward(self, dy, x, weight, mean, rstd):
-        return F.layer_norm_backward(dy, x, self.normalized_shape, mean, rstd, weight)
+    def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None):
+        return F.layer_norm_backward(dy, x, self.normalized_shape, mean, rstd, weight, out=out)
 
     def stats_shapes(self, shape):
         k = len(self.normalized_shape)
@@ -101,12 +119,13 @@ class RMSNorm:
     normalized_shape: tuple
     eps: float | None = None
     uses_input_stats = True
+    needs_bias = False
 
-    def forward(self, x, weight, bias):
-        return F.rms_norm(x, self.normalized_shape, weight, self.eps, return_stats=True)
+    def forward(self, x, weight, bias, *, out=None):
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps, return_stats=True, out=out)
 
-    def backward(self, dy, x, weight, rstd):
-        return *F.rms_norm_backward(dy, x, self.normalized_shape, rstd, weight), None
+    def backward(self, dy, x, weight, rstd, *, bias=None, out=None):
+        return *F.rms_norm_backward(dy, x, self.normalized_shape, rstd, weight, out=out), None
 
     def stats_shapes(self, shape):
         k = len(self.normalized_shape)
@@ -121,12 +140,15 @@ class LocalResponseNorm:
     k: float = 1.0
     channel_axis: int = 1
     uses_input_stats = True
+    needs_bias = False
 
-    def forward(self, x, weight, bias):
-        return (F.local_response_norm(x, *self._window, channel_axis=self.channel_axis),)
+    def forward(self, x, weight, bias, *, out=None):
+        return (F.local_response_norm(x, *self._window, channel_axis=self.channel_axis, out=out),)
 
-    def backward(self, dy, x, weight):
-        dx = F.local_response_norm_backward(dy, x, *self._window, channel_axis=self.channel_axis)
+    def backward(self, dy, x, weight, *, bias=None, out=None):
+        dx = F.local_response_norm_backward(
+            dy, x, *self._window, channel_axis=self.channel_axis, out=out
+        )
         return dx, None, None
 
     def stats_shapes(self, shape):

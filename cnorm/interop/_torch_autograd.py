@@ -1,105 +1,197 @@
-"""Tensors as arrays and back without a copy, and the autograd function that every norm shares."""
+"""The memory of tensors as arrays, and the autograd function that every norm shares.
 
-import importlib.util
-from contextlib import suppress
+A call computes here where nobody records or transforms torch's operations and all tensors are
+plain ones in the memory of the CPU; `watched` and `arrays_of` decide that. Every other call belongs
+to torch's own function, so that dispatch modes, ``make_fx``, ``torch.compile``, ``torch.export``,
+``torch.func`` and forward-mode differentiation see what they know.
+"""
 
+import ctypes
+from functools import lru_cache
+
+import numpy as np
 import torch
-from torch.autograd.graph import increment_version
+from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
-HALF = {torch.bfloat16} if importlib.util.find_spec("ml_dtypes") else set()
-DTYPES = {torch.float32, torch.float64, torch.float16} | HALF
+DTYPES = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+    torch.float16: np.dtype(np.float16),
+}
+try:
+    import ml_dtypes
+except ModuleNotFoundError:  # NumPy then has no bfloat16
+    pass
+else:
+    DTYPES[torch.bfloat16] = np.dtype(ml_dtypes.bfloat16)
+
+# A result of so many bytes takes memory that cnorm reuses, as gradients do: from this size on
+# malloc asks the system for new pages each time (glibc, 32 MiB), which takes longer than the norm.
+# The storage of such a tensor cannot be resized; torch allocates smaller results, which can.
+REUSED_FROM = 1 << 25
+
+_PLAIN = {torch.Tensor, torch.nn.Parameter}  # a subclass may hold no data, or mean something else
+_keys = torch._C._dispatch_keys
+with torch.inference_mode():
+    # of dense tensors on the CPU: not nested, sparse, negated lazily, functional, or without data
+    _DENSE = {_keys(torch.empty(0)).raw_repr()}
+with torch.inference_mode(False):
+    _DENSE.add(_keys(torch.empty(0)).raw_repr())
+_is_compiling = torch.compiler.is_compiling
+_is_tracing = torch._C._get_tracing_state
 _in_functorch = torch._C._are_functorch_transforms_active
-PLAIN = {torch.Tensor, torch.nn.Parameter}  # a subclass may hold no data, or mean something else
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+
+# Memory from an address on, of no particular length. Tensor.numpy() would make the tensor's storage
+# non-resizable, which breaks FSDP2 among others.
+_memory_at = (ctypes.c_char * (2**62)).from_address
 
 
-def as_array(tensor):
-    """The memory of a tensor as an array: shape, strides and all."""
-    if tensor is None:
-        return None
-    if tensor.dtype is torch.bfloat16:  # which NumPy knows through ml_dtypes only
-        import ml_dtypes
+def watched():
+    """Whether somebody records, transforms or overrides the operations of torch here."""
+    return (
+        _is_compiling()
+        or _dispatch_modes() > 0
+        or _in_functorch()
+        or forward_ad._current_level >= 0
+        or _is_tracing() is not None
+        or (_function_modes() > 0 and not _only_devices())
+    )
 
-        return as_array(tensor.detach().view(torch.uint16)).view(ml_dtypes.bfloat16)
-    return tensor.numpy(force=True)
+
+def _only_devices():
+    """Whether all function modes are default devices, which concern new tensors only."""
+    return all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+
+
+def arrays_of(tensors):
+    """The memory of tensors as arrays (None for None), or None where NumPy cannot see all of it.
+
+    The arrays must not outlive the tensors.
+    """
+    arrays = []
+    for t in tensors:
+        if t is None:
+            arrays.append(None)
+            continue
+        if type(t) not in _PLAIN or _keys(t).raw_repr() not in _DENSE:
+            return None
+        dtype = DTYPES.get(t.dtype)
+        if dtype is None:
+            return None
+        memory = _memory_at(t.data_ptr())
+        if t.is_contiguous():
+            arrays.append(np.ndarray(t.shape, dtype, memory))
+        else:
+            strides = [s * dtype.itemsize for s in t.stride()]
+            arrays.append(np.ndarray(t.shape, dtype, memory, 0, strides))
+    return arrays
 
 
 def as_tensor(array):
     """The memory of an array as a tensor."""
-    if array is None:
-        return None
     if array.dtype.num >= 256:  # none of NumPy's own: bfloat16
-        return torch.from_numpy(array.view("uint16")).view(torch.bfloat16)
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
-def has_arrays(tensors):
-    """Whether NumPy can see the memory of all these tensors, and nobody is recording operations."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _in_functorch():
-        return False
-    for t in tensors:
-        if t is not None and not (
-            type(t) in PLAIN and t.is_cpu and t.layout is torch.strided and t.dtype in DTYPES
-        ):
-            return False
-    return True
+def differentiable(*tensors):
+    """Whether autograd wants to know of a call with these tensors."""
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
-def run(norm, in_torch, input, weight=None, bias=None, running_mean=None, running_var=None):
-    """Apply a norm of `_norms` to tensors; `in_torch` is the same norm in torch's operations."""
-    tensors = (input, weight, bias)
-    if running_mean is not None and running_var is not None:
-        tensors += (running_mean, running_var)
-    if not has_arrays(tensors) or (running_mean is None) != (running_var is None):
-        return in_torch(input, weight, bias, running_mean, running_var)
-    if torch.is_grad_enabled() and (
-        input.requires_grad
-        or (weight is not None and weight.requires_grad)
-        or (bias is not None and bias.requires_grad)
-    ):
-        return Norm.apply(norm, in_torch, *tensors)
-    return forward(norm, tensors)[0]
+@lru_cache(1024)
+def _made(kind, settings):
+    """A norm of `_torch_functions`; making one takes longer than looking it up."""
+    return kind(*settings)
 
 
-def forward(norm, tensors):
-    y, *stats = norm.forward(*map(as_array, tensors))
-    if norm.uses_input_stats:
-        for running in tensors[3:]:
-            increment_version(running)  # autograd cannot see that cnorm wrote to it
-    return as_tensor(y), stats
+def run(kind, settings, x, weight=None, bias=None, mean=None, var=None):
+    """A norm of `_torch_functions` applied to tensors, here or by torch's own function."""
+    y = None if watched() else run_here(kind, settings, x, weight, bias, mean, var)
+    return kind(*settings).in_torch(x, weight, bias, mean, var) if y is None else y
+
+
+def run_here(kind, settings, x, weight=None, bias=None, mean=None, var=None):
+    """The norm while nobody watches, or None where torch's own function must do it."""
+    if (mean is None) != (var is None):
+        return None
+    tensors = (x, weight, bias) if mean is None else (x, weight, bias, mean, var)
+    arrays = arrays_of(tensors)
+    if arrays is None:
+        return None
+    norm = _made(kind, settings)
+    if differentiable(x, weight, bias):
+        return _apply(norm, arrays, x, weight, bias)
+    return compute(norm, arrays, x)[0]
+
+
+def compute(norm, arrays, x):
+    """The result as a tensor, then the statistics as arrays."""
+    if x.numel() * x.element_size() >= REUSED_FROM:
+        y, *stats = norm.forward(*arrays)
+        return as_tensor(y), stats
+    y = torch.empty_like(x)
+    _, *stats = norm.forward(*arrays, out=arrays_of((y,))[0])
+    return y, stats
 
 
 class Norm(torch.autograd.Function):
-    """A norm of `_norms` in torch's graph."""
+    """A norm of `_torch_functions` in torch's graph.
+
+    The statistics are saved, never the running ones: a later training step changes those.
+    """
 
     @staticmethod
-    def forward(ctx, norm, in_torch, *tensors):
-        y, ctx.stats = forward(norm, tensors)
-        ctx.norm, ctx.in_torch = norm, in_torch
-        ctx.save_for_backward(*tensors[: 3 if norm.uses_input_stats else None])
+    def forward(ctx, norm, arrays, x, weight, bias):
+        y, ctx.stats = compute(norm, arrays, x)
+        ctx.norm = norm
+        ctx.save_for_backward(x, weight, bias)
         return y
 
     @staticmethod
-    def backward(ctx, grad_output):
-        needed = ctx.needs_input_grad[2:]
-        dy = None
-        if not torch.is_grad_enabled():  # it is where the gradient is to be differentiated
-            with suppress(RuntimeError):  # several gradients at once have no array
-                dy = as_array(grad_output)
-        if dy is None:
-            grads = Norm.backward_in_torch(ctx, grad_output, needed)
-        else:
-            x, weight = map(as_array, ctx.saved_tensors[:2])
-            grads = ctx.norm.backward(dy, x, weight, *ctx.stats)
-            grads = [as_tensor(g) if n else None for g, n in zip(grads, needed, strict=False)]
-        return None, None, *grads, *[None] * (len(needed) - len(grads))
+    def backward(ctx, dy):
+        _, _, of_x, of_weight, of_bias = ctx.needs_input_grad
+        x, weight, bias = saved = ctx.saved_tensors
+        norm = ctx.norm
+        # with gradients enabled the gradient is to be differentiated; several gradients at once
+        # (`is_grads_batched`) have no memory of their own
+        arrays = None
+        if not (torch.is_grad_enabled() or watched()):
+            arrays = arrays_of((dy, x, weight, bias) if norm.needs_bias else (dy, x, weight))
+        if arrays is None:
+            grads = gradients_in_torch(norm, ctx.stats, dy, saved, (of_x, of_weight, of_bias))
+            return None, None, *grads
+        bias = arrays[3] if norm.needs_bias else None
+        dx, dw, db = norm.backward(*arrays[:3], *ctx.stats, bias=bias)
+        return (
+            None,
+            None,
+            as_tensor(dx) if of_x else None,
+            as_tensor(dw) if of_weight else None,
+            as_tensor(db) if of_bias else None,
+        )
 
-    @staticmethod
-    def backward_in_torch(ctx, grad_output, needed):
-        """Gradients that can be batched, and differentiated again."""
-        inputs = ctx.saved_tensors[:3]
-        again = torch.is_grad_enabled()
-        with torch.enable_grad():
-            y = ctx.in_torch(*inputs, *(ctx.saved_tensors[3:] or (None, None)))
-            wanted = [t for t, n in zip(inputs, needed, strict=False) if n]
-            grads = iter(torch.autograd.grad(y, wanted, grad_output, create_graph=again))
-        return [next(grads) if n else None for n in needed[:3]]
+
+# Norm.apply without what concerns torch.func only, whose tensors do not come here
+_apply = super(torch.autograd.Function, Norm).apply
+
+
+def gradients_in_torch(norm, stats, dy, tensors, needed):
+    """Gradients by torch's operations: they can be batched, and differentiated again."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if norm.uses_input_stats:
+            y = norm.in_torch(*tensors, None, None)
+        else:
+            y = norm.with_statistics(*tensors, *map(torch.from_numpy, stats))
+        wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
+        grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=again))
+    return [next(grads) if n else None for n in needed]

@@ -1,4 +1,8 @@
-"""The functions of ``cnorm.interop.torch``, with the signatures of ``torch.nn.functional``."""
+"""The functions of ``cnorm.interop.torch``, with the signatures of ``torch.nn.functional``.
+
+Each norm of `_norms` gains ``in_torch(x, weight, bias, mean, var)``: the same by torch's own
+function.
+"""
 
 import operator
 
@@ -6,6 +10,81 @@ import torch.nn.functional as nnF
 
 from . import _norms
 from ._torch_autograd import run
+
+
+def _activated(y, negative_slope):
+    return y if negative_slope is None else nnF.leaky_relu(y, negative_slope)
+
+
+def _per_channel(stat, x):
+    """Statistics of shape (C,) or (N, C), for an input of shape (N, C, ...)."""
+    if stat.ndim == 1:
+        stat = stat[None]
+    return stat.reshape(stat.shape + (1,) * (x.ndim - 2))
+
+
+def _with_statistics(x, weight, bias, mean, rstd, negative_slope=None):
+    """Normalization with given statistics, float64 ones, in torch's operations."""
+    y = (x - _per_channel(mean, x)) * _per_channel(rstd, x)
+    if weight is not None:
+        y = y * _per_channel(weight, x)
+    if bias is not None:
+        y = y + _per_channel(bias, x)
+    return _activated(y.to(x.dtype), negative_slope)
+
+
+class BatchNorm(_norms.BatchNorm):
+    __slots__ = ()
+
+    def in_torch(self, x, weight, bias, mean, var):
+        y = nnF.batch_norm(
+            x, mean, var, weight, bias, self.uses_input_stats, self.momentum, self.eps
+        )
+        return _activated(y, self.negative_slope)
+
+    def with_statistics(self, x, weight, bias, mean, rstd):
+        return _with_statistics(x, weight, bias, mean, rstd, self.negative_slope)
+
+
+class InstanceNorm(_norms.InstanceNorm):
+    __slots__ = ()
+
+    def in_torch(self, x, weight, bias, mean, var):
+        return nnF.instance_norm(
+            x, mean, var, weight, bias, self.uses_input_stats, self.momentum, self.eps
+        )
+
+    def with_statistics(self, x, weight, bias, mean, rstd):
+        return _with_statistics(x, weight, bias, mean, rstd)
+
+
+class GroupNorm(_norms.GroupNorm):
+    __slots__ = ()
+
+    def in_torch(self, x, weight, bias, mean=None, var=None):
+        y = nnF.group_norm(x, self.num_groups, weight, bias, self.eps)
+        return _activated(y, self.negative_slope)
+
+
+class LayerNorm(_norms.LayerNorm):
+    __slots__ = ()
+
+    def in_torch(self, x, weight, bias, mean=None, var=None):
+        return nnF.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class RMSNorm(_norms.RMSNorm):
+    __slots__ = ()
+
+    def in_torch(self, x, weight, bias=None, mean=None, var=None):
+        return nnF.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+class LocalResponseNorm(_norms.LocalResponseNorm):
+    __slots__ = ()
+
+    def in_torch(self, x, weight=None, bias=None, mean=None, var=None):
+        return nnF.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
 
 
 def batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False,
@@ -20,64 +99,38 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
     tensor([[-1., -1.],
             [ 1.,  1.]])
     """
-
-    def in_torch(x, weight, bias, mean, var):
-        return nnF.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
-
-    norm = _norms.BatchNorm(training, momentum, eps)
-    return run(norm, in_torch, input, weight, bias, running_mean, running_var)
+    settings = (training, momentum, eps)
+    return run(BatchNorm, settings, input, weight, bias, running_mean, running_var)
 
 
 def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=None,
                   use_input_stats=True, momentum=0.1, eps=1e-5):  # fmt: skip
     """`torch.nn.functional.instance_norm`; the running statistics are updated in place."""
-
-    def in_torch(x, weight, bias, mean, var):
-        return nnF.instance_norm(x, mean, var, weight, bias, use_input_stats, momentum, eps)
-
-    norm = _norms.InstanceNorm(use_input_stats, momentum, eps)
-    return run(norm, in_torch, input, weight, bias, running_mean, running_var)
+    settings = (use_input_stats, momentum, eps)
+    return run(InstanceNorm, settings, input, weight, bias, running_mean, running_var)
 
 
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     """`torch.nn.functional.group_norm`."""
-
-    def in_torch(x, weight, bias, *_):
-        return nnF.group_norm(x, num_groups, weight, bias, eps)
-
-    return run(_norms.GroupNorm(num_groups, eps), in_torch, input, weight, bias)
+    return run(GroupNorm, (num_groups, eps), input, weight, bias)
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     """`torch.nn.functional.layer_norm`; `normalized_shape` may be an int."""
-    shape = _shape(normalized_shape)
-
-    def in_torch(x, weight, bias, *_):
-        return nnF.layer_norm(x, shape, weight, bias, eps)
-
-    return run(_norms.LayerNorm(shape, eps), in_torch, input, weight, bias)
+    return run(LayerNorm, (shape_of(normalized_shape), eps), input, weight, bias)
 
 
 def rms_norm(input, normalized_shape, weight=None, eps=None):
     """`torch.nn.functional.rms_norm`; `normalized_shape` may be an int."""
-    shape = _shape(normalized_shape)
-
-    def in_torch(x, weight, *_):
-        return nnF.rms_norm(x, shape, weight, eps)
-
-    return run(_norms.RMSNorm(shape, eps), in_torch, input, weight)
+    return run(RMSNorm, (shape_of(normalized_shape), eps), input, weight)
 
 
 def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0):
     """`torch.nn.functional.local_response_norm`."""
-
-    def in_torch(x, *_):
-        return nnF.local_response_norm(x, size, alpha, beta, k)
-
-    return run(_norms.LocalResponseNorm(size, alpha, beta, k), in_torch, input)
+    return run(LocalResponseNorm, (size, alpha, beta, k), input)
 
 
-def _shape(normalized_shape):
+def shape_of(normalized_shape):
     if hasattr(normalized_shape, "__iter__"):
         return tuple(normalized_shape)
     return (operator.index(normalized_shape),)
