@@ -1,6 +1,6 @@
 """Normalization layers for NumPy arrays, forward and backward, compiled and multithreaded."""
 
-from . import functional
+from . import functional, steps
 from ._cache import empty_cache, set_cache_limit
 from ._config import show_config
 from ._threads import get_num_threads, num_threads, set_num_threads
@@ -81,4 +81,5 @@ __all__ = [
     "set_cache_limit",
     "set_num_threads",
     "show_config",
+    "steps",
 ]

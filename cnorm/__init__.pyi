@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import checkpoint as checkpoint
 from . import functional as functional
+from . import steps as steps
 from .functional import _Input
 
 __version__: str

@@ -12,7 +12,7 @@ GNU OpenMP hangs in a forked child that enters a parallel region, so a forked ch
 import os
 from contextlib import contextmanager
 
-from . import functional
+from . import _runtime
 
 
 def _container_limit():
@@ -67,7 +67,7 @@ def set_num_threads(n):
     1
     >>> cnorm.set_num_threads(before)
     """
-    functional._set_threads(_checked(n))
+    _runtime.set_threads(_checked(n))
 
 
 def get_num_threads():
@@ -80,7 +80,7 @@ def get_num_threads():
     ...     cnorm.get_num_threads()
     2
     """
-    return functional._get_threads()
+    return _runtime.get_threads()
 
 
 @contextmanager
@@ -94,11 +94,11 @@ def num_threads(n):
     ...     cnorm.get_num_threads()
     1
     """
-    before = functional._override_threads(_checked(n))
+    before = _runtime.override_threads(_checked(n))
     try:
         yield
     finally:
-        functional._override_threads(before)
+        _runtime.override_threads(before)
 
 
 def _start():
@@ -109,9 +109,9 @@ def _start():
     def default():  # later: it reads a file, which an import should not
         return min(allowed, _container_limit() or allowed)
 
-    functional._start_threads(number or 0, of_openmp or 0, default)
+    _runtime.start_threads(number or 0, of_openmp or 0, default)
 
 
 _start()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=functional._forked)
+    os.register_at_fork(after_in_child=_runtime.forked)

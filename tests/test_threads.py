@@ -11,6 +11,7 @@ import pytest
 
 import cnorm
 import cnorm.functional as F
+from cnorm import _runtime
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 SECONDS = float(os.environ.get("CNORM_SECONDS", "1"))
@@ -175,7 +176,7 @@ def test_a_bad_environment_is_named_at_import(environment, word):
 
 def test_a_limit_from_before_the_import():
     pytest.importorskip("threadpoolctl")
-    if not F._has_openmp():
+    if not _runtime.has_openmp():
         pytest.skip("this cnorm was built without OpenMP")
     code = """
 import cnorm, threadpoolctl
@@ -205,7 +206,7 @@ def test_threadpoolctl_sees_and_limits(rng):
     code = """
 import cnorm, threadpoolctl
 pools = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "openmp"]
-print(len(pools) > 0 or not cnorm.functional._has_openmp())
+print(len(pools) > 0 or not cnorm._runtime.has_openmp())
 """
     done = _python(code)
     assert done.stdout.strip() == "True", done.stderr
