@@ -115,7 +115,7 @@ SOURCES = sorted(
 )
 # Each imports those before it; cythonize finds what they cimport, and compiles them again where
 # that changed.
-CALLS = ["arrays", "checks", "output", "running", "rows", "channels", "window"]
+CALLS = ["observe", "arrays", "checks", "output", "running", "rows", "channels", "window"]
 chosen = [b for b in os.environ.get("CNORM_BUILDS", "").split(",") if b] or list(BUILDS)
 unknown = set(chosen) - set(BUILDS)
 if unknown:

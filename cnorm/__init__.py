@@ -3,6 +3,7 @@
 from . import functional, steps
 from ._cache import empty_cache, set_cache_limit
 from ._config import show_config
+from ._explain import Plan, explain
 from ._threads import get_num_threads, num_threads, set_num_threads
 from ._version import __version__
 from .modules import (
@@ -62,6 +63,7 @@ __all__ = [
     "ModuleList",
     "PReLU",
     "Parameter",
+    "Plan",
     "RMSNorm",
     "ReLU",
     "Sequential",
@@ -74,6 +76,7 @@ __all__ = [
     "__version__",
     "empty_cache",
     "enable_grad",
+    "explain",
     "functional",
     "get_num_threads",
     "no_grad",

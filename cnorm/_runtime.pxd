@@ -6,6 +6,8 @@ cdef enum:
 
 cdef Kernels *kernels   # of the build in use; `_dispatch` chooses it before the first call
 
+cdef int observing      # whether somebody explains a call, or wants a line a call: see _call/observe
+
 cdef int allowed_threads() except -1
 
 

@@ -14,6 +14,8 @@ from cpython.ref cimport Py_INCREF
 from libc.string cimport memcpy
 
 from cnorm._pool cimport empty_like, new_array
+from cnorm cimport _runtime
+from cnorm._call.observe cimport note
 from cnorm._runtime cimport kernels
 from cnorm.kernels.job cimport BFLOAT16, FLOAT32, FLOAT64
 
@@ -146,6 +148,8 @@ cpdef cnp.ndarray as_floats(cnp.ndarray array, str name):
     if dtype_code(array) < 0:
         raise TypeError(f"{name} must be a float32, float64, float16 or bfloat16 array, but got dtype {array.dtype}")
     if not is_native(array):
+        if _runtime.observing:
+            note(f"{name} is copied: it is not aligned, or not in this machine's byte order")
         array = array.astype(array.dtype.newbyteorder("="))
     return array
 

@@ -28,6 +28,8 @@ cdef class Call:
     cdef int plan(self, int arrays, Plan *p) except -1
     cdef void layouts(self, int arrays, const Py_ssize_t **shape, const Py_ssize_t **strides) noexcept
     cdef int resolve_output(self, Plan *p, cnp.ndarray out, cnp.ndarray grad_output, cnp.ndarray addend=*) except -1
+    cdef int copy_for_plan(self, int arrays, Plan *p) except -1
+    cdef int note_copies(self, cnp.ndarray out, cnp.ndarray grad_output) except -1
     cdef cnp.ndarray copy_out(self)
     cdef int convert_slope(self, object negative_slope) except -1
     cdef int check_slope(self, Py_ssize_t channels) except -1

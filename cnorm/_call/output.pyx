@@ -7,6 +7,8 @@ cimport numpy as cnp
 from cnorm._call.arrays cimport (accumulation_type, as_array, as_doubles, as_float, checked_out, checked_product,
                                  copy_if_overlapping, copy_like, dtype_code, float64_array, float64_data,
                                  is_native, new_float64, shape_and_strides, shape_of, writable_in_place)
+from cnorm cimport _runtime
+from cnorm._call.observe cimport note, observe_norm
 from cnorm._plan cimport ARRAYS, COPY, Plan, plan_channels
 from cnorm._pool cimport empty_like, new_array
 from cnorm._runtime cimport GIL_RELEASE_MIN_BYTES, kernels
@@ -85,14 +87,35 @@ cdef class Call:
                     grad_output is not None and not writable_in_place(self.result, grad_output, True)) or (
                     addend is not None and not writable_in_place(self.result, addend, True)):
                 self.y = empty_like(self.x)
+                if _runtime.observing:
+                    note("the result goes through memory of its own: out overlaps what is read, or is not aligned, "
+                         "or not in this machine's byte order")
         self.dy = grad_output
         self.addend = addend
         self.plan(arrays, p)
-        if p.family != COPY:  # then no kernel refuses fewer of them
+        if p.family != COPY:  # a layout that is accepted for all arrays is accepted for any of them
             return 0
+        self.copy_for_plan(arrays, p)
+        if _runtime.observing:
+            self.note_copies(out, grad_output)
+        return 0
+
+    cdef int note_copies(self, cnp.ndarray out, cnp.ndarray grad_output) except -1:
+        """Say what `copy_for_plan` copied."""
+        if self.y is not self.result:
+            note("the result goes through memory of its own: no kernel writes the strides of the result together with "
+                 "those of the input")
+        if self.dy is not grad_output:
+            note("grad_output is copied: no kernel reads its strides together with the input's")
+        return 0
+
+    cdef int copy_for_plan(self, int arrays, Plan *p) except -1:
+        """Copy arrays, as few as can be, until a kernel takes the layout of all."""
         self.plan(1, p)
         if p.family == COPY:
             self.x = np.ascontiguousarray(self.x)
+            if _runtime.observing:
+                note("the input is copied: no kernel reads its strides")
         self.plan(2, p)
         if p.family == COPY:
             self.y = empty_like(self.x)
@@ -105,13 +128,13 @@ cdef class Call:
             self.plan(arrays, p)
             if p.family == COPY:
                 self.dy = copy_like(self.dy, self.x)
-                self.addend = copy_like(self.addend, self.x) if addend is not None else None
+                self.addend = copy_like(self.addend, self.x) if self.addend is not None else None
                 self.plan(arrays, p)
             if p.family == COPY:
                 self.x = np.ascontiguousarray(self.x)
                 self.y = empty_like(self.x)
                 self.dy = np.ascontiguousarray(self.dy)
-                self.addend = np.ascontiguousarray(self.addend) if addend is not None else None
+                self.addend = np.ascontiguousarray(self.addend) if self.addend is not None else None
                 self.plan(arrays, p)
         return 0
 
@@ -175,7 +198,9 @@ cdef class ChannelAxisCall(Call):
 cdef int run_norm(norm_kernel kernel, Job *job, Py_ssize_t size, str what) except -1:
     """Run a kernel that reads `size` bytes. It holds the GIL where it takes less time than a switch of threads."""
     cdef int failed
-    if size < GIL_RELEASE_MIN_BYTES:
+    if _runtime.observing:
+        failed = observe_norm(kernel, job)
+    elif size < GIL_RELEASE_MIN_BYTES:
         failed = kernels.run_norm(kernel, job)
     else:
         with nogil:

@@ -5,14 +5,16 @@ import numpy as np
 cimport numpy as cnp
 from libc.string cimport memset
 
+from cnorm cimport _runtime
 from cnorm._call.arrays cimport (as_array, as_float, as_floats, as_int, as_out, as_size, checked_out, checked_product,
                                  float64_data, writable_in_place)
 from cnorm._call.checks cimport as_gradient, axis_of
+from cnorm._call.observe cimport observe_window
 from cnorm._call.output cimport ChannelAxisCall, set_tensor, slope_gradient
 from cnorm._plan cimport UNITS, Plan
 from cnorm._pool cimport empty_like
 from cnorm._runtime cimport kernels, threads_for
-from cnorm.kernels.job cimport FLOAT64, WindowJob
+from cnorm.kernels.job cimport FLOAT64, WindowJob, window_kernel
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
@@ -57,6 +59,7 @@ cdef class WindowCall(ChannelAxisCall):
         """Forward, or with a grad_output backward."""
         cdef Plan p
         cdef int failed = 0, i
+        cdef window_kernel kernel
         self.resolve_output(&p, out, grad_output)
         # Channels first, a window reads what its neighbour writes.
         if grad_output is None and p.family == UNITS and self.y is self.result and not writable_in_place(
@@ -78,9 +81,12 @@ cdef class WindowCall(ChannelAxisCall):
         self.job.activation = self.activation
         self.job.slope = self.slope
         self.job.slopes = float64_data(self.slopes)
-        with nogil:
-            failed = kernels.run_window(kernels.window_forward if grad_output is None else kernels.window_backward,
-                                        &self.job)
+        kernel = kernels.window_forward if grad_output is None else kernels.window_backward
+        if _runtime.observing:
+            failed = observe_window(kernel, &self.job)
+        else:
+            with nogil:
+                failed = kernels.run_window(kernel, &self.job)
         if failed:
             raise MemoryError("cnorm could not allocate the sums of this call")
         return self.copy_out()

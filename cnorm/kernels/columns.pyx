@@ -32,7 +32,7 @@ from cnorm.kernels.columns_moments cimport (
     whole_rows)
 from cnorm.kernels.job cimport COLUMN_BLOCKS, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job
 from cnorm.kernels.loops cimport ColumnCoefficients, store_fence
-from cnorm.kernels.schedule cimport min_chunk, samples_per_thread, schedule_columns
+from cnorm.kernels.schedule cimport min_chunk, samples_per_thread, schedule_columns, schedule_columns_moments
 from cnorm.kernels.statistics cimport mean_hi_part
 from cnorm.kernels.tuning cimport (
     COEFFICIENT_CHUNK, COLUMN_BLOCK_ROWS, COLUMN_ROWS_PER_PASS, PACKED_COLUMNS_MAX, ROW_RANGES_MAX,
@@ -75,8 +75,13 @@ cdef int sample_moments(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
 
 
 cdef int columns_moments(Job *job) noexcept nogil:
+    """mean, lo, m2 and rstd of each group of columns of each sample."""
     cdef ColumnLayout layout = column_layout(job, job.threads)
     cdef Py_ssize_t i
+    schedule_columns_moments(job, &layout)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = layout.schedule
+        return 0
     for i in range(job.shape[0]):
         if sample_moments(job, &layout, i, job.threads) < 0:
             return -1
@@ -155,6 +160,9 @@ cdef int columns_forward(Job *job) noexcept nogil:
     cdef Py_ssize_t i
     cdef int failed = 0
     schedule_columns(job, &layout, False)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = layout.schedule
+        return 0
     if by_sample:
         for i in prange(job.shape[0], num_threads=job.threads, schedule="guided",
                         chunksize=min_chunk(job.shape[0], job.threads)):
@@ -417,6 +425,9 @@ cdef int columns_backward(Job *job) noexcept nogil:
     cdef Py_ssize_t i
     cdef int failed = 0
     schedule_columns(job, &layout, True)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = layout.schedule
+        return 0
     if by_sample:
         for i in prange(job.shape[0], num_threads=job.threads, schedule="guided",
                         chunksize=min_chunk(job.shape[0], job.threads)):

@@ -71,10 +71,14 @@ cdef void *align_parameters(Job *job, const UnitBlocks *blocks) noexcept nogil:
 cdef int rows_forward(Job *job) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias, of each row."""
     cdef UnitBlocks blocks = unit_blocks(job, False)
-    cdef void *copies = align_parameters(job, &blocks)
+    cdef void *copies
     cdef int failed
     blocks.apply = row_apply if has_element_params(job) else segment_apply  # without a weight, a row is one segment
     schedule_units_forward(job, &blocks)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = blocks.schedule
+        return 0
+    copies = align_parameters(job, &blocks)
     if blocks.schedule.strategy == ROW_BATCHES:
         failed = forward_row_batches(job, &blocks)
     elif blocks.schedule.strategy == TWO_SWEEPS:
@@ -394,6 +398,9 @@ cdef int rows_backward(Job *job) noexcept nogil:
     cdef void *copies
     cdef int failed = 0
     schedule_rows_backward(job, &blocks, cut.rows, cut.partials)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = blocks.schedule
+        return 0
     # one partial is the result itself
     cut.sums = job.elements.grad_weight
     if cut.partials > 1:

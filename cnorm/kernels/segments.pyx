@@ -16,7 +16,7 @@ from cnorm.kernels.moments cimport (
     ContiguousTile, ElementRange, UnitBlocks, contiguous_tile, element_at, gather, next_range,
     range_of_tiles, tile_range, unit_blocks, unit_moments)
 from cnorm.kernels.schedule cimport (
-    min_chunk, needs_two_sweeps, schedule_segments_backward, schedule_units_forward)
+    min_chunk, schedule_segments_backward, schedule_segments_moments, schedule_units_forward)
 from cnorm.kernels.segments_apply cimport (
     UnitBatch, bind_batch, channel_of, channel_values, has_short_segments, segment_apply,
     segment_batch_coefficients, set_channel)
@@ -140,6 +140,9 @@ cdef int segments_forward(Job *job) noexcept nogil:
     cdef UnitBlocks blocks = unit_blocks(job, False)
     blocks.apply = segment_apply
     schedule_units_forward(job, &blocks)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = blocks.schedule
+        return 0
     if blocks.schedule.strategy == ROW_BATCHES:
         return forward_row_batches(job, &blocks)
     if blocks.schedule.strategy == GIVEN_BATCHES:
@@ -162,7 +165,11 @@ cdef int segments_moments(Job *job) noexcept nogil:
     """mean, lo, m2 and rstd of each unit."""
     cdef UnitBlocks blocks = unit_blocks(job, False)
     cdef Py_ssize_t units = units_of(job), i
-    if needs_two_sweeps(units, blocks.blocks, job.threads):
+    schedule_segments_moments(job, &blocks)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = blocks.schedule
+        return 0
+    if blocks.schedule.strategy == TWO_SWEEPS:
         return moments_in_blocks(job, &blocks)
     if job.threads == 1:
         for i in range(units):
@@ -551,6 +558,9 @@ cdef int segments_backward(Job *job) noexcept nogil:
     cdef UnitBlocks blocks = unit_blocks(job, job.channels.by_segment)
     cdef Py_ssize_t count = partials_of_unit(job, &blocks)
     schedule_segments_backward(job, &blocks, count)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = blocks.schedule
+        return 0
     if blocks.schedule.strategy == TWO_SWEEPS:
         return segments_backward_two_sweeps(job, &blocks, count)
     if blocks.schedule.strategy == UNIT_BATCHES:
