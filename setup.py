@@ -149,10 +149,9 @@ SHIMS = {"_cpu.pyx", *(f"_{name}.pyx" for name in BUILDS)}
 SOURCES = sorted(
     str(p) for p in KERNELS if p.suffix in {".pyx", ".h", ".pxd"} and p.name not in SHIMS
 )
-FUNCTIONAL = [
-    *("cnorm/_plan.pxd", "cnorm/_recycle.h", "cnorm/_team.h"),
-    *(str(p) for p in Path("cnorm").glob("*.pxi")),
-]
+# Each imports those before it; cythonize finds what they cimport, and compiles them again where
+# that changed.
+CALLS = ["observe", "arrays", "checks", "output", "running", "rows", "channels", "window"]
 # The text that kernels share is in `cdef inline` functions of .pxd files. Told to inline all of them, the
 # compiler takes three times as long: it decides by itself.
 SHARED_TEXT = [("CYTHON_INLINE", "__attribute__((unused))")]
@@ -164,8 +163,9 @@ if unknown:
 setup(
     ext_modules=cythonize(
         [
-            extension("_plan"),
-            extension("functional", depends=["cnorm/kernels/job.pxd", *FUNCTIONAL]),
+            *(extension(name) for name in ["_runtime", "_pool", "_plan"]),
+            *(extension(f"_call.{name}") for name in CALLS),
+            *(extension(name) for name in ["steps", "functional"]),
             extension("kernels._cpu"),
             *(extension(f"kernels._{name}", BUILDS[name], SOURCES, SHARED_TEXT) for name in chosen),
         ],

@@ -5,11 +5,12 @@ from importlib import import_module as _import_module
 from ._start import explained
 
 with explained():
-    from . import functional
+    from . import functional, steps
     from ._threads import get_num_threads, num_threads, set_num_threads
 
 from ._cache import empty_cache, set_cache_limit
 from ._config import show_config
+from ._explain import Plan, explain
 from ._version import __version__
 from .modules import (
     BatchNorm1d,
@@ -71,6 +72,7 @@ __all__ = [
     "ModuleList",
     "PReLU",
     "Parameter",
+    "Plan",
     "RMSNorm",
     "ReLU",
     "Sequential",
@@ -83,6 +85,7 @@ __all__ = [
     "__version__",
     "empty_cache",
     "enable_grad",
+    "explain",
     "functional",
     "get_num_threads",
     "no_grad",
@@ -90,6 +93,7 @@ __all__ = [
     "set_cache_limit",
     "set_num_threads",
     "show_config",
+    "steps",
 ]
 
 

@@ -6,7 +6,9 @@ use the memory of freed results of their size, up to a bound. Memory comes back 
 array that refers to it is gone.
 """
 
-from . import functional
+import os
+
+from . import _pool
 
 
 def set_cache_limit(limit):
@@ -33,7 +35,7 @@ def set_cache_limit(limit):
         raise TypeError(f"limit must be an int, but got {type(limit).__name__}")
     if limit < 0:
         raise ValueError(f"limit must not be negative, but got {limit}")
-    functional._set_cache_limit(limit)
+    _pool.set_limit(limit)
 
 
 def empty_cache():
@@ -44,4 +46,8 @@ def empty_cache():
     >>> import cnorm
     >>> cnorm.empty_cache()
     """
-    functional._empty_cache()
+    _pool.empty()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.forked)

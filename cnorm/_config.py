@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from . import _dispatch, functional
+from . import _dispatch, _runtime
 from ._threads import get_num_threads
 from ._version import __version__
 
@@ -17,7 +17,7 @@ def config():
         "build": _dispatch.name(),
         "builds": list(_dispatch.built()),
         "available": list(_dispatch.available()),
-        "openmp": functional._has_openmp(),
+        "openmp": _runtime.has_openmp(),
         "threads": get_num_threads(),
         "numpy": np.__version__,
         "python": platform.python_version(),

@@ -8,7 +8,7 @@ import os
 from contextlib import contextmanager
 from importlib import import_module, util
 
-from . import _machine
+from . import _machine, _runtime
 from .kernels import _cpu
 
 NAMES = ("baseline", "avx2", "avx512")
@@ -53,6 +53,7 @@ def choose(forced=None):
 
 
 kernels = choose(os.environ.get("CNORM_ISA"))
+_runtime.use_kernels(kernels.table)
 
 
 def name():
@@ -64,13 +65,11 @@ def name():
 def using(forced):
     """Run with another kernel module, in this whole process: for tests."""
     global kernels
-    from . import functional
-
     before = kernels
     try:
         kernels = choose(forced)
-        functional._use(kernels.table)
+        _runtime.use_kernels(kernels.table)
         yield
     finally:
         kernels = before
-        functional._use(before.table)
+        _runtime.use_kernels(before.table)

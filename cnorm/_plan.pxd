@@ -10,7 +10,7 @@ cdef extern from *:
     #endif
     """
     enum:
-        MAX_DIMS "CNORM_MAX_DIMS"   # axes of an array; functional.pyx asserts that NumPy allows no more
+        MAX_DIMS "CNORM_MAX_DIMS"   # axes of an array; _call/output.pyx asserts that NumPy allows no more
 
 cdef enum:
     ARRAYS = 4     # input, result, grad_output, what is added

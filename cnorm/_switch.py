@@ -1,8 +1,8 @@
 """SwitchNorm: the statistics of instance, layer and batch norm, mixed.
 
 Everything comes from the moments of each (sample, channel): the layer's and the batch's are merged
-from them, and the mixed mean and variance are again one of each per (sample, channel), so that the
-kernels of instance norm take the moments, apply the result, and go backward. Only arrays of size
+from them, and the mixed mean and variance are again one of each per (sample, channel), so that
+`cnorm.steps` takes the moments, applies the result, and goes backward. Only arrays of size
 (N, C) are touched here.
 """
 
@@ -10,7 +10,9 @@ import math
 
 import numpy as np
 
-from . import functional as F
+from . import steps
+from ._call import arrays, checks, output
+from ._call.running import assign, update
 
 ROWS = 1 << 16  # elements of a 2-D input at a time
 
@@ -21,7 +23,7 @@ class _Argument:
     def __init__(self, value, name):
         self.name = name
         self.values = None
-        array = F._given(value, name)
+        array = arrays.to_array(value, name)
         if array is not None:
             if np.iscomplexobj(array):
                 raise TypeError(f"{name} must be a float array, but got dtype {array.dtype}")
@@ -48,11 +50,11 @@ class _Slope:
         self.values = None
         self.has_gradient = False
         if isinstance(negative_slope, (float, int)) and not isinstance(negative_slope, bool):
-            self.values = F._number(negative_slope, "negative_slope")
+            self.values = arrays.to_float(negative_slope, "negative_slope")
         elif negative_slope is not None:
-            array = F._given(negative_slope, "negative_slope")
+            array = arrays.to_array(negative_slope, "negative_slope")
             self.shape, self.dtype = array.shape, array.dtype
-            self.values = F._doubles(array, "negative_slope").reshape(-1)
+            self.values = arrays.as_doubles(array, "negative_slope").flatten()
             self.has_gradient = isinstance(negative_slope, np.ndarray) or len(self.shape) > 0
 
     def check_size(self, channels):
@@ -108,7 +110,7 @@ def _image_statistics(x, channel_axis, running, p_mean, p_var, training, eps):
     shape = (x.shape[0], x.shape[axis])
     s = _Statistics()
     s.shape, s.training = x.shape, training
-    s.count, mean, lo, m2 = F._moments(x, channel_axis, shape[1])
+    s.count, mean, lo, m2 = steps.moments(x, channel_axis=channel_axis, groups=shape[1])
     mean, lo = mean.reshape(shape), lo.reshape(shape)
     var = _unbiased(m2.reshape(shape), s.count)
     s.means, s.variances, s.instance_lo = [mean], [var], lo
@@ -132,10 +134,10 @@ def _table_statistics(x, running, p_mean, p_var, training, eps):
     n, c = x.shape
     s = _Statistics()
     s.shape, s.training, s.count, s.lo = x.shape, training, None, None
-    _, mean, lo, m2 = F._moments(x[:, None, :], 1, 1)  # rows: one group of one channel
+    _, mean, lo, m2 = steps.moments(x[:, None, :], groups=1)  # rows: one group of one channel
     s.means, s.variances = [(mean + lo)[:, None]], [_unbiased(m2, c)[:, None]]
     if training:
-        _, mean, lo, m2 = F._moments(x, 1, 0)
+        _, mean, lo, m2 = steps.moments(x)
         s.means.append((mean + lo)[None])
         s.variances.append(_unbiased(m2, n)[None])
     else:
@@ -172,7 +174,7 @@ def _check(x, channel_axis, running, weight, bias, mean_weight, var_weight, slop
         raise RuntimeError("mean_weight and var_weight must have as many elements as each other")
     with_batch = x.ndim == 2 or mixed == 3
     for values, name in zip(running, ("running_mean", "running_var"), strict=True):
-        F._check_running(values, name, channels)
+        checks.check_running(values, name, channels)
         if values is None and with_batch and not training:
             raise RuntimeError("running_mean must be defined in evaluation mode")
     if (running[0] is None) != (running[1] is None):
@@ -262,34 +264,34 @@ def switch_norm(
     >>> F.switch_norm(x, None, None, None, None, np.ones(3), np.ones(3), True).shape
     (1, 2, 4)
     """
-    x = F._given(input, "input")
+    x = arrays.to_array(input, "input")
     running = (
-        F._given_running(running_mean, "running_mean"),
-        F._given_running(running_var, "running_var"),
+        arrays.as_running(running_mean, "running_mean"),
+        arrays.as_running(running_var, "running_var"),
     )
     w, b = _Argument(weight, "weight"), _Argument(bias, "bias")
     mixes = _Argument(mean_weight, "mean_weight"), _Argument(var_weight, "var_weight")
-    out = F._given_out(out, "out")
+    out = arrays.as_out(out, "out")
     slope = _Slope(negative_slope)
     training, return_stats = bool(training), bool(return_stats)
     using_moving_average = bool(using_moving_average)
     tracks = training and running[0] is not None
-    momentum = F._number(momentum, "momentum") if tracks else 0.0
-    eps = F._number(eps, "eps")
-    channel_axis = F._integer(channel_axis, "channel_axis")
+    momentum = arrays.to_float(momentum, "momentum") if tracks else 0.0
+    eps = arrays.to_float(eps, "eps")
+    channel_axis = arrays.to_int(channel_axis, "channel_axis")
 
-    x = F._floats(x, "input")
+    x = arrays.as_floats(x, "input")
     channels = _check(x, channel_axis, running, w, b, *mixes, slope, training)
-    y = F._result(out, x)  # before anything is computed, which takes long where it does not fit
+    y = output.result_array(out, x)  # raises before anything is computed, which takes long
     if training:
-        F._check_updates(*running, out)
+        checks.check_running_updates(*running, out)
     p_mean, p_var = (_softmax(m.values) for m in mixes)
     if x.ndim == 2:
         s = _table_statistics(x, running, p_mean, p_var, training, eps)
         _table_apply(x, s, w.values, b.values, y, slope.values)
     else:
         s = _image_statistics(x, channel_axis, running, p_mean, p_var, training, eps)
-        F._apply(
+        steps.apply(
             x, s.mean, s.lo, s.rstd, w.values, b.values, channel_axis=channel_axis,
             groups=channels, out=y, negative_slope=slope.values,
         )  # fmt: skip
@@ -301,10 +303,10 @@ def switch_norm(
 def _track(running, s, momentum, using_moving_average):
     mean, var = s.means[-1], s.variances[-1]
     if using_moving_average:
-        F._track(*running, 1 - momentum, mean, var)
+        update(*running, 1 - momentum, mean, var)
     else:
         sums = zip(running, (mean, mean**2 + var), strict=True)
-        F._assign(running, [total + batch.reshape(total.shape) for total, batch in sums])
+        assign(running, [total + batch.reshape(total.shape) for total, batch in sums])
 
 
 def _table_apply(x, s, w, b, y, slope):
@@ -368,15 +370,15 @@ def switch_norm_backward(
     """
     if not isinstance(stats, _Statistics):
         raise TypeError(f"stats must be what switch_norm returned, but got {type(stats).__name__}")
-    x, dy = F._given(input, "input"), F._given(grad_output, "grad_output")
+    x, dy = arrays.to_array(input, "input"), arrays.to_array(grad_output, "grad_output")
     w, b = _Argument(weight, "weight"), _Argument(bias, "bias")
     mixes = _Argument(mean_weight, "mean_weight"), _Argument(var_weight, "var_weight")
-    out = F._given_out(out, "out")
+    out = arrays.as_out(out, "out")
     slope = _Slope(negative_slope)
-    channel_axis = F._integer(channel_axis, "channel_axis")
+    channel_axis = arrays.to_int(channel_axis, "channel_axis")
 
-    x = F._floats(x, "input")
-    dy = F._checked_gradient(dy, x)
+    x = arrays.as_floats(x, "input")
+    dy = checks.as_gradient(dy, x)
     if x.shape != stats.shape:
         raise ValueError(f"stats are of an input of shape {stats.shape}, but got {x.shape}")
     channels = _channels(x, channel_axis)
@@ -388,7 +390,7 @@ def switch_norm_backward(
     for values in mixes:
         _check_mixing(values, (len(stats.means),))
     _check_channels(w, b, slope, channels)
-    y = F._result(out, x)
+    y = output.result_array(out, x)
     backward = _table_backward if x.ndim == 2 else _image_backward
     grads, grad_mean_weight, grad_var_weight, grad_slope = backward(
         dy, x, stats, w.values, b.values, *mixes, y, channel_axis, slope.values
@@ -404,13 +406,13 @@ def switch_norm_backward(
 
 def _grad(dy, x, mean, lo, rstd, w, b, a, slope, out, how):
     sums = np.stack([-a / rstd, -slope / rstd**3], -1).reshape(-1, 2)
-    return F._grad_apply(dy, x, mean, lo, rstd, w, b, sums, 1.0, out=out, **how)
+    return steps.grad_apply(dy, x, mean, lo, rstd, w, b, sums, 1.0, out=out, **how)
 
 
 def _image_backward(dy, x, s, w, b, mean_weight, var_weight, y, channel_axis, negative_slope):
     channels = x.shape[channel_axis]
     how = {"channel_axis": channel_axis, "groups": channels, "negative_slope": negative_slope}
-    sums, grad_w, grad_b, grad_slope = F._grad_sums(dy, x, s.mean, s.lo, s.rstd, w, b, **how)
+    sums, grad_w, grad_b, grad_slope = steps.grad_sums(dy, x, s.mean, s.lo, s.rstd, w, b, **how)
     sum_g, sum_gd = (a.reshape(s.rstd.shape) for a in sums.T)
     grad_mean_weight, to_means = _mix_backward(mean_weight, -s.rstd * sum_g, s.means)
     grad_var_weight, to_vars = _mix_backward(var_weight, -0.5 * s.rstd**3 * sum_gd, s.variances)
@@ -422,7 +424,7 @@ def _image_backward(dy, x, s, w, b, mean_weight, var_weight, y, channel_axis, ne
     for k, count in enumerate(counts, 1):
         to_mean = to_mean + (to_means[k] + 2 * to_vars[k] * (mean - s.means[k])) / count
         to_var = to_var + to_vars[k] / count
-    # dx = rstd * g + a + slope * (x - mean): what `_grad_apply` gives for the sums in `_grad`
+    # dx = rstd * g + a + slope * (x - mean): what `grad_apply` gives for the sums in `_grad`
     slope, a = 2 * to_var / max(s.count - 1, 1), to_mean / max(s.count, 1)
     unit = np.ones_like(s.rstd)
     about_instance = (mean, s.instance_lo)  # where x - mean is small, whatever the mix

@@ -14,7 +14,7 @@ import re
 import warnings
 from contextlib import contextmanager
 
-from . import functional
+from . import _runtime
 
 MAX_THREADS = 1024  # of one call
 # Bytes of stack that a kernel may take on a thread, what the C library keeps there included: twice
@@ -99,7 +99,7 @@ def set_num_threads(n):
     1
     >>> cnorm.set_num_threads(before)
     """
-    functional._set_threads(_checked(n, "set_num_threads"))
+    _runtime.set_threads(_checked(n, "set_num_threads"))
 
 
 def get_num_threads():
@@ -112,7 +112,7 @@ def get_num_threads():
     ...     cnorm.get_num_threads()
     2
     """
-    return functional._get_threads()
+    return _runtime.get_threads()
 
 
 @contextmanager
@@ -126,11 +126,11 @@ def num_threads(n):
     ...     cnorm.get_num_threads()
     1
     """
-    before = functional._override_threads(_checked(n, "num_threads"))
+    before = _runtime.override_threads(_checked(n, "num_threads"))
     try:
         yield
     finally:
-        functional._override_threads(before)
+        _runtime.override_threads(before)
 
 
 def _start():
@@ -157,9 +157,9 @@ def _start():
     def default():  # later: it reads a file, which an import should not
         return min(allowed, _container_limit() or allowed)
 
-    functional._start_threads(number or 0, of_openmp or 0, default, stack, short)
+    _runtime.start_threads(number or 0, of_openmp or 0, default, stack, short)
 
 
 _start()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=functional._forked)
+    os.register_at_fork(after_in_child=_runtime.forked)

@@ -10,6 +10,7 @@ import pytest
 
 import cnorm
 import cnorm.functional as F
+from cnorm import _pool
 
 SHAPE = (1024, 1024)  # float32: 4 MiB
 
@@ -23,7 +24,7 @@ def fresh():
 
 
 def kept():
-    return F._cache()[0]
+    return _pool.kept()[0]
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_an_array_may_be_resized_and_outlive_the_cache(x):
     cnorm.empty_cache()
     y[...] = 1
     del y
-    assert kept() <= F._cache()[1]
+    assert kept() <= _pool.kept()[1]
 
 
 def rows(n):
@@ -161,10 +162,10 @@ def test_tracemalloc_knows_of_results(n):
 
 @pytest.mark.parametrize("limit, error", [(-1, ValueError), (1.5, TypeError), (True, TypeError)])
 def test_bad_limits(limit, error):
-    before = F._cache()
+    before = _pool.kept()
     with pytest.raises(error):
         cnorm.set_cache_limit(limit)
-    assert F._cache() == before
+    assert _pool.kept() == before
 
 
 def test_threads_get_memory_of_their_own(x):

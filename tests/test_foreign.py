@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cnorm._call.arrays import as_floats, to_array
 from operations import DTYPES
 
 import cnorm.functional as F
@@ -14,11 +15,16 @@ def values(dtype):
     return np.random.default_rng(0).standard_normal((5, 33)).astype(dtype)
 
 
+def taken(array):
+    """The array that a call computes with."""
+    return as_floats(to_array(array, "input"), "input")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_torch(name):
     torch = pytest.importorskip("torch")
     tensor = torch.randn(5, 33, dtype=getattr(torch, name))
-    seen = F._floats(tensor, "input")
+    seen = taken(tensor)
     assert seen.ctypes.data == tensor.data_ptr() and seen.dtype.name == name
     y = F.layer_norm(tensor, 33)
     assert type(y) is np.ndarray and y.dtype == seen.dtype
@@ -26,7 +32,7 @@ def test_torch(name):
     transposed = torch.randn(4, 6, 5, 7, dtype=getattr(torch, name)).to(
         memory_format=torch.channels_last
     )
-    assert F.instance_norm(transposed).strides == F._floats(transposed, "input").strides
+    assert F.instance_norm(transposed).strides == taken(transposed).strides
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,7 +40,7 @@ def test_jax(name):
     jax = pytest.importorskip("jax")
     with jax.enable_x64(True):
         array = jax.numpy.asarray(values(np.float64)).astype(name)
-    seen = F._floats(array, "input")
+    seen = taken(array)
     assert seen.dtype.name == name
     assert seen.ctypes.data == array.unsafe_buffer_pointer()
     assert np.array_equal(F.layer_norm(array, 33), F.layer_norm(seen.copy(), 33))

@@ -12,6 +12,7 @@ import pytest
 
 import cnorm
 import cnorm.functional as F
+from cnorm import _runtime
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 TESTS = Path(__file__).parent
@@ -216,7 +217,7 @@ def test_a_bad_environment_is_named_at_import(environment, word):
 
 def test_a_limit_from_before_the_import():
     pytest.importorskip("threadpoolctl")
-    if not F._has_openmp():
+    if not _runtime.has_openmp():
         pytest.skip("this cnorm was built without OpenMP")
     code = """
 import cnorm, threadpoolctl
@@ -246,14 +247,14 @@ def test_threadpoolctl_sees_and_limits(rng):
     code = """
 import cnorm, threadpoolctl
 pools = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "openmp"]
-print(len(pools) > 0 or not cnorm.functional._has_openmp())
+print(len(pools) > 0 or not cnorm._runtime.has_openmp())
 """
     done = _python(code)
     assert done.stdout.strip() == "True", done.stderr
 
 
 LINUX = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counted through Linux")
-OPENMP = pytest.mark.skipif(not F._has_openmp(), reason="this cnorm was built without OpenMP")
+OPENMP = pytest.mark.skipif(not _runtime.has_openmp(), reason="this cnorm was built without OpenMP")
 STARTED = """
 import os, resource, threading
 import numpy as np, cnorm, cnorm.functional as F

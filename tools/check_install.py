@@ -18,7 +18,7 @@ import numpy as np
 
 import cnorm
 import cnorm.functional as F
-from cnorm import _dispatch
+from cnorm import _dispatch, _runtime
 from cnorm import _reference as reference
 
 FEATURES = {
@@ -141,7 +141,7 @@ def main(options):
         found = [c for c in ("cc", "gcc", "clang", "cl", "c++") if shutil.which(c)]
         assert not found, f"on the PATH: {found}"
     cnorm.show_config()
-    assert F._has_openmp() == ("--no-openmp" not in options)
+    assert _runtime.has_openmp() == ("--no-openmp" not in options)
     check_functions()
     check_module()
     check_build()

@@ -28,7 +28,7 @@ from cnorm.kernels.columns_moments cimport (
     column_block_moments, columns_statistics, group_statistics, merge_packed, merge_row_ranges, partial_at)
 from cnorm.kernels.job cimport COLUMN_BLOCKS, Job
 from cnorm.kernels.loops cimport ColumnCoefficients
-from cnorm.kernels.schedule cimport min_chunk, samples_per_thread, schedule_columns
+from cnorm.kernels.schedule cimport min_chunk, samples_per_thread, schedule_columns, schedule_columns_moments
 from cnorm.kernels.tuning cimport COLUMN_ROWS_PER_PASS, ROW_RANGES_MAX, STACK_DOUBLES
 from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
 
@@ -75,6 +75,10 @@ cdef int columns_moments(Job *job) noexcept nogil:
     """mean, lo, m2 and rstd of each group of columns, a sample at a time."""
     cdef ColumnLayout layout = column_layout(job, job.threads)
     cdef Py_ssize_t i
+    schedule_columns_moments(job, &layout)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = layout.schedule
+        return 0
     for i in range(job.shape[0]):
         if sample_moments(job, &layout, i, job.threads) < 0:
             return -1
@@ -165,6 +169,9 @@ cdef int columns_forward(Job *job) noexcept nogil:
     cdef Py_ssize_t i
     cdef int failed = 0
     schedule_columns(job, &layout, False)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = layout.schedule
+        return 0
     if by_sample:
         for i in prange(job.shape[0], num_threads=job.threads, schedule="guided",
                         chunksize=min_chunk(job.shape[0], job.threads)):

@@ -297,6 +297,9 @@ cdef int columns_backward(Job *job) noexcept nogil:
     cdef Py_ssize_t i
     cdef int failed = 0
     schedule_columns(job, &layout, True)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = layout.schedule
+        return 0
     if by_sample:
         for i in prange(job.shape[0], num_threads=job.threads, schedule="guided",
                         chunksize=min_chunk(job.shape[0], job.threads)):

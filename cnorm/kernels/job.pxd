@@ -38,6 +38,32 @@ cdef struct Moments:
     double lo
     double m2
 
+cdef enum Strategy:
+    # What a call does with its threads and caches. schedule.pxd chooses; no result depends on it.
+    STRATEGY_ANY = 0       # as a forced strategy: the schedule chooses
+    ROW_BATCHES = 1        # units of one tile: many of them in one call of the loops
+    UNIT_BY_UNIT = 2       # each unit from its first sum to its last result, while it is in cache
+    UNIT_BATCHES = 3       # units that lie side by side: the statistics of some, then all that is applied to them
+    TWO_SWEEPS = 4         # few, large units: the sums of all blocks, then all results, both shared by the threads
+    GIVEN_IN_ORDER = 5     # statistics are given: segments in the order of memory
+    GIVEN_BATCHES = 6      # statistics are given: short segments of many units at once
+    PARTIALS_STATIC = 7    # rows backward: each thread takes neighbouring partials and adds them up itself
+    PARTIALS_GUIDED = 8    # rows backward: threads take partials one by one
+    SAMPLES_PER_THREAD = 9 # columns: each thread takes samples of its own
+    COLUMN_BLOCKS = 10     # columns: each column block from its first sum to its last result
+    ROW_RANGES = 11        # columns: sums of row ranges and column blocks, a merge, then the results
+    WINDOW_SPANS = 12      # window: spans of elements or of positions
+
+cdef struct Schedule:
+    int strategy                   # Strategy
+    int threads
+    Py_ssize_t items               # pieces of work that the threads share
+    Py_ssize_t units_per_batch     # UNIT_BATCHES, GIVEN_BATCHES
+    Py_ssize_t rows_per_pass       # ROW_BATCHES: rows of one call of the loops; columns: rows the loops take together
+    bint nontemporal               # results are stored past the cache
+    Py_ssize_t prefetch_bytes      # with it: from an element to the one wanted in cache next, or 0
+    Py_ssize_t prefetch_segments   # where segments lie apart: to the one to prefetch, or 0
+
 cdef struct ElementParams:
     # The rows family: parameters of one value per element of a row. Pointers may be NULL but for the gradients.
     Tensor addend[2]         # forward with fuse_add: x = addend[0] + addend[1]; backward: addend[0] is added to y
@@ -84,6 +110,7 @@ cdef struct Job:
     double *rstd
     double *m2           # OUT, may be NULL
     double *lo           # with mean, OUT or IN, may be NULL
+    Schedule *schedule_only     # OUT where it is not NULL: the schedule, and nothing else is done
     ElementParams elements      # rows
     ChannelParams channels      # segments and columns
 
@@ -104,32 +131,7 @@ cdef struct WindowJob:
     int activation
     double slope
     const double *slopes   # per channel
-
-cdef enum Strategy:
-    # What a call does with its threads and caches. schedule.pxd chooses; no result depends on it.
-    STRATEGY_ANY = 0       # as a forced strategy: the schedule chooses
-    ROW_BATCHES = 1        # units of one tile: many of them in one call of the loops
-    UNIT_BY_UNIT = 2       # each unit from its first sum to its last result, while it is in cache
-    UNIT_BATCHES = 3       # units that lie side by side: the statistics of some, then all that is applied to them
-    TWO_SWEEPS = 4         # few, large units: the sums of all blocks, then all results, both shared by the threads
-    GIVEN_IN_ORDER = 5     # statistics are given: segments in the order of memory
-    GIVEN_BATCHES = 6      # statistics are given: short segments of many units at once
-    PARTIALS_STATIC = 7    # rows backward: each thread takes neighbouring partials and adds them up itself
-    PARTIALS_GUIDED = 8    # rows backward: threads take partials one by one
-    SAMPLES_PER_THREAD = 9 # columns: each thread takes samples of its own
-    COLUMN_BLOCKS = 10     # columns: each column block from its first sum to its last result
-    ROW_RANGES = 11        # columns: sums of row ranges and column blocks, a merge, then the results
-    WINDOW_SPANS = 12      # window: spans of elements or of positions
-
-cdef struct Schedule:
-    int strategy                   # Strategy
-    int threads
-    Py_ssize_t items               # pieces of work that the threads share
-    Py_ssize_t units_per_batch     # UNIT_BATCHES, GIVEN_BATCHES
-    Py_ssize_t rows_per_pass       # ROW_BATCHES: rows of one call of the loops; columns: rows the loops take together
-    bint nontemporal               # results are stored past the cache
-    Py_ssize_t prefetch_bytes      # with it: from an element to the one wanted in cache next, or 0
-    Py_ssize_t prefetch_segments   # where segments lie apart: to the one to prefetch, or 0
+    Schedule *schedule_only    # as in Job
 
 ctypedef int (*norm_kernel)(Job *) noexcept nogil
 ctypedef int (*window_kernel)(WindowJob *) noexcept nogil

@@ -30,11 +30,15 @@ cdef void row_apply(const Job *job, const UnitBlocks *blocks, const Coefficients
 cdef int rows_forward(Job *job) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias, of each row."""
     cdef UnitBlocks blocks = unit_blocks(job, False)
-    cdef void *copies = align_parameters(job, &blocks)
+    cdef void *copies
     cdef int failed
     # without a weight, a row is one segment
     blocks.apply = row_apply if has_element_params(job) else segment_apply
     schedule_units_forward(job, &blocks)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = blocks.schedule
+        return 0
+    copies = align_parameters(job, &blocks)
     if blocks.schedule.strategy == ROW_BATCHES:
         failed = forward_row_batches(job, &blocks)
     elif blocks.schedule.strategy == TWO_SWEEPS:

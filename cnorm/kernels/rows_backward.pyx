@@ -374,6 +374,9 @@ cdef int rows_backward(Job *job) noexcept nogil:
     cdef void *copies
     cdef int failed = 0
     schedule_rows_backward(job, &blocks, cut.rows, cut.partials)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = blocks.schedule
+        return 0
     cut.sums = job.elements.grad_weight  # one partial is the result itself
     if cut.partials > 1:
         cut.sums = <double *> malloc(cut.partials * cut.stride * sizeof(double))

@@ -4,8 +4,8 @@
 from cnorm.kernels.columns_layout cimport ColumnLayout
 from cnorm.kernels.job cimport (
     COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER, PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES,
-    SAMPLES_PER_THREAD, SUMS_GIVEN, SUMS_INTERNAL, TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, Job, Schedule,
-    Tensor)
+    SAMPLES_PER_THREAD, SUMS_GIVEN, SUMS_INTERNAL, TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Job,
+    Schedule, Tensor, WindowJob)
 from cnorm.kernels.loops cimport ROWS_UNROLLED
 from cnorm.kernels.machine cimport (
     MACHINE, batch_bytes, batch_bytes_cached, cached_traffic, nontemporal_one_read, nontemporal_rows_grad,
@@ -123,6 +123,7 @@ cdef inline void schedule_units_forward(const Job *job, UnitBlocks *blocks) noex
     set_store_policy(job, blocks)
     schedule.threads = job.threads
     schedule.items = units
+    schedule.rows_per_pass = 1
     schedule.units_per_batch = units_per_batch(job, blocks, False)
     if is_one_tile(job, blocks) and not (forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS)):
         schedule.strategy = ROW_BATCHES
@@ -144,7 +145,20 @@ cdef inline void schedule_units_forward(const Job *job, UnitBlocks *blocks) noex
         schedule.strategy = UNIT_BY_UNIT
 
 
-# ---- segments, backward ----
+# ---- segments: moments alone, backward ----
+
+cdef inline void schedule_segments_moments(const Job *job, UnitBlocks *blocks) noexcept nogil:
+    cdef Schedule *schedule = &blocks.schedule
+    cdef Py_ssize_t units = units_of(job)
+    schedule.threads = job.threads
+    schedule.items = units
+    schedule.units_per_batch = 1
+    schedule.rows_per_pass = 1
+    schedule.strategy = UNIT_BY_UNIT
+    if (needs_two_sweeps(units, blocks.blocks, job.threads) or forced(TWO_SWEEPS)) and not forced(UNIT_BY_UNIT):
+        schedule.strategy = TWO_SWEEPS
+        schedule.items = units * blocks.blocks
+
 
 cdef inline void schedule_segments_backward(const Job *job, UnitBlocks *blocks, Py_ssize_t partials) noexcept nogil:
     """partials: how many partial sums a unit has."""
@@ -153,6 +167,7 @@ cdef inline void schedule_segments_backward(const Job *job, UnitBlocks *blocks, 
     set_store_policy(job, blocks)
     schedule.threads = job.threads
     schedule.items = units
+    schedule.rows_per_pass = 1
     schedule.units_per_batch = 1
     if job.channels.sums_mode == SUMS_GIVEN or (
             (needs_two_sweeps(units, partials, job.threads) or forced(TWO_SWEEPS))
@@ -174,6 +189,8 @@ cdef inline void schedule_rows_backward(const Job *job, UnitBlocks *blocks, Py_s
     set_store_policy(job, blocks)
     schedule.threads = threads
     schedule.items = partials
+    schedule.rows_per_pass = 1
+    schedule.units_per_batch = 1
     if (threads > 1 and partials < 2 * threads and partials % threads or forced(TWO_SWEEPS)) and not (
             forced(PARTIALS_STATIC) or forced(PARTIALS_GUIDED)):
         schedule.strategy = TWO_SWEEPS
@@ -198,10 +215,11 @@ cdef inline void schedule_columns(const Job *job, ColumnLayout *layout, bint bac
     thread, where no block needs another's sums; else sums, a merge, results."""
     cdef Schedule *schedule = &layout.schedule
     cdef Py_ssize_t bytes = job.shape[0] * layout.rows * layout.columns * layout.loops.size
-    cdef bint independent = layout.row_ranges == 1 and job.channels.channels_per_group == 1 and not job.stats_given
+    cdef bint independent = layout.rows_packed == 1 and layout.row_ranges == 1 and job.channels.channels_per_group == 1 and not job.stats_given
     schedule.threads = job.threads
     schedule.items = layout.row_ranges * layout.column_blocks
     schedule.rows_per_pass = layout.rows_per_pass
+    schedule.units_per_batch = 1
     schedule.prefetch_bytes = 0
     schedule.prefetch_segments = 0
     schedule.nontemporal = stores_nontemporal(
@@ -212,3 +230,23 @@ cdef inline void schedule_columns(const Job *job, ColumnLayout *layout, bint bac
         if not forced(ROW_RANGES):
             schedule.strategy = COLUMN_BLOCKS
             schedule.items = layout.column_blocks
+
+
+cdef inline void schedule_columns_moments(const Job *job, ColumnLayout *layout) noexcept nogil:
+    """Moments alone: nothing is applied, so no column block goes on to its results."""
+    schedule_columns(job, layout, False)
+    layout.schedule.strategy = ROW_RANGES
+    layout.schedule.items = layout.row_ranges * layout.column_blocks
+
+
+# ---- window ----
+
+cdef inline void schedule_window(const WindowJob *job, Py_ssize_t items, Schedule *schedule) noexcept nogil:
+    schedule.strategy = WINDOW_SPANS
+    schedule.threads = job.threads
+    schedule.items = items
+    schedule.units_per_batch = 1
+    schedule.rows_per_pass = 1
+    schedule.nontemporal = False
+    schedule.prefetch_bytes = 0
+    schedule.prefetch_segments = 0

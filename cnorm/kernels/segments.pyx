@@ -10,7 +10,7 @@ from cnorm.kernels.job cimport (
     GIVEN_BATCHES, GIVEN_IN_ORDER, ROW_BATCHES, TWO_SWEEPS, UNIT_BATCHES, Job, Moments)
 from cnorm.kernels.loops cimport CoefficientArrays, Coefficients, store_fence
 from cnorm.kernels.moments cimport ElementRange, UnitBlocks, unit_blocks, unit_moments
-from cnorm.kernels.schedule cimport min_chunk, needs_two_sweeps, schedule_units_forward
+from cnorm.kernels.schedule cimport min_chunk, schedule_segments_moments, schedule_units_forward
 from cnorm.kernels.segments_apply cimport UnitBatch, bind_batch, channel_values, segment_apply
 from cnorm.kernels.statistics cimport rstd_from_variance
 from cnorm.kernels.tuning cimport BATCH_UNITS, STACK_DOUBLES
@@ -144,6 +144,9 @@ cdef int segments_forward(Job *job) noexcept nogil:
     cdef UnitBlocks blocks = unit_blocks(job, False)
     blocks.apply = segment_apply
     schedule_units_forward(job, &blocks)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = blocks.schedule
+        return 0
     if blocks.schedule.strategy == ROW_BATCHES:
         return forward_row_batches(job, &blocks)
     if blocks.schedule.strategy == GIVEN_BATCHES:
@@ -169,7 +172,11 @@ cdef int segments_moments(Job *job) noexcept nogil:
     """mean, lo, m2 and rstd of each unit."""
     cdef UnitBlocks blocks = unit_blocks(job, False)
     cdef Py_ssize_t units = units_of(job), i
-    if needs_two_sweeps(units, blocks.blocks, job.threads):
+    schedule_segments_moments(job, &blocks)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = blocks.schedule
+        return 0
+    if blocks.schedule.strategy == TWO_SWEEPS:
         return moments_in_blocks(job, &blocks)
     if job.threads == 1:
         for i in range(units):

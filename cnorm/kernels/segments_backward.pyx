@@ -16,8 +16,8 @@ from cnorm.kernels.coefficients cimport (
 from cnorm.kernels.job cimport SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, TWO_SWEEPS, UNIT_BATCHES, Job
 from cnorm.kernels.loops cimport Coefficients, store_fence
 from cnorm.kernels.moments cimport (
-    ContiguousTile, ElementRange, UnitBlocks, contiguous_tile, element_at, gather, next_range, range_of_tiles,
-    tile_range, unit_blocks)
+    ContiguousTile, ElementRange, UnitBlocks, contiguous_tile, element_at, gather, next_range,
+    range_of_tiles, tile_range, unit_blocks)
 from cnorm.kernels.schedule cimport min_chunk, schedule_segments_backward
 from cnorm.kernels.segments_apply cimport (
     UnitBatch, bind_batch, channel_of, channel_values, has_short_segments, segment_batch_coefficients,
@@ -453,6 +453,9 @@ cdef int segments_backward(Job *job) noexcept nogil:
     cdef UnitBlocks blocks = unit_blocks(job, job.channels.by_segment)
     cdef Py_ssize_t count = partials_of_unit(job, &blocks)
     schedule_segments_backward(job, &blocks, count)
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = blocks.schedule
+        return 0
     if blocks.schedule.strategy == TWO_SWEEPS:
         return segments_backward_two_sweeps(job, &blocks, count)
     if blocks.schedule.strategy == UNIT_BATCHES:

@@ -15,6 +15,7 @@ from cnorm.kernels.coefficients cimport set_value
 from cnorm.kernels.job cimport ACT_NONE, ACT_SLOPE, ACT_SLOPES, Tensor, WindowJob
 from cnorm.kernels.loops cimport LANES_ALIGN, LOOPS_BY_DTYPE, LoopTable, WindowTile
 from cnorm.kernels.machine cimport window_bytes
+from cnorm.kernels.schedule cimport schedule_window
 from cnorm.kernels.tuning cimport SPAN_MAX, SPAN_MULTIPLE
 from cnorm.kernels.workspace cimport round_up
 
@@ -323,6 +324,9 @@ cdef int window_spans(const WindowJob *job, bint backward) noexcept nogil:
     if job.channels_last:
         items = job.shape[0] * job.shape[1] * job.shape[2]
     items *= spans_of(job, &sizes)
+    if job.schedule_only != NULL:
+        schedule_window(job, items, job.schedule_only)
+        return 0
     workspaces = <WindowWorkspace *> calloc(job.threads, sizeof(WindowWorkspace))
     if workspaces == NULL:
         return -1

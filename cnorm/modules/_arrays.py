@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..functional import _given
+from .._call.arrays import to_array
 
 
 def as_array(value):
@@ -15,7 +15,7 @@ def as_array(value):
 
         return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-        return _given(value, "input")
+        return to_array(value, "input")
     return np.asarray(value)
 
 

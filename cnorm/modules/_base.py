@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .. import _runtime
 from .. import functional as F
 from ._conversion import Conversion
 from ._grad_mode import get_grad_mode
@@ -48,7 +49,7 @@ class Module(Traversal, Conversion, State):
         """Create what copies and pickles do not hold: the kept forward pass, and the lock."""
         # In a list: to set its item takes half as long as one of __dict__, and an attribute goes
         # through __setattr__.
-        self.__dict__.update(_pass=[None], _lock=F._Lock())
+        self.__dict__.update(_pass=[None], _lock=_runtime.Lock())
 
     def __getstate__(self):
         state = {k: v for k, v in self.__dict__.items() if k not in ("_pass", "_lock")}

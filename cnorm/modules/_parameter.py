@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..functional import _trust
+from .._call.arrays import trust
 from ._arrays import is_float, size_text
 
 
@@ -111,7 +111,7 @@ class Parameter(np.ndarray):
         return type(self), (_plain(self), self.requires_grad)
 
 
-_trust(Parameter)
+trust(Parameter)
 
 
 def _plain(array):

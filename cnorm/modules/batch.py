@@ -2,6 +2,7 @@
 
 from .. import functional as F
 from ._docs import parameters_of
+from .._call.channels import batch_norm_and_count
 from ._lazy import LazyNorm
 from ._running import RunningNorm
 
@@ -21,7 +22,7 @@ class _BatchNorm(RunningNorm):
         momentum = self.momentum
         if momentum is None:  # the average of all batches, each with the same weight
             momentum = 0.0 if count is None else 1 / (int(count) + 1)
-        result = F._batch_norm_counting(
+        result = batch_norm_and_count(
             count, input, running_mean, running_var, self.weight, self.bias, use_input_stats,
             momentum, self.eps, channel_axis=self.channel_axis, return_stats=keep,
             negative_slope=slope,

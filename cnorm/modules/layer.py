@@ -1,6 +1,7 @@
 """Layer normalization: the last axes of the input."""
 
 from .. import functional as F
+from .._call.rows import layer_norm_and_saved
 from ._arrays import as_shape
 from ._grad_mode import get_grad_mode
 from ._norm import Norm
@@ -57,10 +58,11 @@ class LayerNorm(Norm):
         mode = get_grad_mode()
         keep = self.training if mode is None else mode
         slope = None if self.activation is None else self.activation.slope
-        return F._layer_norm_keeping(
-            self._pass, keep, input, self.normalized_shape, self.weight, self.bias, self.eps,
-            self.channel_axis, slope,
+        output, self._pass[0] = layer_norm_and_saved(
+            input, self.normalized_shape, self.weight, self.bias, self.eps, self.channel_axis,
+            slope, keep,
         )  # fmt: skip
+        return output
 
     def _backward(self, grad_output, slope, input, stats):
         return F.layer_norm_backward(

@@ -1,6 +1,7 @@
 """Root mean square normalization: the last axes of the input, not centred."""
 
 from .. import functional as F
+from .._call.rows import rms_norm_and_saved
 from ._arrays import as_shape
 from ._grad_mode import get_grad_mode
 from ._norm import Norm
@@ -57,10 +58,10 @@ class RMSNorm(Norm):
         mode = get_grad_mode()
         keep = self.training if mode is None else mode
         slope = None if self.activation is None else self.activation.slope
-        return F._rms_norm_keeping(
-            self._pass, keep, input, self.normalized_shape, self.weight, self.eps,
-            self.channel_axis, slope,
+        output, self._pass[0] = rms_norm_and_saved(
+            input, self.normalized_shape, self.weight, self.eps, self.channel_axis, slope, keep,
         )  # fmt: skip
+        return output
 
     def _backward(self, grad_output, slope, input, stats):
         return F.rms_norm_backward(

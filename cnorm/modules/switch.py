@@ -3,6 +3,7 @@
 import numpy as np
 
 from .. import functional as F
+from .._call.running import assign
 from ._arrays import as_array, as_dtype, as_shape
 from ._docs import parameters_of
 from ._norm import Norm
@@ -57,7 +58,7 @@ class _SwitchNorm(Norm):
     def _average(self, num_batches):
         mean = self.running_mean / num_batches
         var = self.running_var / num_batches - mean**2
-        F._assign((self.running_mean, self.running_var), (mean, np.maximum(var, 0)))
+        assign((self.running_mean, self.running_var), (mean, np.maximum(var, 0)))
 
     def _check_input_dim(self, input):
         if input.ndim != self._rank:

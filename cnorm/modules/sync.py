@@ -3,6 +3,8 @@
 import numpy as np
 
 from .. import functional as F
+from .. import steps
+from .._call.running import update
 from ._arrays import as_array, as_gradient
 from ._communicator import Shared, mpi_runs, world
 from ._docs import parameters_of
@@ -90,7 +92,7 @@ class SyncBatchNorm(_BatchNorm):
     def _normalize_together(self, exchange, input, slope, running_mean, running_var):
         with exchange.reporting(FORWARD):
             self._check(input, slope, running_mean, running_var)
-            count, *moments = F._moments(input, self.channel_axis)
+            count, *moments = steps.moments(input, channel_axis=self.channel_axis)
         gathered = exchange.gather(FORWARD, input.dtype, count, *moments)
         count, mean, lo, m2 = whole_moments(*gathered)
         if count == 1:
@@ -100,7 +102,7 @@ class SyncBatchNorm(_BatchNorm):
             )
         with np.errstate(all="ignore"):
             rstd = 1 / np.sqrt((m2 / count if count else m2) + self.eps)
-        output = F._apply(
+        output = steps.apply(
             input, mean, lo, rstd, self.weight, self.bias, channel_axis=self.channel_axis,
             negative_slope=slope,
         )  # fmt: skip
@@ -124,7 +126,7 @@ class SyncBatchNorm(_BatchNorm):
         if running_mean is None or not count:  # the empty batch changes no statistic
             running_mean = running_var = None
         var = m2 / (count - 1) if count else m2
-        F._track(running_mean, running_var, momentum, mean, var, tracked)
+        update(running_mean, running_var, momentum, mean, var, tracked)
 
     def backward(self, grad_output):
         # As forward talked, whatever was switched since.
@@ -147,9 +149,9 @@ class SyncBatchNorm(_BatchNorm):
         with exchange.reporting(BACKWARD):
             # The checks of batch norm, as in `_check`.
             super()._backward(grad_output[:0], slope, input[:0], True, mean, rstd)
-            sums, *gradients = F._grad_sums(*arrays, **options)
+            sums, *gradients = steps.grad_sums(*arrays, **options)
         _, sums = exchange.gather(BACKWARD, input.dtype, count, *sums.T)
-        grad_input = F._grad_apply(*arrays, whole_sums(sums).T, count, **options)
+        grad_input = steps.grad_apply(*arrays, whole_sums(sums).T, count, **options)
         learned = [self.weight, self.bias] + [slope] * isinstance(slope, np.ndarray)
         return grad_input, *map(like, gradients, learned)
 

@@ -1,0 +1,52 @@
+# Norms with a weight per channel. In a call, `groups` is 0 for batch norm (a unit is a channel), C for instance norm,
+# and G for group norm (a unit is a group of channels of one sample).
+cimport numpy as cnp
+
+from cnorm._call.output cimport ChannelAxisCall
+from cnorm._plan cimport Plan
+from cnorm.kernels.job cimport Job
+
+cdef enum NormKind:
+    BATCH_NORM
+    INSTANCE_NORM
+    GROUP_NORM
+
+
+cdef class ChannelsCall(ChannelAxisCall):
+    cdef const double *weight     # per channel, or NULL
+    cdef const double *bias
+    cdef double *mean             # per unit, or NULL where nobody asks for it
+    cdef double *lo
+    cdef double *m2
+    cdef double *rstd
+    cdef double *grads            # after backward: of weight, bias and slope, per channel
+    cdef cnp.ndarray mean_array, rstd_array   # that hold them where the caller gets or gave them
+    cdef bint stats_given
+    cdef double eps
+
+    cdef Py_ssize_t units(self) noexcept
+    cdef Py_ssize_t unit_size(self) noexcept
+    cdef const double *parameter(self, cnp.ndarray values, str name) except? NULL
+    cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias) except -1
+    cdef int return_statistics(self, int ndim) except -1
+    cdef int reserve(self, double **statistic) except -1
+    cdef int reserve_statistics(self) except -1
+    cdef int fill_job(self, const Plan *p, Job *a) except -1
+    cdef cnp.ndarray forward(self, cnp.ndarray out)
+    cdef int moments(self) except -1
+    cdef void empty_statistics(self) noexcept
+    cdef cnp.ndarray backward(self, cnp.ndarray grad_output, cnp.ndarray out, cnp.ndarray sums=*,
+                              int sums_mode=*, double count=*)
+
+
+cdef object batch_norm_forward(object input, object running_mean, object running_var, object count, object weight,
+                               object bias, object training, object momentum, object eps, object out,
+                               object channel_axis, object return_stats, object negative_slope)
+cdef object instance_norm_forward(object input, object running_mean, object running_var, object weight,
+                                  object bias, object use_input_stats, object momentum, object eps, object out,
+                                  object channel_axis, object return_stats, object negative_slope)
+cdef object group_norm_forward(object input, object num_groups, object weight, object bias, object eps,
+                               object out, object channel_axis, object return_stats, object negative_slope)
+cdef object channel_norm_backward(object grad_output, object input, object num_groups, object mean, object rstd,
+                                  object weight, object bias, object from_input, NormKind kind, object out,
+                                  object channel_axis, object negative_slope)

@@ -1,0 +1,448 @@
+"""Norms with a weight per channel: batch, instance and group norm, from arguments to kernels."""
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.math cimport INFINITY, sqrt
+from libc.string cimport memcpy, memset
+
+from cnorm._call.arrays cimport (as_array, as_float, as_floats, as_int, as_out, as_running, checked_product,
+                                 copy_doubles, copy_if_overlapping, float64_array, float64_data, shape_of, size_list)
+from cnorm._call.checks cimport (as_gradient, as_statistic, axis_of, check_dims, check_eps, check_groups,
+                                 check_length, check_tracked, check_written_together, group_count)
+from cnorm._call.output cimport (ARENA_DOUBLES, ChannelAxisCall, gradient_from_sums, run_norm, set_tensor,
+                                 slope_gradient)
+from cnorm._call.running cimport mean_over_samples, update_running
+from cnorm._plan cimport COPY, UNITS, Plan
+from cnorm._pool cimport new_array
+from cnorm._runtime cimport kernels, threads_for
+from cnorm.kernels.job cimport FLOAT64, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job
+
+cnp.import_array()
+
+
+cdef class ChannelsCall(ChannelAxisCall):
+    """One call of a norm with a weight per channel."""
+
+    cdef Py_ssize_t units(self) noexcept:
+        """How many units, each with statistics of its own, the input has."""
+        return self.samples * self.groups if self.groups else self.channels
+
+    cdef Py_ssize_t unit_size(self) noexcept:
+        """Elements of a unit."""
+        return self.elements // self.units() if self.units() else 0
+
+    cdef int protect_inputs(self, cnp.ndarray written) except -1:
+        ChannelAxisCall.protect_inputs(self, written)
+        self.mean_array = copy_if_overlapping(self.mean_array, written)
+        self.rstd_array = copy_if_overlapping(self.rstd_array, written)
+        if self.mean_array is not None:
+            self.mean = float64_data(self.mean_array)
+        if self.rstd_array is not None:
+            self.rstd = float64_data(self.rstd_array)
+        return 0
+
+    cdef const double *parameter(self, cnp.ndarray values, str name) except? NULL:
+        """A parameter per channel in float64, or NULL."""
+        cdef double *copy
+        if values is None:
+            return NULL
+        copy = self.workspace(self.channels)
+        copy_doubles(copy, self.channels, values, name)
+        return copy
+
+    cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias) except -1:
+        """Take what is given per channel, and check the slopes."""
+        self.weight = self.parameter(weight, "weight")
+        self.bias = self.parameter(bias, "bias")
+        self.check_slope(self.channels)
+        return 0
+
+    cdef int return_statistics(self, int ndim) except -1:
+        """The caller gets mean and rstd: per channel, or (2) per sample and group."""
+        cdef cnp.npy_intp shape[2]
+        shape[0] = self.channels if ndim == 1 else self.samples
+        shape[1] = self.groups
+        self.mean_array = new_array(cnp.NPY_FLOAT64, ndim, shape)
+        self.rstd_array = new_array(cnp.NPY_FLOAT64, ndim, shape)
+        self.mean = float64_data(self.mean_array)
+        self.rstd = float64_data(self.rstd_array)
+        return 0
+
+    cdef int reserve(self, double **statistic) except -1:
+        """Workspace for a statistic, where it has none."""
+        if statistic[0] == NULL:
+            statistic[0] = self.workspace(self.units())
+        return 0
+
+    cdef int reserve_statistics(self) except -1:
+        """Workspace for all statistics that have none."""
+        self.reserve(&self.mean)
+        self.reserve(&self.rstd)
+        self.reserve(&self.lo)
+        self.reserve(&self.m2)
+        return 0
+
+    cdef int fill_job(self, const Plan *p, Job *a) except -1:
+        """Describe the call to a kernel."""
+        cdef int i
+        memset(a, 0, sizeof(Job))
+        for i in range(5):
+            a.shape[i] = p.shape[i]
+        a.dtype = self.dtype
+        a.threads = threads_for(self.bytes)
+        set_tensor(&a.x, self.x, p, 0)
+        if self.y is not None:
+            set_tensor(&a.y, self.y, p, 1)
+        if self.dy is not None:
+            set_tensor(&a.dy, self.dy, p, 2)
+        a.centred = True
+        a.stats_given = self.stats_given
+        a.channels.by_segment = self.groups != 0
+        a.activation = self.activation
+        a.slope = self.slope
+        a.channels.channels_per_group = self.channels // self.groups if self.groups else 1
+        a.eps = self.eps
+        a.mean = self.mean
+        a.rstd = self.rstd
+        a.m2 = self.m2
+        a.lo = self.lo
+        a.channels.weight = self.weight
+        a.channels.bias = self.bias
+        a.channels.slopes = float64_data(self.slopes)
+        return 0
+
+    cdef cnp.ndarray forward(self, cnp.ndarray out):
+        """Compute the statistics, unless they are given, and apply them."""
+        cdef Plan p
+        cdef Job a
+        self.resolve_output(&p, out, None)
+        if self.elements == 0:
+            self.empty_statistics()
+            return self.result
+        if p.family != UNITS and not self.stats_given:  # the columns kernels need all of them between sums and results
+            self.reserve_statistics()
+        self.fill_job(&p, &a)
+        run_norm(kernels.segments_forward if p.family == UNITS else kernels.columns_forward, &a, self.bytes,
+                 "statistics")
+        return self.copy_out()
+
+    cdef int moments(self) except -1:
+        """Compute mean, lo, m2 and rstd only."""
+        cdef Plan p
+        cdef Job a
+        self.reserve_statistics()
+        if self.elements == 0:
+            self.empty_statistics()
+            return 0
+        self.plan(1, &p)
+        if p.family == COPY:
+            self.x = np.ascontiguousarray(self.x)
+            self.plan(1, &p)
+        self.fill_job(&p, &a)
+        run_norm(kernels.segments_moments if p.family == UNITS else kernels.columns_moments, &a, self.bytes,
+                 "statistics")
+        return 0
+
+    cdef void empty_statistics(self) noexcept:
+        """The statistics of units without elements, where any are wanted."""
+        cdef Py_ssize_t i
+        if self.stats_given or (self.mean == NULL and self.lo == NULL and self.m2 == NULL and self.rstd == NULL):
+            return
+        for i in range(self.units()):
+            if self.mean != NULL:
+                self.mean[i] = 0
+            if self.lo != NULL:
+                self.lo[i] = 0
+            if self.m2 != NULL:
+                self.m2[i] = 0
+            if self.rstd != NULL:
+                self.rstd[i] = 1 / sqrt(self.eps) if self.eps > 0 else INFINITY
+
+    cdef cnp.ndarray backward(self, cnp.ndarray grad_output, cnp.ndarray out, cnp.ndarray sums=None,
+                              int sums_mode=SUMS_INTERNAL, double count=0):
+        """grad_input, or None with SUMS_ONLY; `grads` then holds the parameters' gradients.
+
+        `sums` (SUMS_ONLY, SUMS_GIVEN) has two values per unit, and SUMS_GIVEN the `count` of elements of a whole
+        unit, of which the input may be a part.
+        """
+        cdef Plan p
+        cdef Job a
+        cdef Py_ssize_t rows = max(self.samples, 1) if self.groups else 1
+        cdef Py_ssize_t n = checked_product(rows, self.channels, "the gradients of the parameters of all samples")
+        cdef double *g = self.workspace(n, 3)
+        memset(g, 0, 3 * n * sizeof(double))
+        self.grads = g
+        if sums_mode == SUMS_ONLY:  # nothing is written: the input stands for the result
+            self.result = self.y = self.x
+            self.dy = grad_output
+            self.plan(3, &p)
+            if p.family == COPY:
+                self.y = self.x = np.ascontiguousarray(self.x)
+                self.dy = np.ascontiguousarray(self.dy)
+                self.plan(3, &p)
+        else:
+            self.resolve_output(&p, out, grad_output)
+        if not self.elements:
+            if sums_mode == SUMS_ONLY:
+                sums[...] = 0
+        else:
+            # lo: the columns kernels of float64 always read it; of the segments kernels only those with given sums
+            if p.family != UNITS and self.lo == NULL and self.dtype == FLOAT64:
+                self.lo = self.workspace(self.units())
+                memset(self.lo, 0, self.units() * sizeof(double))
+            self.fill_job(&p, &a)
+            if p.family == UNITS and sums_mode == SUMS_INTERNAL:
+                a.lo = NULL
+            a.channels.grad_weight = g
+            a.channels.grad_bias = g + n
+            a.channels.grad_slope = g + 2 * n
+            a.channels.sums = float64_data(sums)
+            a.channels.sums_mode = sums_mode
+            a.channels.count = count
+            run_norm(kernels.segments_backward if p.family == UNITS else kernels.columns_backward, &a, self.bytes,
+                     "sums")
+        if rows > 1:
+            sum_over_samples(g, rows, self.channels)
+        return self.copy_out() if sums_mode != SUMS_ONLY else None
+
+
+cdef void sum_over_samples(double *grads, Py_ssize_t rows, Py_ssize_t channels) noexcept:
+    """Sum (3, rows, channels) over the rows, in their order and in place: (3, channels) remain, at the start."""
+    cdef double *total = grads
+    cdef const double *row
+    cdef Py_ssize_t k, i, c
+    for k in range(3):
+        for c in range(channels):
+            total[c] = 0 + grads[c]  # -0 becomes 0, as in any sum
+        for i in range(1, rows):
+            row = grads + i * channels
+            for c in range(channels):
+                total[c] += row[c]
+        grads += rows * channels
+        total += channels
+
+
+cdef object add_statistics(ChannelsCall call, object y):
+    """What forward returns: the result, with the statistics where the caller gets them."""
+    return y if call.mean_array is None else (y, call.mean_array, call.rstd_array)
+
+
+cdef object batch_norm_forward(object input, object running_mean, object running_var, object count, object weight,
+                               object bias, object training, object momentum, object eps, object out,
+                               object channel_axis, object return_stats, object negative_slope):
+    """batch_norm; in training, `count` (num_batches_tracked) grows by 1 where it is not None."""
+    cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
+    cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out"), counter = as_running(
+        count, "num_batches_tracked")
+    cdef cnp.ndarray mean = as_running(running_mean, "running_mean")
+    cdef cnp.ndarray var = as_running(running_var, "running_var")
+    cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
+    cdef bint with_statistics = return_stats
+    cdef bint of_batch = training
+    cdef double factor = as_float(momentum, "momentum") if of_batch and mean is not None else 0
+    cdef int axis
+    cdef double arena[ARENA_DOUBLES]
+    call.eps = as_float(eps, "eps")
+    call.convert_slope(negative_slope)
+    channel_axis = as_int(channel_axis, "channel_axis")
+
+    x = as_floats(x, "input")
+    check_dims(x, "batch_norm", 2)
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    if axis == 0:
+        raise ValueError("channel_axis 0 is the batch")
+    check_tracked(x, axis, mean, var, w, b)
+    if not of_batch and mean is None:
+        raise RuntimeError("running_mean must be defined in evaluation mode")
+    call.set_axes(x, 0, axis, 0)
+    call.use_arena(arena)
+    if of_batch and call.unit_size() == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {size_list(x)}")
+    check_eps("batch_norm", call.eps, of_batch)
+    call.parameters(w, b)
+    return tracked_forward(call, of_batch, mean, var, counter, factor, into, 1 if with_statistics else 0)
+
+
+cdef object tracked_forward(ChannelsCall call, bint of_input, cnp.ndarray running_mean, cnp.ndarray running_var,
+                            cnp.ndarray count, double factor, cnp.ndarray out, int stats_ndim):
+    """Forward with the input's statistics, which then change the running ones and their count, or with the
+    running ones. The caller gets mean and rstd of `stats_ndim` dimensions, or with 0 none."""
+    if stats_ndim:
+        call.return_statistics(stats_ndim)
+    if not of_input:
+        use_running_statistics(call, running_mean, running_var)
+        return add_statistics(call, call.forward(out))
+    check_written_together(running_mean, running_var, count, out)
+    if running_mean is not None:
+        call.reserve(&call.mean)
+        call.reserve(&call.m2)
+    result = add_statistics(call, call.forward(out))
+    if running_mean is None or call.elements == 0:  # no statistics to update, or none to update them with
+        update_running(None, None, 0, NULL, NULL, 1, 0, count)
+    else:
+        update_running(running_mean, running_var, factor, of_channels(call, call.mean), of_channels(call, call.m2),
+                       call.unit_size() - 1, call.channels, count)
+    return result
+
+
+cdef const double *of_channels(ChannelsCall call, const double *values) except NULL:
+    """Statistics per channel: those of units that are channels, or the mean over the samples."""
+    cdef double *mean
+    if call.samples == 1 or call.groups == 0:
+        return values
+    mean = call.workspace(call.channels)
+    mean_over_samples(values, call.samples, call.channels, mean)
+    return mean
+
+
+cdef int use_running_statistics(ChannelsCall call, cnp.ndarray mean, cnp.ndarray var) except -1:
+    """Take statistics that do not come from the input, one per channel, for every unit."""
+    cdef Py_ssize_t i, n = call.channels, units = call.units()
+    cdef double *rstd
+    call.stats_given = True
+    call.reserve(&call.mean)
+    call.reserve(&call.rstd)
+    if units == 0:
+        return 0
+    rstd = call.rstd
+    copy_doubles(call.mean, n, mean, "running_mean")
+    copy_doubles(rstd, n, var, "running_var")
+    kernels.rstds(rstd, n, call.eps)
+    for i from n <= i < units by n:
+        memcpy(call.mean + i, call.mean, n * sizeof(double))
+        memcpy(rstd + i, rstd, n * sizeof(double))
+    return 0
+
+
+cdef object instance_norm_forward(object input, object running_mean, object running_var, object weight,
+                                  object bias, object use_input_stats, object momentum, object eps, object out,
+                                  object channel_axis, object return_stats, object negative_slope):
+    """instance_norm."""
+    cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
+    cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out")
+    cdef cnp.ndarray mean = as_running(running_mean, "running_mean")
+    cdef cnp.ndarray var = as_running(running_var, "running_var")
+    cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
+    cdef bint with_statistics = return_stats
+    cdef bint of_input = use_input_stats
+    cdef double factor = as_float(momentum, "momentum") if of_input and mean is not None else 0
+    cdef int axis
+    cdef double arena[ARENA_DOUBLES]
+    call.eps = as_float(eps, "eps")
+    call.convert_slope(negative_slope)
+    channel_axis = as_int(channel_axis, "channel_axis")
+
+    x = as_floats(x, "input")
+    check_dims(x, "instance_norm", 2)
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    check_tracked(x, axis, mean, var, w, b)
+    if not of_input and mean is None:
+        raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
+    call.set_axes(x, -1 if axis == 0 else 0, axis, cnp.PyArray_DIM(x, axis))
+    call.use_arena(arena)
+    if of_input and call.unit_size() == 1:
+        raise ValueError(f"Expected more than 1 spatial element when training, got input size {size_list(x)}")
+    call.parameters(w, b)
+    return tracked_forward(call, of_input, mean, var, None, factor, into, 2 if with_statistics else 0)
+
+
+cdef object group_norm_forward(object input, object num_groups, object weight, object bias, object eps,
+                               object out, object channel_axis, object return_stats, object negative_slope):
+    """group_norm."""
+    cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
+    cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out")
+    cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
+    cdef bint with_statistics = return_stats
+    cdef int axis
+    cdef double arena[ARENA_DOUBLES]
+    cdef Py_ssize_t groups
+    call.eps = as_float(eps, "eps")
+    call.convert_slope(negative_slope)
+    channel_axis = as_int(channel_axis, "channel_axis")
+    num_groups = group_count(num_groups)
+
+    x = as_floats(x, "input")
+    if cnp.PyArray_NDIM(x) < 2:
+        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {cnp.PyArray_NDIM(x)}")
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    if axis == 0:
+        raise ValueError("channel_axis 0 is the batch")
+    groups = check_groups(x, axis, num_groups, w, b)
+    call.set_axes(x, 0, axis, groups)
+    call.use_arena(arena)
+    if call.elements == groups:  # torch counts all samples of a group together
+        spatial = [n for i, n in enumerate(size_list(x)) if i not in (0, axis)]
+        raise ValueError("Expected more than 1 value per channel when training, got input size "
+                         f"{[call.samples * call.channels // groups, groups, *spatial]}")
+    call.parameters(w, b)
+    if with_statistics:
+        call.return_statistics(2)
+    return add_statistics(call, call.forward(into))
+
+
+cdef object channel_norm_backward(object grad_output, object input, object num_groups, object mean, object rstd,
+                                  object weight, object bias, object from_input, NormKind kind, object out,
+                                  object channel_axis, object negative_slope):
+    """Backward of the three norms. `from_input`: the statistics came from the input, so they have gradients."""
+    cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
+    cdef cnp.ndarray x = as_array(input, "input"), dy = as_array(grad_output, "grad_output"), into = as_out(out, "out")
+    cdef cnp.ndarray m = as_array(mean, "mean"), r = as_array(rstd, "rstd")
+    cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
+    cdef int axis, batch = 0
+    cdef Py_ssize_t channels, groups = 0
+    cdef double arena[ARENA_DOUBLES]
+    cdef str shape = "(C,)" if kind == BATCH_NORM else "(N, C)" if kind == INSTANCE_NORM else "(N, G)"
+    cdef bint of_input = from_input
+    call.stats_given = not of_input
+    call.convert_slope(negative_slope)
+    channel_axis = as_int(channel_axis, "channel_axis")
+    if kind == GROUP_NORM:
+        num_groups = group_count(num_groups)
+
+    x = as_floats(x, "input")
+    if cnp.PyArray_NDIM(x) < 2:
+        if kind == GROUP_NORM:
+            raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {cnp.PyArray_NDIM(x)}")
+        check_dims(x, "batch_norm_backward" if kind == BATCH_NORM else "instance_norm_backward", 2)
+    dy = as_gradient(dy, x)
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    channels = cnp.PyArray_DIM(x, axis)
+    if kind == INSTANCE_NORM:
+        batch = -1 if axis == 0 else 0
+        groups = channels
+    elif axis == 0:
+        raise ValueError("channel_axis 0 is the batch")
+    if kind == GROUP_NORM:
+        groups = check_groups(x, axis, num_groups, None, None)
+    call.set_axes(x, batch, axis, groups)
+    call.use_arena(arena)
+    check_length(w, "weight", channels)
+    check_length(b, "bias", channels)
+    call.mean_array = as_statistic(m, "mean", call.units(), shape)
+    call.mean = float64_data(call.mean_array)
+    call.rstd_array = as_statistic(r, "rstd", call.units(), shape)
+    call.rstd = float64_data(call.rstd_array)
+    call.parameters(w, b)
+    return parameter_grads(call, call.backward(dy, into), w, b)
+
+
+cdef tuple parameter_grads(ChannelsCall call, object grad_input, cnp.ndarray weight, cnp.ndarray bias):
+    """What backward returns: the sums in the parameters' shapes and dtypes."""
+    cdef cnp.npy_intp shape = call.channels
+    cdef const double *g = call.grads
+    result = (
+        grad_input,
+        gradient_from_sums(g, shape, weight, call.dtype, 1, &shape),
+        gradient_from_sums(g + shape, shape, weight if bias is None else bias, call.dtype, 1, &shape),
+    )
+    if call.slope_gradient:
+        result += (slope_gradient(float64_array(g + 2 * shape, shape), call.slope_array),)
+    return result
+
+
+def batch_norm_and_count(num_batches_tracked, input, running_mean, running_var, weight, bias, training, momentum,
+                         eps, *, channel_axis, return_stats, negative_slope):
+    """`batch_norm` of a module: in training its counter grows by 1, together with the running statistics or not."""
+    return batch_norm_forward(input, running_mean, running_var, num_batches_tracked, weight, bias, training,
+                              momentum, eps, None, channel_axis, return_stats, negative_slope)

@@ -1,0 +1,198 @@
+"""Checks of arguments that were converted: torch's conditions, in torch's words. Nothing is computed here."""
+
+cimport numpy as cnp
+
+from cnorm._call.arrays cimport (as_doubles, as_floats, as_int, as_size, check_no_overlap, check_written, dtype_code,
+                                 dtype_of, is_native, is_plain_vector, same_shape, shape_of, size_list)
+
+cnp.import_array()
+
+
+cdef int check_eps(str name, double eps, bint training) except -1:
+    """Of batch norm: positive where the input's variance may be 0, else non-negative."""
+    if training and not eps > 0:
+        raise ValueError(f"{name} eps must be positive during training, but got {eps}")
+    if not training and not eps >= 0:
+        raise ValueError(f"{name} eps must be non-negative, but got {eps}")
+    return 0
+
+
+cdef int check_tracked(cnp.ndarray x, int axis, cnp.ndarray running_mean, cnp.ndarray running_var,
+                       cnp.ndarray weight, cnp.ndarray bias) except -1:
+    """Running statistics and parameters that fit the channels of the input."""
+    cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis)
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    check_running(running_mean, "running_mean", channels)
+    check_running(running_var, "running_var", channels)
+    check_length(weight, "weight", channels)
+    check_length(bias, "bias", channels)
+    return 0
+
+
+cdef int check_dims(cnp.ndarray x, str name, int least) except -1:
+    """At least so many dimensions."""
+    if cnp.PyArray_NDIM(x) < least:
+        raise ValueError(f"{name} expects at least {least} dimensions, but got input of size {size_list(x)}")
+    return 0
+
+
+cdef int check_written_together(cnp.ndarray running_mean, cnp.ndarray running_var, cnp.ndarray count,
+                                cnp.ndarray out) except -1:
+    """What training writes can be written, and each is an array of its own."""
+    check_writable(running_mean, "running_mean")
+    check_writable(running_var, "running_var")
+    if count is not None:
+        check_counter(count, "num_batches_tracked")
+        check_no_overlap(count, "num_batches_tracked", running_mean, "running_mean")
+        check_no_overlap(count, "num_batches_tracked", running_var, "running_var")
+        check_no_overlap(count, "num_batches_tracked", out, "out")
+    check_no_overlap(running_mean, "running_mean", running_var, "running_var")
+    if out is not None:
+        check_no_overlap(out, "out", running_mean, "running_mean")
+        check_no_overlap(out, "out", running_var, "running_var")
+    return 0
+
+
+cdef Py_ssize_t check_groups(cnp.ndarray x, int axis, object num_groups, cnp.ndarray weight,
+                             cnp.ndarray bias) except -1:
+    """The number of groups, an int, as a size."""
+    cdef Py_ssize_t groups = as_size(num_groups)
+    if groups <= 0:
+        raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
+    if cnp.PyArray_DIM(x, axis) % groups:
+        raise RuntimeError("Expected number of channels in input to be divisible by num_groups, but got input of "
+                           f"shape {size_list(x)} and num_groups={num_groups}")
+    check_channel_vector(weight, "weight", x, axis)
+    check_channel_vector(bias, "bias", x, axis)
+    return groups
+
+
+cdef int check_channel_vector(cnp.ndarray parameter, str name, cnp.ndarray x, int axis) except -1:
+    """None, or a vector of a value per channel."""
+    if parameter is not None and (
+            cnp.PyArray_NDIM(parameter) != 1 or cnp.PyArray_DIM(parameter, 0) != cnp.PyArray_DIM(x, axis)):
+        raise RuntimeError(f"Expected {name} to be a vector of size equal to the number of channels in input, but "
+                           f"got {name} of shape {size_list(parameter)} and input of shape {size_list(x)}")
+    return 0
+
+
+cdef object group_count(object num_groups):
+    """The argument `num_groups` as an int."""
+    if isinstance(num_groups, cnp.ndarray):
+        raise TypeError("num_groups must be an integer, but got an array")
+    return as_int(num_groups, "num_groups")
+
+
+cdef int check_row_parameter(cnp.ndarray parameter, str name, tuple shape) except -1:
+    """None, or a parameter of the shape of a row."""
+    if parameter is not None and not has_shape(parameter, shape):
+        raise RuntimeError(f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
+                           f"{size_list(parameter)} and normalized_shape = {list(shape)}")
+    return 0
+
+
+cdef int check_row(cnp.ndarray x, tuple shape, cnp.ndarray weight, cnp.ndarray bias) except -1:
+    """An input whose last axes are a row's, and parameters of its shape."""
+    cdef int ndim = cnp.PyArray_NDIM(x), k = len(shape)
+    if k == 0:
+        raise RuntimeError("Expected normalized_shape to be at least 1-dimensional, i.e., containing at least "
+                           f"one element, but got normalized_shape = {list(shape)}")
+    check_row_parameter(weight, "weight", shape)
+    check_row_parameter(bias, "bias", shape)
+    if ndim < k or (<object> x).shape[ndim - k:] != shape:
+        expected = "".join(f", {n}" for n in shape)
+        raise RuntimeError(f"Given normalized_shape={list(shape)}, expected input with shape [*{expected}], "
+                           f"but got input of size{size_list(x)}")
+    return 0
+
+
+cdef tuple as_row_shape(object normalized_shape):
+    """The argument as a tuple of ints."""
+    if type(normalized_shape) is not tuple:
+        if hasattr(normalized_shape, "__index__") and not isinstance(normalized_shape, cnp.ndarray):
+            return (as_int(normalized_shape, "normalized_shape"),)
+        try:
+            normalized_shape = tuple(normalized_shape)
+        except TypeError as error:
+            raise TypeError("normalized_shape must be an integer or a sequence of integers, but got "
+                            f"{type(normalized_shape).__name__}: {error}") from error
+    return tuple([as_int(n, "normalized_shape") for n in <tuple> normalized_shape])
+
+
+cdef bint has_shape(cnp.ndarray parameter, tuple shape) except -1:
+    """Whether a parameter has the shape; without making a tuple for the usual vector."""
+    if len(shape) == 1:
+        return cnp.PyArray_NDIM(parameter) == 1 and cnp.PyArray_DIM(parameter, 0) == shape[0]
+    return shape_of(parameter) == shape
+
+
+cpdef cnp.ndarray as_gradient(cnp.ndarray grad_output, cnp.ndarray x, str name="grad_output"):
+    """grad_output, checked against the input it belongs to."""
+    cdef cnp.ndarray dy = as_floats(grad_output, name)
+    if not same_shape(dy, x):
+        raise ValueError(f"{name} must have the input's shape {shape_of(x)}, but got {shape_of(dy)}")
+    if dtype_code(dy) != dtype_code(x):
+        raise TypeError(f"{name} must have the input's dtype {x.dtype}, but got {dy.dtype}")
+    return dy
+
+
+cdef cnp.ndarray as_statistic(cnp.ndarray values, str name, Py_ssize_t n, str shape):
+    """Statistics as a plain float64 array of n values; `shape` is what a message calls their shape."""
+    cdef cnp.ndarray a = as_doubles(values, name)
+    if cnp.PyArray_SIZE(a) != n:
+        raise ValueError(f"{name} must have shape {shape}, but got {shape_of(a)}")
+    return a
+
+
+cpdef int check_running(cnp.ndarray running, str name, Py_ssize_t channels) except -1:
+    """None, or a float array of a value per channel."""
+    if running is None or is_plain_vector(running, cnp.NPY_FLOAT32, channels):
+        return 0
+    check_length(running, name, channels)
+    if dtype_code(running) < 0:
+        raise TypeError(f"{name} must be a float array, but got dtype {running.dtype}")
+    return 0
+
+
+cdef int check_writable(cnp.ndarray running, str name) except -1:
+    """None, or an array that training can update."""
+    if running is None:
+        return 0
+    if not cnp.PyArray_ISWRITEABLE(running):
+        raise ValueError(f"{name} is read-only, and training updates it")
+    check_written(running, name)
+    return 0
+
+
+cdef int check_counter(cnp.ndarray count, str name) except -1:
+    """One number that training can update."""
+    if not is_counter(count) and dtype_of(count).kind not in "iuf":
+        raise TypeError(f"{name} must be an array of one number, but got dtype {count.dtype}")
+    return check_writable(count, name)
+
+
+cdef bint is_counter(cnp.ndarray count) noexcept:
+    """Whether it is None, or one int64."""
+    return count is None or (
+        cnp.PyArray_NDIM(count) == 0 and is_native(count) and cnp.PyArray_TYPE(count) == cnp.NPY_INT64)
+
+
+cdef int check_length(cnp.ndarray parameter, str name, Py_ssize_t channels) except -1:
+    """None, or a value per channel."""
+    if parameter is not None and cnp.PyArray_SIZE(parameter) != channels:
+        raise RuntimeError(f"{name} should contain {channels} elements not {cnp.PyArray_SIZE(parameter)}")
+    return 0
+
+
+cdef int axis_of(object channel_axis, int ndim) except -1:
+    """The axis that an int names."""
+    cdef Py_ssize_t axis = as_size(channel_axis)
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"channel_axis {channel_axis} is out of bounds for an input with {ndim} dimensions")
+    return axis + ndim if axis < 0 else axis
+
+
+def check_running_updates(running_mean, running_var, out):
+    """`check_written_together` for Python modules of this package, without a counter."""
+    check_written_together(running_mean, running_var, None, out)

@@ -1,0 +1,176 @@
+"""Looking inside a call: its schedule, for `cnorm.explain`, and a line a call, for CNORM_VERBOSE.
+
+A call pays for this one test of a global (`observing`), unless somebody observes.
+"""
+
+import sys
+import threading
+import time
+
+from cnorm cimport _runtime
+from cnorm._runtime cimport kernels
+from cnorm.kernels.job cimport (COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER, PARTIALS_GUIDED, PARTIALS_STATIC,
+                                ROW_BATCHES, ROW_RANGES, SAMPLES_PER_THREAD, TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT,
+                                WINDOW_SPANS, Job, Schedule, WindowJob, norm_kernel, window_kernel)
+
+STRATEGIES = {
+    ROW_BATCHES: "row batches",
+    UNIT_BY_UNIT: "unit by unit",
+    UNIT_BATCHES: "unit batches",
+    TWO_SWEEPS: "two sweeps",
+    GIVEN_IN_ORDER: "in order of memory",
+    GIVEN_BATCHES: "unit batches in order of memory",
+    PARTIALS_STATIC: "partial sums, fixed shares",
+    PARTIALS_GUIDED: "partial sums, one by one",
+    SAMPLES_PER_THREAD: "samples per thread",
+    COLUMN_BLOCKS: "column blocks",
+    ROW_RANGES: "row ranges",
+    WINDOW_SPANS: "spans",
+}
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+AXES = {
+    "rows": ("outer", "rows", "segments", "runs", "elements"),
+    "segments": ("outer", "units", "segments", "runs", "elements"),
+    "columns": ("samples", "rows", "rows", "rows", "columns"),
+    "window": ("samples", "channels", "-", "runs", "elements"),
+    "window, channels last": ("samples", "rows", "rows", "rows", "channels"),
+}
+
+cdef bint verbose = False
+cdef int explaining = 0        # how many threads are inside `explain`
+cdef object lock = threading.Lock()
+cdef object of_thread = threading.local()
+
+
+class Explained(BaseException):
+    """Ends a call that is explained, once its schedule is known. Not an Exception: no caller shall catch it."""
+
+
+cdef int set_observing() except -1:
+    _runtime.observing = 1 if verbose or explaining else 0
+    return 0
+
+
+def set_verbose(bint on):
+    """Print a line for every call to stderr, or no longer."""
+    global verbose
+    verbose = on
+    set_observing()
+
+
+def explain_call(function, args, kwargs):
+    """What the first kernel of a call would do, and notes on copies: (dict or None, list of str). Runs nothing."""
+    global explaining
+    notes = []
+    of_thread.notes = notes
+    of_thread.step = None
+    with lock:
+        explaining += 1
+        set_observing()
+    try:
+        function(*args, **kwargs)
+    except Explained:
+        pass
+    finally:
+        of_thread.notes = None
+        with lock:
+            explaining -= 1
+            set_observing()
+    return of_thread.step, notes
+
+
+cdef int note(str text) except -1:
+    """Keep a remark for whoever explains this call."""
+    notes = getattr(of_thread, "notes", None)
+    if notes is not None:
+        notes.append(text)
+    return 0
+
+
+cdef dict described(str family, str direction, int dtype, const Py_ssize_t *shape, const Schedule *schedule):
+    return {
+        "family": family,
+        "direction": direction,
+        "dtype": DTYPES[dtype],
+        "layout": {AXES[family][i] + ("" if AXES[family].count(AXES[family][i]) == 1 else f" {i}"): shape[i]
+                   for i in range(5)},
+        "strategy": STRATEGIES[schedule.strategy],
+        "threads": schedule.threads,
+        "items": schedule.items,
+        "rows_per_pass": schedule.rows_per_pass,
+        "units_per_batch": schedule.units_per_batch,
+        "stores": "non-temporal" if schedule.nontemporal else "plain",
+        "prefetch": bool(schedule.prefetch_segments or schedule.prefetch_bytes),
+    }
+
+
+cdef int hand_over(dict step) except -1:
+    """Give the step to whoever explains this call, and end the call; else nothing."""
+    if getattr(of_thread, "notes", None) is None:
+        return 0
+    of_thread.step = step
+    raise Explained
+
+
+cdef int report(dict step, double seconds) except -1:
+    layout = "x".join(str(n) for n in step["layout"].values())
+    sys.stderr.write(f"cnorm,{step['family']},{step['direction']},{step['dtype']},{layout},{step['strategy']},"
+                     f"threads:{step['threads']},stores:{step['stores']},{1e3 * seconds:.6g} ms\n")
+    return 0
+
+
+cdef tuple names_of(norm_kernel kernel):
+    if kernel == kernels.rows_forward:
+        return "rows", "forward"
+    if kernel == kernels.rows_backward:
+        return "rows", "backward"
+    if kernel == kernels.segments_moments:
+        return "segments", "moments"
+    if kernel == kernels.segments_forward:
+        return "segments", "forward"
+    if kernel == kernels.segments_backward:
+        return "segments", "backward"
+    if kernel == kernels.columns_moments:
+        return "columns", "moments"
+    if kernel == kernels.columns_forward:
+        return "columns", "forward"
+    return "columns", "backward"
+
+
+cdef int observe_norm(norm_kernel kernel, Job *job) except? -2:
+    """Run a kernel, with a line about it where that is wanted; or only explain it. Returns what the kernel does."""
+    cdef Schedule schedule
+    cdef int failed
+    cdef double began
+    job.schedule_only = &schedule
+    kernels.run_norm(kernel, job)
+    job.schedule_only = NULL
+    family, direction = names_of(kernel)
+    step = described(family, direction, job.dtype, job.shape, &schedule)
+    hand_over(step)
+    began = time.perf_counter()
+    with nogil:
+        failed = kernels.run_norm(kernel, job)
+    if verbose:
+        report(step, time.perf_counter() - began)
+    return failed
+
+
+cdef int observe_window(window_kernel kernel, WindowJob *job) except? -2:
+    """Run a kernel of the window family likewise."""
+    cdef Schedule schedule
+    cdef int failed
+    cdef double began
+    job.schedule_only = &schedule
+    kernels.run_window(kernel, job)
+    job.schedule_only = NULL
+    direction = "forward" if kernel == kernels.window_forward else "backward"
+    step = described("window, channels last" if job.channels_last else "window", direction, job.dtype, job.shape,
+                     &schedule)
+    hand_over(step)
+    began = time.perf_counter()
+    with nogil:
+        failed = kernels.run_window(kernel, job)
+    if verbose:
+        report(step, time.perf_counter() - began)
+    return failed

@@ -1,0 +1,58 @@
+# One call of a norm: its arrays, where the result goes, workspace. `rows`, `channels` and `window` build on it.
+cimport numpy as cnp
+
+from cnorm._plan cimport Plan
+from cnorm.kernels.job cimport Job, Tensor, norm_kernel
+
+cdef enum:
+    ARENA_DOUBLES = 4096   # workspace that a function has on its stack for its call
+
+
+cdef class Call:
+    cdef cnp.ndarray x, y, dy, addend
+    cdef cnp.ndarray result        # what the caller gets: y, or what y is copied to at the end
+    cdef cnp.ndarray slope_array   # the negative_slope that was given, where it is no number
+    cdef bint slope_gradient       # whether its gradient is wanted
+    cdef cnp.ndarray slopes        # where there is a slope per channel
+    cdef int dtype, activation
+    cdef Py_ssize_t elements, bytes
+    cdef double slope
+    cdef double *arena             # what is left of the workspace that the caller has on its stack
+    cdef Py_ssize_t arena_left     # doubles
+    cdef object heap_blocks        # workspace that did not fit: (array, those before)
+
+    cdef void set_input(self, cnp.ndarray x) noexcept
+    cdef void use_arena(self, double *arena) noexcept
+    cdef double *workspace(self, Py_ssize_t n, Py_ssize_t times=*) except NULL
+    cdef int protect_inputs(self, cnp.ndarray written) except -1
+    cdef int plan(self, int arrays, Plan *p) except -1
+    cdef void layouts(self, int arrays, const Py_ssize_t **shape, const Py_ssize_t **strides) noexcept
+    cdef int resolve_output(self, Plan *p, cnp.ndarray out, cnp.ndarray grad_output, cnp.ndarray addend=*) except -1
+    cdef int copy_for_plan(self, int arrays, Plan *p) except -1
+    cdef int note_copies(self, cnp.ndarray out, cnp.ndarray grad_output) except -1
+    cdef cnp.ndarray copy_out(self)
+    cdef int convert_slope(self, object negative_slope) except -1
+    cdef int check_slope(self, Py_ssize_t channels) except -1
+
+
+cdef class ChannelAxisCall(Call):
+    cdef int batch_axis            # -1 where the input is one sample
+    cdef int channel_axis
+    cdef Py_ssize_t groups, channels, samples
+
+    cdef int set_axes(self, cnp.ndarray x, int batch_axis, int channel_axis, Py_ssize_t groups) except -1
+
+
+cdef int run_norm(norm_kernel kernel, Job *job, Py_ssize_t size, str what) except -1
+cdef cnp.ndarray gradient_buffer(cnp.ndarray parameter, int dtype, int ndim, cnp.npy_intp *shape)
+cdef object gradient_from_sums(const double *sums, Py_ssize_t n, cnp.ndarray parameter, int dtype, int ndim,
+                               cnp.npy_intp *shape)
+cdef object slope_gradient(cnp.ndarray per_channel, cnp.ndarray slope)
+
+
+cdef inline void set_tensor(Tensor *v, cnp.ndarray a, const Plan *p, int which) noexcept:
+    """Fill in address and strides of array `which` of a plan."""
+    cdef int i
+    v.data = cnp.PyArray_BYTES(a)
+    for i in range(4):
+        v.strides[i] = p.stride[which][i]

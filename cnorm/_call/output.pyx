@@ -1,0 +1,253 @@
+"""The arrays of a call that kernels write: out=, in place, copies, workspace, gradients of parameters."""
+
+import numpy as np
+
+cimport numpy as cnp
+
+from cnorm._call.arrays cimport (accumulation_type, as_array, as_doubles, as_float, checked_out, checked_product,
+                                 copy_if_overlapping, copy_like, dtype_code, float64_array, float64_data,
+                                 is_native, new_float64, shape_and_strides, shape_of, writable_in_place)
+from cnorm cimport _runtime
+from cnorm._call.observe cimport note, observe_norm
+from cnorm._plan cimport ARRAYS, COPY, Plan, plan_channels
+from cnorm._pool cimport empty_like, new_array
+from cnorm._runtime cimport GIL_RELEASE_MIN_BYTES, kernels
+from cnorm.kernels.job cimport ACT_SLOPE, ACT_SLOPES, Job, norm_kernel
+
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
+
+cdef extern from *:
+    """
+    _Static_assert(CNORM_MAX_DIMS == NPY_MAXDIMS, "arrays may have more axes than a plan has room for");
+    """
+
+cnp.import_array()
+
+
+cdef class Call:
+    """The arrays of one call: x and dy are read, y is written, `result` is what the caller gets."""
+
+    cdef void set_input(self, cnp.ndarray x) noexcept:
+        self.x = x
+        self.dtype = dtype_code(x)
+        self.elements = cnp.PyArray_SIZE(x)
+        self.bytes = self.elements * cnp.PyArray_ITEMSIZE(x)
+
+    cdef void use_arena(self, double *arena) noexcept:
+        """Take workspace from ARENA_DOUBLES doubles, which outlive the call, first: short vectors then need
+        no allocation."""
+        self.arena = arena
+        self.arena_left = ARENA_DOUBLES
+
+    cdef double *workspace(self, Py_ssize_t n, Py_ssize_t times=1) except NULL:
+        """Workspace of n doubles, or several times n, while the call lasts."""
+        n = checked_product(n, times, "the workspace of this call")
+        if n >= self.arena_left:
+            self.heap_blocks = (new_float64(n), self.heap_blocks)
+            return float64_data((<tuple> self.heap_blocks)[0])
+        self.arena += n
+        self.arena_left -= n
+        return self.arena - n
+
+    cdef int protect_inputs(self, cnp.ndarray written) except -1:
+        """Copy what a kernel reads besides x and the gradients, where writing to this array would change it."""
+        self.slopes = copy_if_overlapping(self.slopes, written)
+        return 0
+
+    cdef int plan(self, int arrays, Plan *p) except -1:
+        """The plan for the first `arrays` of x, y, dy and addend."""
+        raise NotImplementedError
+
+    cdef void layouts(self, int arrays, const Py_ssize_t **shape, const Py_ssize_t **strides) noexcept:
+        """The shape, and the strides of the first `arrays` of x, y, dy and addend."""
+        shape_and_strides(self.x, shape, &strides[0])
+        if arrays > 1:
+            shape_and_strides(self.y, shape, &strides[1])
+        if arrays > 2:
+            shape_and_strides(self.dy, shape, &strides[2])
+        if arrays > 3:
+            shape_and_strides(self.addend, shape, &strides[3])
+
+    cdef int resolve_output(self, Plan *p, cnp.ndarray out, cnp.ndarray grad_output, cnp.ndarray addend=None) except -1:
+        """Choose where the result goes, and the plan; copy what no kernel takes as it is.
+
+        A result that the kernel cannot write goes through memory of its own, and so does one that
+        overlaps x or a gradient without being the same elements; `protect_inputs` looks after all else that is read.
+        """
+        cdef int arrays = 2 if grad_output is None else 3 if addend is None else 4
+        if out is None:
+            self.result = empty_like(self.x)
+            self.y = self.result
+        else:
+            self.result = checked_out(out, self.x)
+            self.protect_inputs(out)
+            self.y = self.result
+            if not is_native(self.y) or not writable_in_place(self.result, self.x, True) or (
+                    grad_output is not None and not writable_in_place(self.result, grad_output, True)) or (
+                    addend is not None and not writable_in_place(self.result, addend, True)):
+                self.y = empty_like(self.x)
+                if _runtime.observing:
+                    note("the result goes through memory of its own: out overlaps what is read, or is not aligned, "
+                         "or not in this machine's byte order")
+        self.dy = grad_output
+        self.addend = addend
+        self.plan(arrays, p)
+        if p.family != COPY:  # a layout that is accepted for all arrays is accepted for any of them
+            return 0
+        self.copy_for_plan(arrays, p)
+        if _runtime.observing:
+            self.note_copies(out, grad_output)
+        return 0
+
+    cdef int note_copies(self, cnp.ndarray out, cnp.ndarray grad_output) except -1:
+        """Say what `copy_for_plan` copied."""
+        if self.y is not self.result:
+            note("the result goes through memory of its own: no kernel writes the strides of the result together with "
+                 "those of the input")
+        if self.dy is not grad_output:
+            note("grad_output is copied: no kernel reads its strides together with the input's")
+        return 0
+
+    cdef int copy_for_plan(self, int arrays, Plan *p) except -1:
+        """Copy arrays, as few as can be, until a kernel takes the layout of all."""
+        self.plan(1, p)
+        if p.family == COPY:
+            self.x = np.ascontiguousarray(self.x)
+            if _runtime.observing:
+                note("the input is copied: no kernel reads its strides")
+        self.plan(2, p)
+        if p.family == COPY:
+            self.y = empty_like(self.x)
+            self.plan(2, p)
+        if p.family == COPY:
+            self.x = np.ascontiguousarray(self.x)
+            self.y = empty_like(self.x)
+            self.plan(2, p)
+        if self.dy is not None:
+            self.plan(arrays, p)
+            if p.family == COPY:
+                self.dy = copy_like(self.dy, self.x)
+                self.addend = copy_like(self.addend, self.x) if self.addend is not None else None
+                self.plan(arrays, p)
+            if p.family == COPY:
+                self.x = np.ascontiguousarray(self.x)
+                self.y = empty_like(self.x)
+                self.dy = np.ascontiguousarray(self.dy)
+                self.addend = np.ascontiguousarray(self.addend) if self.addend is not None else None
+                self.plan(arrays, p)
+        return 0
+
+    cdef cnp.ndarray copy_out(self):
+        """The result, once it has what a kernel wrote to memory of its own."""
+        if self.y is not self.result:
+            cnp.PyArray_CopyInto(self.result, self.y)
+        return self.result
+
+    cdef int convert_slope(self, object negative_slope) except -1:
+        """Convert the argument: None, a number, or an array of 1 or C."""
+        if negative_slope is None:
+            return 0
+        self.activation = ACT_SLOPE
+        if isinstance(negative_slope, (float, int)) and not isinstance(negative_slope, bool):
+            self.slope = as_float(negative_slope, "negative_slope")
+            return 0
+        self.slope_array = as_array(negative_slope, "negative_slope")
+        self.slope_gradient = isinstance(negative_slope, cnp.ndarray) or cnp.PyArray_NDIM(self.slope_array) > 0
+        return 0
+
+    cdef int check_slope(self, Py_ssize_t channels) except -1:
+        """Check the slopes that `convert_slope` took."""
+        cdef cnp.ndarray values
+        if self.slope_array is None:
+            return 0
+        values = as_doubles(self.slope_array, "negative_slope")
+        if cnp.PyArray_SIZE(values) == 1:
+            self.slope = float64_data(values)[0]
+        elif cnp.PyArray_SIZE(values) == channels:
+            self.activation = ACT_SLOPES
+            self.slopes = values
+        else:
+            raise ValueError(f"negative_slope must hold 1 or {channels} values, but got {values.size}")
+        return 0
+
+
+cdef class ChannelAxisCall(Call):
+    """A call that sees its arrays as (samples, channels, everything spatial)."""
+
+    cdef int set_axes(self, cnp.ndarray x, int batch_axis, int channel_axis, Py_ssize_t groups) except -1:
+        """Take the input. `groups` is 0 where a unit is a channel of the batch, else the groups of a sample."""
+        self.set_input(x)
+        self.batch_axis = batch_axis
+        self.channel_axis = channel_axis
+        self.groups = groups
+        self.channels = cnp.PyArray_DIM(x, channel_axis)
+        self.samples = cnp.PyArray_DIM(x, batch_axis) if batch_axis >= 0 else 1
+        checked_product(self.samples, self.groups, "the statistics of this call")  # groups without channels too
+        return 0
+
+    cdef int plan(self, int arrays, Plan *p) except -1:
+        cdef const Py_ssize_t *shape
+        cdef const Py_ssize_t *strides[ARRAYS]
+        self.layouts(arrays, &shape, strides)
+        plan_channels(p, cnp.PyArray_NDIM(self.x), shape, strides, arrays, self.batch_axis, self.channel_axis,
+                      self.groups, cnp.PyArray_ITEMSIZE(self.x))
+        return 0
+
+
+cdef int run_norm(norm_kernel kernel, Job *job, Py_ssize_t size, str what) except -1:
+    """Run a kernel that reads `size` bytes. It holds the GIL where it takes less time than a switch of threads."""
+    cdef int failed
+    if _runtime.observing:
+        failed = observe_norm(kernel, job)
+    elif size < GIL_RELEASE_MIN_BYTES:
+        failed = kernels.run_norm(kernel, job)
+    else:
+        with nogil:
+            failed = kernels.run_norm(kernel, job)
+    if failed:
+        raise MemoryError(f"cnorm could not allocate the {what} of this call")
+    return 0
+
+
+cdef cnp.ndarray gradient_array(cnp.ndarray parameter, int dtype, int ndim, cnp.npy_intp *shape):
+    """A new array for the gradient of a parameter, in its shape and dtype; None where kernels cannot write that.
+
+    Without a parameter: of the accumulation type, of the shape that one would have.
+    """
+    if parameter is None:
+        return new_array(accumulation_type(dtype), ndim, shape)
+    if dtype_code(parameter) < 0 or not is_native(parameter):
+        return None
+    return <cnp.ndarray> PyArray_NewLikeArray(parameter, cnp.NPY_CORDER, NULL, 0)
+
+
+cdef cnp.ndarray gradient_buffer(cnp.ndarray parameter, int dtype, int ndim, cnp.npy_intp *shape):
+    """A gradient of the accumulation type, as kernels leave it; None where the parameter has another."""
+    if parameter is not None and cnp.PyArray_TYPE(parameter) != accumulation_type(dtype):
+        return None
+    return gradient_array(parameter, dtype, ndim, shape)
+
+
+cdef object gradient_from_sums(const double *sums, Py_ssize_t n, cnp.ndarray parameter, int dtype, int ndim,
+                               cnp.npy_intp *shape):
+    """The gradient of a parameter, which was summed in double."""
+    cdef cnp.ndarray a = gradient_array(parameter, dtype, ndim, shape)
+    if a is None:
+        return float64_array(sums, n).reshape(shape_of(parameter)).astype(parameter.dtype.newbyteorder("="))
+    if cnp.PyArray_SIZE(a) != n:
+        raise RuntimeError(f"a parameter was resized to {cnp.PyArray_SIZE(a)} elements while its gradient was taken")
+    kernels.narrow(dtype_code(a), sums, n, cnp.PyArray_BYTES(a))
+    return a
+
+
+cdef object slope_gradient(cnp.ndarray per_channel, cnp.ndarray slope):
+    """A gradient per channel in the shape and dtype of the slope."""
+    if cnp.PyArray_SIZE(slope) == 1:
+        per_channel = np.asarray(per_channel.sum())
+    return per_channel.reshape(shape_of(slope)).astype(slope.dtype)
+
+
+def result_array(cnp.ndarray out, cnp.ndarray like):
+    """`out`, if a result like an array can be written to it, or where it is None a new array."""
+    return empty_like(like) if out is None else checked_out(out, like)
