@@ -107,7 +107,7 @@ def extension(name, flags=(), depends=(), **kwargs):
     )
 
 
-KERNELS = Path("cnorm/kernels").iterdir()
+KERNELS = Path("cnorm/kernels").rglob("*")  # with the headers in loops/ and simd/
 SHIMS = {"_cpu.pyx", *(f"_{name}.pyx" for name in BUILDS)}
 SOURCES = sorted(str(p) for p in KERNELS if p.suffix in {".pyx", ".h", ".pxd"} and p.name not in SHIMS)
 FUNCTIONAL = ["cnorm/_plan.pxd", "cnorm/_recycle.h", *(str(p) for p in Path("cnorm").glob("*.pxi"))]

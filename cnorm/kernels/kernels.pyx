@@ -2,7 +2,7 @@
 from cpython.pycapsule cimport PyCapsule_New
 
 from cnorm.kernels.job cimport Job, Kernels, WindowJob, norm_kernel, window_kernel
-from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, lanes_enter, lanes_leave, use_bfloat16_rounding
+from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, enable_subnormals, restore_subnormals, use_bfloat16_rounding
 from cnorm.kernels.machine cimport MACHINE
 from cnorm.kernels.statistics cimport rstd_from_variance
 
@@ -14,43 +14,43 @@ include "window.pyx"
 # What the table offers. Kernels are entered with subnormals counting.
 
 cdef int run_norm(norm_kernel kernel, Job *job) noexcept nogil:
-    cdef unsigned before = lanes_enter()
+    cdef unsigned before = enable_subnormals()
     cdef int failed = kernel(job)
-    lanes_leave(before)
+    restore_subnormals(before)
     return failed
 
 
 cdef int run_window(window_kernel kernel, WindowJob *job) noexcept nogil:
-    cdef unsigned before = lanes_enter()
+    cdef unsigned before = enable_subnormals()
     cdef int failed = kernel(job)
-    lanes_leave(before)
+    restore_subnormals(before)
     return failed
 
 
 cdef void widen(int dtype, const char *values, Py_ssize_t n, void *out) noexcept nogil:
-    cdef unsigned before = lanes_enter()
+    cdef unsigned before = enable_subnormals()
     LOOPS_BY_DTYPE[dtype].widen(values, n, out)
-    lanes_leave(before)
+    restore_subnormals(before)
 
 
 cdef void widen64(int dtype, const char *values, Py_ssize_t n, double *out) noexcept nogil:
-    cdef unsigned before = lanes_enter()
+    cdef unsigned before = enable_subnormals()
     LOOPS_BY_DTYPE[dtype].widen64(values, n, out)
-    lanes_leave(before)
+    restore_subnormals(before)
 
 
 cdef void narrow(int dtype, const double *values, Py_ssize_t n, char *out) noexcept nogil:
-    cdef unsigned before = lanes_enter()
+    cdef unsigned before = enable_subnormals()
     LOOPS_BY_DTYPE[dtype].store64(values, n, out)
-    lanes_leave(before)
+    restore_subnormals(before)
 
 
 cdef void rstds(double *values, Py_ssize_t n, double eps) noexcept nogil:
-    cdef unsigned before = lanes_enter()
+    cdef unsigned before = enable_subnormals()
     cdef Py_ssize_t i
     for i in range(n):
         values[i] = rstd_from_variance(values[i], eps)
-    lanes_leave(before)
+    restore_subnormals(before)
 
 
 cdef Kernels _kernels

@@ -135,6 +135,6 @@ cdef extern from "loops/table.h" nogil:
 
     const LoopTable *LOOPS_BY_DTYPE[4]
     bint use_bfloat16_rounding(bint by_processor)
-    unsigned lanes_enter()
-    void lanes_leave(unsigned)
+    unsigned enable_subnormals()
+    void restore_subnormals(unsigned)
     void store_fence()

@@ -1,18 +1,15 @@
 /* Columns: K lanes of columns side by side, down the rows. A part of tile_loops.h.
  *
  * The widest strip that the registers hold differs from build to build; a column's own arithmetic
- * does not depend on it. COLUMN_VECTORS runs the body with K = VECTORS_PER_BLOCK, then for the lanes left; the last of
+ * does not depend on it. COLUMN_VECTORS runs the body with K = VECTORS_PER_COLUMN_BLOCK, then for the lanes left; the last of
  * those may have but `part` columns. */
 
-#ifndef VECTORS_PER_BLOCK
-#define VECTORS_PER_BLOCK (LANES_NATIVE == 64 ? 4 : LANES_NATIVE == 32 ? 2 : 1)
-#endif
 /* `group` rows at a time, all their columns: the more, the fewer times the columns' own numbers are
  * loaded; one, or where a strip takes all columns, and memory is read strictly in its order. */
 #define COLUMN_VECTORS(call) COLUMN_VECTORS_FROM(0, call)
 /* The same, the first `lead` columns apart. */
 #define COLUMN_VECTORS_FROM(peel, call)                                                                  \
-    const ptrdiff_t together = columns <= VECTORS_PER_BLOCK * LANES ? rows : group;                          \
+    const ptrdiff_t together = columns <= VECTORS_PER_COLUMN_BLOCK * LANES ? rows : group;                          \
     for (ptrdiff_t begin = 0; begin < rows; begin += together) {                                 \
         const ptrdiff_t end = begin + together < rows ? begin + together : rows;                 \
         ptrdiff_t j = 0;                                                                         \
@@ -20,11 +17,11 @@
         j = peel - peel % LANES;                                                                 \
         if (peel % LANES) call(1, peel % LANES);                                                 \
         j = peel;                                                                                \
-        for (; j + VECTORS_PER_BLOCK * LANES <= columns; j += VECTORS_PER_BLOCK * LANES) call(VECTORS_PER_BLOCK, 0);                 \
+        for (; j + VECTORS_PER_COLUMN_BLOCK * LANES <= columns; j += VECTORS_PER_COLUMN_BLOCK * LANES) call(VECTORS_PER_COLUMN_BLOCK, 0);                 \
         const ptrdiff_t left = columns - j, part = left % LANES;                                 \
-        if (left > 3 * LANES) call(VECTORS_PER_BLOCK >= 4 ? 4 : 1, part);                                    \
-        else if (left > 2 * LANES) call(VECTORS_PER_BLOCK >= 4 ? 3 : 1, part);                               \
-        else if (left > LANES) call(VECTORS_PER_BLOCK >= 2 ? 2 : 1, part);                                   \
+        if (left > 3 * LANES) call(VECTORS_PER_COLUMN_BLOCK >= 4 ? 4 : 1, part);                                    \
+        else if (left > 2 * LANES) call(VECTORS_PER_COLUMN_BLOCK >= 4 ? 3 : 1, part);                               \
+        else if (left > LANES) call(VECTORS_PER_COLUMN_BLOCK >= 2 ? 2 : 1, part);                                   \
         else if (left) call(1, part);                                                            \
     }
 /* Bytes on from what is loaded that are asked for, where rows lie end to end: a processor sees several loads that
@@ -50,7 +47,7 @@ INLINE void FN(column_head_strip)(const char *const *x, ptrdiff_t begin, ptrdiff
                                   ptrdiff_t part, A *shift, const int K) {
     const A rows = (A)(end - begin);
     const AL share = SET(1 / rows), count = SET(rows), two = SET(2), zero = SET(0);
-    AL sum[VECTORS_PER_BLOCK], squares[VECTORS_PER_BLOCK];
+    AL sum[VECTORS_PER_COLUMN_BLOCK], squares[VECTORS_PER_COLUMN_BLOCK];
     EACH_LANE sum[k] = squares[k] = zero;
     for (ptrdiff_t row = begin; row < end; ++row) EACH_LANE {
         const AL d = FN(vector_load)(x[row], AT, PART, zero);
@@ -82,7 +79,7 @@ INLINE AL FN(summed_load)(const char *row, ptrdiff_t j, ptrdiff_t part, AL fill,
 INLINE void FN(column_sums_block)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
                                   ptrdiff_t part, const void *shift, A *first, A *second,
                                   ptrdiff_t reach, const int centred, const int halves, const int K) {
-    AL s[VECTORS_PER_BLOCK], a[VECTORS_PER_BLOCK], b[VECTORS_PER_BLOCK];
+    AL s[VECTORS_PER_COLUMN_BLOCK], a[VECTORS_PER_COLUMN_BLOCK], b[VECTORS_PER_COLUMN_BLOCK];
     EACH_LANE {
         s[k] = FN(vector_parameter)(shift, AT, PART);
         a[k] = FN(vector_parameter)(first, AT, 0);
@@ -125,7 +122,7 @@ INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff
                                    ptrdiff_t end, ptrdiff_t j, ptrdiff_t part, const ColumnCoefficients *a,
                                    ptrdiff_t reach, const int centred, const int activation, const int stream,
                                    const int K) {
-    AL hi[VECTORS_PER_BLOCK], scale[VECTORS_PER_BLOCK], bias[VECTORS_PER_BLOCK], slope[VECTORS_PER_BLOCK];
+    AL hi[VECTORS_PER_COLUMN_BLOCK], scale[VECTORS_PER_COLUMN_BLOCK], bias[VECTORS_PER_COLUMN_BLOCK], slope[VECTORS_PER_COLUMN_BLOCK];
     EACH_LANE {
         hi[k] = FN(vector_parameter)(a->mean_hi, AT, PART);
         scale[k] = FN(vector_parameter)(a->scale, AT, PART);
@@ -173,7 +170,7 @@ static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t row
         g = FN(activation_backward)(g, z, slope[k], on_slope ? &on_slope[k] : NULL);                         \
     }
 #define COLUMN_ACTIVATION                                                                        \
-    AL scale[VECTORS_PER_BLOCK], bias[VECTORS_PER_BLOCK], slope[VECTORS_PER_BLOCK];                                                  \
+    AL scale[VECTORS_PER_COLUMN_BLOCK], bias[VECTORS_PER_COLUMN_BLOCK], slope[VECTORS_PER_COLUMN_BLOCK];                                                  \
     EACH_LANE if (activation) {                                                                  \
         scale[k] = FN(vector_parameter)(a->scale, AT, PART);                                         \
         bias[k] = FN(vector_parameter)(a->bias, AT, PART);                                           \
@@ -184,7 +181,7 @@ INLINE void FN(column_grad_sums_block)(const char *const *x, const char *const *
                                        ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
                                        const ColumnCoefficients *a, A *const kept[4], ptrdiff_t reach,
                                        const int centred, const int halves, const int activation, const int K) {
-    AL hi[VECTORS_PER_BLOCK], g_[VECTORS_PER_BLOCK], gd[VECTORS_PER_BLOCK], d_[VECTORS_PER_BLOCK], slopes[VECTORS_PER_BLOCK], *const on_slope = slopes;
+    AL hi[VECTORS_PER_COLUMN_BLOCK], g_[VECTORS_PER_COLUMN_BLOCK], gd[VECTORS_PER_COLUMN_BLOCK], d_[VECTORS_PER_COLUMN_BLOCK], slopes[VECTORS_PER_COLUMN_BLOCK], *const on_slope = slopes;
     COLUMN_ACTIVATION
     EACH_LANE {
         hi[k] = FN(vector_parameter)(a->mean_hi, AT, PART);
@@ -242,8 +239,8 @@ INLINE void FN(column_grad_apply_block)(const char *const *x, const char *const 
                                         ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
                                         const ColumnCoefficients *a, ptrdiff_t reach, const int centred,
                                         const int activation, const int stream, const int K) {
-    AL hi[VECTORS_PER_BLOCK], scale_[VECTORS_PER_BLOCK], dev_coeff[VECTORS_PER_BLOCK], grad_offset[VECTORS_PER_BLOCK];
-    AL rstd[VECTORS_PER_BLOCK], *const on_slope = NULL;
+    AL hi[VECTORS_PER_COLUMN_BLOCK], scale_[VECTORS_PER_COLUMN_BLOCK], dev_coeff[VECTORS_PER_COLUMN_BLOCK], grad_offset[VECTORS_PER_COLUMN_BLOCK];
+    AL rstd[VECTORS_PER_COLUMN_BLOCK], *const on_slope = NULL;
     COLUMN_ACTIVATION
     EACH_LANE {
         hi[k] = FN(vector_parameter)(a->mean_hi, AT, PART);

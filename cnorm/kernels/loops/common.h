@@ -7,10 +7,10 @@
 #define FN(name) CAT(name, S)
 #define LOAD(p) CAT(S, load)(p)
 #define LOAD_HALVES(p) CAT(S, load_halves)(p)
-#define CROSSES(p) CAT(S, crosses)(p)
-#define LOAD_PART(p, n, fill) CAT(S, load_part)(p, n, fill)
+#define CROSSES(p) CAT(S, splits_line)(p)
+#define LOAD_PART(p, n, fill) CAT(S, load_partial)(p, n, fill)
 #define STORE(p, v) CAT(S, store)(p, v)
-#define STORE_PART(p, v, n) CAT(S, store_part)(p, v, n)
+#define STORE_PART(p, v, n) CAT(S, store_partial)(p, v, n)
 #define STREAM(p, v) CAT(S, stream)(p, v)
 #define STORE_PAIR(p, v, w) CAT(S, store_pair)(p, v, w)
 #define STREAM_PAIR(p, v, w) CAT(S, stream_pair)(p, v, w)
@@ -21,7 +21,7 @@
 #define IF_POSITIVE(z, a, b) CAT(A, select_positive)(z, a, b)
 #define HSUM(a) CAT(A, hsum)(a)
 #define PARAMETER(p, i) CAT(A, load)((const A *)(p) + (i))
-#define PARAMETER_PART(p, i, n) CAT(A, load_part)((const A *)(p) + (i), n, SET(0))
+#define PARAMETER_PART(p, i, n) CAT(A, load_partial)((const A *)(p) + (i), n, SET(0))
 #define LANES CAT(A, lanes)
 /* float64 takes its mean from a double: the sum of deviations brings back what that rounded off */
 #define EXACT (sizeof(A) == 8)
@@ -29,7 +29,7 @@
 /* Elements at y to store before the first whole lanes: to the next line where these are streamed, and else, of a
  * long run, to where no vector is stored across two lines, which takes up to twice the time. */
 INLINE ptrdiff_t FN(peel)(const void *y, ptrdiff_t n, const int stream) {
-    const uintptr_t align = stream ? LANES_ALIGN : LANES_NATIVE * sizeof(S) / sizeof(A);
+    const uintptr_t align = stream ? LANES_ALIGN : REGISTER_BYTES * sizeof(S) / sizeof(A);
     return stream || n >= PEEL_MIN_LANES * LANES ? (ptrdiff_t)(-(uintptr_t)y % align / sizeof(S)) : 0;
 }
 
@@ -80,7 +80,7 @@ INLINE AL FN(vector_load)(const char *row, ptrdiff_t j, ptrdiff_t part, AL fill)
 }
 INLINE AL FN(vector_parameter)(const void *v, ptrdiff_t j, ptrdiff_t part) {
     const A *p = (const A *)v + j;
-    return part ? CAT(A, load_part)(p, part, SET(0)) : CAT(A, load)(p);
+    return part ? CAT(A, load_partial)(p, part, SET(0)) : CAT(A, load)(p);
 }
 INLINE void FN(vector_store)(char *row, ptrdiff_t j, ptrdiff_t part, AL v, const int stream) {
     S *p = (S *)row + j;
@@ -90,7 +90,7 @@ INLINE void FN(vector_store)(char *row, ptrdiff_t j, ptrdiff_t part, AL v, const
 }
 
 INLINE void FN(vector_keep)(A *v, ptrdiff_t j, ptrdiff_t part, AL a) {
-    if (part) CAT(A, store_part)(v + j, a, part);
+    if (part) CAT(A, store_partial)(v + j, a, part);
     else CAT(A, store)(v + j, a);
 }
 

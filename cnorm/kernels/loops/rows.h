@@ -345,7 +345,7 @@ INLINE void FN(grad_rows_unrolled)(const RowGradBlock *job, const FN(GradTerms) 
         LAST((peel - i))
         i = peel;
     }
-    for (; LANES_PARTS == 1 && i + 2 * LANES <= n; i += 2 * LANES) {
+    for (; GRAD_ROW_PAIRS && i + 2 * LANES <= n; i += 2 * LANES) {
         LANE(w0, b0, s0, dw0, db0, ds0, i, 0)
         LANE(w1, b1, s1, dw1, db1, ds1, i + LANES, 0)
         FOR_UNROLLED_ROWS(k) {

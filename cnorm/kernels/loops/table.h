@@ -24,13 +24,6 @@ enum { UNCENTRED, CENTRED, SHIFTED };
  * stores, after the run `prefetch_segments` ahead was prefetched for writing. */
 enum { STORE_PLAIN, STORE_NONTEMPORAL, STORE_PREFETCHED };
 
-/* Rows whose elements are processed side by side, forward and backward: more of them than the registers hold, or than
- * a set of L1 has lines for, cost more than they save. No result depends on it. */
-enum {
-    ROWS_UNROLLED = LANES_NATIVE == 64 ? 4 : LANES_NATIVE == 32 ? 2 : 1,
-    GRAD_ROWS_UNROLLED = LANES_NATIVE >= 32 ? 2 : 1
-};
-
 /* What is applied to a unit or, through the pointers, to each element of a row (statistics.h has the formulas):
  *   forward    y  = ((x - mean_hi) - mean_lo) * scale + bias        mean_lo is folded into bias where weights is NULL
  *   backward   dx = (g * scale - grad_offset) - (x - mean_hi) * rstd * dev_coeff     g = dy after the activation
@@ -197,14 +190,14 @@ typedef struct LoopTable {
 #define ACCUMULATOR 0
 #include "loops/common.h"
 
-#if LANES_BF16N
-LANES_BF16N_BEGIN
+#if NATIVE_BF16
+NATIVE_BF16_BEGIN
 #define S bf16n
 #define A f32
 #define AL f32l
 #define ACCUMULATOR 0
 #include "loops/common.h"
-LANES_BF16N_END
+NATIVE_BF16_END
 #endif
 
 /* In the order of Dtype in job.pxd. */
@@ -213,8 +206,8 @@ static const LoopTable *LOOPS_BY_DTYPE[4] = {&table_f32, &table_f64, &table_f16,
 /* Let the processor round bfloat16 where it can (AVX512_BF16), or round in integer arithmetic: the same bits. Returns
  * whether the processor rounds from now on. */
 static int use_bfloat16_rounding(int by_processor) {
-#if LANES_BF16N
-    by_processor = by_processor && bf16n_runs();
+#if NATIVE_BF16
+    by_processor = by_processor && bf16n_supported();
     LOOPS_BY_DTYPE[3] = by_processor ? &table_bf16n : &table_bf16;
     return by_processor;
 #else

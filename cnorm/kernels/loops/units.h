@@ -7,7 +7,7 @@ static void FN(widen)(const char *source, ptrdiff_t n, void *out) {
     A *y = (A *)out;
     ptrdiff_t i = 0;
     for (; i + LANES <= n; i += LANES) CAT(A, store)(y + i, LOAD(x + i));
-    if (i < n) CAT(A, store_part)(y + i, LOAD_PART(x + i, n - i, SET(0)), n - i);
+    if (i < n) CAT(A, store_partial)(y + i, LOAD_PART(x + i, n - i, SET(0)), n - i);
 }
 
 static void FN(widen64)(const char *source, ptrdiff_t n, double *out) {
@@ -28,9 +28,9 @@ static void FN(store64)(const double *x, ptrdiff_t n, char *target) {
     A lane[LANES];
     for (ptrdiff_t i = 0; i < n; i += LANES) {
         const ptrdiff_t m = n - i < LANES ? n - i : LANES;
-        for (ptrdiff_t j = 0; j < m; ++j) lane[j] = sizeof(S) < sizeof(A) ? to_odd(x[i + j]) : (A)x[i + j];
+        for (ptrdiff_t j = 0; j < m; ++j) lane[j] = sizeof(S) < sizeof(A) ? round_to_odd(x[i + j]) : (A)x[i + j];
         if (m == LANES) STORE(y + i, CAT(A, load)(lane));
-        else STORE_PART(y + i, CAT(A, load_part)(lane, m, SET(0)), m);
+        else STORE_PART(y + i, CAT(A, load_partial)(lane, m, SET(0)), m);
     }
 }
 

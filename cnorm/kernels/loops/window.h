@@ -57,7 +57,7 @@ INLINE void FN(window_scale)(const WindowTile *w, ptrdiff_t kept, ptrdiff_t i, p
 
 /* Any power; out of line, as two of them side by side want more registers than there are. */
 static __attribute__((noinline)) AL FN(any_response)(AL scale, double beta) {
-    return CAT(A, power)(scale, beta);
+    return CAT(A, negative_power)(scale, beta);
 }
 
 /* scale ** -beta */
