@@ -110,7 +110,8 @@ def extension(name, flags=(), depends=(), **kwargs):
 KERNELS = Path("cnorm/kernels").rglob("*")  # with the headers in loops/ and simd/
 SHIMS = {"_cpu.pyx", *(f"_{name}.pyx" for name in BUILDS)}
 SOURCES = sorted(str(p) for p in KERNELS if p.suffix in {".pyx", ".h", ".pxd"} and p.name not in SHIMS)
-FUNCTIONAL = ["cnorm/_plan.pxd", "cnorm/_recycle.h", *(str(p) for p in Path("cnorm").glob("*.pxi"))]
+FUNCTIONAL = ["cnorm/_plan.pxd", "cnorm/_recycle.h", "cnorm/kernels/enums.h"]
+FUNCTIONAL += [str(p) for p in Path("cnorm").glob("*.pxi")]
 chosen = [b for b in os.environ.get("CNORM_BUILDS", "").split(",") if b] or list(BUILDS)
 unknown = set(chosen) - set(BUILDS)
 if unknown:

@@ -13,7 +13,7 @@ from cnorm.kernels.schedule cimport min_chunk, schedule_rows_backward, schedule_
 from cnorm.kernels.segments_apply cimport segment_apply
 from cnorm.kernels.tuning cimport (
     ALIGN_MIN_ELEMENTS, ALIGN_MIN_ELEMENTS_THREADED, ALIGN_MIN_ROWS, ELEMENT_RANGE, PARALLEL_TOTALS_MIN,
-    PARTIAL_STRIDE_MULTIPLE, PARTIALS_CHUNK, PEEL_MIN_LANES, PREFETCH_READ_ROW_MAX, PREFETCH_WRITE_ROW_MAX,
+    PARTIAL_STRIDE_MULTIPLE, PARTIALS_CHUNK, PEEL_MIN_VECTORS, PREFETCH_READ_ROW_MAX, PREFETCH_WRITE_ROW_MAX,
     ROW_BLOCK_BYTES, ROW_BLOCK_MIN_ROWS, ROW_BLOCK_ROWS, ROW_PARTIALS_ELEMENTS, ROW_PARTIALS_MAX, TILE)
 from cnorm.kernels.unit_sweeps cimport forward_row_batches, forward_two_sweeps, forward_units
 from cnorm.kernels.units cimport has_element_params, unit_at, unit_coefficients, units_of
@@ -56,7 +56,7 @@ cdef void *align_parameters(Job *job, const UnitBlocks *blocks) noexcept nogil:
     cdef char *room
     if job.elements.weight == NULL or units_of(job) < ALIGN_MIN_ROWS or units_of(job) * blocks.elements < least:
         return NULL
-    if bytes >= PEEL_MIN_LANES * LANES_ALIGN and job.y.strides[1] % LANES_ALIGN == 0:
+    if bytes >= PEEL_MIN_VECTORS * LANES_ALIGN and job.y.strides[1] % LANES_ALIGN == 0:
         phase = (-(blocks.loops.acc_size // blocks.loops.size)
                  * (-<Py_ssize_t> job.y.data & (LANES_ALIGN - 1))) & (LANES_ALIGN - 1)
     if is_aligned_at(job.elements.weight, phase) and is_aligned_at(job.elements.bias, phase):
@@ -197,7 +197,7 @@ cdef inline void row_addresses(const Job *job, const UnitBlocks *blocks, const T
 
 cdef void grad_element_range(const Job *job, const UnitBlocks *blocks, const RowBlocks *cut,
                              Py_ssize_t partial, Py_ssize_t block, Py_ssize_t begin, Py_ssize_t end,
-                             bint take_sums, RowGradBlock *grad) noexcept nogil:
+                             bint compute_sums, RowGradBlock *grad) noexcept nogil:
     """dx and the parameters' sums over elements begin..end of a block's rows."""
     cdef Py_ssize_t first = block * cut.rows_per_block, step
     cdef double *sums = cut.sums + partial * cut.stride
@@ -208,7 +208,7 @@ cdef void grad_element_range(const Job *job, const UnitBlocks *blocks, const Row
         row_addresses(job, blocks, &job.y, first, begin, grad.rows, <const char **> grad.dx)
         if job.elements.add_to_grad:
             row_addresses(job, blocks, &job.elements.addend[0], first, begin, grad.rows, grad.addend)
-        blocks.loops.grad_rows(grad, begin, step, take_sums and begin == 0,
+        blocks.loops.grad_rows(grad, begin, step, compute_sums and begin == 0,
                                block == partial_begin(cut, partial), sums + begin,
                                sums + cut.elements + begin, sums + 2 * cut.elements + begin)
         begin += step

@@ -41,7 +41,7 @@ cdef inline WindowTile window_tile(const WindowJob *job, const WindowWorkspace *
     cdef WindowTile w
     memset(&w, 0, sizeof(w))
     w.runs = 1
-    w.kept_stride = workspace.line
+    w.workspace_stride = workspace.line
     w.rows = workspace.rows
     w.alpha = job.alpha
     w.beta = job.beta

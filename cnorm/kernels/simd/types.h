@@ -27,6 +27,8 @@
 #define REGISTER_BYTES 16
 #endif
 #define REGISTERS_PER_VECTOR (64 / REGISTER_BYTES)
+/* Bytes of storage type S that one register of accumulation type A narrows to: what one store writes. */
+#define STORE_BYTES(S, A) (REGISTER_BYTES * sizeof(S) / sizeof(A))
 #define FOR_REGISTERS for (int k = 0; k < REGISTERS_PER_VECTOR; ++k)
 
 typedef struct { uint16_t bits; } f16;
