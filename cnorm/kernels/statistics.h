@@ -1,9 +1,9 @@
 /* From sums to statistics, from statistics to coefficients: each formula once, for one unit (moments.pxd, units.pxd),
  * for vectors of channels (coefficients.pxd, columns_moments.pxd) and for rows (loops/rows.h).
  *
- * Forward, y = ((x - mean_hi) - mean_lo) * scale + bias with scale = rstd * weight. The mean is taken off in two
+ * Forward, y = ((x - mean_hi) - mean_lo) * scale + bias with scale = rstd * weight. The mean is subtracted in two
  * parts, since a float has too few bits for the mean: mean_hi is the mean rounded to the accumulation type, mean_lo the
- * rest. Where a unit has one scalar weight, mean_lo goes into the bias.
+ * rest. Where a unit has one scalar weight, mean_lo is part of the bias.
  *
  * Backward, with d = x - mean_hi, dev = d - mean_lo = x - mean, g = weight * dy, sums over the n elements of a unit:
  *     dx = rstd * (g - sum(g) / n - dev * rstd**2 * sum(g * dev) / n)

@@ -27,7 +27,7 @@ enum {
     TREE_LEVELS = 48,        /* of a reduction tree: 2**48 blocks are more than memory holds */
 };
 
-/* Mean square below which squares of floats have lost bits to underflow: the sums are taken again in double. */
+/* Mean square below which squares of floats have lost bits to underflow: the sums are computed again in double. */
 #define TINY_SQUARE 1e-30
 
 /* rstd**2 * eps = eps / (variance + eps) from which on a unit counts as constant: its variance is below eps / 99, and
@@ -76,8 +76,8 @@ enum {
                                             lines it shares with its neighbours are written twice */
     NONTEMPORAL_RUN_MIN_LINES = 16,  /* cache lines of a run with non-temporal stores: its first and last line are
                                         stored in part, with plain stores, and are then at most an eighth of it */
-    PREFETCH_SEGMENT_MIN = 1 << 9,   /* bytes of a segment, of segments that lie apart: hardware prefetchers do not */
-    PREFETCH_SEGMENT_MAX = 1 << 15,  /* follow from one to the next, so the loops prefetch segments of these sizes */
+    PREFETCH_SEGMENT_MIN = 1 << 9,   /* bytes of the segments that the loops prefetch, where segments are not */
+    PREFETCH_SEGMENT_MAX = 1 << 15,  /* contiguous: hardware prefetchers do not follow from one to the next */
     PREFETCH_DISTANCE = 1 << 12,     /* bytes, in whole segments */
     ALIGN_MIN_ROWS = 16,             /* rows from which on weight and bias are copied to aligned addresses, where no
                                         vector load touches two cache lines, */
@@ -103,8 +103,8 @@ enum {
     ELEMENT_RANGE = 1024,             /* elements of its rows that a thread takes where partial sums are few */
     STATIC_ROWS_MAX = 512,            /* rows per partial sum up to which threads take fixed shares of them */
     PARTIALS_CHUNK = 128,             /* elements of all partial sums reduced at a time: they stay in L1 */
-    PARTIAL_STRIDE_MULTIPLE = 512,    /* doubles, a page: partial sums lie some pages and PARTIALS_CHUNK apart, so that
-                                         few share a set of L1 */
+    PARTIAL_STRIDE_MULTIPLE = 512,    /* doubles, a page: partial sums begin some pages and PARTIALS_CHUNK apart,
+                                         so that few share a set of L1 (set conflict) */
     PARALLEL_TOTALS_MIN = 1 << 14,    /* elements of partial sums from which on threads share their reduction */
 };
 

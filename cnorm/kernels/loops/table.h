@@ -27,12 +27,12 @@
  * and x - mean is (x - mean_hi) - mean_lo (see mean_hi_part in statistics.h). */
 enum { UNCENTRED, CENTRED, SHIFTED };
 
-/* How a result is stored: with plain stores; with non-temporal stores, which leave the cache to the input; with plain
- * stores, after the run `prefetch_segments` ahead was prefetched for writing. */
+/* How a result is stored. STORE_NONTEMPORAL: past the cache, which is left to the input. STORE_PREFETCHED: with plain
+ * stores, while the run that is `prefetch_segments` further on is prefetched for writing. */
 enum { STORE_PLAIN, STORE_NONTEMPORAL, STORE_PREFETCHED };
 
 /* What is applied to a unit or, through the pointers, to each element of a row (statistics.h has the formulas):
- *   forward    y  = ((x - mean_hi) - mean_lo) * scale + bias        mean_lo is folded into bias where weights is NULL
+ *   forward    y  = ((x - mean_hi) - mean_lo) * scale + bias        mean_lo is part of bias where weights is NULL
  *   backward   dx = (g * scale - grad_offset) - (x - mean_hi) * rstd * dev_coeff     g = dy after the activation
  * With weights: scale * weights[i] for scale, biases[i] for bias. */
 typedef struct {
@@ -42,7 +42,7 @@ typedef struct {
     const void *weights, *biases, *slopes; /* per element, of the accumulation type, or NULL */
     int nontemporal;                       /* non-temporal stores, if the run is long enough */
     ptrdiff_t prefetch_bytes;              /* with nontemporal: prefetch distance of the input */
-    ptrdiff_t prefetch_segments;           /* where runs lie apart: runs to the one to prefetch, else 0 */
+    ptrdiff_t prefetch_segments;           /* prefetch distance in runs where runs are not contiguous, else 0 */
 } Coefficients;
 
 /* Coefficients of a batch of units or segments that lie side by side: each an array over them. */
@@ -82,7 +82,7 @@ typedef struct {
     ptrdiff_t rows;
     ptrdiff_t rows_per_pass;          /* rows summed, and then read again from L1 */
     ptrdiff_t n;                      /* elements of a row */
-    ptrdiff_t prefetch_bytes;         /* to the next block of x and dy, where these come from memory; else 0 */
+    ptrdiff_t prefetch_bytes;         /* prefetch distance of x and dy where these come from memory, else 0 */
     int centred, activation;
     int add_to_grad;                  /* addend is added to dx */
     int from_memory;                  /* short rows whose dx is not in cache: it is prefetched */

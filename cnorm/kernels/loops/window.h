@@ -118,7 +118,7 @@ static void FN(window_apply)(const WindowTile *tile) {
 }
 
 /* The first step of backward: scale_pow = scale ** -beta and grad_term = g * x * scale ** (-beta - 1), what an element
- * adds to the gradient of each element of its window, but for a constant factor. */
+ * adds to the gradient of each element of its window, up to a constant factor. */
 INLINE void FN(window_prepare_any)(const WindowTile *tile_in, double beta, const int activation) {
     const WindowTile copy = *tile_in, *const tile = &copy; /* a copy, which no store can change */
     const VECTOR slope = SET(tile->slope);

@@ -13,6 +13,7 @@
 /* The bits of a where mask is all ones, else those of b: C has no ?: for vectors. */
 #define BITWISE_SELECT(mask, a, b) (((mask) & (a)) | (~(mask) & (b)))
 
+/* A_set broadcasts a by a subtraction of 0, which keeps -0.0 as it is; an addition would not. */
 #define DEFINE_ARITHMETIC(A, integer)                                                           \
     typedef A A##v __attribute__((vector_size(REGISTER_BYTES)));                                \
     typedef A A##u __attribute__((vector_size(REGISTER_BYTES), aligned(sizeof(A)), may_alias)); \
