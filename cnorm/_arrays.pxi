@@ -13,17 +13,17 @@ cdef extern from "Python.h":
     Py_ssize_t PyNumber_AsSsize_t(object, PyObject *) except? -1
     Py_ssize_t PY_SSIZE_T_MAX
 
-cdef extern from "_recycle.h":
-    object recycle_like(cnp.ndarray)
-    object recycle_simple(int, int, const cnp.npy_intp *)
-    int recycle_start() except -1
-    void recycle_set_limit(size_t)
-    void recycle_empty()
-    void recycle_forked()
-    size_t recycle_bytes()
-    size_t recycle_limit
+cdef extern from "_pool.h":
+    object pool_empty_like(cnp.ndarray)
+    object pool_empty(int, int, const cnp.npy_intp *)
+    int pool_init() except -1
+    void pool_set_limit(size_t)
+    void pool_clear()
+    void pool_after_fork()
+    size_t pool_bytes()
+    size_t pool_limit
 
-recycle_start()
+pool_init()
 
 cdef int BFLOAT16_TYPE = -1   # NumPy's number for ml_dtypes.bfloat16, once one has been seen
 
@@ -224,11 +224,11 @@ cdef cnp.ndarray check_written(cnp.ndarray a, str name):
 
 
 cdef inline cnp.ndarray empty_like(cnp.ndarray a):
-    return <cnp.ndarray> recycle_like(a)
+    return <cnp.ndarray> pool_empty_like(a)
 
 
 cdef inline cnp.ndarray new_array(int number, int ndim, const cnp.npy_intp *shape):
-    return <cnp.ndarray> recycle_simple(number, ndim, shape)
+    return <cnp.ndarray> pool_empty(number, ndim, shape)
 
 
 cdef cnp.ndarray copy_like(cnp.ndarray a, cnp.ndarray like):

@@ -133,7 +133,7 @@ def _forked():
     """In a forked child GNU OpenMP must not start a parallel region."""
     global serial_child
     serial_child = True
-    recycle_forked()
+    pool_after_fork()
 
 
 cdef int allowed_threads() except -1:
@@ -170,15 +170,15 @@ include "_window_calls.pxi"
 
 def _cache():
     """Bytes kept for the next results, and their bound."""
-    return recycle_bytes(), recycle_limit
+    return pool_bytes(), pool_limit
 
 
 def _set_cache_limit(size_t limit):
-    recycle_set_limit(limit)
+    pool_set_limit(limit)
 
 
 def _empty_cache():
-    recycle_empty()
+    pool_clear()
 
 
 # ---- batch and instance norm ----
