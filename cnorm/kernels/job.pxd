@@ -10,16 +10,17 @@
 #     columns          samples, three axes of rows, columns; a unit is then a group of columns of one sample
 #     window           channels first: sample, channel, (one), run, elements; channels last: sample, rows (3), channels
 
-cdef enum Dtype:  # the order of LOOPS_BY_DTYPE in loops/table.h
-    FLOAT32 = 0
-    FLOAT64 = 1
-    FLOAT16 = 2
-    BFLOAT16 = 3
+cdef extern from "enums.h" nogil:  # which describes the values
+    enum Dtype:
+        FLOAT32
+        FLOAT64
+        FLOAT16
+        BFLOAT16
 
-cdef enum Activation:
-    ACT_NONE = 0
-    ACT_SLOPE = 1      # one negative slope
-    ACT_SLOPES = 2     # a negative slope per channel or per element
+    enum Activation:
+        ACT_NONE
+        ACT_SLOPE
+        ACT_SLOPES
 
 cdef enum SumsMode:    # of the two sums per unit that the gradient of the input needs
     SUMS_INTERNAL = 0  # computed and used by the call itself

@@ -2,7 +2,7 @@
 from cpython.pycapsule cimport PyCapsule_New
 
 from cnorm.kernels.job cimport Job, Kernels, WindowJob, norm_kernel, window_kernel
-from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, lanes_enter, lanes_leave, use_bfloat16_rounding
+from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, enable_subnormals, restore_subnormals, use_bfloat16_rounding
 from cnorm.kernels.machine cimport MACHINE
 from cnorm.kernels.statistics cimport rstd_from_variance
 
@@ -16,54 +16,54 @@ include "window.pyx"
 
 
 # ---- what the table offers ----
-# Other libraries leave "flush to zero" set in the threads that call us. lanes_enter lets subnormals count
-# while a kernel runs, lanes_leave restores what was set.
+# Other libraries leave "flush to zero" set in the threads that call us. enable_subnormals lets subnormals count
+# while a kernel runs, restore_subnormals restores what was set.
 
 
 cdef int run_norm(norm_kernel kernel, Job *job) noexcept nogil:
     """Run a kernel; 0, or -1 where memory ran out."""
-    cdef unsigned before = lanes_enter()
+    cdef unsigned before = enable_subnormals()
     cdef int failed = kernel(job)
-    lanes_leave(before)
+    restore_subnormals(before)
     return failed
 
 
 cdef int run_window(window_kernel kernel, WindowJob *job) noexcept nogil:
     """Run a kernel of the window family; 0, or -1 where memory ran out."""
-    cdef unsigned before = lanes_enter()
+    cdef unsigned before = enable_subnormals()
     cdef int failed = kernel(job)
-    lanes_leave(before)
+    restore_subnormals(before)
     return failed
 
 
 cdef void widen(int dtype, const char *values, Py_ssize_t n, void *out) noexcept nogil:
     """n values of a dtype, as values of its accumulation type."""
-    cdef unsigned before = lanes_enter()
+    cdef unsigned before = enable_subnormals()
     LOOPS_BY_DTYPE[dtype].widen(values, n, out)
-    lanes_leave(before)
+    restore_subnormals(before)
 
 
 cdef void widen64(int dtype, const char *values, Py_ssize_t n, double *out) noexcept nogil:
     """n values of a dtype, as float64."""
-    cdef unsigned before = lanes_enter()
+    cdef unsigned before = enable_subnormals()
     LOOPS_BY_DTYPE[dtype].widen64(values, n, out)
-    lanes_leave(before)
+    restore_subnormals(before)
 
 
 cdef void narrow(int dtype, const double *values, Py_ssize_t n, char *out) noexcept nogil:
     """n values of float64, rounded once to a dtype."""
-    cdef unsigned before = lanes_enter()
+    cdef unsigned before = enable_subnormals()
     LOOPS_BY_DTYPE[dtype].store64(values, n, out)
-    lanes_leave(before)
+    restore_subnormals(before)
 
 
 cdef void rstds(double *values, Py_ssize_t n, double eps) noexcept nogil:
     """Turn n variances into 1 / sqrt(variance + eps), in place."""
-    cdef unsigned before = lanes_enter()
+    cdef unsigned before = enable_subnormals()
     cdef Py_ssize_t i
     for i in range(n):
         values[i] = rstd_from_variance(values[i], eps)
-    lanes_leave(before)
+    restore_subnormals(before)
 
 
 cdef Kernels _kernels

@@ -72,7 +72,7 @@ cdef extern from "loops/table.h" nogil:
         const char *x
         const char *dy
         char *y
-        Py_ssize_t runs, n, x_stride, dy_stride, y_stride, kept_stride, x_prefetch, dy_prefetch, y_prefetch
+        Py_ssize_t runs, n, x_stride, dy_stride, y_stride, workspace_stride, x_prefetch, dy_prefetch, y_prefetch
         const char **rows
         Py_ssize_t count
         const char *newest
@@ -116,7 +116,7 @@ cdef extern from "loops/table.h" nogil:
                                  Py_ssize_t dy_step, Py_ssize_t dx_step, Py_ssize_t n, const CoefficientArrays *,
                                  int activation) noexcept nogil
         void (*forward_rows)(RowBatch *) noexcept nogil
-        void (*grad_rows)(RowGradBlock *, Py_ssize_t at, Py_ssize_t n, bint take_sums, bint fresh, double *dw,
+        void (*grad_rows)(RowGradBlock *, Py_ssize_t at, Py_ssize_t n, bint compute_sums, bint overwrite, double *dw,
                           double *db, double *dslope) noexcept nogil
         void (*column_probe)(const char **, Py_ssize_t rows, Py_ssize_t columns, void *shift) noexcept nogil
         void (*column_sums)(const char **, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t rows_per_pass,
@@ -135,6 +135,6 @@ cdef extern from "loops/table.h" nogil:
 
     const LoopTable *LOOPS_BY_DTYPE[4]
     bint use_bfloat16_rounding(bint by_processor)
-    unsigned lanes_enter()
-    void lanes_leave(unsigned)
+    unsigned enable_subnormals()
+    void restore_subnormals(unsigned)
     void store_fence()

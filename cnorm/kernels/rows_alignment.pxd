@@ -10,7 +10,7 @@ from cnorm.kernels.job cimport Job
 from cnorm.kernels.loops cimport LANES_ALIGN
 from cnorm.kernels.moments cimport UnitBlocks
 from cnorm.kernels.tuning cimport (
-    ALIGN_MIN_ELEMENTS, ALIGN_MIN_ELEMENTS_THREADED, ALIGN_MIN_ROWS, PEEL_MIN_LANES)
+    ALIGN_MIN_ELEMENTS, ALIGN_MIN_ELEMENTS_THREADED, ALIGN_MIN_ROWS, PEEL_MIN_VECTORS)
 from cnorm.kernels.units cimport units_of
 
 
@@ -40,7 +40,7 @@ cdef inline Py_ssize_t parameter_phase(const Job *job, const UnitBlocks *blocks)
     cdef Py_ssize_t bytes = blocks.elements * blocks.loops.acc_size
     cdef Py_ssize_t widening = blocks.loops.acc_size // blocks.loops.size
     cdef Py_ssize_t peeled
-    if bytes < PEEL_MIN_LANES * LANES_ALIGN or job.y.strides[1] % LANES_ALIGN != 0:
+    if bytes < PEEL_MIN_VECTORS * LANES_ALIGN or job.y.strides[1] % LANES_ALIGN != 0:
         return 0
     peeled = -<Py_ssize_t> job.y.data & (LANES_ALIGN - 1)  # bytes of y
     return (-widening * peeled) & (LANES_ALIGN - 1)

@@ -1,9 +1,9 @@
 /* From sums to statistics, from statistics to coefficients: each formula once, for one unit (moments.pxd, units.pxd),
  * for vectors of channels (coefficients.pxd, columns_moments.pxd) and for rows (loops/rows.h).
  *
- * Forward, y = ((x - mean_hi) - mean_lo) * scale + bias with scale = rstd * weight. The mean is taken off in two
- * parts, since the bits of a float do not hold it: mean_hi is the mean rounded to the accumulation type, mean_lo the
- * rest. Where a unit has one scalar weight, mean_lo goes into the bias.
+ * Forward, y = ((x - mean_hi) - mean_lo) * scale + bias with scale = rstd * weight. The mean is subtracted in two
+ * parts, since a float has too few bits for the mean: mean_hi is the mean rounded to the accumulation type, mean_lo the
+ * rest. Where a unit has one scalar weight, mean_lo is part of the bias.
  *
  * Backward, with d = x - mean_hi, dev = d - mean_lo = x - mean, g = weight * dy, sums over the n elements of a unit:
  *     dx = rstd * (g - sum(g) / n - dev * rstd**2 * sum(g * dev) / n)
@@ -18,20 +18,20 @@
 
 #include <math.h>
 
-#ifndef INLINE
-#define INLINE static inline __attribute__((always_inline))
-#endif
+#include "simd/types.h"
+#include "tuning.h"
 
 /* The mean and M2 of a unit from the sums of d and d*d, d = x - shift; step is sum_d / count. */
-INLINE void moments_about(double shift, double step, double sum_d, double sum_dd, double *mean, double *lo, double *m2) {
+INLINE void moments_about(double shift, double step, double sum_d, double sum_dd, double *mean, double *lo,
+                          double *m2) {
     const double squares = sum_dd - sum_d * step;
     *mean = shift + step;
     *lo = (shift - *mean) + step;
-    *m2 = squares < 0 ? 0 : squares; /* rounding; NaN stays */
+    *m2 = squares < 0 ? 0 : squares; /* negative by rounding alone; NaN stays NaN */
 }
 
-/* Merge other moments into mean, lo and m2 (Chan et al. 1979): share is the other's part of both counts, weight the
- * first count times share. */
+/* Merges other moments into mean, lo and m2 (Chan et al. 1979). share = other_count / (count + other_count), weight =
+ * count * share. */
 INLINE void merge_moments(double *mean, double *lo, double *m2, double other_mean, double other_lo, double other_m2,
                           double share, double weight) {
     const double delta = (other_mean - *mean) + (other_lo - *lo);
@@ -41,17 +41,21 @@ INLINE void merge_moments(double *mean, double *lo, double *m2, double other_mea
     *m2 = *m2 + other_m2 + delta * delta * weight;
 }
 
-/* Whether sums of d and d*d about a shift lost too many bits: the mean is more than 1.2 standard deviations (sqrt(2)
- * of the deviations about it) from the shift. */
+/* Whether a probe's sums of x and x*x ask for a shift: |mean| is more than the standard deviation,
+ * mean**2 > variance, times count**2. */
+INLINE int probe_needs_shift(double count, double sum_d, double sum_dd) { return 2 * sum_d * sum_d > count * sum_dd; }
+
+/* Whether sums of d and d*d about a shift lost too many bits: the mean is more than sqrt(2) standard deviations from
+ * the shift, (mean - shift)**2 > 2 * variance, times count**2. */
 INLINE int shift_is_poor(double count, double sum_d, double sum_dd) { return 3 * sum_d * sum_d > 2 * count * sum_dd; }
 
 INLINE double rstd_from_variance(double variance, double eps) { return 1 / sqrt(variance + eps); }
 
-/* What is taken off the elements first: the rounded mean, or 0 where |mean| is at most the standard deviation, since
- * mean_lo alone then costs less than 2**-24 deviations (of a double 2**-53). Constant units, and nearly constant ones,
- * whose rstd is close to its largest value 1 / sqrt(eps), always lose it: their result shall be exactly the bias. */
+/* mean_hi: the rounded mean, or 0 where |mean| is at most the standard deviation. mean_lo is then the whole mean, and
+ * rounding it to the accumulation type costs less than 2**-24 standard deviations (float64: 2**-53). Constant units,
+ * and nearly constant ones (CONSTANT_UNIT), always have the rounded mean: their result is exactly the bias. */
 INLINE double mean_hi_part(double mean, double rounded, double rstd, double eps) {
-    return fabs(mean) * rstd <= 1 && rstd * rstd * eps < 0.99 ? 0 : rounded;
+    return fabs(mean) * rstd <= 1 && rstd * rstd * eps < CONSTANT_UNIT ? 0 : rounded;
 }
 
 INLINE double dev_coeff_from_sum(double rstd, double sum_gdev, double count) { return rstd * rstd * sum_gdev / count; }

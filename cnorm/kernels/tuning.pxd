@@ -2,13 +2,14 @@
 
 cdef extern from "tuning.h" nogil:
     const double TINY_SQUARE
+    const double CONSTANT_UNIT
 
     enum:
         TILE
         BLOCK_TILES
         SHORT_SEGMENT
         CASCADE
-        PROBE_LANES
+        PROBE_VECTORS
         TREE_LEVELS
         ROW_BLOCK_ROWS
         ROW_BLOCK_MIN_ROWS
@@ -27,8 +28,10 @@ cdef extern from "tuning.h" nogil:
         STACK_DOUBLES
         CHUNKS_PER_THREAD
         SWEEP_UNITS_PER_THREAD
-        PEEL_MIN_LANES
+        PEEL_MIN_VECTORS
+        PAGE_BYTES
         NONTEMPORAL_ROW_MIN_BYTES
+        NONTEMPORAL_RUN_MIN_LINES
         PREFETCH_SEGMENT_MIN
         PREFETCH_SEGMENT_MAX
         PREFETCH_DISTANCE
@@ -59,7 +62,6 @@ cdef extern from "tuning.h" nogil:
         COLUMN_BLOCK_MIN
         DOUBLE_COLUMNS
         COLUMN_ROWS_PER_PASS
-        PAGE_BYTES
         LANE_MULTIPLE
         PEEL_MIN_BYTES
         PEEL_MAX_ELEMENTS

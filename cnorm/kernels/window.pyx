@@ -43,7 +43,7 @@ cdef inline WindowTile window_tile(const WindowJob *job, const WindowWorkspace *
     cdef WindowTile tile
     memset(&tile, 0, sizeof(tile))
     tile.runs = 1
-    tile.kept_stride = workspace.line
+    tile.workspace_stride = workspace.line
     tile.rows = workspace.rows
     tile.alpha = job.alpha
     tile.beta = job.beta

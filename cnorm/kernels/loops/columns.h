@@ -1,286 +1,322 @@
-/* Columns: K lanes of columns side by side, down the rows. A part of tile_loops.h.
+/* Columns: sums down the rows, and what is applied to each column. Included by common.h, once per dtype.
  *
- * The widest strip that the registers hold differs from build to build; a column's own arithmetic
- * does not depend on it. COLUMN_VECTORS runs the body with K = VECTORS_PER_BLOCK, then for the lanes left; the last of
- * those may have but `part` columns. */
+ * A column block is K vectors of columns side by side, whose coefficients and sums stay in registers while the rows
+ * pass. K is at most VECTORS_PER_COLUMN_BLOCK, which depends on the build; the arithmetic of a column does not depend
+ * on K. Rows are given by their addresses.
+ */
 
-#ifndef VECTORS_PER_BLOCK
-#define VECTORS_PER_BLOCK (LANES_NATIVE == 64 ? 4 : LANES_NATIVE == 32 ? 2 : 1)
-#endif
-/* `group` rows at a time, all their columns: the more, the fewer times the columns' own numbers are
- * loaded; one, or where a strip takes all columns, and memory is read strictly in its order. */
-#define COLUMN_VECTORS(call) COLUMN_VECTORS_FROM(0, call)
-/* The same, the first `lead` columns apart. */
-#define COLUMN_VECTORS_FROM(peel, call)                                                                  \
-    const ptrdiff_t together = columns <= VECTORS_PER_BLOCK * LANES ? rows : group;                          \
-    for (ptrdiff_t begin = 0; begin < rows; begin += together) {                                 \
-        const ptrdiff_t end = begin + together < rows ? begin + together : rows;                 \
-        ptrdiff_t j = 0;                                                                         \
-        if (peel >= LANES) call(1, 0);                                                           \
-        j = peel - peel % LANES;                                                                 \
-        if (peel % LANES) call(1, peel % LANES);                                                 \
-        j = peel;                                                                                \
-        for (; j + VECTORS_PER_BLOCK * LANES <= columns; j += VECTORS_PER_BLOCK * LANES) call(VECTORS_PER_BLOCK, 0);                 \
-        const ptrdiff_t left = columns - j, part = left % LANES;                                 \
-        if (left > 3 * LANES) call(VECTORS_PER_BLOCK >= 4 ? 4 : 1, part);                                    \
-        else if (left > 2 * LANES) call(VECTORS_PER_BLOCK >= 4 ? 3 : 1, part);                               \
-        else if (left > LANES) call(VECTORS_PER_BLOCK >= 2 ? 2 : 1, part);                                   \
-        else if (left) call(1, part);                                                            \
+/* Calls BLOCK(K, partial) for all column blocks of all rows; the last vector of the last block may be partial.
+ * rows_per_pass rows are taken at a time, each pass over all columns: more rows load the coefficients less often, fewer
+ * read memory closer to its order. Rows of one block are taken in one pass, which reads memory in its order anyhow.
+ * Captures rows, columns and rows_per_pass; declares begin and end, the rows of a pass, and j, the first column of a
+ * block. BLOCK calls one of the functions ..._block below. */
+#define FOR_COLUMN_BLOCKS(BLOCK) FOR_COLUMN_BLOCKS_PEELED(0, BLOCK)
+/* The first `peel` columns are blocks of one vector, so that the other blocks begin at aligned addresses. */
+#define FOR_COLUMN_BLOCKS_PEELED(peel, BLOCK)                                                          \
+    const ptrdiff_t pass_rows = columns <= VECTORS_PER_COLUMN_BLOCK * LANES ? rows : rows_per_pass;    \
+    for (ptrdiff_t begin = 0; begin < rows; begin += pass_rows) {                                      \
+        const ptrdiff_t end = begin + pass_rows < rows ? begin + pass_rows : rows;                     \
+        ptrdiff_t j = 0;                                                                               \
+        if (peel >= LANES) BLOCK(1, 0);                                                                \
+        j = peel - peel % LANES;                                                                       \
+        if (peel % LANES) BLOCK(1, peel % LANES);                                                      \
+        j = peel;                                                                                      \
+        for (; j + VECTORS_PER_COLUMN_BLOCK * LANES <= columns; j += VECTORS_PER_COLUMN_BLOCK * LANES) \
+            BLOCK(VECTORS_PER_COLUMN_BLOCK, 0);                                                        \
+        const ptrdiff_t left = columns - j, partial = left % LANES;                                    \
+        if (left > 3 * LANES) BLOCK(VECTORS_PER_COLUMN_BLOCK >= 4 ? 4 : 1, partial);                   \
+        else if (left > 2 * LANES) BLOCK(VECTORS_PER_COLUMN_BLOCK >= 4 ? 3 : 1, partial);              \
+        else if (left > LANES) BLOCK(VECTORS_PER_COLUMN_BLOCK >= 2 ? 2 : 1, partial);                  \
+        else if (left) BLOCK(1, partial);                                                              \
     }
-/* Bytes on from what is loaded that are asked for, where rows lie end to end: a processor sees several loads that
- * each go on by a row, and not that all memory is read. */
-INLINE ptrdiff_t FN(reach)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns) {
+
+/* Within a block: its K vectors, the first column of vector k, and the elements of a partial vector or 0. They capture
+ * K, j and partial; FOR_VECTORS declares k. */
+#define FOR_VECTORS _Pragma("GCC unroll 4") for (int k = 0; k < K; ++k)
+#define COLUMN (j + k * LANES)
+#define PARTIAL_OF_VECTOR (k == K - 1 ? partial : 0)
+
+/* Prefetch distance in bytes, where rows are contiguous, else 0: the loads of a column block are strided by a row, and
+ * a hardware prefetcher does not see that all memory is read. */
+INLINE ptrdiff_t FN(column_prefetch)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns) {
     return rows > 1 && x[1] - x[0] == columns * (ptrdiff_t)sizeof(S) ? COLUMN_PREFETCH_BYTES : 0;
 }
-#define REACH(row) __builtin_prefetch((row) + AT * sizeof(S) + reach, 0, 3)
-#define EACH_LANE _Pragma("GCC unroll 4") for (int k = 0; k < K; ++k)
-#define AT (j + k * LANES)
-#define PART (k == K - 1 ? part : 0)
+#define PREFETCH_COLUMN(row) __builtin_prefetch((row) + COLUMN * sizeof(S) + prefetch_bytes, 0, 3)
 
-static void FN(narrow)(const double *restrict x, ptrdiff_t n, void *restrict out) {
-    for (ptrdiff_t i = 0; i < n; ++i) ((A *)out)[i] = (A)x[i];
+/* A vector of the sums' input at column j; in two halves where vectors touch two cache lines. */
+INLINE VECTOR FN(column_load)(const char *row, ptrdiff_t j, ptrdiff_t partial, VECTOR padding, const int halves) {
+    return halves && !partial ? LOAD_HALVES((const S *)row + j) : FN(vector_load)(row, j, partial, padding);
 }
-/* Whether any of n numbers is not 0. */
-static int FN(any_nonzero)(const void *source, ptrdiff_t n) {
-    int any = 0;
-    for (ptrdiff_t i = 0; i < n; ++i) any |= ((const A *)source)[i] != 0;
-    return any;
-}
-INLINE void FN(column_head_strip)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
-                                  ptrdiff_t part, A *shift, const int K) {
+
+/* ---- forward: probe, sums, apply ---- */
+
+/* shift = the mean of each column's probe, or 0 where |mean| is at most the deviation (see shift_from_probe). */
+INLINE void FN(column_probe_block)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
+                                   ptrdiff_t partial, A *shift, const int K) {
     const A rows = (A)(end - begin);
-    const AL share = SET(1 / rows), count = SET(rows), two = SET(2), zero = SET(0);
-    AL sum[VECTORS_PER_BLOCK], squares[VECTORS_PER_BLOCK];
-    EACH_LANE sum[k] = squares[k] = zero;
-    for (ptrdiff_t row = begin; row < end; ++row) EACH_LANE {
-        const AL d = FN(vector_load)(x[row], AT, PART, zero);
-        sum[k] = ADD(sum[k], d);
-        squares[k] = ADD(squares[k], MUL(d, d));
+    const VECTOR per_row = SET(1 / rows), count = SET(rows), two = SET(2), zero = SET(0);
+    VECTOR sum_d[VECTORS_PER_COLUMN_BLOCK], sum_dd[VECTORS_PER_COLUMN_BLOCK];
+    FOR_VECTORS sum_d[k] = sum_dd[k] = zero;
+    for (ptrdiff_t row = begin; row < end; ++row) FOR_VECTORS {
+        const VECTOR d = FN(vector_load)(x[row], COLUMN, PARTIAL_OF_VECTOR, zero);
+        sum_d[k] = ADD(sum_d[k], d);
+        sum_dd[k] = ADD(sum_dd[k], MUL(d, d));
     }
-    EACH_LANE {
-        const AL excess = SUB(MUL(MUL(two, sum[k]), sum[k]), MUL(count, squares[k]));
-        FN(vector_keep)(shift, AT, PART, IF_POSITIVE(excess, MUL(sum[k], share), zero));
+    FOR_VECTORS {
+        const VECTOR excess = SUB(MUL(MUL(two, sum_d[k]), sum_d[k]), MUL(count, sum_dd[k]));
+        FN(acc_store)(shift, COLUMN, PARTIAL_OF_VECTOR, IF_POSITIVE(excess, MUL(sum_d[k], per_row), zero));
     }
 }
 
-/* Of the first rows: a shift near each column's mean, as shift_from_probe. */
 static void FN(column_probe)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift) {
-    const ptrdiff_t group = rows;
-#define CALL(K, part) FN(column_head_strip)(x, begin, end, j, part, shift, K)
-    COLUMN_VECTORS(CALL)
-#undef CALL
+    const ptrdiff_t rows_per_pass = rows;
+#define PROBE_BLOCK(K, partial) FN(column_probe_block)(x, begin, end, j, partial, shift, K)
+    FOR_COLUMN_BLOCKS(PROBE_BLOCK)
+#undef PROBE_BLOCK
 }
 
-/* The accumulators of a call, for COLUMNS_AT_ONCE columns, between the groups of rows. */
-#define COLUMNS_AT_ONCE (COLUMN_BLOCK_DOUBLES * (ptrdiff_t)(sizeof(double) / sizeof(A)))
-
-/* One lane that is summed, at j of a row; in halves where rows cross lines of memory. */
-INLINE AL FN(summed_load)(const char *row, ptrdiff_t j, ptrdiff_t part, AL fill, const int halves) {
-    return halves && !part ? LOAD_HALVES((const S *)row + j) : FN(vector_load)(row, j, part, fill);
-}
+/* Columns of one call of the sums, at most: their sums lie on the stack between the passes. */
+#define SUMMED_COLUMNS_MAX (COLUMN_BLOCK_DOUBLES * (ptrdiff_t)(sizeof(double) / sizeof(A)))
 
 INLINE void FN(column_sums_block)(const char *const *x, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
-                                  ptrdiff_t part, const void *shift, A *first, A *second,
-                                  ptrdiff_t reach, const int centred, const int halves, const int K) {
-    AL s[VECTORS_PER_BLOCK], a[VECTORS_PER_BLOCK], b[VECTORS_PER_BLOCK];
-    EACH_LANE {
-        s[k] = FN(vector_parameter)(shift, AT, PART);
-        a[k] = FN(vector_parameter)(first, AT, 0);
-        b[k] = FN(vector_parameter)(second, AT, 0);
+                                  ptrdiff_t partial, const void *shifts, A *sums_d, A *sums_dd,
+                                  ptrdiff_t prefetch_bytes, const int centred, const int halves, const int K) {
+    VECTOR shift[VECTORS_PER_COLUMN_BLOCK], sum_d[VECTORS_PER_COLUMN_BLOCK], sum_dd[VECTORS_PER_COLUMN_BLOCK];
+    FOR_VECTORS {
+        shift[k] = FN(acc_load)(shifts, COLUMN, PARTIAL_OF_VECTOR);
+        sum_d[k] = FN(acc_load)(sums_d, COLUMN, 0);
+        sum_dd[k] = FN(acc_load)(sums_dd, COLUMN, 0);
     }
     for (ptrdiff_t row = begin; row < end; ++row) {
-        const char *const from = x[row];
-        EACH_LANE {
-            REACH(from);
-            AL d = FN(summed_load)(from, AT, PART, s[k], halves);
-            if (centred == SHIFTED) d = SUB(d, s[k]);
-            a[k] = ADD(a[k], d);
-            b[k] = ADD(b[k], MUL(d, d));
+        const char *const x_row = x[row];
+        FOR_VECTORS {
+            PREFETCH_COLUMN(x_row);
+            VECTOR d = FN(column_load)(x_row, COLUMN, PARTIAL_OF_VECTOR, shift[k], halves);
+            if (centred == SHIFTED) d = SUB(d, shift[k]);
+            sum_d[k] = ADD(sum_d[k], d);
+            sum_dd[k] = ADD(sum_dd[k], MUL(d, d));
         }
     }
-    EACH_LANE {
-        FN(vector_keep)(first, AT, 0, a[k]);
-        FN(vector_keep)(second, AT, 0, b[k]);
+    FOR_VECTORS {
+        FN(acc_store)(sums_d, COLUMN, 0, sum_d[k]);
+        FN(acc_store)(sums_dd, COLUMN, 0, sum_dd[k]);
     }
 }
 
-/* first += sum of d, second += sum of d*d, d = x - shift, a column at a time; at most 64 rows and
- * COLUMNS_AT_ONCE columns. */
-static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group,
-                            const void *shift, double *first, double *second) {
-    A a[COLUMNS_AT_ONCE], b[COLUMNS_AT_ONCE];
-    FN(kept_clear)(a, columns);
-    FN(kept_clear)(b, columns);
-    const ptrdiff_t reach = FN(reach)(x, rows, columns);
-#define CALL(K, part) FN(column_sums_block)(x, begin, end, j, part, shift, a, b, reach, centred, halves, K)
-    if (FN(any_nonzero)(shift, columns)) { enum { centred = SHIFTED, halves = 0 }; COLUMN_VECTORS(CALL) }
-    else if (CROSSES((const S *)x[0])) { enum { centred = CENTRED, halves = 1 }; COLUMN_VECTORS(CALL) }
-    else { enum { centred = CENTRED, halves = 0 }; COLUMN_VECTORS(CALL) }
-#undef CALL
-    FN(kept_add)(a, columns, first);
-    FN(kept_add)(b, columns, second);
+/* Per column: sum_d += sum of d, sum_dd += sum of d*d, d = x - shift. COLUMN_BLOCK_ROWS rows and SUMMED_COLUMNS_MAX
+ * columns at most. */
+static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
+                            const void *shift, double *sum_d, double *sum_dd) {
+    A sums_d[SUMMED_COLUMNS_MAX], sums_dd[SUMMED_COLUMNS_MAX];
+    FN(sums_clear)(sums_d, columns);
+    FN(sums_clear)(sums_dd, columns);
+    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
+#define SUMS_BLOCK(K, partial) \
+    FN(column_sums_block)(x, begin, end, j, partial, shift, sums_d, sums_dd, prefetch_bytes, centred, halves, K)
+    if (FN(any_nonzero)(shift, columns)) { enum { centred = SHIFTED, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
+    else if (SPLITS_LINE((const S *)x[0])) { enum { centred = CENTRED, halves = 1 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
+    else { enum { centred = CENTRED, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
+#undef SUMS_BLOCK
+    FN(sums_add_to)(sums_d, columns, sum_d);
+    FN(sums_add_to)(sums_dd, columns, sum_dd);
 }
 
-INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff_t begin,
-                                   ptrdiff_t end, ptrdiff_t j, ptrdiff_t part, const ColumnCoefficients *a,
-                                   ptrdiff_t reach, const int centred, const int activation, const int stream,
-                                   const int K) {
-    AL hi[VECTORS_PER_BLOCK], scale[VECTORS_PER_BLOCK], bias[VECTORS_PER_BLOCK], slope[VECTORS_PER_BLOCK];
-    EACH_LANE {
-        hi[k] = FN(vector_parameter)(a->mean_hi, AT, PART);
-        scale[k] = FN(vector_parameter)(a->scale, AT, PART);
-        bias[k] = FN(vector_parameter)(a->bias, AT, PART);
-        if (activation) slope[k] = FN(vector_parameter)(a->slope, AT, PART);
+INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
+                                   ptrdiff_t partial, const ColumnCoefficients *coeffs, ptrdiff_t prefetch_bytes,
+                                   const int centred, const int activation, const int nontemporal, const int K) {
+    VECTOR mean_hi[VECTORS_PER_COLUMN_BLOCK], scale[VECTORS_PER_COLUMN_BLOCK];
+    VECTOR bias[VECTORS_PER_COLUMN_BLOCK], slope[VECTORS_PER_COLUMN_BLOCK];
+    FOR_VECTORS {
+        mean_hi[k] = FN(acc_load)(coeffs->mean_hi, COLUMN, PARTIAL_OF_VECTOR);
+        scale[k] = FN(acc_load)(coeffs->scale, COLUMN, PARTIAL_OF_VECTOR);
+        bias[k] = FN(acc_load)(coeffs->bias, COLUMN, PARTIAL_OF_VECTOR);
+        if (activation) slope[k] = FN(acc_load)(coeffs->slope, COLUMN, PARTIAL_OF_VECTOR);
     }
     for (ptrdiff_t row = begin; row < end; ++row) {
-        const char *const from = x[row];
-        char *const to = y[row];
-        EACH_LANE {
-            REACH(from);
-            AL z = FN(vector_load)(from, AT, PART, hi[k]);
-            if (centred == SHIFTED) z = SUB(z, hi[k]);
+        const char *const x_row = x[row];
+        char *const y_row = y[row];
+        FOR_VECTORS {
+            PREFETCH_COLUMN(x_row);
+            VECTOR z = FN(vector_load)(x_row, COLUMN, PARTIAL_OF_VECTOR, mean_hi[k]);
+            if (centred == SHIFTED) z = SUB(z, mean_hi[k]);
             z = ADD(MUL(z, scale[k]), bias[k]);
             if (activation) z = IF_POSITIVE(z, z, MUL(z, slope[k]));
-            FN(vector_store)(to, AT, PART, z, stream && WHOLE_LINES(K));
+            FN(vector_store)(y_row, COLUMN, PARTIAL_OF_VECTOR, z, nontemporal && WHOLE_LINES(K));
         }
     }
 }
 
-/* The strips of an `a` that is applied to rows at `to`, by what it takes of `centred`, `activated`, `streamed`. */
-#define APPLIED(call, to)                                                                        \
-    const ptrdiff_t peel = a->nontemporal && !activation ? FN(common_peel)(to, rows, columns, 1) : -1; \
-    if (activation) { enum { centred = SHIFTED, activated = 1, nontemporal = 0 }; COLUMN_VECTORS(call) }    \
-    else if (peel >= 0) {                                                                        \
-        enum { centred = SHIFTED, activated = 0, nontemporal = 1 };                                 \
-        COLUMN_VECTORS_FROM(peel, call)                                                                  \
-    }                                                                                            \
-    else if (a->shifted) { enum { centred = SHIFTED, activated = 0, nontemporal = 0 }; COLUMN_VECTORS(call) } \
-    else { enum { centred = CENTRED, activated = 0, nontemporal = 0 }; COLUMN_VECTORS(call) }
+/* The column blocks of a pass that writes the rows at `out`: BLOCK with the constants centred, activated and
+ * nontemporal of the variant that the coefficients ask for. Captures coeffs, activation and the names that
+ * FOR_COLUMN_BLOCKS captures. */
+#define FOR_WRITTEN_BLOCKS(BLOCK, out)                                                                       \
+    const ptrdiff_t peel = coeffs->nontemporal && !activation ? FN(common_peel)(out, rows, columns, 1) : -1; \
+    if (activation) {                                                                                        \
+        enum { centred = SHIFTED, activated = 1, nontemporal = 0 };                                          \
+        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
+    }                                                                                                        \
+    else if (peel >= 0) {                                                                                    \
+        enum { centred = SHIFTED, activated = 0, nontemporal = 1 };                                          \
+        FOR_COLUMN_BLOCKS_PEELED(peel, BLOCK)                                                                \
+    }                                                                                                        \
+    else if (coeffs->shifted) {                                                                              \
+        enum { centred = SHIFTED, activated = 0, nontemporal = 0 };                                          \
+        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
+    }                                                                                                        \
+    else {                                                                                                   \
+        enum { centred = CENTRED, activated = 0, nontemporal = 0 };                                          \
+        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
+    }
 
-/* y = (x - hi) * scale + bias, then the activation. */
+/* y = (x - mean_hi) * scale + bias, then the activation. */
 static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
-                             ptrdiff_t group, const ColumnCoefficients *a, int activation) {
-    const ptrdiff_t reach = FN(reach)(x, rows, columns);
-#define CALL(K, part) FN(column_apply_block)(x, y, begin, end, j, part, a, reach, centred, activated, nontemporal, K)
-    APPLIED(CALL, y)
-#undef CALL
+                             ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs, int activation) {
+    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
+#define APPLY_BLOCK(K, partial) \
+    FN(column_apply_block)(x, y, begin, end, j, partial, coeffs, prefetch_bytes, centred, activated, nontemporal, K)
+    FOR_WRITTEN_BLOCKS(APPLY_BLOCK, y)
+#undef APPLY_BLOCK
 }
 
-/* g, the gradient through the activation, for one lane of a strip. */
-#define COLUMN_THROUGH(g, d)                                                                     \
-    if (activation) {                                                                            \
-        const AL z = ADD(MUL(d, scale[k]), bias[k]);                                             \
-        g = FN(activation_backward)(g, z, slope[k], on_slope ? &on_slope[k] : NULL);                         \
+/* ---- backward: sums, apply ---- */
+
+/* What the activation needs of the columns of a block. Captures coeffs and activation, declares z_scale, z_bias and
+ * z_slope. */
+#define LOAD_ACTIVATION                                                                                            \
+    VECTOR z_scale[VECTORS_PER_COLUMN_BLOCK], z_bias[VECTORS_PER_COLUMN_BLOCK], z_slope[VECTORS_PER_COLUMN_BLOCK]; \
+    FOR_VECTORS if (activation) {                                                                                  \
+        z_scale[k] = FN(acc_load)(coeffs->scale, COLUMN, PARTIAL_OF_VECTOR);                                       \
+        z_bias[k] = FN(acc_load)(coeffs->bias, COLUMN, PARTIAL_OF_VECTOR);                                         \
+        z_slope[k] = FN(acc_load)(coeffs->slope, COLUMN, PARTIAL_OF_VECTOR);                                       \
     }
-#define COLUMN_ACTIVATION                                                                        \
-    AL scale[VECTORS_PER_BLOCK], bias[VECTORS_PER_BLOCK], slope[VECTORS_PER_BLOCK];                                                  \
-    EACH_LANE if (activation) {                                                                  \
-        scale[k] = FN(vector_parameter)(a->scale, AT, PART);                                         \
-        bias[k] = FN(vector_parameter)(a->bias, AT, PART);                                           \
-        slope[k] = FN(vector_parameter)(a->slope, AT, PART);                                         \
+/* g becomes the gradient of z, the input of the activation, which is computed again from d. Captures the names that
+ * LOAD_ACTIVATION declares and sum_slope_out, an array over the vectors of the block or NULL. */
+#define ACTIVATION_BACKWARD(g, d)                                                                \
+    if (activation) {                                                                            \
+        const VECTOR z = ADD(MUL(d, z_scale[k]), z_bias[k]);                                     \
+        g = FN(activation_backward)(g, z, z_slope[k], sum_slope_out ? &sum_slope_out[k] : NULL); \
     }
 
-INLINE void FN(column_grad_sums_block)(const char *const *x, const char *const *dy, ptrdiff_t begin,
-                                       ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
-                                       const ColumnCoefficients *a, A *const kept[4], ptrdiff_t reach,
-                                       const int centred, const int halves, const int activation, const int K) {
-    AL hi[VECTORS_PER_BLOCK], g_[VECTORS_PER_BLOCK], gd[VECTORS_PER_BLOCK], d_[VECTORS_PER_BLOCK], slopes[VECTORS_PER_BLOCK], *const on_slope = slopes;
-    COLUMN_ACTIVATION
-    EACH_LANE {
-        hi[k] = FN(vector_parameter)(a->mean_hi, AT, PART);
-        g_[k] = FN(vector_parameter)(kept[0], AT, 0);
-        gd[k] = FN(vector_parameter)(kept[1], AT, 0);
-        d_[k] = EXACT ? FN(vector_parameter)(kept[2], AT, 0) : SET(0);
-        slopes[k] = activation ? FN(vector_parameter)(kept[3], AT, 0) : SET(0);
+INLINE void FN(column_grad_sums_block)(const char *const *x, const char *const *dy, ptrdiff_t begin, ptrdiff_t end,
+                                       ptrdiff_t j, ptrdiff_t partial, const ColumnCoefficients *coeffs,
+                                       A *const sums[4], ptrdiff_t prefetch_bytes, const int centred,
+                                       const int halves, const int activation, const int K) {
+    VECTOR mean_hi[VECTORS_PER_COLUMN_BLOCK], sum_g[VECTORS_PER_COLUMN_BLOCK], sum_gd[VECTORS_PER_COLUMN_BLOCK],
+           sum_d[VECTORS_PER_COLUMN_BLOCK], sum_slope[VECTORS_PER_COLUMN_BLOCK], *const sum_slope_out = sum_slope;
+    LOAD_ACTIVATION
+    FOR_VECTORS {
+        mean_hi[k] = FN(acc_load)(coeffs->mean_hi, COLUMN, PARTIAL_OF_VECTOR);
+        sum_g[k] = FN(acc_load)(sums[0], COLUMN, 0);
+        sum_gd[k] = FN(acc_load)(sums[1], COLUMN, 0);
+        sum_d[k] = SUMS_DEVIATIONS ? FN(acc_load)(sums[2], COLUMN, 0) : SET(0);
+        sum_slope[k] = activation ? FN(acc_load)(sums[3], COLUMN, 0) : SET(0);
     }
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const x_row = x[row], *const dy_row = dy[row];
-        EACH_LANE {
-            REACH(x_row);
-            REACH(dy_row);
-            AL d = FN(summed_load)(x_row, AT, PART, hi[k], halves);
-            if (centred == SHIFTED) d = SUB(d, hi[k]);
-            AL g = FN(summed_load)(dy_row, AT, PART, SET(0), halves);
-            COLUMN_THROUGH(g, d)
-            g_[k] = ADD(g_[k], g);
-            gd[k] = ADD(gd[k], MUL(g, d));
-            if (EXACT) d_[k] = ADD(d_[k], d);
+        FOR_VECTORS {
+            PREFETCH_COLUMN(x_row);
+            PREFETCH_COLUMN(dy_row);
+            VECTOR d = FN(column_load)(x_row, COLUMN, PARTIAL_OF_VECTOR, mean_hi[k], halves);
+            if (centred == SHIFTED) d = SUB(d, mean_hi[k]);
+            VECTOR g = FN(column_load)(dy_row, COLUMN, PARTIAL_OF_VECTOR, SET(0), halves);
+            ACTIVATION_BACKWARD(g, d)
+            sum_g[k] = ADD(sum_g[k], g);
+            sum_gd[k] = ADD(sum_gd[k], MUL(g, d));
+            if (SUMS_DEVIATIONS) sum_d[k] = ADD(sum_d[k], d);
         }
     }
-    EACH_LANE {
-        FN(vector_keep)(kept[0], AT, 0, g_[k]);
-        FN(vector_keep)(kept[1], AT, 0, gd[k]);
-        if (EXACT) FN(vector_keep)(kept[2], AT, 0, d_[k]);
-        if (activation) FN(vector_keep)(kept[3], AT, 0, slopes[k]);
+    FOR_VECTORS {
+        FN(acc_store)(sums[0], COLUMN, 0, sum_g[k]);
+        FN(acc_store)(sums[1], COLUMN, 0, sum_gd[k]);
+        if (SUMS_DEVIATIONS) FN(acc_store)(sums[2], COLUMN, 0, sum_d[k]);
+        if (activation) FN(acc_store)(sums[3], COLUMN, 0, sum_slope[k]);
     }
 }
 
-/* As grad_sums, a column at a time; at most 64 rows and COLUMNS_AT_ONCE columns. */
-static void FN(column_grad_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows,
-                                 ptrdiff_t columns, ptrdiff_t group, const ColumnCoefficients *a, int activation,
+/* Per column: adds the sums of g, of g*d, of d (float64 only) and of the gradient of the slope. COLUMN_BLOCK_ROWS rows
+ * and SUMMED_COLUMNS_MAX columns at most. */
+static void FN(column_grad_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows, ptrdiff_t columns,
+                                 ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs, int activation,
                                  double *sum_g, double *sum_gd, double *sum_d, double *sum_slope) {
-    A sums[4][COLUMNS_AT_ONCE], *const kept[4] = {sums[0], sums[1], sums[2], sums[3]};
-    FN(kept_clear)(kept[0], columns);
-    FN(kept_clear)(kept[1], columns);
-    if (EXACT) FN(kept_clear)(kept[2], columns);
-    if (activation) FN(kept_clear)(kept[3], columns);
-    const ptrdiff_t reach = FN(reach)(x, rows, columns);
-#define CALL(K, part)                                                                            \
-    FN(column_grad_sums_block)(x, dy, begin, end, j, part, a, kept, reach, centred, halves, activated, K)
-    if (activation) { enum { centred = SHIFTED, halves = 0, activated = 1 }; COLUMN_VECTORS(CALL) }
-    else if (a->shifted) { enum { centred = SHIFTED, halves = 0, activated = 0 }; COLUMN_VECTORS(CALL) }
-    else if (CROSSES((const S *)x[0])) { enum { centred = CENTRED, halves = 1, activated = 0 }; COLUMN_VECTORS(CALL) }
-    else { enum { centred = CENTRED, halves = 0, activated = 0 }; COLUMN_VECTORS(CALL) }
-#undef CALL
-    FN(kept_add)(kept[0], columns, sum_g);
-    FN(kept_add)(kept[1], columns, sum_gd);
-    if (EXACT) FN(kept_add)(kept[2], columns, sum_d);
-    if (activation) FN(kept_add)(kept[3], columns, sum_slope);
+    A buffer[4][SUMMED_COLUMNS_MAX], *const sums[4] = {buffer[0], buffer[1], buffer[2], buffer[3]};
+    FN(sums_clear)(sums[0], columns);
+    FN(sums_clear)(sums[1], columns);
+    if (SUMS_DEVIATIONS) FN(sums_clear)(sums[2], columns);
+    if (activation) FN(sums_clear)(sums[3], columns);
+    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
+#define GRAD_SUMS_BLOCK(K, partial)                                                                          \
+    FN(column_grad_sums_block)(x, dy, begin, end, j, partial, coeffs, sums, prefetch_bytes, centred, halves, \
+                               activated, K)
+    if (activation) {
+        enum { centred = SHIFTED, halves = 0, activated = 1 };
+        FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
+    } else if (coeffs->shifted) {
+        enum { centred = SHIFTED, halves = 0, activated = 0 };
+        FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
+    } else if (SPLITS_LINE((const S *)x[0])) {
+        enum { centred = CENTRED, halves = 1, activated = 0 };
+        FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
+    } else {
+        enum { centred = CENTRED, halves = 0, activated = 0 };
+        FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
+    }
+#undef GRAD_SUMS_BLOCK
+    FN(sums_add_to)(sums[0], columns, sum_g);
+    FN(sums_add_to)(sums[1], columns, sum_gd);
+    if (SUMS_DEVIATIONS) FN(sums_add_to)(sums[2], columns, sum_d);
+    if (activation) FN(sums_add_to)(sums[3], columns, sum_slope);
 }
 
 INLINE void FN(column_grad_apply_block)(const char *const *x, const char *const *dy, char *const *dx,
-                                        ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j, ptrdiff_t part,
-                                        const ColumnCoefficients *a, ptrdiff_t reach, const int centred,
-                                        const int activation, const int stream, const int K) {
-    AL hi[VECTORS_PER_BLOCK], scale_[VECTORS_PER_BLOCK], dev_coeff[VECTORS_PER_BLOCK], grad_offset[VECTORS_PER_BLOCK];
-    AL rstd[VECTORS_PER_BLOCK], *const on_slope = NULL;
-    COLUMN_ACTIVATION
-    EACH_LANE {
-        hi[k] = FN(vector_parameter)(a->mean_hi, AT, PART);
-        scale_[k] = FN(vector_parameter)(a->scale, AT, PART);
-        dev_coeff[k] = FN(vector_parameter)(a->dev_coeff, AT, PART);
-        grad_offset[k] = FN(vector_parameter)(a->grad_offset, AT, PART);
-        rstd[k] = FN(vector_parameter)(a->rstd, AT, PART);
+                                        ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j, ptrdiff_t partial,
+                                        const ColumnCoefficients *coeffs, ptrdiff_t prefetch_bytes, const int centred,
+                                        const int activation, const int nontemporal, const int K) {
+    VECTOR mean_hi[VECTORS_PER_COLUMN_BLOCK], scale[VECTORS_PER_COLUMN_BLOCK], dev_coeff[VECTORS_PER_COLUMN_BLOCK],
+           grad_offset[VECTORS_PER_COLUMN_BLOCK];
+    VECTOR rstd[VECTORS_PER_COLUMN_BLOCK], *const sum_slope_out = NULL;
+    LOAD_ACTIVATION
+    FOR_VECTORS {
+        mean_hi[k] = FN(acc_load)(coeffs->mean_hi, COLUMN, PARTIAL_OF_VECTOR);
+        scale[k] = FN(acc_load)(coeffs->scale, COLUMN, PARTIAL_OF_VECTOR);
+        dev_coeff[k] = FN(acc_load)(coeffs->dev_coeff, COLUMN, PARTIAL_OF_VECTOR);
+        grad_offset[k] = FN(acc_load)(coeffs->grad_offset, COLUMN, PARTIAL_OF_VECTOR);
+        rstd[k] = FN(acc_load)(coeffs->rstd, COLUMN, PARTIAL_OF_VECTOR);
     }
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const x_row = x[row], *const dy_row = dy[row];
-        char *const to = dx[row];
-        EACH_LANE {
-            REACH(x_row);
-            REACH(dy_row);
-            AL d = FN(vector_load)(x_row, AT, PART, hi[k]);
-            if (centred == SHIFTED) d = SUB(d, hi[k]);
-            AL g = FN(vector_load)(dy_row, AT, PART, SET(0));
-            COLUMN_THROUGH(g, d)
-            g = SUB(SUB(MUL(g, scale_[k]), grad_offset[k]), MUL(MUL(d, rstd[k]), dev_coeff[k]));
-            FN(vector_store)(to, AT, PART, g, stream && WHOLE_LINES(K));
+        char *const dx_row = dx[row];
+        FOR_VECTORS {
+            PREFETCH_COLUMN(x_row);
+            PREFETCH_COLUMN(dy_row);
+            VECTOR d = FN(vector_load)(x_row, COLUMN, PARTIAL_OF_VECTOR, mean_hi[k]);
+            if (centred == SHIFTED) d = SUB(d, mean_hi[k]);
+            VECTOR g = FN(vector_load)(dy_row, COLUMN, PARTIAL_OF_VECTOR, SET(0));
+            ACTIVATION_BACKWARD(g, d)
+            g = SUB(SUB(MUL(g, scale[k]), grad_offset[k]), MUL(MUL(d, rstd[k]), dev_coeff[k]));
+            FN(vector_store)(dx_row, COLUMN, PARTIAL_OF_VECTOR, g, nontemporal && WHOLE_LINES(K));
         }
     }
 }
 
-static void FN(column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx,
-                                  ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t group, const ColumnCoefficients *a,
+/* dx = (g * scale - grad_offset) - (x - mean_hi) * rstd * dev_coeff */
+static void FN(column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx, ptrdiff_t rows,
+                                  ptrdiff_t columns, ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs,
                                   int activation) {
-    const ptrdiff_t reach = FN(reach)(x, rows, columns);
-#define CALL(K, part)                                                                            \
-    FN(column_grad_apply_block)(x, dy, dx, begin, end, j, part, a, reach, centred, activated, nontemporal, K)
-    APPLIED(CALL, dx)
-#undef CALL
+    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
+#define GRAD_APPLY_BLOCK(K, partial)                                                                           \
+    FN(column_grad_apply_block)(x, dy, dx, begin, end, j, partial, coeffs, prefetch_bytes, centred, activated, \
+                                nontemporal, K)
+    FOR_WRITTEN_BLOCKS(GRAD_APPLY_BLOCK, dx)
+#undef GRAD_APPLY_BLOCK
 }
-#undef COLUMN_THROUGH
-#undef COLUMN_ACTIVATION
-#undef APPLIED
-#undef REACH
-#undef EACH_LANE
-#undef AT
-#undef PART
+
+#undef FOR_COLUMN_BLOCKS
+#undef FOR_COLUMN_BLOCKS_PEELED
+#undef FOR_VECTORS
+#undef COLUMN
+#undef PARTIAL_OF_VECTOR
+#undef PREFETCH_COLUMN
+#undef SUMMED_COLUMNS_MAX
+#undef FOR_WRITTEN_BLOCKS
+#undef LOAD_ACTIVATION
+#undef ACTIVATION_BACKWARD

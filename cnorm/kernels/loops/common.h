@@ -1,16 +1,24 @@
-/* One text of each loop over a tile, by family in four files; table.h includes it once per dtype.
+/* One text of every loop; table.h includes this file once per dtype, with these macros defined:
+ *   S          storage type: f32, f64, f16, bf16 or bf16n
+ *   A          accumulation type: f32 or f64
+ *   VECTOR     vector of accumulators (simd/lanes.h): f32l or f64l
+ *   ACC_DTYPE  the accumulation type as a Dtype
  *
- * S: storage type, A: accumulation type, AL: its lanes, ACCUMULATOR: its place in LOOPS_BY_DTYPE.
- * Functions ending in _any take constants that choose a variant (`vector`, `centred`, `activation`);
- * they are inlined into one function per variant, so a variant is never another text.
+ * The loops are in four files by family, included at the end of this one. FN(name) is the name of a function for S.
+ * A function whose name ends in _any or _block takes constants that choose a variant (`elementwise`, `centred`,
+ * `activation`, `store`) as its last arguments; it is inlined into one function per variant.
+ *
+ * Loops take the elements of a run a vector at a time: element i goes to lane i modulo LANES. The last elements of a
+ * run, and those before an aligned address, make a partial vector of `partial` elements. Where a function takes
+ * `partial`, 0 means a whole vector.
  */
 #define FN(name) CAT(name, S)
 #define LOAD(p) CAT(S, load)(p)
 #define LOAD_HALVES(p) CAT(S, load_halves)(p)
-#define CROSSES(p) CAT(S, crosses)(p)
-#define LOAD_PART(p, n, fill) CAT(S, load_part)(p, n, fill)
+#define SPLITS_LINE(p) CAT(S, splits_line)(p)
+#define LOAD_PARTIAL(p, n, padding) CAT(S, load_partial)(p, n, padding)
 #define STORE(p, v) CAT(S, store)(p, v)
-#define STORE_PART(p, v, n) CAT(S, store_part)(p, v, n)
+#define STORE_PARTIAL(p, v, n) CAT(S, store_partial)(p, v, n)
 #define STREAM(p, v) CAT(S, stream)(p, v)
 #define STORE_PAIR(p, v, w) CAT(S, store_pair)(p, v, w)
 #define STREAM_PAIR(p, v, w) CAT(S, stream_pair)(p, v, w)
@@ -21,119 +29,130 @@
 #define IF_POSITIVE(z, a, b) CAT(A, select_positive)(z, a, b)
 #define HSUM(a) CAT(A, hsum)(a)
 #define PARAMETER(p, i) CAT(A, load)((const A *)(p) + (i))
-#define PARAMETER_PART(p, i, n) CAT(A, load_part)((const A *)(p) + (i), n, SET(0))
+#define PARAMETER_PARTIAL(p, i, n) CAT(A, load_partial)((const A *)(p) + (i), n, SET(0))
 #define LANES CAT(A, lanes)
-/* float64 takes its mean from a double: the sum of deviations brings back what that rounded off */
-#define EXACT (sizeof(A) == 8)
+#define BYTES(elements) ((elements) * (ptrdiff_t)sizeof(S))
+/* Whether backward sums the deviations as well. The mean is given as a double. A float64 result needs its rounding
+ * error as well, which is sum(d) / n; a float32 result does not. */
+#define SUMS_DEVIATIONS (sizeof(A) == 8)
+/* Whether K vectors make whole cache lines. Only whole lines are stored with non-temporal stores: each part of a line
+ * would cost a memory access of its own. */
+#define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
 
-/* Elements at y to store before the first whole lanes: to the next line where these are streamed, and else, of a
- * long run, to where no vector is stored across two lines, which takes up to twice the time. */
-INLINE ptrdiff_t FN(peel)(const void *y, ptrdiff_t n, const int stream) {
-    const uintptr_t align = stream ? LANES_ALIGN : LANES_NATIVE * sizeof(S) / sizeof(A);
-    return stream || n >= PEEL_MIN_LANES * LANES ? (ptrdiff_t)(-(uintptr_t)y % align / sizeof(S)) : 0;
+/* ---- loop peeling ---- */
+
+/* Elements of y to store before its aligned address: that of a cache line for non-temporal stores. Plain stores of a
+ * run of PEEL_MIN_VECTORS vectors or more are aligned to a register, so that none of them touches two cache lines. */
+INLINE ptrdiff_t FN(peel)(const void *y, ptrdiff_t n, const int nontemporal) {
+    const uintptr_t align = nontemporal ? LANES_ALIGN : STORE_BYTES(S, A);
+    return nontemporal || n >= PEEL_MIN_VECTORS * LANES ? (ptrdiff_t)(-(uintptr_t)y % align / sizeof(S)) : 0;
 }
 
-/* out[i] = STEP of x[i] over a run: two lanes at a time, one, the rest; of a long run a few elements first, so
- * that lanes are stored where lines of memory begin (see lead). STEP(result, value, PIECE) makes the lanes at i;
- * PIECE_... loads its other operands, for PART `part` elements of them. */
-#define FOR_RUN(out, n)                                                                          \
-    ptrdiff_t i = 0, part = FN(peel)(out, n, stream);                                            \
-    if (part >= LANES) {                                                                         \
-        AL result;                                                                               \
-        STEP(result, LOAD(x), WHOLE)                                                             \
-        STORE(out, result);                                                                      \
-        i = LANES;                                                                               \
-        part -= LANES;                                                                           \
-    }                                                                                            \
-    if (part) {                                                                                  \
-        AL result;                                                                               \
-        STEP(result, LOAD_PART(x + i, part, fill), PART)                                         \
-        STORE_PART((out) + i, result, part);                                                     \
-        i += part;                                                                               \
-    }                                                                                            \
-    for (; i + 2 * LANES <= (n); i += LANES) {                                                   \
-        AL result, next;                                                                         \
-        STEP(result, LOAD(x + i), WHOLE)                                                         \
-        i += LANES;                                                                              \
-        STEP(next, LOAD(x + i), WHOLE)                                                           \
-        if (stream) STREAM_PAIR((out) + i - LANES, result, next);                                \
-        else STORE_PAIR((out) + i - LANES, result, next);                                        \
-    }                                                                                            \
-    if (i + LANES <= (n)) {                                                                      \
-        AL result;                                                                               \
-        STEP(result, LOAD(x + i), WHOLE)                                                         \
-        if (stream && WHOLE_LINES(1)) STREAM((out) + i, result);                                 \
-        else STORE((out) + i, result);                                                           \
-        i += LANES;                                                                              \
-    }                                                                                            \
-    part = (n) - i;                                                                              \
-    if (part) {                                                                                  \
-        AL result;                                                                               \
-        STEP(result, LOAD_PART(x + i, part, fill), PART)                                         \
-        STORE_PART((out) + i, result, part);                                                     \
+/* The peel that several rows have in common, or -1 where their addresses differ modulo a cache line. Rows that begin
+ * within a line share their first and last lines with neighbours; non-temporal stores would make memory write these
+ * lines twice, so such rows must have NONTEMPORAL_ROW_MIN_BYTES. */
+static ptrdiff_t FN(common_peel)(char *const *y, ptrdiff_t rows, ptrdiff_t n, int nontemporal) {
+    const ptrdiff_t peel = FN(peel)(y[0], n, nontemporal);
+    if (peel == 0 && !nontemporal) return 0;
+    uintptr_t differing_bits = 0;
+    for (ptrdiff_t row = 1; row < rows; ++row) differing_bits |= (uintptr_t)y[row] ^ (uintptr_t)y[0];
+    if (differing_bits % LANES_ALIGN || (uintptr_t)y[0] % sizeof(S)) return -1;
+    return peel == 0 || !nontemporal || n * (ptrdiff_t)sizeof(S) >= NONTEMPORAL_ROW_MIN_BYTES ? peel : -1;
+}
+
+/* y[i] = STEP of x[i] over the n elements of a run: the peeled elements, pairs of vectors, a vector, a partial vector.
+ *
+ * STEP(result, value, PIECE) computes the vector at i from `value`, that of x. It loads further operands by macros
+ * PIECE_..., where PIECE is WHOLE, or PARTIAL for a vector of `partial` elements.
+ * Captures x, `padding` (lanes beyond a partial vector of x) and `nontemporal`; declares i and partial. */
+#define FOR_RUN(y, n, STEP)                                          \
+    ptrdiff_t i = 0, partial = FN(peel)(y, n, nontemporal);          \
+    if (partial >= LANES) {                                          \
+        VECTOR result;                                               \
+        STEP(result, LOAD(x), WHOLE)                                 \
+        STORE(y, result);                                            \
+        i = LANES;                                                   \
+        partial -= LANES;                                            \
+    }                                                                \
+    if (partial) {                                                   \
+        VECTOR result;                                               \
+        STEP(result, LOAD_PARTIAL(x + i, partial, padding), PARTIAL) \
+        STORE_PARTIAL((y) + i, result, partial);                     \
+        i += partial;                                                \
+    }                                                                \
+    for (; i + 2 * LANES <= (n); i += LANES) {                       \
+        VECTOR result, next;                                         \
+        STEP(result, LOAD(x + i), WHOLE)                             \
+        i += LANES;                                                  \
+        STEP(next, LOAD(x + i), WHOLE)                               \
+        if (nontemporal) STREAM_PAIR((y) + i - LANES, result, next); \
+        else STORE_PAIR((y) + i - LANES, result, next);              \
+    }                                                                \
+    if (i + LANES <= (n)) {                                          \
+        VECTOR result;                                               \
+        STEP(result, LOAD(x + i), WHOLE)                             \
+        if (nontemporal && WHOLE_LINES(1)) STREAM((y) + i, result);  \
+        else STORE((y) + i, result);                                 \
+        i += LANES;                                                  \
+    }                                                                \
+    partial = (n) - i;                                               \
+    if (partial) {                                                   \
+        VECTOR result;                                               \
+        STEP(result, LOAD_PARTIAL(x + i, partial, padding), PARTIAL) \
+        STORE_PARTIAL((y) + i, result, partial);                     \
     }
 
-/* One lane at j: whole, or `part` elements of it. */
-INLINE AL FN(vector_load)(const char *row, ptrdiff_t j, ptrdiff_t part, AL fill) {
+/* ---- one vector at element j, whole or partial: of a row (S), and of parameters or sums (A) ---- */
+
+INLINE VECTOR FN(vector_load)(const char *row, ptrdiff_t j, ptrdiff_t partial, VECTOR padding) {
     const S *p = (const S *)row + j;
-    return part ? LOAD_PART(p, part, fill) : LOAD(p);
+    return partial ? LOAD_PARTIAL(p, partial, padding) : LOAD(p);
 }
-INLINE AL FN(vector_parameter)(const void *v, ptrdiff_t j, ptrdiff_t part) {
-    const A *p = (const A *)v + j;
-    return part ? CAT(A, load_part)(p, part, SET(0)) : CAT(A, load)(p);
+INLINE VECTOR FN(acc_load)(const void *values, ptrdiff_t j, ptrdiff_t partial) {
+    const A *p = (const A *)values + j;
+    return partial ? CAT(A, load_partial)(p, partial, SET(0)) : CAT(A, load)(p);
 }
-INLINE void FN(vector_store)(char *row, ptrdiff_t j, ptrdiff_t part, AL v, const int stream) {
+INLINE void FN(vector_store)(char *row, ptrdiff_t j, ptrdiff_t partial, VECTOR v, const int nontemporal) {
     S *p = (S *)row + j;
-    if (part) STORE_PART(p, v, part);
-    else if (stream) STREAM(p, v);
+    if (partial) STORE_PARTIAL(p, v, partial);
+    else if (nontemporal) STREAM(p, v);
     else STORE(p, v);
 }
-
-INLINE void FN(vector_keep)(A *v, ptrdiff_t j, ptrdiff_t part, AL a) {
-    if (part) CAT(A, store_part)(v + j, a, part);
-    else CAT(A, store)(v + j, a);
+INLINE void FN(acc_store)(A *values, ptrdiff_t j, ptrdiff_t partial, VECTOR v) {
+    if (partial) CAT(A, store_partial)(values + j, v, partial);
+    else CAT(A, store)(values + j, v);
 }
 
-/* K lanes are streamed if they make whole lines of memory: a line of which a part is streamed costs a visit to
- * memory of its own; */
-#define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
-/* and if every row comes to a line after as many elements: these, or -1. The lines of which two rows have a part
- * are read and written if streamed; short rows have too many. */
-static ptrdiff_t FN(common_peel)(char *const *y, ptrdiff_t rows, ptrdiff_t n, int stream) {
-    const ptrdiff_t peel = FN(peel)(y[0], n, stream);
-    if (peel == 0 && !stream) return 0;
-    uintptr_t apart = 0;
-    for (ptrdiff_t row = 1; row < rows; ++row) apart |= (uintptr_t)y[row] ^ (uintptr_t)y[0];
-    if (apart % LANES_ALIGN || (uintptr_t)y[0] % sizeof(S)) return -1;
-    return peel == 0 || !stream || n * (ptrdiff_t)sizeof(S) >= NONTEMPORAL_ROW_MIN_BYTES ? peel : -1;
+/* ---- sums of n columns down some rows, in the accumulation type, and their float64 totals ---- */
+
+/* Clears whole vectors: n rounded up to LANES. */
+INLINE void FN(sums_clear)(A *sums, ptrdiff_t n) {
+    for (ptrdiff_t j = 0; j < n; j += LANES) CAT(A, store)(sums + j, SET(0));
 }
-/* Sums of `n` columns down some rows, in the accumulator: whole lanes are cleared, and then added up. */
-INLINE void FN(kept_clear)(A *kept, ptrdiff_t n) {
-    for (ptrdiff_t j = 0; j < n; j += LANES) CAT(A, store)(kept + j, SET(0));
+INLINE void FN(sums_add_to)(const A *restrict sums, ptrdiff_t n, double *restrict total) {
+    for (ptrdiff_t j = 0; j < n; ++j) total[j] += (double)sums[j];
 }
-INLINE void FN(kept_add)(const A *restrict kept, ptrdiff_t n, double *restrict total) {
-    for (ptrdiff_t j = 0; j < n; ++j) total[j] += (double)kept[j];
-}
-INLINE void FN(kept_set)(const A *restrict kept, ptrdiff_t n, double *restrict total) {
-    for (ptrdiff_t j = 0; j < n; ++j) total[j] = (double)kept[j];
+INLINE void FN(sums_copy_to)(const A *restrict sums, ptrdiff_t n, double *restrict total) {
+    for (ptrdiff_t j = 0; j < n; ++j) total[j] = (double)sums[j];
 }
 
-/* g through an activation whose input was z; what the slope's gradient gains goes to on_slope, if any. */
-INLINE AL FN(activation_backward)(AL g, AL z, AL slope, AL *on_slope) {
-    if (on_slope) *on_slope = ADD(*on_slope, IF_POSITIVE(z, SET(0), MUL(g, z)));
+/* The gradient of z from g, the gradient of its activation; adds the gradient of the slope to *sum_slope, if any. */
+INLINE VECTOR FN(activation_backward)(VECTOR g, VECTOR z, VECTOR slope, VECTOR *sum_slope) {
+    if (sum_slope) *sum_slope = ADD(*sum_slope, IF_POSITIVE(z, SET(0), MUL(g, z)));
     return IF_POSITIVE(z, g, MUL(g, slope));
 }
 
-/* For each of R rows that are taken side by side. */
-#define FOR_UNROLLED_ROWS(k) _Pragma("GCC unroll 4") for (int k = 0; k < R; ++k)
+/* For each k of the R rows that are processed side by side; R is at most 4. Captures R, declares k. */
+#define FOR_UNROLLED_ROWS _Pragma("GCC unroll 4") for (int k = 0; k < R; ++k)
 
+#include "loops/convert.h"
 #include "loops/units.h"
 #include "loops/rows.h"
 #include "loops/columns.h"
 #include "loops/window.h"
 
 static const LoopTable FN(table) = {
-    .size = sizeof(S), .acc_size = sizeof(A), .acc_dtype = ACCUMULATOR,
+    .size = sizeof(S), .acc_size = sizeof(A), .acc_dtype = ACC_DTYPE,
     .rounded = FN(rounded), .widen = FN(widen), .widen64 = FN(widen64), .narrow = FN(narrow),
     .store64 = FN(store64), .add = FN(add), .probe = FN(probe), .sums = FN(sums), .apply = FN(apply),
     .apply_batch = FN(apply_batch), .apply_elementwise = FN(apply_elementwise), .grad_sums = FN(grad_sums),
@@ -145,22 +164,13 @@ static const LoopTable FN(table) = {
     .window_apply = FN(window_apply), .window_prepare = FN(window_prepare), .window_grad = FN(window_grad),
 };
 
-#undef COLUMN_VECTORS
-#undef FOR_UNROLLED_ROWS
-#undef PROBE_SIZE
-#undef BY_LANES
-#undef LINES_OF_LANES
-#undef PREFETCH_AHEAD
-#undef PREFETCH_WRITE
-#undef BYTES
-#undef WHOLE_LINES
 #undef FN
 #undef LOAD
 #undef LOAD_HALVES
-#undef CROSSES
-#undef LOAD_PART
+#undef SPLITS_LINE
+#undef LOAD_PARTIAL
 #undef STORE
-#undef STORE_PART
+#undef STORE_PARTIAL
 #undef STREAM
 #undef STORE_PAIR
 #undef STREAM_PAIR
@@ -171,10 +181,14 @@ static const LoopTable FN(table) = {
 #undef IF_POSITIVE
 #undef HSUM
 #undef PARAMETER
-#undef PARAMETER_PART
+#undef PARAMETER_PARTIAL
 #undef LANES
-#undef EXACT
+#undef BYTES
+#undef SUMS_DEVIATIONS
+#undef WHOLE_LINES
+#undef FOR_RUN
+#undef FOR_UNROLLED_ROWS
 #undef S
 #undef A
-#undef AL
-#undef ACCUMULATOR
+#undef VECTOR
+#undef ACC_DTYPE

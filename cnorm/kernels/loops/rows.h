@@ -1,447 +1,475 @@
-/* Rows: a few whole ones at a time, forward and backward. A part of tile_loops.h. */
+/* Rows: several whole rows in one call, forward and backward. Included by common.h, once per dtype. */
 
-/* Few short rows at once: each step for all of them, so that no row waits for its own sums. The
- * arithmetic of a row is that of part_moments and unit_affine (moments.pxi, units.pxi). */
-INLINE void FN(forward_rows_any)(RowBatch *job, const int elementwise, const int centred, const int biased,
-                                 const int activation, const int stream) {
-    for (ptrdiff_t row = 0; row < job->rows; ++row) {
-        if (job->needs_fallback[row]) continue;
-        Coefficients f = job->coeffs;
-        f.mean_hi = job->mean_hi[row];
-        f.mean_lo = (job->mean[row] - f.mean_hi) + job->lo[row];
-        f.scale = job->rstd[row];
+/* ---- forward ----
+ * Each step is done for all rows of a batch before the next step begins, so that the latency of the horizontal sums,
+ * divisions and roots of one row overlaps with those of the others. The formulas are those of statistics.h; moments.pxd
+ * and units.pxd apply them to one unit at a time, with equal bits. */
+
+/* RUN(n), where the compiler knows how many whole vectors a short row has: the count is looked up once for all rows. */
+#define BY_VECTOR_COUNT(n, RUN)                     \
+    if ((n) > PROBE_SIZE(n)) RUN(n)                 \
+    else switch ((n) / LANES) {                     \
+        case 0: RUN((n) % LANES) break;             \
+        case 1: RUN(LANES + (n) % LANES) break;     \
+        case 2: RUN(2 * LANES + (n) % LANES) break; \
+        case 3: RUN(3 * LANES + (n) % LANES) break; \
+        default: RUN(PROBE_VECTORS * LANES)         \
+    }
+
+/* Vectors of the sums of the first n elements of every row, about 0. */
+INLINE void FN(row_sums)(const RowBatch *batch, ptrdiff_t n, VECTOR *sum_d, VECTOR *sum_dd, const int centred) {
+#define SUM_ROWS(n)                                   \
+    for (ptrdiff_t row = 0; row < batch->rows; ++row) \
+        FN(sums_any)(batch->x + row * batch->x_stride, 1, 0, n, 0, sum_d + row, sum_dd + row, centred, 0);
+    BY_VECTOR_COUNT(n, SUM_ROWS)
+#undef SUM_ROWS
+}
+
+/* The statistics of each row, from its sums about a shift. power_of_two: the count is one, so that multiplying by its
+ * inverse equals dividing by it, in a fraction of the time. */
+INLINE void FN(row_statistics)(RowBatch *batch, const double *shift, const double *sum_d, const double *sum_dd,
+                               const int power_of_two) {
+    const double count = (double)batch->n, inverse = 1 / count;
+#define PER_COUNT(a) (power_of_two ? (a) * inverse : (a) / count)
+    for (ptrdiff_t row = 0; row < batch->rows; ++row) {
+        moments_about(shift[row], PER_COUNT(sum_d[row]), sum_d[row], sum_dd[row], &batch->mean[row], &batch->lo[row],
+                      &batch->m2[row]);
+        batch->rstd[row] = rstd_from_variance(PER_COUNT(batch->m2[row]), batch->eps);
+        batch->mean_hi[row] = mean_hi_part(batch->mean[row], (double)(A)batch->mean[row], batch->rstd[row],
+                                           batch->eps);
+    }
+#undef PER_COUNT
+}
+
+/* Whether the sums of a row lost too many bits to a poor shift, overflowed (sum_dd is inf or NaN) or underflowed. */
+INLINE int FN(row_needs_fallback)(const RowBatch *batch, double sum_d, double sum_dd) {
+    const double count = (double)batch->n;
+    return shift_is_poor(count, sum_d, sum_dd) | !(sum_dd - sum_dd == 0) | (sum_dd < batch->tiny_square * count);
+}
+
+/* The rows of a batch one by one, all but those that need the fallback. */
+INLINE void FN(forward_rows_any)(RowBatch *batch, const int elementwise, const int centred, const int biased,
+                                 const int activation, const int nontemporal) {
+    for (ptrdiff_t row = 0; row < batch->rows; ++row) {
+        if (batch->needs_fallback[row]) continue;
+        Coefficients coeffs = batch->coeffs;
+        coeffs.mean_hi = batch->mean_hi[row];
+        coeffs.mean_lo = (batch->mean[row] - coeffs.mean_hi) + batch->lo[row];
+        coeffs.scale = batch->rstd[row];
         if (!elementwise) {
-            if (job->weight) f.scale = job->rstd[row] * job->weight[row];
-            f.bias = (job->bias ? job->bias[row] : 0) - f.mean_lo * f.scale;
+            if (batch->weight) coeffs.scale = batch->rstd[row] * batch->weight[row];
+            coeffs.bias = (batch->bias ? batch->bias[row] : 0) - coeffs.mean_lo * coeffs.scale;
         }
-        if (activation && job->slopes) f.slope = job->slopes[row];
-        const char *x = job->x + row * job->x_stride;
-        char *y = job->y + row * job->y_stride;
-#define RUN(store)                                                                               \
-        if (centred == SHIFTED && f.mean_hi == 0 && !activation)                                      \
-            FN(apply_any)(x, y, 1, 0, 0, job->n, 0, &f, elementwise, CENTRED, biased, 0, store);      \
-        else FN(apply_any)(x, y, 1, 0, 0, job->n, 0, &f, elementwise, centred, biased, activation, store);
-        if (stream && FN(run_is_streamed)(y, job->n)) { RUN(STORE_NONTEMPORAL) }
-        else { RUN(STORE_PLAIN) }
-#undef RUN
+        if (activation && batch->slopes) coeffs.slope = batch->slopes[row];
+        const char *x = batch->x + row * batch->x_stride;
+        char *y = batch->y + row * batch->y_stride;
+#define APPLY_TO_ROW(store)                                                                                    \
+        if (centred == SHIFTED && coeffs.mean_hi == 0 && !activation)                                          \
+            FN(apply_any)(x, y, 1, 0, 0, batch->n, 0, &coeffs, elementwise, CENTRED, biased, ACT_NONE, store); \
+        else FN(apply_any)(x, y, 1, 0, 0, batch->n, 0, &coeffs, elementwise, centred, biased, activation, store);
+        if (nontemporal && FN(run_fits_nontemporal)(y, batch->n)) { APPLY_TO_ROW(STORE_NONTEMPORAL) }
+        else { APPLY_TO_ROW(STORE_PLAIN) }
+#undef APPLY_TO_ROW
     }
 }
 
-/* What rows lose and are scaled by, in the accumulator; and whether hi is but 0. */
+/* Coefficients of the rows of a batch, of the accumulation type. shifted: whether some mean_hi is not 0. */
 typedef struct {
-    A hi[ROW_BATCH_MAX], lo[ROW_BATCH_MAX], scale[ROW_BATCH_MAX];
+    A mean_hi[ROW_BATCH_MAX], mean_lo[ROW_BATCH_MAX], scale[ROW_BATCH_MAX];
     int shifted;
-} FN(RowTerms);
+} FN(RowCoefficients);
 
-/* `R` rows abreast: a weight that is loaded once serves them all. */
-INLINE void FN(apply_rows_unrolled)(const RowBatch *job, const FN(RowTerms) *terms, ptrdiff_t row, const int R,
-                              const int centred, const int biased) {
-    const ptrdiff_t n = job->n;
-    const A *const weight = (const A *)job->coeffs.weights, *const shift = (const A *)job->coeffs.biases;
-    AL hi[ROWS_UNROLLED], lo[ROWS_UNROLLED], scale[ROWS_UNROLLED];
+/* R rows side by side, with parameters per element: each vector of weights is loaded once for R rows. */
+INLINE void FN(apply_rows_unrolled)(const RowBatch *batch, const FN(RowCoefficients) *coeffs, ptrdiff_t row,
+                                    const int R, const int centred, const int biased) {
+    const ptrdiff_t n = batch->n;
+    const A *const weights = (const A *)batch->coeffs.weights, *const biases = (const A *)batch->coeffs.biases;
+    VECTOR mean_hi[ROWS_UNROLLED], mean_lo[ROWS_UNROLLED], scale[ROWS_UNROLLED];
     const char *x[ROWS_UNROLLED];
     char *y[ROWS_UNROLLED];
-    FOR_UNROLLED_ROWS(k) {
-        hi[k] = SET(terms->hi[row + k]);
-        lo[k] = SET(terms->lo[row + k]);
-        scale[k] = SET(terms->scale[row + k]);
-        x[k] = job->x + (row + k) * job->x_stride;
-        y[k] = job->y + (row + k) * job->y_stride;
+    FOR_UNROLLED_ROWS {
+        mean_hi[k] = SET(coeffs->mean_hi[row + k]);
+        mean_lo[k] = SET(coeffs->mean_lo[row + k]);
+        scale[k] = SET(coeffs->scale[row + k]);
+        x[k] = batch->x + (row + k) * batch->x_stride;
+        y[k] = batch->y + (row + k) * batch->y_stride;
     }
-#define NORMALISED(v, w, b) FN(normalised)(v, hi[k], lo[k], scale[k], w, b, 1, centred, biased)
-#define STEP(part)                                                                               \
-    {                                                                                            \
-        const AL w = FN(vector_parameter)(weight, i, part), b = biased ? FN(vector_parameter)(shift, i, part) : w; \
-        FOR_UNROLLED_ROWS(k) {                                                                        \
-            const AL x_ = FN(vector_load)(x[k], i, part, hi[k]);                                  \
-            FN(vector_store)(y[k], i, part, NORMALISED(x_, w, b), 0);                             \
-        }                                                                                        \
+#define NORMALIZED(v, weight, bias) \
+    FN(normalized)(v, mean_hi[k], mean_lo[k], scale[k], weight, bias, 1, centred, biased)
+#define APPLY_VECTOR(partial) /* one vector of each row, at i */                    \
+    {                                                                               \
+        const VECTOR weight = FN(acc_load)(weights, i, partial),                    \
+                     bias = biased ? FN(acc_load)(biases, i, partial) : weight;     \
+        FOR_UNROLLED_ROWS {                                                         \
+            const VECTOR value = FN(vector_load)(x[k], i, partial, mean_hi[k]);     \
+            FN(vector_store)(y[k], i, partial, NORMALIZED(value, weight, bias), 0); \
+        }                                                                           \
     }
-    const ptrdiff_t peel = R == 1 || job->y_stride % (LANES_ALIGN / 2) == 0 ? FN(peel)(y[0], n, 0) : 0;
+    const ptrdiff_t peel = R == 1 || batch->y_stride % (LANES_ALIGN / 2) == 0 ? FN(peel)(y[0], n, 0) : 0;
     ptrdiff_t i = 0;
-    if (peel) STEP(peel)
+    if (peel) APPLY_VECTOR(peel)
     for (i = peel; i + 2 * LANES <= n; i += 2 * LANES) {
-        const AL w0 = PARAMETER(weight, i), w1 = PARAMETER(weight, i + LANES);
-        const AL b0 = biased ? PARAMETER(shift, i) : w0, b1 = biased ? PARAMETER(shift, i + LANES) : w1;
-        FOR_UNROLLED_ROWS(k) {
-            const S *at = (const S *)x[k] + i;
-            STORE_PAIR((S *)y[k] + i, NORMALISED(LOAD(at), w0, b0), NORMALISED(LOAD(at + LANES), w1, b1));
+        const VECTOR weight0 = PARAMETER(weights, i), weight1 = PARAMETER(weights, i + LANES);
+        const VECTOR bias0 = biased ? PARAMETER(biases, i) : weight0,
+                     bias1 = biased ? PARAMETER(biases, i + LANES) : weight1;
+        FOR_UNROLLED_ROWS {
+            const S *p = (const S *)x[k] + i;
+            STORE_PAIR((S *)y[k] + i, NORMALIZED(LOAD(p), weight0, bias0), NORMALIZED(LOAD(p + LANES), weight1, bias1));
         }
     }
-    for (; i + LANES <= n; i += LANES) STEP(0)
-    if (i < n) STEP(n - i)
-#undef STEP
-#undef NORMALISED
+    for (; i + LANES <= n; i += LANES) APPLY_VECTOR(0)
+    if (i < n) APPLY_VECTOR(n - i)
+#undef APPLY_VECTOR
+#undef NORMALIZED
 }
 
-/* Every row of a job, with vectors, without an activation. */
-static void FN(apply_rows)(const RowBatch *job, const FN(RowTerms) *terms) {
+/* Every row of a batch, with parameters per element, without an activation. Rows whole pages apart are taken one by
+ * one: side by side, all their lines would fall into one set of L1. */
+static void FN(apply_rows)(const RowBatch *batch, const FN(RowCoefficients) *coeffs) {
     ptrdiff_t row = 0;
-#define VARIANT(R)                                                                               \
-    if (!job->centred) FN(apply_rows_unrolled)(job, terms, row, R, UNCENTRED, 0);                      \
-    else if (!job->coeffs.biases) FN(apply_rows_unrolled)(job, terms, row, R, SHIFTED, 0);              \
-    else if (terms->shifted) FN(apply_rows_unrolled)(job, terms, row, R, SHIFTED, 1);                  \
-    else FN(apply_rows_unrolled)(job, terms, row, R, CENTRED, 1);
-    if (ROWS_UNROLLED > 1 && (job->x_stride | job->y_stride) % 4096)  /* else all of them in one set of L1 */
-        for (; row + ROWS_UNROLLED <= job->rows; row += ROWS_UNROLLED) { VARIANT(ROWS_UNROLLED) }
-    for (; row < job->rows; ++row) { VARIANT(1) }
-#undef VARIANT
+#define APPLY_TO_ROWS(R)                                                                        \
+    if (!batch->centred) FN(apply_rows_unrolled)(batch, coeffs, row, R, UNCENTRED, 0);          \
+    else if (!batch->coeffs.biases) FN(apply_rows_unrolled)(batch, coeffs, row, R, SHIFTED, 0); \
+    else if (coeffs->shifted) FN(apply_rows_unrolled)(batch, coeffs, row, R, SHIFTED, 1);       \
+    else FN(apply_rows_unrolled)(batch, coeffs, row, R, CENTRED, 1);
+    if (ROWS_UNROLLED > 1 && (batch->x_stride | batch->y_stride) % PAGE_BYTES)
+        for (; row + ROWS_UNROLLED <= batch->rows; row += ROWS_UNROLLED) { APPLY_TO_ROWS(ROWS_UNROLLED) }
+    for (; row < batch->rows; ++row) { APPLY_TO_ROWS(1) }
+#undef APPLY_TO_ROWS
 }
 
-/* EACH(n), where the compiler knows how many lanes a short row has: asked once for all rows. */
-#define BY_LANES(n, EACH)                                                                        \
-    if ((n) > PROBE_SIZE(n)) EACH(n)                                                                   \
-    else switch ((n) / LANES) {                                                                  \
-        case 0: EACH((n) % LANES) break;                                                         \
-        case 1: EACH(LANES + (n) % LANES) break;                                                 \
-        case 2: EACH(2 * LANES + (n) % LANES) break;                                             \
-        case 3: EACH(3 * LANES + (n) % LANES) break;                                             \
-        default: EACH(4 * LANES)                                                                 \
-    }
-
-/* Lanes of the sums of every row about 0, of n elements each. */
-INLINE void FN(sums_of_rows)(const RowBatch *job, ptrdiff_t n, AL *first, AL *second, const int centred) {
-#define EACH(n)                                                                                  \
-    for (ptrdiff_t row = 0; row < job->rows; ++row)                                              \
-        FN(sums_any)(job->x + row * job->x_stride, 1, 0, n, 0, first + row, second + row, centred, 0);
-    BY_LANES(n, EACH)
-#undef EACH
-}
-
-/* The statistics of each row, from its sums about a shift. `power`: 1 / count is one of 2, and dividing by count
- * is multiplying by it, which takes less. */
-INLINE void FN(row_statistics)(RowBatch *job, const double *shift, const double *first, const double *second,
-                               const int power) {
-    const double count = (double)job->n, inverse = 1 / count;
-#define BY_COUNT(a) (power ? (a) * inverse : (a) / count)
-    for (ptrdiff_t row = 0; row < job->rows; ++row) {
-        moments_about(shift[row], BY_COUNT(first[row]), first[row], second[row], &job->mean[row], &job->lo[row],
-                      &job->m2[row]);
-        job->rstd[row] = rstd_from_variance(BY_COUNT(job->m2[row]), job->eps);
-        job->mean_hi[row] = mean_hi_part(job->mean[row], (double)(A)job->mean[row], job->rstd[row], job->eps);
-    }
-#undef BY_COUNT
-}
-
-/* Whether sums of a row lost too many bits, or overflowed, or underflowed. */
-INLINE int FN(set_fallbacks)(const RowBatch *job, double first, double second) {
-    const double count = (double)job->n;
-    return shift_is_poor(count, first, second) | !(second - second == 0) | (second < job->tiny_square * count);
-}
-
-static void FN(forward_rows)(RowBatch *job) {
-    const double head = (double)PROBE_SIZE(job->n);
-    static const double none[ROW_BATCH_MAX]; /* to clear as many would take longer than a short row */
-    double shifts[ROW_BATCH_MAX], firsts[ROW_BATCH_MAX], second[ROW_BATCH_MAX];
-    const double *shift = none, *const first = job->centred ? firsts : none;
-    AL lanes[2][ROW_BATCH_MAX];
-    FN(RowTerms) terms;
-    const ptrdiff_t rows = job->rows;
-    if (job->centred) {
-        FN(sums_of_rows)(job, PROBE_SIZE(job->n), lanes[0], lanes[1], CENTRED);
-        CAT(A, hsum_all)(lanes[0], rows, firsts);
-        CAT(A, hsum_all)(lanes[1], rows, second);
-        int64_t shifted = 0; /* of a double's size, else the compiler narrows it */
-        for (ptrdiff_t row = 0; row < rows; ++row) shifted |= FN(far_from_zero)(head, first[row], second[row]);
-        if (shifted) {
-            for (ptrdiff_t row = 0; row < rows; ++row) shifts[row] = FN(shift_from_probe)(head, first[row], second[row]);
+static void FN(forward_rows)(RowBatch *batch) {
+    const double probe_size = (double)PROBE_SIZE(batch->n);
+    static const double zeros[ROW_BATCH_MAX]; /* static: clearing it takes longer than normalizing a short row */
+    double shifts[ROW_BATCH_MAX], centred_sum_d[ROW_BATCH_MAX], sum_dd[ROW_BATCH_MAX];
+    const double *shift = zeros, *const sum_d = batch->centred ? centred_sum_d : zeros;
+    VECTOR vectors[2][ROW_BATCH_MAX]; /* of sum_d and sum_dd */
+    FN(RowCoefficients) coeffs;
+    const ptrdiff_t rows = batch->rows;
+    if (batch->centred) {
+        FN(row_sums)(batch, PROBE_SIZE(batch->n), vectors[0], vectors[1], CENTRED);
+        CAT(A, hsum_all)(vectors[0], rows, centred_sum_d);
+        CAT(A, hsum_all)(vectors[1], rows, sum_dd);
+        int64_t any_shift = 0; /* 64 bits, the size of a double, so that the loop vectorizes */
+        for (ptrdiff_t row = 0; row < rows; ++row) any_shift |= probe_needs_shift(probe_size, sum_d[row], sum_dd[row]);
+        if (any_shift) {
+            for (ptrdiff_t row = 0; row < rows; ++row)
+                shifts[row] = FN(shift_from_probe)(probe_size, sum_d[row], sum_dd[row]);
             shift = shifts;
         }
-        const int all = job->n > PROBE_SIZE(job->n); /* else those about 0 are there */
-        if (shifted || all) {
+        const int beyond_probe = batch->n > PROBE_SIZE(batch->n); /* else the sums about 0 are complete */
+        if (any_shift || beyond_probe) {
             for (ptrdiff_t row = 0; row < rows; ++row) {
-                const char *x = job->x + row * job->x_stride;
+                const char *x = batch->x + row * batch->x_stride;
                 if (shift[row] != 0)
-                    FN(sums_any)(x, 1, 0, job->n, shift[row], &lanes[0][row], &lanes[1][row], SHIFTED, 0);
-                else if (all)
-                    FN(sums_any)(x, 1, 0, job->n, 0, &lanes[0][row], &lanes[1][row], CENTRED, 0);
+                    FN(sums_any)(x, 1, 0, batch->n, shift[row], &vectors[0][row], &vectors[1][row], SHIFTED, 0);
+                else if (beyond_probe)
+                    FN(sums_any)(x, 1, 0, batch->n, 0, &vectors[0][row], &vectors[1][row], CENTRED, 0);
             }
-            CAT(A, hsum_all)(lanes[0], rows, firsts);
-            CAT(A, hsum_all)(lanes[1], rows, second);
+            CAT(A, hsum_all)(vectors[0], rows, centred_sum_d);
+            CAT(A, hsum_all)(vectors[1], rows, sum_dd);
         }
     } else {
-        FN(sums_of_rows)(job, job->n, lanes[0], lanes[1], UNCENTRED);
-        CAT(A, hsum_all)(lanes[1], rows, second);
+        FN(row_sums)(batch, batch->n, vectors[0], vectors[1], UNCENTRED);
+        CAT(A, hsum_all)(vectors[1], rows, sum_dd);
     }
-    if (job->n & (job->n - 1)) FN(row_statistics)(job, shift, first, second, 0);
-    else FN(row_statistics)(job, shift, first, second, 1);
-    int64_t again = 0, shifted = 0;
+    if (batch->n & (batch->n - 1)) FN(row_statistics)(batch, shift, sum_d, sum_dd, 0);
+    else FN(row_statistics)(batch, shift, sum_d, sum_dd, 1);
+    int64_t any_fallback = 0, shifted = 0;
     for (ptrdiff_t row = 0; row < rows; ++row) {
-        terms.hi[row] = (A)job->mean_hi[row];
-        terms.lo[row] = (A)((job->mean[row] - job->mean_hi[row]) + job->lo[row]);
-        terms.scale[row] = (A)job->rstd[row];
-        shifted |= job->mean_hi[row] != 0;
+        coeffs.mean_hi[row] = (A)batch->mean_hi[row];
+        coeffs.mean_lo[row] = (A)((batch->mean[row] - batch->mean_hi[row]) + batch->lo[row]);
+        coeffs.scale[row] = (A)batch->rstd[row];
+        shifted |= batch->mean_hi[row] != 0;
     }
-    for (ptrdiff_t row = 0; row < rows; ++row) again |= FN(set_fallbacks)(job, first[row], second[row]);
-    job->any_fallback = again != 0;
-    terms.shifted = shifted != 0;
-    if (job->elementwise && !again && !job->activation && !job->coeffs.nontemporal) {
-        FN(apply_rows)(job, &terms);
+    for (ptrdiff_t row = 0; row < rows; ++row) any_fallback |= FN(row_needs_fallback)(batch, sum_d[row], sum_dd[row]);
+    batch->any_fallback = any_fallback != 0;
+    coeffs.shifted = shifted != 0;
+    if (batch->elementwise && !any_fallback && !batch->activation && !batch->coeffs.nontemporal) {
+        FN(apply_rows)(batch, &coeffs);
         return;
     }
-    for (ptrdiff_t row = 0; row < rows; ++row) job->needs_fallback[row] = FN(set_fallbacks)(job, first[row], second[row]);
-#define VARIANT(elementwise, centred, biased)                                                         \
-    if (job->activation == 2 && elementwise) FN(forward_rows_any)(job, elementwise, centred, biased, 2, 0); \
-    else if (job->activation) FN(forward_rows_any)(job, elementwise, centred, biased, 1, 0);          \
-    else if (job->coeffs.nontemporal) FN(forward_rows_any)(job, elementwise, centred, biased, 0, 1);       \
-    else FN(forward_rows_any)(job, elementwise, centred, biased, 0, 0);
-    if (!job->elementwise) { VARIANT(0, SHIFTED, 1) }
-    else if (job->coeffs.biases) { VARIANT(1, SHIFTED, 1) }
-    else if (job->centred) { VARIANT(1, SHIFTED, 0) }
-    else { VARIANT(1, UNCENTRED, 0) }
-#undef VARIANT
+    for (ptrdiff_t row = 0; row < rows; ++row)
+        batch->needs_fallback[row] = FN(row_needs_fallback)(batch, sum_d[row], sum_dd[row]);
+#define FORWARD_ROWS(elementwise, centred, biased)                                                              \
+    if (batch->activation == ACT_SLOPES && elementwise)                                                         \
+        FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_SLOPES, 0);                               \
+    else if (batch->activation) FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_SLOPE, 0);        \
+    else if (batch->coeffs.nontemporal) FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_NONE, 1); \
+    else FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_NONE, 0);
+    if (!batch->elementwise) { FORWARD_ROWS(0, SHIFTED, 1) }
+    else if (batch->coeffs.biases) { FORWARD_ROWS(1, SHIFTED, 1) }
+    else if (batch->centred) { FORWARD_ROWS(1, SHIFTED, 0) }
+    else { FORWARD_ROWS(1, UNCENTRED, 0) }
+#undef FORWARD_ROWS
 }
 
-/* ---- backward: the sums of a few rows, and then, while these are in L1, all that depends on them.
- * The parameters' gradients are sums down the rows of a block, in the accumulator. ---- */
+/* ---- backward ----
+ * A pass sums a few rows and then, while they are in L1, computes dx and what they add to the gradients of the
+ * parameters. These gradients are sums over the rows of the block, kept in the accumulation type. */
 
-INLINE Coefficients FN(row_coefficients)(const RowGradBlock *job, ptrdiff_t row) {
-    const double mean = job->mean ? job->mean[row] : 0;
-    Coefficients f = job->coeffs;
-    f.mean_hi = mean_hi_part(mean, (double)(A)mean, job->rstd[row], 0), f.mean_lo = mean - f.mean_hi, f.scale = job->rstd[row];
-    if (job->row_slopes) f.slope = job->row_slopes[row];
-    return f;
+INLINE Coefficients FN(row_coefficients)(const RowGradBlock *block, ptrdiff_t row) {
+    const double mean = block->mean ? block->mean[row] : 0;
+    Coefficients coeffs = block->coeffs;
+    coeffs.mean_hi = mean_hi_part(mean, (double)(A)mean, block->rstd[row], 0);
+    coeffs.mean_lo = mean - coeffs.mean_hi;
+    coeffs.scale = block->rstd[row];
+    if (block->row_slopes) coeffs.slope = block->row_slopes[row];
+    return coeffs;
 }
 
-/* A short row that will be written and is not in cache: its lines are asked for while others come in. */
-INLINE void FN(prefetch_for_write)(const char *y, ptrdiff_t n) {
-    for (ptrdiff_t i = 0; i < n * (ptrdiff_t)sizeof(S); i += LANES_ALIGN) __builtin_prefetch(y + i, 1, 3);
+/* Prefetches the lines of a short row of dx, while its input comes from memory. */
+INLINE void FN(prefetch_for_write)(const char *dx, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n * (ptrdiff_t)sizeof(S); i += LANES_ALIGN) __builtin_prefetch(dx + i, 1, 3);
 }
 
-INLINE void FN(grad_sums_of_rows)(const RowGradBlock *job, ptrdiff_t first, ptrdiff_t stop, const double *hi,
-                                  AL lanes[3][GRAD_BLOCK_ROWS], int expected, const int centred) {
-    Coefficients f = job->coeffs;
-#define EACH(count)                                                                              \
-    for (ptrdiff_t row = first; row < stop; ++row) {                                             \
-        if (expected) FN(prefetch_for_write)(job->dx[row], job->n);                                          \
-        AL *const to[4] = {&lanes[0][row], &lanes[1][row], &lanes[2][row], 0};                   \
-        f.mean_hi = hi[row];                                                                          \
-        FN(grad_sums_any)(job->x[row], job->dy[row], 1, 0, 0, count, 0, &f, to, 1, centred, 0, 0); \
+INLINE void FN(grad_row_vectors)(const RowGradBlock *block, ptrdiff_t begin, ptrdiff_t end, const double *mean_hi,
+                                 VECTOR sums[3][GRAD_BLOCK_ROWS], int prefetch_dx, const int centred) {
+    Coefficients coeffs = block->coeffs;
+#define GRAD_SUM_ROWS(count)                                                                               \
+    for (ptrdiff_t row = begin; row < end; ++row) {                                                        \
+        if (prefetch_dx) FN(prefetch_for_write)(block->dx[row], block->n);                                 \
+        VECTOR *const sums_out[4] = {&sums[0][row], &sums[1][row], &sums[2][row], 0};                      \
+        coeffs.mean_hi = mean_hi[row];                                                                     \
+        FN(grad_sums_any)(block->x[row], block->dy[row], 1, 0, 0, count, 0, &coeffs, sums_out, 1, centred, \
+                          ACT_NONE, 0);                                                                    \
     }
-    BY_LANES(job->n, EACH)
-#undef EACH
+    BY_VECTOR_COUNT(block->n, GRAD_SUM_ROWS)
+#undef GRAD_SUM_ROWS
 }
 
-/* The sums of rows first .. stop: of short ones together, of long ones a tile at a time. */
-static void FN(grad_row_sums)(RowGradBlock *job, ptrdiff_t first, ptrdiff_t stop, int expected) {
-    if (job->n <= TILE && !job->activation) {
-        AL lanes[3][GRAD_BLOCK_ROWS];
-        double hi[GRAD_BLOCK_ROWS];
+/* The sums of rows begin .. end into block->sums: of rows of one tile together, of long rows a tile at a time. */
+static void FN(grad_row_sums)(RowGradBlock *block, ptrdiff_t begin, ptrdiff_t end, int prefetch_dx) {
+    if (block->n <= TILE && !block->activation) {
+        VECTOR vectors[3][GRAD_BLOCK_ROWS];
+        double mean_hi[GRAD_BLOCK_ROWS];
         int64_t shifted = 0;
-        for (ptrdiff_t row = first; row < stop; ++row) {
-            const double mean = job->mean ? job->mean[row] : 0;
-            hi[row] = mean_hi_part(mean, (double)(A)mean, job->rstd[row], 0);
-            shifted |= hi[row] != 0;
+        for (ptrdiff_t row = begin; row < end; ++row) {
+            const double mean = block->mean ? block->mean[row] : 0;
+            mean_hi[row] = mean_hi_part(mean, (double)(A)mean, block->rstd[row], 0);
+            shifted |= mean_hi[row] != 0;
         }
-        if (shifted) FN(grad_sums_of_rows)(job, first, stop, hi, lanes, expected, SHIFTED);
-        else FN(grad_sums_of_rows)(job, first, stop, hi, lanes, expected, CENTRED);
-        for (int kind = 0; kind < (EXACT ? 3 : 2); ++kind)
-            CAT(A, hsum_all)(lanes[kind] + first, stop - first, job->sums[kind] + first);
+        if (shifted) FN(grad_row_vectors)(block, begin, end, mean_hi, vectors, prefetch_dx, SHIFTED);
+        else FN(grad_row_vectors)(block, begin, end, mean_hi, vectors, prefetch_dx, CENTRED);
+        for (int sum = 0; sum < (SUMS_DEVIATIONS ? 3 : 2); ++sum)
+            CAT(A, hsum_all)(vectors[sum] + begin, end - begin, block->sums[sum] + begin);
         return;
     }
-    for (ptrdiff_t row = first; row < stop; ++row) {
-        const Coefficients f = FN(row_coefficients)(job, row);
+    for (ptrdiff_t row = begin; row < end; ++row) {
+        const Coefficients coeffs = FN(row_coefficients)(block, row);
         double sums[4] = {0};
-        for (ptrdiff_t i = 0; i < job->n; i += TILE)
-            FN(grad_sums_elementwise)(job->x[row] + BYTES(i), job->dy[row] + BYTES(i),
-                                 job->n - i < TILE ? job->n - i : TILE, i, &f, job->activation, sums);
-        for (int kind = 0; kind < 4; ++kind) job->sums[kind][row] = sums[kind];
+        for (ptrdiff_t i = 0; i < block->n; i += TILE)
+            FN(grad_sums_elementwise)(block->x[row] + BYTES(i), block->dy[row] + BYTES(i),
+                                      block->n - i < TILE ? block->n - i : TILE, i, &coeffs, block->activation, sums);
+        for (int sum = 0; sum < 4; ++sum) block->sums[sum][row] = sums[sum];
     }
 }
 
-/* What dx of each row takes: dx = (g * rstd * weight - r) - d * rstd * q, d = x - hi; and whether hi is but 0. */
+/* Coefficients of dx of the rows of a block, of the accumulation type; shifted: whether some mean_hi is not 0.
+ *     dx = (g * rstd * weight - grad_offset) - d * rstd * dev_coeff,   d = x - mean_hi */
 typedef struct {
-    A hi[GRAD_BLOCK_ROWS], lo[GRAD_BLOCK_ROWS], rstd[GRAD_BLOCK_ROWS], dev_coeff[GRAD_BLOCK_ROWS], grad_offset[GRAD_BLOCK_ROWS];
+    A mean_hi[GRAD_BLOCK_ROWS], mean_lo[GRAD_BLOCK_ROWS], rstd[GRAD_BLOCK_ROWS];
+    A dev_coeff[GRAD_BLOCK_ROWS], grad_offset[GRAD_BLOCK_ROWS];
     int shifted;
-} FN(GradTerms);
+} FN(RowGradCoefficients);
 
-static void FN(grad_terms)(const RowGradBlock *job, ptrdiff_t first, ptrdiff_t stop, FN(GradTerms) *terms) {
-    const double count = (double)job->n;
-    terms->shifted = 0;
-    for (ptrdiff_t row = first; row < stop; ++row) {
-        const double sum_g = job->sums[0][row], rstd = job->rstd[row];
-        const double mean = job->mean ? job->mean[row] : 0, hi = mean_hi_part(mean, (double)(A)mean, rstd, 0);
-        terms->shifted |= hi != 0;
-        const double lo = EXACT && job->centred ? job->sums[2][row] / count : mean - hi;
-        const double dev_coeff = dev_coeff_from_sum(rstd, job->sums[1][row] - lo * sum_g, count);
-        terms->hi[row] = (A)hi;
-        terms->lo[row] = (A)lo;
-        terms->rstd[row] = (A)rstd;
-        terms->dev_coeff[row] = (A)dev_coeff;
-        terms->grad_offset[row] = (A)grad_offset_from_sum(rstd, sum_g, count, lo, dev_coeff, job->centred);
+static void FN(row_grad_coefficients)(const RowGradBlock *block, ptrdiff_t begin, ptrdiff_t end,
+                                      FN(RowGradCoefficients) *coeffs) {
+    const double count = (double)block->n;
+    coeffs->shifted = 0;
+    for (ptrdiff_t row = begin; row < end; ++row) {
+        const double sum_g = block->sums[0][row], rstd = block->rstd[row];
+        const double mean = block->mean ? block->mean[row] : 0;
+        const double mean_hi = mean_hi_part(mean, (double)(A)mean, rstd, 0);
+        coeffs->shifted |= mean_hi != 0;
+        const double mean_lo = SUMS_DEVIATIONS && block->centred ? block->sums[2][row] / count : mean - mean_hi;
+        const double dev_coeff = dev_coeff_from_sum(rstd, block->sums[1][row] - mean_lo * sum_g, count);
+        coeffs->mean_hi[row] = (A)mean_hi;
+        coeffs->mean_lo[row] = (A)mean_lo;
+        coeffs->rstd[row] = (A)rstd;
+        coeffs->dev_coeff[row] = (A)dev_coeff;
+        coeffs->grad_offset[row] = (A)grad_offset_from_sum(rstd, sum_g, count, mean_lo, dev_coeff, block->centred);
     }
 }
 
-/* dx of R rows, and what they add to the gradients of the parameters (kept: weight, bias, slope); `fresh`: to 0,
- * whatever is kept there. */
-INLINE void FN(grad_rows_unrolled)(const RowGradBlock *job, const FN(GradTerms) *terms, ptrdiff_t row, ptrdiff_t at,
-                             ptrdiff_t n, A *const kept[3], const int R, const int centred,
-                             const int activation, const int added, const int stream, const int fresh) {
-    const A *const weights = (const A *)job->coeffs.weights + at;
-    const A *const shifts = job->coeffs.biases ? (const A *)job->coeffs.biases + at : 0;
-    const A *const slopes = activation == 2 ? (const A *)job->coeffs.slopes + at : 0;
-    /* by value: for all the compiler knows, storing the results might change what `job` and `kept` point to */
-    A *const kept_dw = kept[0], *const kept_db = kept[1], *const kept_dslope = kept[2];
-    const ptrdiff_t peel = job->peel, ahead = job->prefetch_bytes;
-    AL hi[GRAD_ROWS_UNROLLED], lo[GRAD_ROWS_UNROLLED], rstd[GRAD_ROWS_UNROLLED], q[GRAD_ROWS_UNROLLED], r[GRAD_ROWS_UNROLLED], slope[GRAD_ROWS_UNROLLED];
-    const char *x[GRAD_ROWS_UNROLLED], *dy[GRAD_ROWS_UNROLLED], *plus[GRAD_ROWS_UNROLLED];
+/* dx of R rows, elements at .. at + n, and what these rows add to param_sums: the sums of the gradients of weight, bias
+ * and slope. overwrite: the sums begin here, whatever param_sums holds. */
+INLINE void FN(grad_rows_unrolled)(const RowGradBlock *block, const FN(RowGradCoefficients) *coeffs, ptrdiff_t row,
+                                   ptrdiff_t at, ptrdiff_t n, A *const param_sums[3], const int R, const int centred,
+                                   const int activation, const int add_to_grad, const int nontemporal,
+                                   const int overwrite) {
+    const A *const weights = (const A *)block->coeffs.weights + at;
+    const A *const biases = block->coeffs.biases ? (const A *)block->coeffs.biases + at : 0;
+    const A *const slopes = activation == ACT_SLOPES ? (const A *)block->coeffs.slopes + at : 0;
+    /* copies: for all the compiler knows, a store to dx changes what block and param_sums point to */
+    A *const sum_dw = param_sums[0], *const sum_db = param_sums[1], *const sum_dslope = param_sums[2];
+    const ptrdiff_t peel = block->peel, prefetch_bytes = block->prefetch_bytes;
+    VECTOR mean_hi[GRAD_ROWS_UNROLLED], mean_lo[GRAD_ROWS_UNROLLED], rstd[GRAD_ROWS_UNROLLED],
+           dev_coeff[GRAD_ROWS_UNROLLED], grad_offset[GRAD_ROWS_UNROLLED], row_slope[GRAD_ROWS_UNROLLED];
+    const char *x[GRAD_ROWS_UNROLLED], *dy[GRAD_ROWS_UNROLLED], *addend[GRAD_ROWS_UNROLLED];
     char *dx[GRAD_ROWS_UNROLLED];
-    FOR_UNROLLED_ROWS(k) {
-        hi[k] = SET(terms->hi[row + k]);
-        lo[k] = SET(terms->lo[row + k]);
-        rstd[k] = SET(terms->rstd[row + k]);
-        q[k] = SET(terms->dev_coeff[row + k]);
-        r[k] = SET(terms->grad_offset[row + k]);
-        slope[k] = SET(job->row_slopes ? job->row_slopes[row + k] : job->coeffs.slope);
-        x[k] = job->x[row + k];
-        dy[k] = job->dy[row + k];
-        dx[k] = job->dx[row + k];
-        plus[k] = added ? job->addend[row + k] : 0;
+    FOR_UNROLLED_ROWS {
+        mean_hi[k] = SET(coeffs->mean_hi[row + k]);
+        mean_lo[k] = SET(coeffs->mean_lo[row + k]);
+        rstd[k] = SET(coeffs->rstd[row + k]);
+        dev_coeff[k] = SET(coeffs->dev_coeff[row + k]);
+        grad_offset[k] = SET(coeffs->grad_offset[row + k]);
+        row_slope[k] = SET(block->row_slopes ? block->row_slopes[row + k] : block->coeffs.slope);
+        x[k] = block->x[row + k];
+        dy[k] = block->dy[row + k];
+        dx[k] = block->dx[row + k];
+        addend[k] = add_to_grad ? block->addend[row + k] : 0;
     }
-    /* one lane at i: LANE reads the parameters, STEP takes a row of it, KEEP writes the sums */
-#define LANE(weight, shift, slope_, dw, db, dslope, i, part)                                     \
-    const AL weight = FN(vector_parameter)(weights, i, part);                                        \
-    const AL shift = activation && shifts ? FN(vector_parameter)(shifts, i, part) : SET(0);          \
-    const AL slope_ = slopes ? FN(vector_parameter)(slopes, i, part) : SET(0);                       \
-    AL dw = fresh ? SET(0) : FN(vector_parameter)(kept_dw, i, part);                                 \
-    AL db = fresh ? SET(0) : FN(vector_parameter)(kept_db, i, part);                                 \
-    AL dslope = activation ? FN(vector_parameter)(kept_dslope, i, part) : SET(0);
-#define STEP(result, weight, shift, slope_, dw, db, dslope, i, part)                             \
-    AL result;                                                                                   \
-    {                                                                                            \
-        AL d = FN(vector_load)(x[k], i, part, hi[k]);                                             \
-        if (centred == SHIFTED) d = SUB(d, hi[k]);                                               \
-        const AL exact = SUB(d, lo[k]);                                                          \
-        AL g = FN(vector_load)(dy[k], i, part, SET(0));                                           \
-        if (activation) {                                                                        \
-            AL z = MUL(exact, MUL(rstd[k], weight));                                             \
-            if (shifts) z = ADD(z, shift);                                                       \
-            g = FN(activation_backward)(g, z, activation == 2 ? slope_ : slope[k], &dslope);                 \
-        }                                                                                        \
-        db = ADD(db, g);                                                                         \
-        dw = ADD(dw, MUL(g, MUL(exact, rstd[k])));                                               \
-        result = SUB(SUB(MUL(g, MUL(rstd[k], weight)), r[k]), MUL(MUL(d, rstd[k]), q[k]));       \
-        if (added) result = ADD(result, FN(vector_load)(plus[k], i, part, SET(0)));               \
+    /* Of the vector at i, in variables whose names end in `id`: LOAD_PARAMS loads the parameters and the sums of their
+     * gradients, GRAD_STEP computes `result`, that of row k, and adds to the sums, STORE_SUMS stores these. */
+#define LOAD_PARAMS(id, i, partial)                                                           \
+    const VECTOR weight##id = FN(acc_load)(weights, i, partial);                              \
+    const VECTOR bias##id = activation && biases ? FN(acc_load)(biases, i, partial) : SET(0); \
+    const VECTOR slope##id = slopes ? FN(acc_load)(slopes, i, partial) : SET(0);              \
+    VECTOR dw##id = overwrite ? SET(0) : FN(acc_load)(sum_dw, i, partial);                    \
+    VECTOR db##id = overwrite ? SET(0) : FN(acc_load)(sum_db, i, partial);                    \
+    VECTOR dslope##id = activation ? FN(acc_load)(sum_dslope, i, partial) : SET(0);
+#define GRAD_STEP(result, id, i, partial)                                                                        \
+    VECTOR result;                                                                                               \
+    {                                                                                                            \
+        VECTOR d = FN(vector_load)(x[k], i, partial, mean_hi[k]);                                                \
+        if (centred == SHIFTED) d = SUB(d, mean_hi[k]);                                                          \
+        const VECTOR dev = SUB(d, mean_lo[k]);                                                                   \
+        VECTOR g = FN(vector_load)(dy[k], i, partial, SET(0));                                                   \
+        if (activation) {                                                                                        \
+            VECTOR z = MUL(dev, MUL(rstd[k], weight##id));                                                       \
+            if (biases) z = ADD(z, bias##id);                                                                    \
+            g = FN(activation_backward)(g, z, activation == ACT_SLOPES ? slope##id : row_slope[k], &dslope##id); \
+        }                                                                                                        \
+        db##id = ADD(db##id, g);                                                                                 \
+        dw##id = ADD(dw##id, MUL(g, MUL(dev, rstd[k])));                                                         \
+        result = SUB(SUB(MUL(g, MUL(rstd[k], weight##id)), grad_offset[k]), MUL(MUL(d, rstd[k]), dev_coeff[k])); \
+        if (add_to_grad) result = ADD(result, FN(vector_load)(addend[k], i, partial, SET(0)));                   \
     }
-#define KEEP(dw, db, dslope, i, part)                                                            \
-    FN(vector_keep)(kept_dw, i, part, dw);                                                        \
-    FN(vector_keep)(kept_db, i, part, db);                                                        \
-    if (activation) FN(vector_keep)(kept_dslope, i, part, dslope);
-#define LAST(part)                                                                               \
-    {                                                                                            \
-        LANE(w0, b0, s0, dw0, db0, ds0, i, part)                                                 \
-        FOR_UNROLLED_ROWS(k) {                                                                        \
-            STEP(z, w0, b0, s0, dw0, db0, ds0, i, part)                                          \
-            FN(vector_store)(dx[k], i, part, z, stream && i >= peel && WHOLE_LINES(1));           \
-        }                                                                                        \
-        KEEP(dw0, db0, ds0, i, part)                                                             \
+#define STORE_SUMS(id, i, partial)             \
+    FN(acc_store)(sum_dw, i, partial, dw##id); \
+    FN(acc_store)(sum_db, i, partial, db##id); \
+    if (activation) FN(acc_store)(sum_dslope, i, partial, dslope##id);
+#define GRAD_VECTOR(partial) /* one vector of each row, at i */                                      \
+    {                                                                                                \
+        LOAD_PARAMS(0, i, partial)                                                                   \
+        FOR_UNROLLED_ROWS {                                                                          \
+            GRAD_STEP(result, 0, i, partial)                                                         \
+            FN(vector_store)(dx[k], i, partial, result, nontemporal && i >= peel && WHOLE_LINES(1)); \
+        }                                                                                            \
+        STORE_SUMS(0, i, partial)                                                                    \
     }
     ptrdiff_t i = 0;
     if (peel >= LANES) {
-        LAST(0)
+        GRAD_VECTOR(0)
         i = LANES;
     }
     if (i < peel) {
-        LAST((peel - i))
+        GRAD_VECTOR((peel - i))
         i = peel;
     }
-    for (; LANES_PARTS == 1 && i + 2 * LANES <= n; i += 2 * LANES) {
-        LANE(w0, b0, s0, dw0, db0, ds0, i, 0)
-        LANE(w1, b1, s1, dw1, db1, ds1, i + LANES, 0)
-        FOR_UNROLLED_ROWS(k) {
-            if (ahead) {
-                FN(prefetch_pair)(x[k] + BYTES(i) + ahead);
-                FN(prefetch_pair)(dy[k] + BYTES(i) + ahead);
+    for (; GRAD_ROW_PAIRS && i + 2 * LANES <= n; i += 2 * LANES) {
+        LOAD_PARAMS(0, i, 0)
+        LOAD_PARAMS(1, i + LANES, 0)
+        FOR_UNROLLED_ROWS {
+            if (prefetch_bytes) {
+                FN(prefetch_pair)(x[k] + BYTES(i) + prefetch_bytes);
+                FN(prefetch_pair)(dy[k] + BYTES(i) + prefetch_bytes);
             }
-            STEP(z0, w0, b0, s0, dw0, db0, ds0, i, 0)
-            STEP(z1, w1, b1, s1, dw1, db1, ds1, i + LANES, 0)
-            if (stream) STREAM_PAIR((S *)dx[k] + i, z0, z1);
-            else STORE_PAIR((S *)dx[k] + i, z0, z1);
+            GRAD_STEP(result0, 0, i, 0)
+            GRAD_STEP(result1, 1, i + LANES, 0)
+            if (nontemporal) STREAM_PAIR((S *)dx[k] + i, result0, result1);
+            else STORE_PAIR((S *)dx[k] + i, result0, result1);
         }
-        KEEP(dw0, db0, ds0, i, 0)
-        KEEP(dw1, db1, ds1, i + LANES, 0)
+        STORE_SUMS(0, i, 0)
+        STORE_SUMS(1, i + LANES, 0)
     }
-    for (; i + LANES <= n; i += LANES) LAST(0)
-    if (i < n) LAST((n - i))
-#undef LAST
-#undef LANE
-#undef STEP
-#undef KEEP
-    (void)slope, (void)kept_dslope;
+    for (; i + LANES <= n; i += LANES) GRAD_VECTOR(0)
+    if (i < n) GRAD_VECTOR((n - i))
+#undef GRAD_VECTOR
+#undef LOAD_PARAMS
+#undef GRAD_STEP
+#undef STORE_SUMS
+    (void)row_slope, (void)sum_dslope; /* unused without an activation */
 }
 
-/* Each a function of its own: one function of all would be too much for the compiler. Rows from `row`
- * on, as many as make groups of R; returns the first that is left. */
-#define VARIANT(name, R, centred, activation, added, stream, fresh)                              \
-    static __attribute__((noinline)) ptrdiff_t FN(name)(                                         \
-        const RowGradBlock *job, const FN(GradTerms) *terms, ptrdiff_t row, ptrdiff_t stop, ptrdiff_t at, \
-        ptrdiff_t n, A *const kept[3]) {                                                         \
-        for (; row + R <= stop; row += R)                                                        \
-            FN(grad_rows_unrolled)(job, terms, row, at, n, kept, R, centred, activation, added, stream, fresh); \
-        return row;                                                                              \
+/* Variants of grad_rows_unrolled, each a function: rows from `row` on while R of them are left; returns the first row
+ * that is left over. They are not inlined, as one function of all variants would take the compiler too long. */
+#define GRAD_ROWS_VARIANT(name, R, centred, activation, add_to_grad, nontemporal, overwrite)                          \
+    static __attribute__((noinline)) ptrdiff_t FN(name)(                                                              \
+        const RowGradBlock *block, const FN(RowGradCoefficients) *coeffs, ptrdiff_t row, ptrdiff_t end, ptrdiff_t at, \
+        ptrdiff_t n, A *const param_sums[3]) {                                                                        \
+        for (; row + R <= end; row += R)                                                                              \
+            FN(grad_rows_unrolled)(block, coeffs, row, at, n, param_sums, R, centred, activation, add_to_grad,        \
+                                   nontemporal, overwrite);                                                           \
+        return row;                                                                                                   \
     }
-VARIANT(grad_plain, GRAD_ROWS_UNROLLED, SHIFTED, 0, 0, 0, 0)
-VARIANT(grad_plain_near, GRAD_ROWS_UNROLLED, CENTRED, 0, 0, 0, 0)
-VARIANT(grad_added, GRAD_ROWS_UNROLLED, SHIFTED, 0, 1, 0, 0)
-VARIANT(grad_added_near, GRAD_ROWS_UNROLLED, CENTRED, 0, 1, 0, 0)
-VARIANT(grad_streamed, GRAD_ROWS_UNROLLED, SHIFTED, 0, 0, 1, 0)
-VARIANT(grad_plain_one, 1, SHIFTED, 0, 0, 0, 0)
-VARIANT(grad_alone, 1, SHIFTED, 0, 0, 0, 1)
-VARIANT(grad_added_one, 1, SHIFTED, 0, 1, 0, 0)
-VARIANT(grad_streamed_one, 1, SHIFTED, 0, 0, 1, 0)
-VARIANT(grad_slope, 1, SHIFTED, 1, job->add_to_grad, 0, 0)
-VARIANT(grad_slopes, 1, SHIFTED, 2, job->add_to_grad, 0, 0)
-#undef VARIANT
+GRAD_ROWS_VARIANT(grad_shifted, GRAD_ROWS_UNROLLED, SHIFTED, ACT_NONE, 0, 0, 0)
+GRAD_ROWS_VARIANT(grad_centred, GRAD_ROWS_UNROLLED, CENTRED, ACT_NONE, 0, 0, 0)
+GRAD_ROWS_VARIANT(grad_add_shifted, GRAD_ROWS_UNROLLED, SHIFTED, ACT_NONE, 1, 0, 0)
+GRAD_ROWS_VARIANT(grad_add_centred, GRAD_ROWS_UNROLLED, CENTRED, ACT_NONE, 1, 0, 0)
+GRAD_ROWS_VARIANT(grad_nontemporal, GRAD_ROWS_UNROLLED, SHIFTED, ACT_NONE, 0, 1, 0)
+GRAD_ROWS_VARIANT(grad_one_row, 1, SHIFTED, ACT_NONE, 0, 0, 0)
+GRAD_ROWS_VARIANT(grad_only_row, 1, SHIFTED, ACT_NONE, 0, 0, 1)
+GRAD_ROWS_VARIANT(grad_add_one_row, 1, SHIFTED, ACT_NONE, 1, 0, 0)
+GRAD_ROWS_VARIANT(grad_nontemporal_one_row, 1, SHIFTED, ACT_NONE, 0, 1, 0)
+GRAD_ROWS_VARIANT(grad_slope, 1, SHIFTED, ACT_SLOPE, block->add_to_grad, 0, 0)
+GRAD_ROWS_VARIANT(grad_slopes, 1, SHIFTED, ACT_SLOPES, block->add_to_grad, 0, 0)
+#undef GRAD_ROWS_VARIANT
 
-/* Elements at .. at + n of the rows of a job: dx, and the block's sums for the parameters, which are
- * added to dw, db and dslope, or (`fresh`) written there. First the rows' own sums, if they are to be
- * taken: whole rows are at hand then. */
-static void FN(grad_rows)(RowGradBlock *job, ptrdiff_t at, ptrdiff_t n, int take_sums, int fresh, double *dw,
+/* Elements at .. at + n of the rows of a block: dx, and the block's sums for the gradients of the parameters, which
+ * are added to dw, db and dslope, or written there (overwrite). compute_sums: the rows' own sums come first; the rows
+ * are then whole. */
+static void FN(grad_rows)(RowGradBlock *block, ptrdiff_t at, ptrdiff_t n, int compute_sums, int overwrite, double *dw,
                           double *db, double *dslope) {
     double *const totals[3] = {dw, db, dslope};
-    const int kinds = job->activation ? 3 : 2;
-    FN(GradTerms) terms;
-    const ptrdiff_t least = WHOLE_LINES(1) ? LANES : 2 * LANES;
-    ptrdiff_t peel = job->coeffs.nontemporal && n >= least ? FN(common_peel)(job->dx, job->rows, n, 1) : -1;
-    const int stream = peel >= 0;
-    if (!stream) peel = FN(common_peel)(job->dx, job->rows, n, 0);
-    job->peel = peel > 0 ? peel : 0;
-    /* what is kept of the first element after the lead begins a line, too */
+    const int params = block->activation ? 3 : 2;
+    FN(RowGradCoefficients) coeffs;
+    const ptrdiff_t nontemporal_min = WHOLE_LINES(1) ? LANES : 2 * LANES;
+    const int may_be_nontemporal = block->coeffs.nontemporal && n >= nontemporal_min;
+    ptrdiff_t peel = may_be_nontemporal ? FN(common_peel)(block->dx, block->rows, n, 1) : -1;
+    const int nontemporal = peel >= 0;
+    if (!nontemporal) peel = FN(common_peel)(block->dx, block->rows, n, 0);
+    block->peel = peel > 0 ? peel : 0;
+    /* the sums of the first element after the peel begin a cache line, so that no vector of sums touches two */
     A sums[3][TILE + LANES] __attribute__((aligned(LANES_ALIGN)));
-    const ptrdiff_t begin = (LANES - job->peel % LANES) % LANES;
-    A *kept[3] = {sums[0] + begin, sums[1] + begin, sums[2] + begin};
-    const int alone = job->rows == 1 && !job->activation && !job->add_to_grad && !stream; /* then it begins the sums */
-    for (int kind = 0; kind < kinds; ++kind) {
-        if (job->final[kind]) kept[kind] = (A *)job->final[kind] + at;
-        if (!alone) memset(kept[kind], 0, n * sizeof(A));
+    const ptrdiff_t offset = (LANES - block->peel % LANES) % LANES;
+    A *param_sums[3] = {sums[0] + offset, sums[1] + offset, sums[2] + offset};
+    const int only_row = block->rows == 1 && !block->activation && !block->add_to_grad && !nontemporal;
+    for (int param = 0; param < params; ++param) {
+        if (block->final[param]) param_sums[param] = (A *)block->final[param] + at;
+        if (!only_row) memset(param_sums[param], 0, n * sizeof(A)); /* an only row overwrites the sums */
     }
-    const ptrdiff_t together = take_sums ? job->rows_per_pass : job->rows;
-    for (ptrdiff_t first = 0; first < job->rows; first += together) {
-        const ptrdiff_t stop = first + together < job->rows ? first + together : job->rows;
-        ptrdiff_t row = first;
-        if (take_sums) FN(grad_row_sums)(job, first, stop, job->from_memory && !stream);
-        FN(grad_terms)(job, first, stop, &terms);
-#define CALL(variant) row = FN(variant)(job, &terms, row, stop, at, n, kept)
-        if (job->activation == 2) CALL(grad_slopes);
-        else if (job->activation) CALL(grad_slope);
-        else if (job->add_to_grad) {
-            if (terms.shifted) CALL(grad_added);
-            else CALL(grad_added_near);
-            CALL(grad_added_one);
-        } else if (alone) CALL(grad_alone);
-        else if (stream) {
-            CALL(grad_streamed);
-            CALL(grad_streamed_one);
+    const ptrdiff_t rows_per_pass = compute_sums ? block->rows_per_pass : block->rows;
+    for (ptrdiff_t begin = 0; begin < block->rows; begin += rows_per_pass) {
+        const ptrdiff_t end = begin + rows_per_pass < block->rows ? begin + rows_per_pass : block->rows;
+        ptrdiff_t row = begin;
+        if (compute_sums) FN(grad_row_sums)(block, begin, end, block->from_memory && !nontemporal);
+        FN(row_grad_coefficients)(block, begin, end, &coeffs);
+#define GRAD_ROWS(variant) row = FN(variant)(block, &coeffs, row, end, at, n, param_sums)
+        if (block->activation == ACT_SLOPES) GRAD_ROWS(grad_slopes);
+        else if (block->activation) GRAD_ROWS(grad_slope);
+        else if (block->add_to_grad) {
+            if (coeffs.shifted) GRAD_ROWS(grad_add_shifted);
+            else GRAD_ROWS(grad_add_centred);
+            GRAD_ROWS(grad_add_one_row);
+        } else if (only_row) GRAD_ROWS(grad_only_row);
+        else if (nontemporal) {
+            GRAD_ROWS(grad_nontemporal);
+            GRAD_ROWS(grad_nontemporal_one_row);
         } else {
-            if (terms.shifted) CALL(grad_plain);
-            else CALL(grad_plain_near);
-            CALL(grad_plain_one);
+            if (coeffs.shifted) GRAD_ROWS(grad_shifted);
+            else GRAD_ROWS(grad_centred);
+            GRAD_ROWS(grad_one_row);
         }
-#undef CALL
+#undef GRAD_ROWS
     }
-    for (int kind = 0; kind < kinds; ++kind) {
-        if (job->final[kind]) continue;
-        if (fresh) FN(kept_set)(kept[kind], n, totals[kind]);
-        else FN(kept_add)(kept[kind], n, totals[kind]);
+    for (int param = 0; param < params; ++param) {
+        if (block->final[param]) continue;
+        if (overwrite) FN(sums_copy_to)(param_sums[param], n, totals[param]);
+        else FN(sums_add_to)(param_sums[param], n, totals[param]);
     }
 }
+
+#undef PROBE_SIZE
+#undef BY_VECTOR_COUNT

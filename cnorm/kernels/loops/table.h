@@ -1,16 +1,23 @@
-/* The loops: what a kernel does to at most a few thousand contiguous elements at a time, or to rows given by their
- * addresses.
+/* The loops: what a kernel does to a tile, or to rows given by their addresses.
  *
- * common.h holds one text of each loop, by family in four files, and is included here once per dtype. Each dtype
- * leaves a table of its loops (LoopTable), so that the algorithms in the .pyx and .pxd files are compiled once and
- * know no dtype: they hand over addresses, counts and strides in bytes.
+ * The algorithms in the .pyx and .pxd files are compiled once and know no dtype. They call the loops of a dtype through
+ * its LoopTable, with addresses, counts of elements and strides in bytes. loops/common.h holds one text of each loop
+ * and is included at the end of this file once per dtype.
  *
- * A tile is `runs` runs of `n` contiguous elements, `stride` bytes apart. The columns family hands over `rows` rows by
- * their addresses.
+ * Vocabulary:
+ *   storage type        the dtype of the arrays
+ *   accumulation type   what loops compute in: double for float64, else float. Parameters are converted to it.
+ *   run                 n contiguous elements
+ *   tile                `runs` runs, `stride` bytes apart; at most a few thousand elements where a sum is taken
+ *   unit, segment       what shares its statistics; a part of a unit that shares a weight (docs/architecture.md)
+ *   d, dev              x - shift or x - mean_hi; x - mean
+ *   g                   the gradient of the normalized value: dy after the backward of the activation, times the weight
+ *                       in sums that are elementwise
  */
 #ifndef CNORM_LOOPS_TABLE_H
 #define CNORM_LOOPS_TABLE_H
 
+#include "enums.h"
 #include "simd/lanes.h"
 #include "statistics.h"
 #include "tuning.h"
@@ -20,19 +27,12 @@
  * and x - mean is (x - mean_hi) - mean_lo (see mean_hi_part in statistics.h). */
 enum { UNCENTRED, CENTRED, SHIFTED };
 
-/* How a result is stored: with plain stores; with non-temporal stores, which leave the cache to the input; with plain
- * stores, after the run `prefetch_segments` ahead was prefetched for writing. */
+/* How a result is stored. STORE_NONTEMPORAL: past the cache, which is left to the input. STORE_PREFETCHED: with plain
+ * stores, while the run that is `prefetch_segments` further on is prefetched for writing. */
 enum { STORE_PLAIN, STORE_NONTEMPORAL, STORE_PREFETCHED };
 
-/* Rows whose elements are processed side by side, forward and backward: more of them than the registers hold, or than
- * a set of L1 has lines for, cost more than they save. No result depends on it. */
-enum {
-    ROWS_UNROLLED = LANES_NATIVE == 64 ? 4 : LANES_NATIVE == 32 ? 2 : 1,
-    GRAD_ROWS_UNROLLED = LANES_NATIVE >= 32 ? 2 : 1
-};
-
 /* What is applied to a unit or, through the pointers, to each element of a row (statistics.h has the formulas):
- *   forward    y  = ((x - mean_hi) - mean_lo) * scale + bias        mean_lo is folded into bias where weights is NULL
+ *   forward    y  = ((x - mean_hi) - mean_lo) * scale + bias        mean_lo is part of bias where weights is NULL
  *   backward   dx = (g * scale - grad_offset) - (x - mean_hi) * rstd * dev_coeff     g = dy after the activation
  * With weights: scale * weights[i] for scale, biases[i] for bias. */
 typedef struct {
@@ -40,12 +40,12 @@ typedef struct {
     double dev_coeff, grad_offset, rstd;
     double slope;
     const void *weights, *biases, *slopes; /* per element, of the accumulation type, or NULL */
-    int nontemporal;                       /* results are stored past the cache */
-    ptrdiff_t prefetch_bytes;              /* with it: from an element to the one wanted in cache next */
-    ptrdiff_t prefetch_segments;           /* where runs lie apart: from a run to the one to prefetch, else 0 */
+    int nontemporal;                       /* non-temporal stores, if the run is long enough */
+    ptrdiff_t prefetch_bytes;              /* with nontemporal: prefetch distance of the input */
+    ptrdiff_t prefetch_segments;           /* prefetch distance in runs where runs are not contiguous, else 0 */
 } Coefficients;
 
-/* Coefficients of units or segments that lie side by side: each an array over them. */
+/* Coefficients of a batch of units or segments that lie side by side: each an array over them. */
 typedef struct {
     int shifted; /* whether some mean_hi is not 0 */
     double *mean_hi, *scale, *bias, *slope, *dev_coeff, *grad_offset, *rstd;
@@ -58,7 +58,7 @@ typedef struct {
     const void *mean_hi, *scale, *bias, *dev_coeff, *grad_offset, *rstd, *slope;
 } ColumnCoefficients;
 
-/* Whole rows of one tile each: what forward_rows takes, and the statistics that it leaves. */
+/* A batch of whole rows, each of one tile: the arguments of forward_rows, and the statistics that it computes. */
 typedef struct {
     const char *x;
     char *y;
@@ -70,43 +70,45 @@ typedef struct {
     Coefficients coeffs;                  /* the slope, the parameters per element, the store policy */
     double mean[ROW_BATCH_MAX], lo[ROW_BATCH_MAX], m2[ROW_BATCH_MAX], rstd[ROW_BATCH_MAX];
     double mean_hi[ROW_BATCH_MAX];
-    int any_fallback;                     /* some rows overflowed, or their shift was poor: */
-    unsigned char needs_fallback[ROW_BATCH_MAX]; /* these, which were not written */
+    int any_fallback;                     /* OUT: whether some rows need the general path */
+    /* OUT: the rows whose sums overflowed, underflowed or had a poor shift; their results were not written */
+    unsigned char needs_fallback[ROW_BATCH_MAX];
 } RowBatch;
 
-/* A block of rows, backward: where each begins, or its range of elements that a call is for. */
+/* A block of rows, backward: the addresses of its rows, or of the range of their elements that a call is for. */
 typedef struct {
     const char *x[GRAD_BLOCK_ROWS], *dy[GRAD_BLOCK_ROWS], *addend[GRAD_BLOCK_ROWS];
     char *dx[GRAD_BLOCK_ROWS];
     ptrdiff_t rows;
-    ptrdiff_t rows_per_pass;          /* rows that are summed, and then read again */
+    ptrdiff_t rows_per_pass;          /* rows summed, and then read again from L1 */
     ptrdiff_t n;                      /* elements of a row */
-    ptrdiff_t prefetch_bytes;         /* to the next block of x and dy, where it comes from memory */
+    ptrdiff_t prefetch_bytes;         /* prefetch distance of x and dy where these come from memory, else 0 */
     int centred, activation;
     int add_to_grad;                  /* addend is added to dx */
-    int from_memory;                  /* short rows, whose dx is not in cache */
+    int from_memory;                  /* short rows whose dx is not in cache: it is prefetched */
     Coefficients coeffs;              /* the parameters per element and the slope */
     const double *mean, *rstd;        /* one per row; mean is NULL where not centred */
-    const double *row_slopes;         /* one per row, or NULL: then those of coeffs */
-    void *final[3];                   /* where one block is all: its sums, of the accumulation type; or NULL */
-    double sums[4][GRAD_BLOCK_ROWS];  /* those of grad_sums_elementwise */
-    ptrdiff_t peel;                   /* elements of each row before its dx is stored in whole cache lines */
+    const double *row_slopes;         /* one per row, or NULL: the slope or slopes of coeffs */
+    void *final[3];                   /* where one block is the whole input: the sums for weight, bias and slope,
+                                         of the accumulation type; or NULL */
+    double sums[4][GRAD_BLOCK_ROWS];  /* per row: the four sums of grad_sums_elementwise */
+    ptrdiff_t peel;                   /* set by grad_rows: elements of each row before its dx is aligned */
 } RowGradBlock;
 
-/* One channel's span, or `runs` positions with all their channels, and the rows that are summed for it: squares, or
- * (window_grad) what each channel contributed to its window. `kept_stride` bytes lead from one run to the next in all
- * that is kept, which is of the accumulation type. */
+/* The window family: a span of one channel, or `runs` positions with all their channels, and the rows of its window,
+ * whose sum it needs: squares, or (window_grad) grad_term. The rows and the arrays squares, scale_pow and grad_term are
+ * a workspace of the accumulation type, with workspace_stride bytes from one run to the next. */
 typedef struct {
     const char *x, *dy;
     char *y;                             /* backward: the gradient of x */
-    ptrdiff_t runs, n, x_stride, dy_stride, y_stride, kept_stride;
-    ptrdiff_t x_prefetch, dy_prefetch, y_prefetch; /* bytes to what is wanted in cache next, or 0 */
+    ptrdiff_t runs, n, x_stride, dy_stride, y_stride, workspace_stride;
+    ptrdiff_t x_prefetch, dy_prefetch, y_prefetch; /* prefetch distances in bytes, or 0 */
     const char **rows;
-    ptrdiff_t count;
-    const char *newest; /* or NULL: one more row, of x, whose squares are yet to be taken */
-    char *squares;
+    ptrdiff_t count;    /* rows */
+    const char *newest; /* or NULL: one more row of the window, of x itself, not squared yet */
+    char *squares;      /* OUT: the squares of newest, or of x */
     char *scale_pow;    /* scale**-beta of each element */
-    char *grad_term;    /* what an element's gradient adds to each element of its window */
+    char *grad_term;    /* g * x * scale**(-beta - 1) of each element */
     double alpha, beta, k, slope;
     const void *slopes;
     int activation;
@@ -116,7 +118,7 @@ typedef struct LoopTable {
     int size;      /* bytes of a stored element */
     int acc_size;  /* bytes of the accumulation type: 4 or 8 */
     int acc_dtype; /* its index in LOOPS_BY_DTYPE */
-    double (*rounded)(double);                                /* to the accumulation type */
+    double (*rounded)(double);                                /* rounded to the accumulation type */
     void (*widen)(const char *x, ptrdiff_t n, void *out);     /* to the accumulation type */
     void (*widen64)(const char *x, ptrdiff_t n, double *out); /* to double */
     void (*narrow)(const double *x, ptrdiff_t n, void *out);  /* to the accumulation type */
@@ -124,13 +126,13 @@ typedef struct LoopTable {
     void (*add)(const char *a, const char *b, char *y, ptrdiff_t n);
 
     /* units: tiles with scalar coefficients, or (elementwise) with parameters per element from element `at` on */
-    double (*probe)(const char *x, ptrdiff_t n); /* a shift from the first elements */
+    double (*probe)(const char *x, ptrdiff_t n); /* the shift that the first elements suggest, or 0 */
     void (*sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift, int centred,
                  ptrdiff_t prefetch_segments, double *out);
     void (*apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride, ptrdiff_t n,
                   const Coefficients *coeffs, int activation);
     void (*apply_batch)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride, ptrdiff_t units,
-                        ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const CoefficientArrays *coeffs,
+                        ptrdiff_t x_step, ptrdiff_t y_step, ptrdiff_t n, const CoefficientArrays *arrays,
                         int activation);
     void (*apply_elementwise)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Coefficients *coeffs,
                               int activation);
@@ -140,18 +142,18 @@ typedef struct LoopTable {
                                   int activation, double *out);
     void (*grad_sums_batch)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
                             ptrdiff_t units, ptrdiff_t x_step, ptrdiff_t dy_step, ptrdiff_t n,
-                            const CoefficientArrays *coeffs, int activation, double *out);
+                            const CoefficientArrays *arrays, int activation, double *out);
     void (*grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t dy_stride,
                        ptrdiff_t dx_stride, ptrdiff_t n, const Coefficients *coeffs, int activation);
     void (*grad_apply_batch)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                              ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t units, ptrdiff_t x_step,
-                             ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const CoefficientArrays *coeffs,
+                             ptrdiff_t dy_step, ptrdiff_t dx_step, ptrdiff_t n, const CoefficientArrays *arrays,
                              int activation);
 
-    /* rows: whole rows of one tile; the gradients of a block of rows */
+    /* rows: batches of whole rows; the gradients of a block of rows, elements at .. at + n */
     void (*forward_rows)(RowBatch *batch);
-    void (*grad_rows)(RowGradBlock *block, ptrdiff_t at, ptrdiff_t n, int take_sums, int fresh, double *dw, double *db,
-                      double *dslope);
+    void (*grad_rows)(RowGradBlock *block, ptrdiff_t at, ptrdiff_t n, int compute_sums, int overwrite, double *dw,
+                      double *db, double *dslope);
 
     /* columns */
     void (*column_probe)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift);
@@ -167,10 +169,10 @@ typedef struct LoopTable {
                               int activation);
 
     /* window */
-    void (*window_squares)(const WindowTile *w);
-    void (*window_apply)(const WindowTile *w);
-    void (*window_prepare)(const WindowTile *w);
-    void (*window_grad)(const WindowTile *w);
+    void (*window_squares)(const WindowTile *tile);
+    void (*window_apply)(const WindowTile *tile);
+    void (*window_prepare)(const WindowTile *tile);
+    void (*window_grad)(const WindowTile *tile);
 } LoopTable;
 
 #define CAT_(a, b) a##_##b
@@ -178,44 +180,45 @@ typedef struct LoopTable {
 
 #define S f32
 #define A f32
-#define AL f32l
-#define ACCUMULATOR 0
+#define VECTOR f32l
+#define ACC_DTYPE FLOAT32
 #include "loops/common.h"
 #define S f64
 #define A f64
-#define AL f64l
-#define ACCUMULATOR 1
+#define VECTOR f64l
+#define ACC_DTYPE FLOAT64
 #include "loops/common.h"
 #define S f16
 #define A f32
-#define AL f32l
-#define ACCUMULATOR 0
+#define VECTOR f32l
+#define ACC_DTYPE FLOAT32
 #include "loops/common.h"
 #define S bf16
 #define A f32
-#define AL f32l
-#define ACCUMULATOR 0
+#define VECTOR f32l
+#define ACC_DTYPE FLOAT32
 #include "loops/common.h"
 
-#if LANES_BF16N
-LANES_BF16N_BEGIN
+#if NATIVE_BF16
+NATIVE_BF16_BEGIN
 #define S bf16n
 #define A f32
-#define AL f32l
-#define ACCUMULATOR 0
+#define VECTOR f32l
+#define ACC_DTYPE FLOAT32
 #include "loops/common.h"
-LANES_BF16N_END
+NATIVE_BF16_END
 #endif
 
-/* In the order of Dtype in job.pxd. */
-static const LoopTable *LOOPS_BY_DTYPE[4] = {&table_f32, &table_f64, &table_f16, &table_bf16};
+static const LoopTable *LOOPS_BY_DTYPE[4] = {
+    [FLOAT32] = &table_f32, [FLOAT64] = &table_f64, [FLOAT16] = &table_f16, [BFLOAT16] = &table_bf16,
+};
 
-/* Let the processor round bfloat16 where it can (AVX512_BF16), or round in integer arithmetic: the same bits. Returns
- * whether the processor rounds from now on. */
+/* Chooses how bfloat16 is rounded: by the processor where it can (AVX512_BF16), or in integer arithmetic, with equal
+ * bits. Returns whether the processor rounds from now on. */
 static int use_bfloat16_rounding(int by_processor) {
-#if LANES_BF16N
-    by_processor = by_processor && bf16n_runs();
-    LOOPS_BY_DTYPE[3] = by_processor ? &table_bf16n : &table_bf16;
+#if NATIVE_BF16
+    by_processor = by_processor && bf16n_supported();
+    LOOPS_BY_DTYPE[BFLOAT16] = by_processor ? &table_bf16n : &table_bf16;
     return by_processor;
 #else
     (void)by_processor;

@@ -1,166 +1,176 @@
-/* Windows: rows are channels (channels first) or positions, shifted (channels last). A part of
- * tile_loops.h. */
+/* Windows: y = x * (k + alpha * sum of squares over neighbouring channels) ** -beta. Included by common.h, once per
+ * dtype.
+ *
+ * The summed rows are channels (channels first) or positions, shifted by channels (channels last); WindowTile in
+ * table.h describes them. The workspace (squares, scale_pow, grad_term, the summed rows) is of the accumulation type.
+ */
 
-/* Runs LANE(K, part) over two lanes of every run, then over one, then over the rest of it. */
-#define FOR_LANES(LANE)                                                                          \
-    for (ptrdiff_t run = 0; run < w->runs; ++run) {                                              \
-        const ptrdiff_t kept = run * w->kept_stride;                                             \
-        const char *x = w->x + run * w->x_stride, *dy = w->dy + run * w->dy_stride;              \
-        char *y = w->y + run * w->y_stride;                                                      \
-        ptrdiff_t i = 0;                                                                         \
-        (void)dy, (void)y;                                                                       \
-        for (; i + 2 * LANES <= w->n; i += 2 * LANES) LANE(2, 0)                                 \
-        if (i + LANES <= w->n) {                                                                 \
-            LANE(1, 0)                                                                           \
-            i += LANES;                                                                          \
-        }                                                                                        \
-        if (i < w->n) LANE(1, w->n - i)                                                          \
+/* Runs BODY(K, partial) over each run of the tile: over pairs of vectors (K = 2), a vector, a partial vector.
+ * Captures tile; declares x, dy and y, the run's addresses, `offset`, its offset in the workspace in bytes, and i. */
+#define FOR_TILE(BODY)                                                                          \
+    for (ptrdiff_t run = 0; run < tile->runs; ++run) {                                          \
+        const ptrdiff_t offset = run * tile->workspace_stride;                                  \
+        const char *x = tile->x + run * tile->x_stride, *dy = tile->dy + run * tile->dy_stride; \
+        char *y = tile->y + run * tile->y_stride;                                               \
+        ptrdiff_t i = 0;                                                                        \
+        (void)dy, (void)y;                                                                      \
+        for (; i + 2 * LANES <= tile->n; i += 2 * LANES) BODY(2, 0)                             \
+        if (i + LANES <= tile->n) {                                                             \
+            BODY(1, 0)                                                                          \
+            i += LANES;                                                                         \
+        }                                                                                       \
+        if (i < tile->n) BODY(1, tile->n - i)                                                   \
     }
-#define EACH(K) for (int k = 0; k < K; ++k)
-#define AT (i + k * LANES)
-#define SLOPE(part) (activation == 2 ? FN(vector_parameter)(w->slopes, AT, part) : slope)
-/* In what is kept, and in the result. */
-#define KEEP(p, v, part)                                                                         \
-    FN(vector_keep)((A *)((p) + kept), AT, part, v);
-#define WRITE(K, part, result)                                                                   \
-    {                                                                                            \
-        if (K == 2) STORE_PAIR((S *)y + i, result[0], result[K - 1]);                            \
-        else FN(vector_store)(y, i, part, result[0], 0);                                          \
+/* Each of the K vectors at i, and the first element of vector k. */
+#define FOR_VECTORS(K) for (int k = 0; k < K; ++k)
+#define ELEMENT (i + k * LANES)
+#define SLOPE(partial) (activation == ACT_SLOPES ? FN(acc_load)(tile->slopes, ELEMENT, partial) : slope)
+/* Stores vector k of the run to an array of the workspace. */
+#define STORE_WORKSPACE(array, v, partial) \
+    FN(acc_store)((A *)((array) + offset), ELEMENT, partial, v);
+#define STORE_RESULT(K, partial, result)                              \
+    {                                                                 \
+        if (K == 2) STORE_PAIR((S *)y + i, result[0], result[K - 1]); \
+        else FN(vector_store)(y, i, partial, result[0], 0);           \
     }
-/* Memory is idle while roots are taken: ask for what comes next, a line of memory each time. */
-#define AHEAD(K, p, ahead)                                                                       \
-    for (int k = 0; k < K; k += 64 / (LANES * sizeof(S)))                                        \
-        __builtin_prefetch((const char *)((const S *)(p) + AT) + (ahead), 0, 3);
+/* Prefetches the cache lines `distance` bytes after the K vectors at p + i: square roots and divisions leave memory
+ * bandwidth unused. */
+#define PREFETCH_NEXT(K, p, distance)                              \
+    for (int k = 0; k < K; k += LANES_ALIGN / (LANES * sizeof(S))) \
+        __builtin_prefetch((const char *)((const S *)(p) + ELEMENT) + (distance), 0, 3);
 
-/* sum = the sum of a window's rows, in their order; `part` elements of it, or 0: whole lanes. */
-INLINE void FN(window_sum)(const WindowTile *w, ptrdiff_t kept, ptrdiff_t i, ptrdiff_t part, AL *sum,
+/* sum = the sum of the window's rows, in their order. */
+INLINE void FN(window_sum)(const WindowTile *tile, ptrdiff_t offset, ptrdiff_t i, ptrdiff_t partial, VECTOR *sum,
                            const int K) {
-    EACH(K) sum[k] = SET(0);
-    for (ptrdiff_t row = 0; row < w->count; ++row)
-        EACH(K) sum[k] = ADD(sum[k], FN(vector_parameter)(w->rows[row] + kept, AT, part));
+    FOR_VECTORS(K) sum[k] = SET(0);
+    for (ptrdiff_t row = 0; row < tile->count; ++row)
+        FOR_VECTORS(K) sum[k] = ADD(sum[k], FN(acc_load)(tile->rows[row] + offset, ELEMENT, partial));
 }
 
-/* scale = k + alpha * the sum of squares. A window's last row may be `fresh`: it is squared here, and
- * its squares are kept for other windows. */
-INLINE void FN(window_scale)(const WindowTile *w, ptrdiff_t kept, ptrdiff_t i, ptrdiff_t part, AL *scale,
+/* scale = k + alpha * the sum of squares. The window's newest row, if any, is squared here, and its squares are stored
+ * in the workspace for other windows. */
+INLINE void FN(window_scale)(const WindowTile *tile, ptrdiff_t offset, ptrdiff_t i, ptrdiff_t partial, VECTOR *scale,
                              const int K) {
-    const AL alpha = SET(w->alpha), constant = SET(w->k);
-    FN(window_sum)(w, kept, i, part, scale, K);
-    if (w->newest)
-        EACH(K) {
-            const AL v = FN(vector_load)(w->newest, AT, part, SET(0)), square = MUL(v, v);
-            KEEP(w->squares, square, part)
+    const VECTOR alpha = SET(tile->alpha), constant = SET(tile->k);
+    FN(window_sum)(tile, offset, i, partial, scale, K);
+    if (tile->newest)
+        FOR_VECTORS(K) {
+            const VECTOR v = FN(vector_load)(tile->newest, ELEMENT, partial, SET(0)), square = MUL(v, v);
+            STORE_WORKSPACE(tile->squares, square, partial)
             scale[k] = ADD(scale[k], square);
         }
-    EACH(K) scale[k] = ADD(constant, MUL(alpha, scale[k]));
+    FOR_VECTORS(K) scale[k] = ADD(constant, MUL(alpha, scale[k]));
 }
 
-/* Any power; out of line, as two of them side by side want more registers than there are. */
-static __attribute__((noinline)) AL FN(any_response)(AL scale, double beta) {
-    return CAT(A, power)(scale, beta);
+/* scale ** -beta for any beta. Not inlined: two of them side by side need more registers than there are. */
+static __attribute__((noinline)) VECTOR FN(scale_pow_any)(VECTOR scale, double beta) {
+    return CAT(A, negative_power)(scale, beta);
 }
 
 /* scale ** -beta */
-INLINE AL FN(response)(AL scale, double beta) {
+INLINE VECTOR FN(scale_pow)(VECTOR scale, double beta) {
     if (beta == 0.75) {
-        const AL root = CAT(A, sqrt)(scale);
+        const VECTOR root = CAT(A, sqrt)(scale);
         return CAT(A, div)(SET(1), MUL(root, CAT(A, sqrt)(root)));
     }
     if (beta == 0.5) return CAT(A, div)(SET(1), CAT(A, sqrt)(scale));
     if (beta == 1) return CAT(A, div)(SET(1), scale);
-    return FN(any_response)(scale, beta);
+    return FN(scale_pow_any)(scale, beta);
 }
 
-/* The gradient through the activation; x * power is its input, to a factor that is positive. */
-#define ACTIVATION_BACKWARD(g, v, p, part) (activation ? FN(activation_backward)(g, MUL(v, p), SLOPE(part), NULL) : (g))
+/* The gradient of z = x * scale ** -beta, the input of the activation, from g. */
+#define ACTIVATION_BACKWARD(g, x_value, scale_pow, partial) \
+    (activation ? FN(activation_backward)(g, MUL(x_value, scale_pow), SLOPE(partial), NULL) : (g))
 
 /* squares[i] = x[i]**2 */
-static void FN(window_squares)(const WindowTile *w) {
-#define LANE(K, part)                                                                            \
-    EACH(K) {                                                                                    \
-        const AL v = FN(vector_load)(x, AT, part, SET(0));                                        \
-        KEEP(w->squares, MUL(v, v), part)                                                        \
+static void FN(window_squares)(const WindowTile *tile) {
+#define SQUARES(K, partial)                                            \
+    FOR_VECTORS(K) {                                                   \
+        const VECTOR v = FN(vector_load)(x, ELEMENT, partial, SET(0)); \
+        STORE_WORKSPACE(tile->squares, MUL(v, v), partial)             \
     }
-    FOR_LANES(LANE)
-#undef LANE
+    FOR_TILE(SQUARES)
+#undef SQUARES
 }
 
-/* y = x * (k + alpha * sum of squares) ** -beta, then the activation. */
-INLINE void FN(window_apply_any)(const WindowTile *tile, double beta, const int activation) {
-    const WindowTile own = *tile, *const w = &own; /* which no store can change */
-    const AL slope = SET(w->slope);
-#define LANE(K, part)                                                                            \
-    {                                                                                            \
-        AL scale[2], z[2];                                                                       \
-        AHEAD(K, x, w->x_prefetch)                                                                  \
-        AHEAD(K, y, w->y_prefetch)                                                                  \
-        FN(window_scale)(w, kept, i, part, scale, K);                                            \
-        EACH(K) {                                                                                \
-            z[k] = MUL(FN(vector_load)(x, AT, part, SET(0)), FN(response)(scale[k], beta));       \
-            if (activation) z[k] = IF_POSITIVE(z[k], z[k], MUL(z[k], SLOPE(part)));              \
-        }                                                                                        \
-        WRITE(K, part, z)                                                                        \
+/* y = x * scale ** -beta, then the activation. */
+INLINE void FN(window_apply_any)(const WindowTile *tile_in, double beta, const int activation) {
+    const WindowTile copy = *tile_in, *const tile = &copy; /* a copy, which no store can change */
+    const VECTOR slope = SET(tile->slope);
+#define APPLY(K, partial)                                                                            \
+    {                                                                                                \
+        VECTOR scale[2], z[2];                                                                       \
+        PREFETCH_NEXT(K, x, tile->x_prefetch)                                                        \
+        PREFETCH_NEXT(K, y, tile->y_prefetch)                                                        \
+        FN(window_scale)(tile, offset, i, partial, scale, K);                                        \
+        FOR_VECTORS(K) {                                                                             \
+            z[k] = MUL(FN(vector_load)(x, ELEMENT, partial, SET(0)), FN(scale_pow)(scale[k], beta)); \
+            if (activation) z[k] = IF_POSITIVE(z[k], z[k], MUL(z[k], SLOPE(partial)));               \
+        }                                                                                            \
+        STORE_RESULT(K, partial, z)                                                                  \
     }
-    FOR_LANES(LANE)
-#undef LANE
+    FOR_TILE(APPLY)
+#undef APPLY
 }
-static void FN(window_apply)(const WindowTile *w) {
-    if (w->beta == 0.75 && !w->activation) FN(window_apply_any)(w, 0.75, 0);
-    else FN(window_apply_any)(w, w->beta, w->activation);
+static void FN(window_apply)(const WindowTile *tile) {
+    if (tile->beta == 0.75 && !tile->activation) FN(window_apply_any)(tile, 0.75, ACT_NONE);
+    else FN(window_apply_any)(tile, tile->beta, tile->activation);
 }
 
-/* power = scale ** -beta, shared = g * x * scale ** (-beta - 1): what a channel did to its window. */
-INLINE void FN(window_prepare_any)(const WindowTile *tile, double beta, const int activation) {
-    const WindowTile own = *tile, *const w = &own; /* which no store can change */
-    const AL slope = SET(w->slope);
-#define LANE(K, part)                                                                            \
-    {                                                                                            \
-        AL scale[2];                                                                             \
-        AHEAD(K, x, w->x_prefetch)                                                                  \
-        AHEAD(K, dy, w->dy_prefetch)                                                                \
-        AHEAD(K, y, w->y_prefetch)                                                                  \
-        FN(window_scale)(w, kept, i, part, scale, K);                                            \
-        EACH(K) {                                                                                \
-            const AL inverse = CAT(A, div)(SET(1), scale[k]), p = FN(response)(scale[k], beta);  \
-            const AL v = FN(vector_load)(x, AT, part, SET(0));                                    \
-            const AL g = ACTIVATION_BACKWARD(FN(vector_load)(dy, AT, part, SET(0)), v, p, part);              \
-            KEEP(w->scale_pow, p, part)                                                              \
-            KEEP(w->grad_term, MUL(MUL(g, v), MUL(p, inverse)), part)                               \
-        }                                                                                        \
+/* The first step of backward: scale_pow = scale ** -beta and grad_term = g * x * scale ** (-beta - 1), what an element
+ * adds to the gradient of each element of its window, up to a constant factor. */
+INLINE void FN(window_prepare_any)(const WindowTile *tile_in, double beta, const int activation) {
+    const WindowTile copy = *tile_in, *const tile = &copy; /* a copy, which no store can change */
+    const VECTOR slope = SET(tile->slope);
+#define PREPARE(K, partial)                                                                                     \
+    {                                                                                                           \
+        VECTOR scale[2];                                                                                        \
+        PREFETCH_NEXT(K, x, tile->x_prefetch)                                                                   \
+        PREFETCH_NEXT(K, dy, tile->dy_prefetch)                                                                 \
+        PREFETCH_NEXT(K, y, tile->y_prefetch)                                                                   \
+        FN(window_scale)(tile, offset, i, partial, scale, K);                                                   \
+        FOR_VECTORS(K) {                                                                                        \
+            const VECTOR inverse = CAT(A, div)(SET(1), scale[k]), p = FN(scale_pow)(scale[k], beta);            \
+            const VECTOR v = FN(vector_load)(x, ELEMENT, partial, SET(0));                                      \
+            const VECTOR g = ACTIVATION_BACKWARD(FN(vector_load)(dy, ELEMENT, partial, SET(0)), v, p, partial); \
+            STORE_WORKSPACE(tile->scale_pow, p, partial)                                                        \
+            STORE_WORKSPACE(tile->grad_term, MUL(MUL(g, v), MUL(p, inverse)), partial)                          \
+        }                                                                                                       \
     }
-    FOR_LANES(LANE)
-#undef LANE
+    FOR_TILE(PREPARE)
+#undef PREPARE
 }
-static void FN(window_prepare)(const WindowTile *w) {
-    if (w->beta == 0.75 && !w->activation) FN(window_prepare_any)(w, 0.75, 0);
-    else FN(window_prepare_any)(w, w->beta, w->activation);
+static void FN(window_prepare)(const WindowTile *tile) {
+    if (tile->beta == 0.75 && !tile->activation) FN(window_prepare_any)(tile, 0.75, ACT_NONE);
+    else FN(window_prepare_any)(tile, tile->beta, tile->activation);
 }
 
-/* dx = g * power - 2 * alpha * beta * x * (sum of `shared` over the windows that x is in) */
-static void FN(window_grad)(const WindowTile *tile) {
-    const WindowTile own = *tile, *const w = &own; /* which no store can change */
-    const AL c = SET(2 * w->alpha * w->beta), slope = SET(w->slope);
-    const int activation = w->activation;
-#define LANE(K, part)                                                                            \
-    {                                                                                            \
-        AL sum[2];                                                                               \
-        FN(window_sum)(w, kept, i, part, sum, K);                                                \
-        EACH(K) {                                                                                \
-            const AL v = FN(vector_load)(x, AT, part, SET(0));                                    \
-            const AL p = FN(vector_parameter)(w->scale_pow + kept, AT, part);                            \
-            const AL g = ACTIVATION_BACKWARD(FN(vector_load)(dy, AT, part, SET(0)), v, p, part);              \
-            sum[k] = SUB(MUL(g, p), MUL(MUL(c, v), sum[k]));                                     \
-        }                                                                                        \
-        WRITE(K, part, sum)                                                                      \
+/* dx = g * scale_pow - 2 * alpha * beta * x * (the sum of grad_term over the windows that x is in) */
+static void FN(window_grad)(const WindowTile *tile_in) {
+    const WindowTile copy = *tile_in, *const tile = &copy; /* a copy, which no store can change */
+    const VECTOR factor = SET(2 * tile->alpha * tile->beta), slope = SET(tile->slope);
+    const int activation = tile->activation;
+#define GRAD(K, partial)                                                                                        \
+    {                                                                                                           \
+        VECTOR dx[2];                                                                                           \
+        FN(window_sum)(tile, offset, i, partial, dx, K);                                                        \
+        FOR_VECTORS(K) {                                                                                        \
+            const VECTOR v = FN(vector_load)(x, ELEMENT, partial, SET(0));                                      \
+            const VECTOR p = FN(acc_load)(tile->scale_pow + offset, ELEMENT, partial);                          \
+            const VECTOR g = ACTIVATION_BACKWARD(FN(vector_load)(dy, ELEMENT, partial, SET(0)), v, p, partial); \
+            dx[k] = SUB(MUL(g, p), MUL(MUL(factor, v), dx[k]));                                                 \
+        }                                                                                                       \
+        STORE_RESULT(K, partial, dx)                                                                            \
     }
-    FOR_LANES(LANE)
-#undef LANE
+    FOR_TILE(GRAD)
+#undef GRAD
 }
-#undef FOR_LANES
-#undef EACH
-#undef AT
+
+#undef FOR_TILE
+#undef FOR_VECTORS
+#undef ELEMENT
 #undef SLOPE
+#undef STORE_WORKSPACE
+#undef STORE_RESULT
+#undef PREFETCH_NEXT
 #undef ACTIVATION_BACKWARD
-#undef KEEP
-#undef WRITE
-#undef AHEAD

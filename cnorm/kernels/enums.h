@@ -1,0 +1,12 @@
+/* Enums that the C loops and Cython share; job.pxd declares them for Cython. */
+#ifndef CNORM_ENUMS_H
+#define CNORM_ENUMS_H
+
+/* Storage types: the index of LOOPS_BY_DTYPE in loops/table.h. */
+enum Dtype { FLOAT32, FLOAT64, FLOAT16, BFLOAT16 };
+
+/* The activation after the normalization: none; z where z > 0, else slope * z, with one slope, or with a slope per
+ * channel or per element. 0 means none everywhere, so `if (activation)` reads as "with an activation". */
+enum Activation { ACT_NONE, ACT_SLOPE, ACT_SLOPES };
+
+#endif
