@@ -163,7 +163,8 @@ if unknown:
 setup(
     ext_modules=cythonize(
         [
-            *(extension(name) for name in ["_runtime", "_pool", "_plan"]),
+            *(extension(name) for name in ["_runtime", "_plan"]),
+            extension("_pool", depends=[str(p) for p in Path("cnorm").glob("*.h")]),
             *(extension(f"_call.{name}") for name in CALLS),
             *(extension(name) for name in ["steps", "functional"]),
             extension("kernels._cpu"),

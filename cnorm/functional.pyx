@@ -157,7 +157,7 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
                   return_stats=False, negative_slope=None):
     """Normalise each channel of each sample over its spatial positions.
 
-    The same as `group_norm` with one group per channel [1]_.
+    This is `group_norm` with one group per channel [1]_.
 
     Parameters
     ----------

@@ -1,14 +1,19 @@
 """What `import cnorm` does to the machine: it reads modules, and nothing else."""
 
 import importlib
+import re
 import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import cnorm
+
+SOURCES = Path(__file__).parents[1] / "cnorm"
+IMPORT = re.compile(r"^from (\.*)([\w.]*) c?import (?:\(([^)]*)\)|(.*))", re.MULTILINE)
 
 # What Python reports of itself (https://docs.python.org/3/library/audit_events.html), in a process
 # that has imported numpy.
@@ -126,3 +131,32 @@ def test_completion_shows_the_public_names(elsewhere):
     stub = (Path(cnorm.__file__).parent / "__init__.pyi").read_text()
     assert "from . import checkpoint as checkpoint" in stub
     assert "from . import interop as interop" in stub
+
+
+def imports():
+    """Of each module of the package, in Python or Cython, those that it imports at its head."""
+    files = {}
+    for path in [p for suffix in ("py", "pyx", "pxd") for p in SOURCES.rglob(f"*.{suffix}")]:
+        name = ".".join(["cnorm", *path.relative_to(SOURCES).with_suffix("").parts])
+        files.setdefault(name.removesuffix(".__init__"), []).append(path)
+    graph = {}
+    for name, paths in files.items():
+        found = graph[name] = set()
+        for path in paths:
+            package = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
+            for dots, module, *names in IMPORT.findall(path.read_text(encoding="utf-8")):
+                parents = package[: len(package) - len(dots) + 1] if dots else []
+                base = ".".join([*parents, *filter(None, [module])])
+                for imported in re.findall(r"\w+", " ".join(names)):
+                    target = f"{base}.{imported}"
+                    found.add(target if target in files else base)
+        # `cnorm` is where everything else is imported from, by its full name or by dots
+        found &= files.keys() - {name, "cnorm"}
+    return graph
+
+
+def test_no_modules_import_each_other():
+    graph = imports()
+    assert "cnorm._call.arrays" in graph["cnorm._call.rows"]
+    assert "cnorm.steps" in graph["cnorm._switch"]
+    list(TopologicalSorter(graph).static_order())  # CycleError names those in a circle

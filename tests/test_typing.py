@@ -12,14 +12,12 @@ from pathlib import Path
 import pytest
 
 import cnorm
-from cnorm import functional
+from cnorm import functional, steps
 
 pytest.importorskip("mypy")
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = [
-    value
-    for name, value in vars(functional).items()
-    if name.islower() and not name.startswith("_") and callable(value)
+    getattr(module, name) for module in (functional, steps) for name in sorted(module.__all__)
 ]
 
 

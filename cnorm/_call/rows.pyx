@@ -164,8 +164,8 @@ cdef class RowsCall(Call):
         return 0
 
     cdef cnp.ndarray backward(self, cnp.ndarray grad_output, cnp.ndarray out, cnp.ndarray addend=None):
-        """grad_input, addend `addend`. The sums of weight, bias and slope go to `grads`; those of grad_weight
-        and grad_bias there, where these are given."""
+        """grad_input, to which `addend` is added. The sums of weight, bias and slope go to `grads`, but to
+        grad_weight and grad_bias where these are arrays."""
         cdef Plan p
         cdef Job a
         self.grads = self.workspace(self.length, 3)
@@ -217,7 +217,7 @@ cdef object forward_contiguous(object input, object normalized_shape, object wei
     """layer_norm or rms_norm of C-contiguous native arrays over the last axis; None where the general call must look.
 
     The arrays may be large. Of small ones, everything here must cost less than the norm itself: 16 float32
-    elements take about 0.12 us, and the general call about 1 us more.
+    elements take about 0.2 us, and the general call 0.35 us more.
     """
     cdef cnp.ndarray x, y
     cdef cnp.ndarray mean = None, rstd = None

@@ -2,6 +2,10 @@
 
 A batch changes all of them, and their count, or nothing: what may fail, or run Python code, where an interrupt may
 be raised, comes before the first of them is written.
+
+Here, and in `channels`, vectors are pointers and lengths, not typed memoryviews. To acquire the memoryviews of two
+running statistics takes 0.33 us; a whole `batch_norm` of (4, 16) float32 in training takes 0.85 us with pointers.
+Workspace is no array, and a memoryview of it would be an object of its own.
 """
 
 import numpy as np
@@ -73,6 +77,7 @@ cdef void mix(cnp.ndarray running, double factor, const double *batch, double di
 
 cdef void mix_floats(char *p, Py_ssize_t n, Py_ssize_t step, double factor, const double *batch,
                      double divisor) noexcept:
+    """`mix` of n floats that lie `step` bytes apart."""
     cdef Py_ssize_t i
     for i in range(n):
         (<float *> (p + i * step))[0] = <float> ((1 - factor) * <double> (<float *> (p + i * step))[0]

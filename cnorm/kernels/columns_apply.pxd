@@ -6,7 +6,7 @@ from cnorm.kernels.coefficients cimport (
     split_means)
 from cnorm.kernels.columns_layout cimport (
     ColumnLayout, addresses_of_rows, column_block_begin, column_block_size, row_at, rows_are_contiguous)
-from cnorm.kernels.job cimport Job, k
+from cnorm.kernels.job cimport Job
 from cnorm.kernels.loops cimport LANES_ALIGN, CoefficientArrays, ColumnCoefficients, store_fence
 from cnorm.kernels.tuning cimport COEFFICIENT_CHUNK, COLUMN_BLOCK_ROWS, PEEL_MAX_ELEMENTS, PEEL_MIN_BYTES
 

@@ -21,7 +21,7 @@ from cnorm.kernels.columns_layout cimport (
     ColumnLayout, PackedRows, column_block_begin, column_block_size, column_layout, rows_are_contiguous,
     set_packed_rows)
 from cnorm.kernels.columns_moments cimport whole_rows
-from cnorm.kernels.job cimport COLUMN_BLOCKS, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, dy, mean, x
+from cnorm.kernels.job cimport COLUMN_BLOCKS, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job
 from cnorm.kernels.loops cimport ColumnCoefficients, store_fence
 from cnorm.kernels.schedule cimport min_chunk, samples_per_thread, schedule_columns
 from cnorm.kernels.statistics cimport mean_hi_part

@@ -1,5 +1,5 @@
 # Columns: how the rows and columns of a sample are cut, and where they are in memory. See columns.pyx.
-from cnorm.kernels.job cimport Job, Schedule, Tensor, y
+from cnorm.kernels.job cimport Job, Schedule, Tensor
 from cnorm.kernels.loops cimport LANES_ALIGN, LOOPS_BY_DTYPE, LoopTable
 from cnorm.kernels.machine cimport columns_from_memory
 from cnorm.kernels.tuning cimport (

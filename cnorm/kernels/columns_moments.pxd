@@ -4,7 +4,7 @@ from libc.string cimport memcpy, memset
 from cnorm.kernels.coefficients cimport set_value, value_at
 from cnorm.kernels.columns_layout cimport (
     ColumnLayout, PackedRows, column_block_begin, column_block_size, set_packed_rows)
-from cnorm.kernels.job cimport Job, x
+from cnorm.kernels.job cimport Job
 from cnorm.kernels.loops cimport LOOPS_BY_DTYPE
 from cnorm.kernels.moments cimport finite
 from cnorm.kernels.statistics cimport merge_moments, moments_about, rstd_from_variance, shift_is_poor

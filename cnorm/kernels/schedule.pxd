@@ -5,7 +5,7 @@ from cnorm.kernels.columns_layout cimport ColumnLayout
 from cnorm.kernels.job cimport (
     COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER, PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES,
     SAMPLES_PER_THREAD, SUMS_GIVEN, SUMS_INTERNAL, TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Job,
-    Schedule, Tensor, WindowJob, dy, x, y)
+    Schedule, Tensor, WindowJob)
 from cnorm.kernels.loops cimport ROWS_UNROLLED
 from cnorm.kernels.machine cimport (
     MACHINE, batch_bytes, batch_bytes_cached, cached_traffic, nontemporal_one_read, nontemporal_rows_grad,

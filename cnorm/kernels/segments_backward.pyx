@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 
 from cnorm.kernels.coefficients cimport (
     N_GRAD_SUMS, PASS_BACKWARD, PASS_SUMS, ChannelValues, coefficients, split_means)
-from cnorm.kernels.job cimport SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, TWO_SWEEPS, UNIT_BATCHES, Job, k, weight
+from cnorm.kernels.job cimport SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, TWO_SWEEPS, UNIT_BATCHES, Job
 from cnorm.kernels.loops cimport Coefficients, store_fence
 from cnorm.kernels.moments cimport (
     ContiguousTile, ElementRange, UnitBlocks, contiguous_tile, element_at, gather, next_range,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 import cnorm
 import cnorm.functional as F
-from cnorm import checkpoint
+from cnorm import checkpoint, steps
 
 Array = NDArray[Any]
 Statistics = NDArray[np.float64]
@@ -34,6 +34,15 @@ assert_type(F.local_response_norm_backward(y, x, 5), Array)
 F.layer_norm(x, "4")  # type: ignore[arg-type]
 F.layer_norm(x, 4, training=True)  # type: ignore[call-overload]
 F.local_response_norm(x)  # type: ignore[call-arg]
+
+# Steps
+count, center, low, m2 = steps.moments(x, groups=3)
+assert_type((count, center), tuple[int, Statistics])
+assert_type(steps.apply(x, None, None, m2, bias=[1.0, 0.0, 2.0], groups=3), Array)
+assert_type(steps.grad_sums(x, x, center, low, m2)[0], Statistics)
+assert_type(steps.grad_apply(x, x, center, low, m2, None, None, m2, count, out=x), Array)
+assert_type(steps.grad_moments(x, x, center, low, center, m2), Array)
+steps.moments(x, 1)  # type: ignore[misc]
 
 # Layers
 norm = cnorm.BatchNorm2d(3, dtype=np.float64, channel_axis=-1, activation=cnorm.PReLU(3))
