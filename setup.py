@@ -108,7 +108,8 @@ def extension(name, flags=(), depends=(), **kwargs):
 
 
 KERNELS = Path("cnorm/kernels").iterdir()
-SHIMS = {"_cpu.pyx", *(f"_{name}.pyx" for name in BUILDS)}
+# What the builds do not include.
+SHIMS = {"_cpu.pyx", "api.pyx", "api.pxd", *(f"_{name}.pyx" for name in BUILDS)}
 SOURCES = sorted(str(p) for p in KERNELS if p.suffix in {".pyx", ".h", ".pxd"} and p.name not in SHIMS)
 FUNCTIONAL = ["cnorm/_plan.pxd", "cnorm/_recycle.h", *(str(p) for p in Path("cnorm").glob("*.pxi"))]
 chosen = [b for b in os.environ.get("CNORM_BUILDS", "").split(",") if b] or list(BUILDS)
@@ -122,6 +123,7 @@ setup(
             extension("_plan"),
             extension("functional", depends=["cnorm/kernels/job.pxd", *FUNCTIONAL]),
             extension("kernels._cpu"),
+            extension("kernels.api", depends=["cnorm/kernels/api.pxd", "cnorm/kernels/job.pxd"]),
             *(extension(f"kernels._{name}", BUILDS[name], SOURCES) for name in chosen),
         ],
         compiler_directives={

@@ -5,6 +5,7 @@ cnorm lacks it.
 """
 
 import os
+import sys
 from contextlib import contextmanager
 from importlib import import_module, util
 
@@ -51,17 +52,21 @@ def name():
     return kernels.__name__.rpartition("._")[2]
 
 
+def _use(module):
+    """Take another kernel module; so do the extensions that keep a pointer to its table."""
+    global kernels
+    kernels = module
+    for name in ("cnorm.functional", "cnorm.kernels.api"):
+        if name in sys.modules:
+            sys.modules[name]._use(module.table)
+
+
 @contextmanager
 def using(forced):
     """Run with another kernel module, in this whole process: for tests."""
-    global kernels
-    from . import functional
-
     before = kernels
     try:
-        kernels = choose(forced)
-        functional._use(kernels.table)
+        _use(choose(forced))
         yield
     finally:
-        kernels = before
-        functional._use(before.table)
+        _use(before)
