@@ -96,7 +96,8 @@ def extension(name, flags=(), depends=(), **kwargs):
         include_dirs=["cnorm", "cnorm/kernels", numpy.get_include()],
         # Headers of NumPy 2.0 hide what earlier ones lack, such as allocators, unless told not to.
         define_macros=[
-            # The compiler decides what to inline: told to by `cdef inline`, it takes three times as long.
+            # The compiler decides what to inline: told to by `cdef inline`, it takes three times
+            # as long.
             ("CYTHON_INLINE", "__attribute__((unused))"),
             ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
             ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"),
@@ -110,7 +111,8 @@ def extension(name, flags=(), depends=(), **kwargs):
 KERNELS = Path("cnorm/kernels").iterdir()
 # What the builds do not include.
 SHIMS = {"_cpu.pyx", "api.pyx", "api.pxd", *(f"_{name}.pyx" for name in BUILDS)}
-SOURCES = sorted(str(p) for p in KERNELS if p.suffix in {".pyx", ".h", ".pxd"} and p.name not in SHIMS)
+SUFFIXES = {".pyx", ".h", ".pxd"}
+SOURCES = sorted(str(p) for p in KERNELS if p.suffix in SUFFIXES and p.name not in SHIMS)
 FUNCTIONAL = ["cnorm/_plan.pxd", "cnorm/_recycle.h", *(str(p) for p in Path("cnorm").glob("*.pxi"))]
 chosen = [b for b in os.environ.get("CNORM_BUILDS", "").split(",") if b] or list(BUILDS)
 unknown = set(chosen) - set(BUILDS)

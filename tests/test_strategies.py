@@ -19,7 +19,7 @@ import cnorm
 import cnorm.functional as F
 from cnorm import _dispatch
 
-JOBS = os.environ.get("CNORM_TEST_JOBS", "3")  # of each operation
+JOBS = os.environ.get("CNORM_TEST_JOBS", "4")  # of each operation
 THREADS = (1, 2, 3)
 KIB, MIB = 1 << 10, 1 << 20
 MACHINES = {  # L1 and L2 of a core, and the shared L3

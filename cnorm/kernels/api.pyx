@@ -6,6 +6,9 @@ from libc.string cimport memset
 
 from cnorm.kernels.job cimport FLOAT32, FLOAT64, Job, Kernels, Tensor, WindowJob, norm_kernel
 
+cdef enum:
+    MAX_THREADS = 1024   # of a call, as everywhere in cnorm
+
 cdef Kernels *kernels
 
 
@@ -87,13 +90,17 @@ cdef inline void set_shape(Py_ssize_t *shape, Py_ssize_t s0, Py_ssize_t s1, Py_s
     shape[4] = s4
 
 
+cdef inline int threads_of(int threads) noexcept nogil:
+    return min(MAX_THREADS, max(1, threads))
+
+
 cdef inline Job new_job(int dtype, bint centred, double eps, int threads) noexcept nogil:
     cdef Job job
     memset(&job, 0, sizeof(job))
     job.dtype = dtype
     job.centred = centred
     job.eps = eps
-    job.threads = max(1, threads)
+    job.threads = threads_of(threads)
     job.channels.channels_per_group = 1
     return job
 
@@ -424,7 +431,7 @@ cdef int window(const real[:, :, :] x, const real[:, :, :] dy, const real[:, :, 
     else:
         set_shape(job.shape, x.shape[0], channels, 1, 1, x.shape[2])
     job.dtype = dtype_of(&x[0, 0, 0])
-    job.threads = max(1, threads)
+    job.threads = threads_of(threads)
     job.x = window_tensor(x, job.channels_last)
     job.y = window_tensor(y, job.channels_last)
     if backward:
