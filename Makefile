@@ -2,7 +2,7 @@
 PYTHON ?= python
 DIST ?= dist
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
-SANITIZED := tests/test_operations.py tests/test_forward.py tests/test_backward.py tests/test_epilogue.py
+SANITIZED := tests/kernels/test_entries.py tests/test_operations.py tests/test_forward.py tests/test_backward.py tests/test_epilogue.py
 
 .PHONY: build wheel test test-large bench lint asan memcheck docs clean
 

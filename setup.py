@@ -145,15 +145,16 @@ def extension(name, flags=(), depends=(), macros=(), **kwargs):
 
 
 KERNELS = Path("cnorm/kernels").rglob("*")
-SHIMS = {"_cpu.pyx", *(f"_{name}.pyx" for name in BUILDS)}
+# What the builds do not include.
+SHIMS = {"_cpu.pyx", "api.pyx", "api.pxd", *(f"_{name}.pyx" for name in BUILDS)}
 SOURCES = sorted(
     str(p) for p in KERNELS if p.suffix in {".pyx", ".h", ".pxd"} and p.name not in SHIMS
 )
 # Each imports those before it; cythonize finds what they cimport, and compiles them again where
 # that changed.
 CALLS = ["observe", "arrays", "checks", "output", "running", "rows", "channels", "window"]
-# The text that kernels share is in `cdef inline` functions of .pxd files. Told to inline all of them, the
-# compiler takes three times as long: it decides by itself.
+# The text that kernels share is in `cdef inline` functions of .pxd files. Told to inline all of
+# them, the compiler takes three times as long: it decides by itself.
 SHARED_TEXT = [("CYTHON_INLINE", "__attribute__((unused))")]
 chosen = [b for b in os.environ.get("CNORM_BUILDS", "").split(",") if b] or list(BUILDS)
 unknown = set(chosen) - set(BUILDS)
@@ -168,6 +169,7 @@ setup(
             *(extension(f"_call.{name}") for name in CALLS),
             *(extension(name) for name in ["steps", "functional"]),
             extension("kernels._cpu"),
+            extension("kernels.api", depends=["cnorm/kernels/api.pxd", "cnorm/kernels/job.pxd"]),
             *(extension(f"kernels._{name}", BUILDS[name], SOURCES, SHARED_TEXT) for name in chosen),
         ],
         compiler_directives={

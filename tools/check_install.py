@@ -20,6 +20,7 @@ import cnorm
 import cnorm.functional as F
 from cnorm import _dispatch, _runtime
 from cnorm import _reference as reference
+from cnorm._operations import OPERATIONS, Inputs
 
 FEATURES = {
     "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
@@ -27,63 +28,32 @@ FEATURES = {
 }
 
 
-def calls():
-    """Name and arguments of a call of each function, backward with what forward returned."""
-    rng = np.random.default_rng(0)
-    x, dy = rng.standard_normal((2, 4, 6, 5, 5), np.float32)
-    w, b = rng.standard_normal((2, 6), np.float32)
-    row = rng.standard_normal((2, 5), np.float32)
-    mix = rng.standard_normal((2, 3), np.float32)
-    zeros, ones = np.zeros(6, np.float32), np.ones(6, np.float32)
+class Recorder:
+    """A module of functions that keeps the names of those it was asked for."""
 
-    def stats(name, *args, skip=1):
-        return getattr(reference, name)(*args, return_stats=True)[skip:]
+    def __init__(self, module):
+        self.module, self.asked = module, set()
 
-    switch = (zeros, ones, w, b, *mix, True)
-    yield "batch_norm", (x, zeros, ones, w, b)
-    yield "batch_norm_backward", (dy, x, *stats("batch_norm", x, None, None, w, b, True), w)
-    yield "instance_norm", (x, None, None, w, b)
-    yield "instance_norm_backward", (dy, x, *stats("instance_norm", x), w)
-    yield "group_norm", (x, 3, w, b)
-    yield "group_norm_backward", (dy, x, 3, *stats("group_norm", x, 3), w)
-    yield "layer_norm", (x, 5, *row)
-    yield "layer_norm_backward", (dy, x, 5, *stats("layer_norm", x, 5), row[0])
-    yield "rms_norm", (x, 5, row[0])
-    yield "rms_norm_backward", (dy, x, 5, *stats("rms_norm", x, 5), row[0])
-    yield "add_layer_norm", (x, dy, 5, *row)
-    kept = stats("add_layer_norm", x, dy, 5, *row)
-    yield "add_layer_norm_backward", (dy, x, kept[0], 5, *kept[1:], row[0])
-    yield "add_rms_norm", (x, dy, 5, row[0])
-    kept = stats("add_rms_norm", x, dy, 5, row[0])
-    yield "add_rms_norm_backward", (dy, x, kept[0], 5, *kept[1:], row[0])
-    yield "switch_norm", (x, *(a.copy() for a in switch[:6]), True)
-    yield "switch_norm_backward", (dy, x, switch, w, *mix)
-    yield "local_response_norm", (x, 3)
-    yield "local_response_norm_backward", (dy, x, 3)
-    yield "cross_map_lrn", (x, 3)
-    yield "cross_map_lrn_backward", (dy, x, 3)
+    def __getattr__(self, name):
+        self.asked.add(name)
+        return getattr(self.module, name)
 
 
-def run(module, name, args):
-    """The arrays that a call gives; switch_norm's statistics are the module's own."""
-    if name == "switch_norm_backward":
-        dy, x, forward, *rest = args
-        forward = [a.copy() if isinstance(a, np.ndarray) else a for a in forward]
-        args = (dy, x, module.switch_norm(x, *forward, return_stats=True)[1], *rest)
-    result = getattr(module, name)(*args)
-    return result if isinstance(result, tuple) else (result,)
+def results(module):
+    """What the cases of every operation give: arrays by the case's name."""
+    inputs = Inputs((4, 6, 5, 5), 1, np.dtype(np.float32))
+    cases = [case for operation in OPERATIONS for case in operation.cases]
+    return {name: case(module, inputs) for name, case in cases}
 
 
 def check_functions():
-    functions = {name for name, f in vars(F).items() if callable(f) and not isinstance(f, type)}
-    public = {name for name in functions if not name.startswith("_")}
-    tried = set()
-    for name, args in calls():
-        for got, want in zip(run(F, name, args), run(reference, name, args), strict=True):
+    recorder = Recorder(F)
+    found, expected = results(recorder), results(reference)
+    for name, arrays in found.items():
+        for got, want in zip(arrays, expected[name], strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5, err_msg=name)
-        tried.add(name)
-    assert tried == public, f"not tried: {sorted(public - tried)}"
-    print(f"{len(tried)} functions are right")
+    assert recorder.asked == set(F.__all__), recorder.asked ^ set(F.__all__)
+    print(f"{len(recorder.asked)} functions are right")
 
 
 def check_module():
@@ -116,7 +86,7 @@ def check_build():
     for name in _dispatch.available():
         with _dispatch.using(name):
             assert _dispatch.name() == name
-            bits[name] = [a.tobytes() for call in calls() for a in run(F, *call)]
+            bits[name] = [a.tobytes() for arrays in results(F).values() for a in arrays]
     assert len({tuple(b) for b in bits.values()}) == 1, f"{list(bits)} differ"
     print(f"{chosen} was chosen; {', '.join(bits)} give the same bits")
 

@@ -37,7 +37,11 @@ printf '%s: %d kB\n' "$(basename "$wheel")" $((size / 1024))
 ((size <= limit)) || fail "the wheel has $size bytes; at most $limit are allowed"
 names=$("$python" -m zipfile -l "$wheel" | awk '{print $1}')
 grep -q 'cnorm_layers\.libs/libgomp' <<< "$names" || fail "the wheel does not bring libgomp"
-! grep -E '\.(c|pyx|pxi|pxd|h)$' <<< "$names" || fail "the wheel has sources"
+! grep -E '\.(c|pyx|pxi|h)$' <<< "$names" || fail "the wheel has sources"
+# what `from cnorm.kernels.api cimport ...` reads, and nothing else
+declared=$(grep '\.pxd$' <<< "$names" | sort | tr '\n' ' ')
+[[ $declared == "cnorm/kernels/__init__.pxd cnorm/kernels/api.pxd " ]] \
+    || fail "the wheel should declare cnorm.kernels.api alone, but has: $declared"
 
 step "the wheel in a new environment, nothing else on the PATH"
 "$python" -m venv "$work/fresh"

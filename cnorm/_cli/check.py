@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import product, repeat
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import cnorm
-from cnorm import _dispatch, _reference, functional
+from cnorm import _dispatch, _operations, _reference, functional
 from cnorm._cli._screen import progress, table
-
-Array = NDArray[Any]
-Function = Callable[..., tuple[Array, ...]]
+from cnorm._operations import Array, Inputs
 
 # Shapes and where their channels are: odd sizes around the kernels' lanes, several tiles, images.
 CASES = (
@@ -36,94 +32,8 @@ THREADS = (1, 3)
 LIMITS = {"float32": 16.0, "float64": 64.0, "float16": 1.0, "bfloat16": 1.0}
 
 
-class Inputs:
-    """Random arrays of one shape; parameters are float32 or wider."""
-
-    def __init__(self, shape: tuple[int, ...], channel_axis: int, dtype: np.dtype[Any]) -> None:
-        rng = np.random.default_rng(0)
-        wide = np.promote_types(dtype, np.float32)
-        self.axis = {"channel_axis": channel_axis}
-        self.x, self.residual = rng.uniform(-1, 3, (2, *shape)).astype(dtype)
-        self.dy = rng.uniform(-2, 2, shape).astype(dtype)  # no mean: sums of it stay small
-        by_channel = rng.uniform(0.5, 1.5, (4, shape[channel_axis])).astype(wide)
-        self.weight, self.bias, self.mean, self.var = by_channel
-        self.row_weight, self.row_bias = rng.uniform(0.5, 1.5, (2, shape[-1])).astype(wide)
-        self.mean_mix, self.var_mix = rng.uniform(-1, 1, (2, 3)).astype(wide)
-
-
-def _batch(F: Any, i: Inputs) -> tuple[Array, ...]:
-    mean, var = i.mean.copy(), i.var.copy()
-    y, *stats = F.batch_norm(i.x, mean, var, i.weight, i.bias, True, return_stats=True, **i.axis)
-    return y, mean, var, *F.batch_norm_backward(i.dy, i.x, *stats, i.weight, **i.axis)
-
-
-def _batch_eval(F: Any, i: Inputs) -> tuple[Array, ...]:
-    y, *stats = F.batch_norm(i.x, i.mean, i.var, i.weight, i.bias, return_stats=True, **i.axis)
-    return y, *F.batch_norm_backward(i.dy, i.x, *stats, i.weight, training=False, **i.axis)
-
-
-def _instance(F: Any, i: Inputs) -> tuple[Array, ...]:
-    y, *stats = F.instance_norm(i.x, weight=i.weight, bias=i.bias, return_stats=True, **i.axis)
-    return y, *F.instance_norm_backward(i.dy, i.x, *stats, i.weight, **i.axis)
-
-
-def _group(F: Any, i: Inputs) -> tuple[Array, ...]:
-    y, *stats = F.group_norm(i.x, 3, i.weight, i.bias, return_stats=True, **i.axis)
-    return y, *F.group_norm_backward(i.dy, i.x, 3, *stats, i.weight, **i.axis)
-
-
-def _layer(F: Any, i: Inputs) -> tuple[Array, ...]:
-    shape = i.row_weight.shape
-    y, *stats = F.layer_norm(i.x, shape, i.row_weight, i.row_bias, return_stats=True)
-    return y, *F.layer_norm_backward(i.dy, i.x, shape, *stats, i.row_weight)
-
-
-def _rms(F: Any, i: Inputs) -> tuple[Array, ...]:
-    shape = i.row_weight.shape
-    y, rstd = F.rms_norm(i.x, shape, i.row_weight, 1e-5, return_stats=True)
-    return y, *F.rms_norm_backward(i.dy, i.x, shape, rstd, i.row_weight)
-
-
-def _add_layer(F: Any, i: Inputs) -> tuple[Array, ...]:
-    shape = i.row_weight.shape
-    y, total, *stats = F.add_layer_norm(
-        i.x, i.residual, shape, i.row_weight, i.row_bias, return_stats=True
-    )
-    # of the rounded sum, which is what a later backward is given
-    return y, total, *F.add_layer_norm_backward(i.dy, i.dy, total, shape, *stats, i.row_weight)
-
-
-def _add_rms(F: Any, i: Inputs) -> tuple[Array, ...]:
-    shape = i.row_weight.shape
-    y, total, rstd = F.add_rms_norm(i.x, i.residual, shape, i.row_weight, 1e-5, return_stats=True)
-    return y, total, *F.add_rms_norm_backward(i.dy, i.dy, total, shape, rstd, i.row_weight)
-
-
-def _response(F: Any, i: Inputs) -> tuple[Array, ...]:
-    y = F.local_response_norm(i.x, 5, 0.1, **i.axis)
-    return y, F.local_response_norm_backward(i.dy, i.x, 5, 0.1, **i.axis)
-
-
-def _switch(F: Any, i: Inputs) -> tuple[Array, ...]:
-    mixes = i.mean_mix, i.var_mix
-    y, stats = F.switch_norm(
-        i.x, None, None, i.weight, i.bias, *mixes, True, return_stats=True, **i.axis
-    )
-    return y, *F.switch_norm_backward(i.dy, i.x, stats, i.weight, *mixes, **i.axis)
-
-
-OPERATIONS: dict[str, Function] = {
-    "batch_norm": _batch,
-    "batch_norm, evaluation": _batch_eval,
-    "instance_norm": _instance,
-    "group_norm": _group,
-    "layer_norm": _layer,
-    "rms_norm": _rms,
-    "add_layer_norm": _add_layer,
-    "add_rms_norm": _add_rms,
-    "local_response_norm": _response,
-    "switch_norm": _switch,
-}
+# What each operation computes, forward and backward, by name.
+OPERATIONS = {name: case for operation in _operations.OPERATIONS for name, case in operation.cases}
 
 
 def run() -> dict[str, Any]:

@@ -88,10 +88,13 @@ table = PyCapsule_New(&_kernels, b"cnorm.kernels", NULL)
 
 
 def set_machine(Py_ssize_t l1, Py_ssize_t l2, Py_ssize_t l3):
-    """Tell the schedule the sizes of the caches in bytes: L1 and L2 of a core, and the shared L3."""
+    """Tell the schedule the sizes of the caches in bytes: L1 and L2 of a core, and the shared L3. Returns those that
+    held before."""
+    before = MACHINE.l1, MACHINE.l2, MACHINE.l3
     MACHINE.l1 = l1
     MACHINE.l2 = l2
     MACHINE.l3 = l3
+    return before
 
 
 def force_strategy(int strategy):

@@ -215,7 +215,9 @@ cdef inline void schedule_columns(const Job *job, ColumnLayout *layout, bint bac
     thread, where no block needs another's sums; else sums, a merge, results."""
     cdef Schedule *schedule = &layout.schedule
     cdef Py_ssize_t bytes = job.shape[0] * layout.rows * layout.columns * layout.loops.size
-    cdef bint independent = layout.rows_packed == 1 and layout.row_ranges == 1 and job.channels.channels_per_group == 1 and not job.stats_given
+    # packed rows are one column block, whose sums are the rows' only once they are merged
+    cdef bint independent = (layout.row_ranges == 1 and layout.rows_packed == 1 and not job.stats_given
+                             and job.channels.channels_per_group == 1)
     schedule.threads = job.threads
     schedule.items = layout.row_ranges * layout.column_blocks
     schedule.rows_per_pass = layout.rows_per_pass

@@ -1,0 +1,193 @@
+"""The registry of operations: every norm of `cnorm.functional`, and what belongs to it.
+
+`python -m cnorm check` and tools/check_install.py run the cases of each entry, and
+tests/test_registry.py names what an entry lacks, and where: a stub, a reference, a page, a
+benchmark. CONTRIBUTING.md lists the places. `import cnorm` does not import this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Function = Callable[..., tuple[Array, ...]]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A norm: a function of `cnorm.functional` and of `cnorm._reference`, and its backward."""
+
+    name: str
+    family: str  # of kernels: "rows", "channels" (segments or columns, by layout), "window"
+    cases: tuple[tuple[str, Function], ...]  # a call forward and backward, by what it is called
+    page: str  # docs/norms/<page>.md
+    layers: tuple[str, ...] = ()  # classes of `cnorm`; without any the functions stand alone
+    interop: str | None = (
+        None  # class of `cnorm.interop._norms`; None: not offered to other libraries
+    )
+    no_benchmark: str = ""  # why bench/cases.py has no case of it
+
+    @property
+    def backward(self) -> str:
+        return f"{self.name}_backward"
+
+
+class Inputs:
+    """Random arrays of one shape; parameters are float32 or wider."""
+
+    def __init__(self, shape: tuple[int, ...], channel_axis: int, dtype: np.dtype[Any]) -> None:
+        rng = np.random.default_rng(0)
+        wide = np.promote_types(dtype, np.float32)
+        self.axis = {"channel_axis": channel_axis}
+        self.x, self.residual = rng.uniform(-1, 3, (2, *shape)).astype(dtype)
+        self.dy = rng.uniform(-2, 2, shape).astype(dtype)  # no mean: sums of it stay small
+        by_channel = rng.uniform(0.5, 1.5, (4, shape[channel_axis])).astype(wide)
+        self.weight, self.bias, self.mean, self.var = by_channel
+        self.row_weight, self.row_bias = rng.uniform(0.5, 1.5, (2, shape[-1])).astype(wide)
+        self.mean_mix, self.var_mix = rng.uniform(-1, 1, (2, 3)).astype(wide)
+
+
+def _batch(F: Any, i: Inputs) -> tuple[Array, ...]:
+    mean, var = i.mean.copy(), i.var.copy()
+    y, *stats = F.batch_norm(i.x, mean, var, i.weight, i.bias, True, return_stats=True, **i.axis)
+    return y, mean, var, *F.batch_norm_backward(i.dy, i.x, *stats, i.weight, **i.axis)
+
+
+def _batch_eval(F: Any, i: Inputs) -> tuple[Array, ...]:
+    y, *stats = F.batch_norm(i.x, i.mean, i.var, i.weight, i.bias, return_stats=True, **i.axis)
+    return y, *F.batch_norm_backward(i.dy, i.x, *stats, i.weight, training=False, **i.axis)
+
+
+def _instance(F: Any, i: Inputs) -> tuple[Array, ...]:
+    y, *stats = F.instance_norm(i.x, weight=i.weight, bias=i.bias, return_stats=True, **i.axis)
+    return y, *F.instance_norm_backward(i.dy, i.x, *stats, i.weight, **i.axis)
+
+
+def _group(F: Any, i: Inputs) -> tuple[Array, ...]:
+    y, *stats = F.group_norm(i.x, 3, i.weight, i.bias, return_stats=True, **i.axis)
+    return y, *F.group_norm_backward(i.dy, i.x, 3, *stats, i.weight, **i.axis)
+
+
+def _layer(F: Any, i: Inputs) -> tuple[Array, ...]:
+    shape = i.row_weight.shape
+    y, *stats = F.layer_norm(i.x, shape, i.row_weight, i.row_bias, return_stats=True)
+    return y, *F.layer_norm_backward(i.dy, i.x, shape, *stats, i.row_weight)
+
+
+def _rms(F: Any, i: Inputs) -> tuple[Array, ...]:
+    shape = i.row_weight.shape
+    y, rstd = F.rms_norm(i.x, shape, i.row_weight, 1e-5, return_stats=True)
+    return y, *F.rms_norm_backward(i.dy, i.x, shape, rstd, i.row_weight)
+
+
+def _add_layer(F: Any, i: Inputs) -> tuple[Array, ...]:
+    shape = i.row_weight.shape
+    y, total, *stats = F.add_layer_norm(
+        i.x, i.residual, shape, i.row_weight, i.row_bias, return_stats=True
+    )
+    # of the rounded sum, which is what a later backward is given
+    return y, total, *F.add_layer_norm_backward(i.dy, i.dy, total, shape, *stats, i.row_weight)
+
+
+def _add_rms(F: Any, i: Inputs) -> tuple[Array, ...]:
+    shape = i.row_weight.shape
+    y, total, rstd = F.add_rms_norm(i.x, i.residual, shape, i.row_weight, 1e-5, return_stats=True)
+    return y, total, *F.add_rms_norm_backward(i.dy, i.dy, total, shape, rstd, i.row_weight)
+
+
+def _response(F: Any, i: Inputs) -> tuple[Array, ...]:
+    y = F.local_response_norm(i.x, 5, 0.1, **i.axis)
+    return y, F.local_response_norm_backward(i.dy, i.x, 5, 0.1, **i.axis)
+
+
+def _switch(F: Any, i: Inputs) -> tuple[Array, ...]:
+    mixes = i.mean_mix, i.var_mix
+    y, stats = F.switch_norm(
+        i.x, None, None, i.weight, i.bias, *mixes, True, return_stats=True, **i.axis
+    )
+    return y, *F.switch_norm_backward(i.dy, i.x, stats, i.weight, *mixes, **i.axis)
+
+
+def _cross_map(F: Any, i: Inputs) -> tuple[Array, ...]:
+    y = F.cross_map_lrn(i.x, 3, 0.1, **i.axis)
+    return y, F.cross_map_lrn_backward(i.dy, i.x, 3, 0.1, **i.axis)
+
+
+def _dims(name: str, *, lazy: bool = False) -> tuple[str, ...]:
+    eager = tuple(f"{name}{n}d" for n in (1, 2, 3))
+    return eager + tuple(f"Lazy{layer}" for layer in eager) if lazy else eager
+
+
+OPERATIONS = (
+    Operation(
+        "batch_norm",
+        "channels",
+        (("batch_norm", _batch), ("batch_norm, evaluation", _batch_eval)),
+        page="batch",
+        layers=(*_dims("BatchNorm", lazy=True), "SyncBatchNorm"),
+        interop="BatchNorm",
+    ),
+    Operation(
+        "instance_norm",
+        "channels",
+        (("instance_norm", _instance),),
+        page="instance",
+        layers=_dims("InstanceNorm", lazy=True),
+        interop="InstanceNorm",
+    ),
+    Operation(
+        "group_norm",
+        "channels",
+        (("group_norm", _group),),
+        page="group",
+        layers=("GroupNorm",),
+        interop="GroupNorm",
+    ),
+    Operation(
+        "layer_norm",
+        "rows",
+        (("layer_norm", _layer),),
+        page="layer",
+        layers=("LayerNorm",),
+        interop="LayerNorm",
+    ),
+    Operation(
+        "rms_norm",
+        "rows",
+        (("rms_norm", _rms),),
+        page="rms",
+        layers=("RMSNorm",),
+        interop="RMSNorm",
+    ),
+    Operation("add_layer_norm", "rows", (("add_layer_norm", _add_layer),), page="layer"),
+    Operation("add_rms_norm", "rows", (("add_rms_norm", _add_rms),), page="rms"),
+    Operation(
+        "local_response_norm",
+        "window",
+        (("local_response_norm", _response),),
+        page="response",
+        layers=("LocalResponseNorm",),
+        interop="LocalResponseNorm",
+    ),
+    Operation(
+        "cross_map_lrn",
+        "window",
+        (("cross_map_lrn", _cross_map),),
+        page="response",
+        layers=("CrossMapLRN2d",),
+        no_benchmark="the loops of local_response_norm",
+    ),
+    Operation(
+        "switch_norm",
+        "channels",
+        (("switch_norm", _switch),),
+        page="switch",
+        layers=_dims("SwitchNorm"),
+        no_benchmark="no peer has it; the kernels of batch_norm and instance_norm",
+    ),
+)
