@@ -42,7 +42,7 @@ assert_type(steps.apply(x, None, None, m2, bias=[1.0, 0.0, 2.0], groups=3), Arra
 assert_type(steps.grad_sums(x, x, center, low, m2)[0], Statistics)
 assert_type(steps.grad_apply(x, x, center, low, m2, None, None, m2, count, out=x), Array)
 assert_type(steps.grad_moments(x, x, center, low, center, m2), Array)
-steps.moments(x, 1)  # type: ignore[misc]
+steps.moments(x, 1)  # type: ignore[call-arg]
 
 # Layers
 norm = cnorm.BatchNorm2d(3, dtype=np.float64, channel_axis=-1, activation=cnorm.PReLU(3))
