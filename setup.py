@@ -78,10 +78,10 @@ class BuildExt(build_ext):
         how = [self.compiler.compiler_so, self.compiler.linker_so, ext.define_macros]
         how += [ext.extra_compile_args, ext.extra_link_args, Cython.__version__, numpy.__version__]
         total = hashlib.sha256(repr(how).encode())
-        # Not the generated C: it names the folder of NumPy, which is another one each time.
-        sources = [Path(source).with_suffix(".pyx") for source in ext.sources]
-        included = [p for p in Path("cnorm").rglob("*") if p.suffix in {".h", ".pxd", ".pxi"}]
-        for path in [*sources, *sorted(included), result]:
+        # All text that a module may include: the kernels' shims include other .pyx files. Not the
+        # generated C, which names the folder of NumPy: another one each time.
+        text = [p for p in Path("cnorm").rglob("*") if p.suffix in {".h", ".pxd", ".pyx"}]
+        for path in [*sorted(text), result]:
             total.update(hashlib.sha256(path.read_bytes()).digest())
         return total.hexdigest()
 
