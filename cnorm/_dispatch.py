@@ -25,13 +25,6 @@ def available():
     return tuple(n for n in built() if n in runs)
 
 
-def _load(name):
-    """A kernel module that knows the caches of this machine."""
-    module = import_module(f"cnorm.kernels._{name}")
-    module.set_machine(*_machine.caches(os.cpu_count() or 1))
-    return module
-
-
 def choose(forced=None):
     """The kernel module to use: the one asked for, or the best that runs here."""
     if forced:
@@ -44,16 +37,28 @@ def choose(forced=None):
             raise RuntimeError(
                 f"CNORM_ISA={forced}: this installation has only {', '.join(built())}"
             )
-        return _load(forced)
+        return import_module(f"cnorm.kernels._{forced}")
     # the newest first; one that is there but does not load is an error, not a reason to run slower
     for name in reversed(_cpu.builds()):
         if util.find_spec(f"cnorm.kernels._{name}") is not None:
-            return _load(name)
+            return import_module(f"cnorm.kernels._{name}")
     raise ImportError("cnorm has no kernels for this processor: was it built for another machine?")
 
 
+_informed = set()  # kernel modules that know the caches
+
+
+def learn_caches():
+    """Tell the kernels in use the caches of this machine, once."""
+    if kernels not in _informed:
+        _informed.add(kernels)
+        kernels.set_machine(*_machine.caches(os.cpu_count() or 1))
+
+
 kernels = choose(os.environ.get("CNORM_ISA"))
-_runtime.use_kernels(kernels.table)
+# Caches are looked up later: that reads files, which an import should not, and only calls that are
+# large enough for threads depend on them.
+_runtime.use_kernels(kernels.table, learn_caches)
 
 
 def name():
@@ -68,8 +73,8 @@ def using(forced):
     before = kernels
     try:
         kernels = choose(forced)
-        _runtime.use_kernels(kernels.table)
+        _runtime.use_kernels(kernels.table, learn_caches)
         yield
     finally:
         kernels = before
-        _runtime.use_kernels(before.table)
+        _runtime.use_kernels(before.table, learn_caches)

@@ -1,12 +1,12 @@
-"""The caches of this machine, from which the schedule of a call is computed (kernels/schedule.pxd)."""
+"""The caches of this machine: kernels/schedule.pxd computes the schedule of a call from them."""
 
 import os
 
 # Bytes of data cache: L1 and L2 of one core, and the L3 that all cores share. Where nobody says.
 DEFAULT = (32 << 10, 1 << 20, 32 << 20)
 
-# A virtual machine may report the L3 of a whole server, which its neighbours use too. More than this
-# for each processor that it has is not counted on.
+# A virtual machine may report the L3 of a whole server, which its neighbours use too. No more than
+# this is counted on for each processor that it has.
 L3_PER_PROCESSOR = 32 << 20
 
 _NAMES = ("SC_LEVEL1_DCACHE_SIZE", "SC_LEVEL2_CACHE_SIZE", "SC_LEVEL3_CACHE_SIZE")
@@ -22,9 +22,9 @@ def _from_sysconf():
 
 
 def _from_sysfs(folder="/sys/devices/system/cpu/cpu0/cache"):
-    """The three sizes as Linux describes the first processor; 0 for one that it does not describe."""
+    """The three sizes as Linux describes the first processor; 0 for one that it does not."""
     sizes = [0, 0, 0]
-    for index in (0, 2, 3):  # 1 holds instructions; a file takes 10 us to read, and this runs at import
+    for index in (0, 2, 3):  # index 1 holds instructions
         try:
             with open(f"{folder}/index{index}/level") as file:
                 level = int(file.read())
@@ -38,7 +38,7 @@ def _from_sysfs(folder="/sys/devices/system/cpu/cpu0/cache"):
 
 
 def caches(processors):
-    """Bytes of L1 and L2 of one core and of the shared L3, as far as `processors` may count on it."""
+    """Bytes of L1 and L2 of one core, and of L3 as far as `processors` of them may count on it."""
     sizes = _from_sysconf()
     if 0 in sizes:
         sizes = tuple(a or b for a, b in zip(sizes, _from_sysfs(), strict=True))

@@ -19,13 +19,16 @@ cdef extern from "_team.h":
 cdef int max_threads = 0      # of the process; 0: `default_threads` says, when it is first needed
 cdef int openmp_default = 1   # what OpenMP allows until somebody limits it
 cdef object default_threads
+cdef object learn_caches = None   # until it was called
 cdef bint serial = False      # whatever is asked for: in a forked child, and where stacks are too small
 cdef size_t thread_stack = 0  # bytes of an OpenMP thread; 0: the system's default
 
 
-def use_kernels(table):
-    """Take the kernels of another build: the capsule `table` of its module."""
-    global kernels
+def use_kernels(table, learn):
+    """Take the kernels of another build: the capsule `table` of its module. `learn` tells them this machine's
+    caches, before the first call that may use threads."""
+    global kernels, learn_caches
+    learn_caches = learn
     kernels = <Kernels *> PyCapsule_GetPointer(table, b"cnorm.kernels")
 
 
@@ -88,7 +91,12 @@ cdef int team_of(Py_ssize_t size) except -1:
     """Threads for a call that reads `size` bytes, PARALLEL_MIN_BYTES or more. Each thread that is started must pay.
     Those that the call before has left waiting take part even in a small call: to end them and start them again would
     cost more."""
-    cdef Py_ssize_t worth = size // (PARALLEL_MIN_BYTES // 2), n = allowed_threads()
+    global learn_caches
+    cdef Py_ssize_t worth = size // (PARALLEL_MIN_BYTES // 2), n
+    if learn_caches is not None:
+        learn, learn_caches = learn_caches, None
+        learn()
+    n = allowed_threads()
     if n == 1:
         return 1
     return team_for(<int> min(n, max(worth, <Py_ssize_t> team_get_size())), thread_stack)

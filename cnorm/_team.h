@@ -5,11 +5,14 @@
  * once; they end, and then the team grows at once. What can fail fails there, and the call runs on the threads there are.
  *
  * The threads of a team wait for the next region that the same thread enters, and those that are more than it asks for
- * end: a team is as large as that region was. A region of another library on the same OpenMP may have made it smaller;
+ * end: a team is as large as that region was. They inherit the floating-point modes of the thread that creates them,
+ * so subnormal numbers are made to count first. A region of another library on the same OpenMP may have made it smaller;
  * what is then created was not tried.
  */
 #ifndef CNORM_TEAM_H
 #define CNORM_TEAM_H
+
+#include "simd/subnormals.h"
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #define CNORM_THREAD_LOCAL __declspec(thread)
@@ -106,6 +109,7 @@ static int team_for(int n, size_t stack) {
     if (n == 1) return 1; /* no region, and the team stays as it is */
     if (n > team_size && n > omp_get_thread_limit()) n = omp_get_thread_limit();
     if (n > team_size) {
+        const unsigned modes = enable_subnormals();
         int size = 1;
 #if !defined(_WIN32)
         pthread_mutex_lock(&team_growing);
@@ -117,6 +121,7 @@ static int team_for(int n, size_t stack) {
 #if !defined(_WIN32)
         pthread_mutex_unlock(&team_growing);
 #endif
+        restore_subnormals(modes);
     }
     return team_size = n;
 }

@@ -47,7 +47,7 @@ def _of_cnorm():
     number = int(value) if re.fullmatch("[0-9]{1,9}", value) else 0
     if not 1 <= number <= MAX_THREADS:
         raise ValueError(
-            f"CNORM_NUM_THREADS must be an integer from 1 to {MAX_THREADS}, but is {value[:40]!r}"
+            f"CNORM_NUM_THREADS must be an integer from 1 to {MAX_THREADS}, but got {value[:40]!r}"
         )
     return number
 
@@ -73,7 +73,7 @@ def _checked(n, name):
     if isinstance(n, bool) or not isinstance(n, int):
         raise TypeError(f"{name}: the number of threads must be an int, not {type(n).__name__}")
     if not 1 <= n <= MAX_THREADS:
-        raise ValueError(f"{name}: the number of threads must be 1 to {MAX_THREADS}, but is {n}")
+        raise ValueError(f"{name}: the number of threads must be 1 to {MAX_THREADS}, but got {n}")
     return n
 
 

@@ -178,7 +178,7 @@ def run(*arguments, flags=("-m", "cnorm"), **environment):
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("CNORM_NUM_THREADS", "abc", "CNORM_NUM_THREADS must be a positive integer"),
+        ("CNORM_NUM_THREADS", "abc", "CNORM_NUM_THREADS must be an integer from 1 to 1024"),
         ("CNORM_ISA", "foo", "CNORM_ISA must be one of baseline, avx2, avx512"),
     ],
 )
@@ -270,7 +270,10 @@ def listed(result):
     ("arguments", "said"),
     [
         (["nonsense"], "invalid choice: 'nonsense'"),
-        (["bench", "--threads", "0"], "--threads: number of threads must be positive, but got 0"),
+        (
+            ["bench", "--threads", "0"],
+            "--threads: the number of threads must be 1 to 1024, but got 0",
+        ),
         (["bench", "--threads", "x"], "--threads: number of threads must be a whole number, but"),
         (["--threads=1"], "unrecognized arguments: --threads=1"),
     ],

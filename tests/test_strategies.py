@@ -77,6 +77,7 @@ def bits(results):
 def kernels():
     """The kernels in use, which forget afterwards what a test told them."""
     module = _dispatch.kernels
+    _dispatch.learn_caches()  # else a large call would, in the middle of a test
     before = module.set_machine(*MACHINES["small"])
     module.set_machine(*before)
     yield module

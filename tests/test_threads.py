@@ -237,6 +237,20 @@ print(cnorm.get_num_threads())
     assert done.stdout.split() == ["1", "3"], done.stderr
 
 
+def test_a_team_made_while_subnormals_are_flushed_counts_them():
+    """Threads of OpenMP inherit the modes of the thread that creates them, and keep them."""
+    pytest.importorskip("torch")
+    code = """
+import numpy as np, torch, cnorm.functional as F
+torch.set_flush_denormal(True)
+x = np.full((1, 1 << 18, 1), 71362, np.uint32).view(np.float32)  # 1e-40
+zeros, ones = np.zeros(1 << 18), np.ones(1 << 18)
+print(np.count_nonzero(F.batch_norm(x, zeros, ones, eps=0.0).view(np.uint32)) == 1 << 18)
+"""
+    done = _python(code, CNORM_NUM_THREADS="2")
+    assert done.stdout.strip() == "True", done.stderr
+
+
 def test_threadpoolctl_sees_and_limits(rng):
     threadpoolctl = pytest.importorskip("threadpoolctl")
     x = rng.normal(size=(500, 700)).astype(np.float32)

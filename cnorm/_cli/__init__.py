@@ -83,7 +83,8 @@ def _threads(text: str) -> int:
         with cnorm.num_threads(number):
             return number
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        message = str(error).removeprefix("num_threads: ")
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _print_json(report: dict[str, Any]) -> None:

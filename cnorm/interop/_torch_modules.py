@@ -41,7 +41,7 @@ CHANNEL = 64
 
 # Of each computation: the least elements in evaluation, without gradients and with them, and the
 # two in training. A small input then costs a layer of Python and no more.
-LEAST = {}
+LEAST: dict[object, tuple[int, ...]] = {}
 
 
 def _from(least, evaluation=None):

@@ -1,5 +1,5 @@
-/* The caches that the schedule is computed from. cnorm/_machine.py asks the operating system at import and sets
- * them (set_machine in kernels.pyx); tests set others. */
+/* The caches that the schedule is computed from. cnorm/_machine.py asks the operating system before the
+ * first call that may use threads, and sets them (set_machine in kernels.pyx); tests set others. */
 #ifndef CNORM_MACHINE_H
 #define CNORM_MACHINE_H
 

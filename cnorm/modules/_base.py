@@ -3,7 +3,6 @@
 import numpy as np
 
 from .. import _runtime
-from .. import functional as F
 from ._conversion import Conversion
 from ._grad_mode import get_grad_mode
 from ._parameter import Parameter

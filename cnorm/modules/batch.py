@@ -1,8 +1,8 @@
 """Batch normalization: each channel over the samples of the batch."""
 
 from .. import functional as F
-from ._docs import parameters_of
 from .._call.channels import batch_norm_and_count
+from ._docs import parameters_of
 from ._lazy import LazyNorm
 from ._running import RunningNorm
 
