@@ -138,7 +138,7 @@ def extension(name, flags=(), depends=(), macros=(), **kwargs):
             ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
             ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"),
         ],
-        extra_compile_args=[*FLAGS, *flags],
+        extra_compile_args=[*FLAGS, *(["-Os"] if name in SMALL else []), *flags],
         depends=list(depends),
         **kwargs,
     )
@@ -153,6 +153,8 @@ SOURCES = sorted(
 # Each imports those before it; cythonize finds what they cimport, and compiles them again where
 # that changed.
 CALLS = ["observe", "arrays", "checks", "output", "running", "rows", "channels", "window"]
+# Modules in which a call spends no time worth counting are compiled for size: a third of it.
+SMALL = {"_call.observe", "_call.window", "steps", "kernels.api", "kernels._cpu"}
 # The text that kernels share is in `cdef inline` functions of .pxd files. Told to inline all of
 # them, the compiler takes three times as long: it decides by itself.
 SHARED_TEXT = [("CYTHON_INLINE", "__attribute__((unused))")]
