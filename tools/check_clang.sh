@@ -35,10 +35,10 @@ PYTHONPATH="$work/installed" "$python" - "$work/installed" << 'PYTHON'
 import sys
 
 import cnorm
-from cnorm import functional
+from cnorm import _runtime
 
 assert cnorm.__file__.startswith(sys.argv[1]), cnorm.__file__
-assert functional._has_openmp(), "built without OpenMP: is Clang's (libomp-dev) installed?"
+assert _runtime.has_openmp(), "built without OpenMP: is Clang's (libomp-dev) installed?"
 cnorm.show_config()
 PYTHON
 PYTHONPATH="$work/installed" "$python" -m pytest -q -p no:cacheprovider tests/test_reproducibility.py \
