@@ -1,8 +1,5 @@
 from cnorm.kernels.job cimport Kernels
-
-cdef enum:
-    GIL_RELEASE_MIN_BYTES = 1 << 14   # from here on a call lets other Python threads run
-    PARALLEL_MIN_BYTES = 1 << 17      # from here on it uses threads itself: entering a parallel region must pay
+from cnorm.kernels.tuning cimport PARALLEL_MIN_BYTES
 
 cdef Kernels *kernels   # of the build in use; `_dispatch` chooses it before the first call
 

@@ -7,6 +7,8 @@ from threading import RLock
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
+from cnorm.kernels.tuning cimport PARALLEL_MIN_BYTES
+
 cdef extern from "_team.h":
     int omp_get_max_threads() noexcept nogil
     int omp_get_num_procs() noexcept nogil

@@ -11,8 +11,9 @@ from cnorm cimport _runtime
 from cnorm._call.observe cimport note, observe_norm
 from cnorm._plan cimport ARRAYS, COPY, Plan, plan_channels
 from cnorm._pool cimport empty_like, new_array
-from cnorm._runtime cimport GIL_RELEASE_MIN_BYTES, kernels
+from cnorm._runtime cimport kernels
 from cnorm.kernels.job cimport ACT_SLOPE, ACT_SLOPES, Job, norm_kernel
+from cnorm.kernels.tuning cimport GIL_RELEASE_MIN_BYTES
 
 cdef extern from "numpy/arrayobject.h":
     object PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
