@@ -134,13 +134,25 @@ class _Layer(Module):
 
 class _Activation(_Layer):
     @property
-    def slope(self) -> builtins.float | Parameter: ...
+    def slope(self) -> builtins.float | Parameter | None: ...
+    @property
+    def clip(self) -> tuple[builtins.float | None, builtins.float | None] | None: ...
 
 class ReLU(_Activation): ...
 
 class LeakyReLU(_Activation):
     negative_slope: builtins.float
     def __init__(self, negative_slope: builtins.float = 0.01) -> None: ...
+
+class Hardtanh(_Activation):
+    min_val: builtins.float | None
+    max_val: builtins.float | None
+    def __init__(
+        self, min_val: builtins.float | None = -1.0, max_val: builtins.float | None = 1.0
+    ) -> None: ...
+
+class ReLU6(Hardtanh):
+    def __init__(self) -> None: ...
 
 class PReLU(_Activation):
     num_parameters: int

@@ -137,12 +137,29 @@ def _affine(view, x, axes, weight, bias):
     return x
 
 
-def _activate(view, z, slope):
-    return z if slope is None else np.where(z > 0, z, z * view.spread_slope(slope))
+def _bounds(clip):
+    """The bounds of `clip`; an open side is NaN, which every comparison is False with."""
+    return (np.nan if bound is None else bound for bound in clip)
 
 
-def _activate_backward(view, grad, z, slope):
+def _activate(view, z, epilogue):
+    """`epilogue` is a pair: a slope and a clip, of which one at least is None."""
+    slope, clip = epilogue
+    if slope is not None:
+        return np.where(z > 0, z, z * view.spread_slope(slope))
+    if clip is None:
+        return z
+    low, high = _bounds(clip)
+    z = np.where(z < low, low, z)
+    return np.where(z > high, high, z)
+
+
+def _activate_backward(view, grad, z, epilogue):
     """The gradient before the epilogue, and a list: the gradient of a PReLU slope, if any."""
+    slope, clip = epilogue
+    if clip is not None:
+        low, high = _bounds(clip)
+        return np.where((z <= low) | (z >= high), 0, grad), []
     if slope is None:
         return grad, []
     before = np.where(z > 0, grad, grad * view.spread_slope(slope))
@@ -151,20 +168,20 @@ def _activate_backward(view, grad, z, slope):
     return before, [view.gather_slope(np.where(z > 0, 0, grad * z), slope)]
 
 
-def _normalise(view, centred, var, eps, axes, weight, bias, slope, out):
+def _normalise(view, centred, var, eps, axes, weight, bias, epilogue, out):
     """The result, and rstd."""
     rstd = 1 / np.sqrt(var + eps)
     z = _affine(view, centred * rstd, axes, weight, bias)
-    return view.join(_activate(view, z, slope), out), rstd
+    return view.join(_activate(view, z, epilogue), out), rstd
 
 
-def _affine_backward(view, grad_output, mean, rstd, axes, weight, bias, slope, shape=None):
+def _affine_backward(view, grad_output, mean, rstd, axes, weight, bias, epilogue, shape=None):
     """xhat, its gradient, and those of the parameters, of what `_normalise` computes."""
     if shape is None:
         shape = tuple(view.shape[i] for i in axes)
     xhat = (view.split(view.input) - mean) * rstd
     z = _affine(view, xhat, axes, weight, bias)
-    grad, grad_slope = _activate_backward(view, view.split(grad_output), z, slope)
+    grad, grad_slope = _activate_backward(view, view.split(grad_output), z, epilogue)
     grad_weight = view.gather(grad * xhat, axes, weight, shape)
     grad_bias = view.gather(grad, axes, weight if bias is None else bias, shape)
     return xhat, _affine(view, grad, axes, weight, None), (grad_weight, grad_bias, *grad_slope)
@@ -182,7 +199,7 @@ def _normalise_backward(view, xhat, g, rstd, units, out, centre=True):
 @np.errstate(all="ignore")
 def _tracked(
     units, input, running_mean, running_var, weight, bias, from_input, momentum, eps, *,
-    out=None, channel_axis=1, return_stats=False, negative_slope=None,
+    out=None, channel_axis=1, return_stats=False, negative_slope=None, clip=None,
 ):  # fmt: skip
     """Batch and instance norm: they differ in their units. Running statistics take the mean."""
     view = _View(input, channel_axis)
@@ -195,7 +212,7 @@ def _tracked(
     else:
         mean, var = view.spread(running_mean, (1,)), view.spread(running_var, (1,))
         centred = x - mean
-    y, rstd = _normalise(view, centred, var, eps, (1,), weight, bias, negative_slope, out)
+    y, rstd = _normalise(view, centred, var, eps, (1,), weight, bias, (negative_slope, clip), out)
     each = (1,) if 0 in units else (0, 1)
     return (y, view.fill(mean, each), view.fill(rstd, each)) if return_stats else y
 
@@ -203,12 +220,12 @@ def _tracked(
 @np.errstate(all="ignore")
 def _tracked_backward(
     units, grad_output, input, mean, rstd, weight, from_input, *, out=None, channel_axis=1,
-    negative_slope=None, bias=None,
+    negative_slope=None, clip=None, bias=None,
 ):  # fmt: skip
     view = _View(input, channel_axis)
     mean, rstd = (view.spread(a, (1,) if 0 in units else (0, 1)) for a in (mean, rstd))
     xhat, g, grads = _affine_backward(
-        view, grad_output, mean, rstd, (1,), weight, bias, negative_slope
+        view, grad_output, mean, rstd, (1,), weight, bias, (negative_slope, clip)
     )
     if from_input:
         return _normalise_backward(view, xhat, g, rstd, units, out), *grads
@@ -253,24 +270,24 @@ def _groups(input, num_groups, channel_axis):
 @np.errstate(all="ignore")
 def group_norm(
     input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
-    return_stats=False, negative_slope=None,
+    return_stats=False, negative_slope=None, clip=None,
 ):  # fmt: skip
     view = _groups(input, num_groups, channel_axis)
     centred, mean, var = _moments(view.split(input), (2, 3))
-    y, rstd = _normalise(view, centred, var, eps, (1, 2), weight, bias, negative_slope, out)
+    y, rstd = _normalise(view, centred, var, eps, (1, 2), weight, bias, (negative_slope, clip), out)
     return (y, view.fill(mean, (0, 1)), view.fill(rstd, (0, 1))) if return_stats else y
 
 
 @np.errstate(all="ignore")
 def group_norm_backward(
     grad_output, input, num_groups, mean, rstd, weight=None, *, out=None, channel_axis=1,
-    negative_slope=None, bias=None,
+    negative_slope=None, clip=None, bias=None,
 ):  # fmt: skip
     view = _groups(input, num_groups, channel_axis)
     mean, rstd = view.spread(mean, (0, 1)), view.spread(rstd, (0, 1))
     channels = view.shape[1] * view.shape[2]
     xhat, g, grads = _affine_backward(
-        view, grad_output, mean, rstd, (1, 2), weight, bias, negative_slope, channels
+        view, grad_output, mean, rstd, (1, 2), weight, bias, (negative_slope, clip), channels
     )
     return _normalise_backward(view, xhat, g, rstd, (2, 3), out), *grads
 
@@ -290,23 +307,23 @@ def _rows(input, normalized_shape, channel_axis):
 @np.errstate(all="ignore")
 def layer_norm(
     input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
-    return_stats=False, negative_slope=None,
+    return_stats=False, negative_slope=None, clip=None,
 ):  # fmt: skip
     view, _, stats = _rows(input, normalized_shape, channel_axis)
     centred, mean, var = _moments(view.split(input), (1,))
-    y, rstd = _normalise(view, centred, var, eps, (1,), weight, bias, negative_slope, out)
+    y, rstd = _normalise(view, centred, var, eps, (1,), weight, bias, (negative_slope, clip), out)
     return (y, mean.reshape(stats), rstd.reshape(stats)) if return_stats else y
 
 
 @np.errstate(all="ignore")
 def layer_norm_backward(
     grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None, channel_axis=1,
-    negative_slope=None, bias=None,
+    negative_slope=None, clip=None, bias=None,
 ):  # fmt: skip
     view, row, _ = _rows(input, normalized_shape, channel_axis)
     mean, rstd = view.spread(mean, (0,)), view.spread(rstd, (0,))
     xhat, g, grads = _affine_backward(
-        view, grad_output, mean, rstd, (1,), weight, bias, negative_slope, row
+        view, grad_output, mean, rstd, (1,), weight, bias, (negative_slope, clip), row
     )
     return _normalise_backward(view, xhat, g, rstd, (1,), out), *grads
 
@@ -314,7 +331,7 @@ def layer_norm_backward(
 @np.errstate(all="ignore")
 def rms_norm(
     input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
-    return_stats=False, negative_slope=None,
+    return_stats=False, negative_slope=None, clip=None,
 ):  # fmt: skip
     view, _, stats = _rows(input, normalized_shape, channel_axis)
     if eps is None:
@@ -322,19 +339,19 @@ def rms_norm(
     x = view.split(input)
     square = _mean(x**2, (1,))
     square = np.where(np.isfinite(square), square, np.nan)  # infinity spoils its unit, as above
-    y, rstd = _normalise(view, x, square, eps, (1,), weight, None, negative_slope, out)
+    y, rstd = _normalise(view, x, square, eps, (1,), weight, None, (negative_slope, clip), out)
     return (y, rstd.reshape(stats)) if return_stats else y
 
 
 @np.errstate(all="ignore")
 def rms_norm_backward(
     grad_output, input, normalized_shape, rstd, weight=None, *, out=None, channel_axis=1,
-    negative_slope=None,
+    negative_slope=None, clip=None,
 ):  # fmt: skip
     view, row, _ = _rows(input, normalized_shape, channel_axis)
     rstd = view.spread(rstd, (0,))
     xhat, g, (grad_weight, _, *grad_slope) = _affine_backward(
-        view, grad_output, 0, rstd, (1,), weight, None, negative_slope, row
+        view, grad_output, 0, rstd, (1,), weight, None, (negative_slope, clip), row
     )
     grad_input = _normalise_backward(view, xhat, g, rstd, (1,), out, centre=False)
     return grad_input, grad_weight, *grad_slope
@@ -424,22 +441,22 @@ def _response(window, view, size, alpha, k):
 @np.errstate(all="ignore")
 def local_response_norm(
     input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1, negative_slope=None,
-    window=_response_window,
+    clip=None, window=_response_window,
 ):  # fmt: skip
     view = _View(input, channel_axis)
     x, _, scale = _response(window, view, size, alpha, k)
-    return view.join(_activate(view, x * scale**-beta, negative_slope), out)
+    return view.join(_activate(view, x * scale**-beta, (negative_slope, clip)), out)
 
 
 @np.errstate(all="ignore")
 def local_response_norm_backward(
     grad_output, input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1,
-    negative_slope=None, window=_response_window,
+    negative_slope=None, clip=None, window=_response_window,
 ):  # fmt: skip
     view = _View(input, channel_axis)
     x, window, scale = _response(window, view, size, alpha, k)
     y = x * scale**-beta
-    grad, grad_slope = _activate_backward(view, view.split(grad_output), y, negative_slope)
+    grad, grad_slope = _activate_backward(view, view.split(grad_output), y, (negative_slope, clip))
     shared = _window_sums(window.T, grad * y / scale)  # what each channel did to the others
     grad_input = view.join(grad * scale**-beta - 2 * alpha * beta / size * x * shared, out)
     return (grad_input, *grad_slope) if grad_slope else grad_input
@@ -490,7 +507,7 @@ def _switch_moments(x, units):
 def switch_norm(
     input, running_mean, running_var, weight, bias, mean_weight, var_weight, training=False,
     momentum=0.9, eps=1e-5, using_moving_average=True, *, out=None, channel_axis=1,
-    return_stats=False, negative_slope=None,
+    return_stats=False, negative_slope=None, clip=None,
 ):  # fmt: skip
     view = _View(input, channel_axis)
     x = view.split(input)
@@ -508,7 +525,7 @@ def switch_norm(
             running_var += (mean**2 + var).reshape(running_var.shape)
     mean = sum(p * m for p, (m, _) in zip(_softmax(mean_weight), moments, strict=True))
     var = sum(p * v for p, (_, v) in zip(_softmax(var_weight), moments, strict=True))
-    y, rstd = _normalise(view, x - mean, var, eps, (1,), weight, bias, negative_slope, out)
+    y, rstd = _normalise(view, x - mean, var, eps, (1,), weight, bias, (negative_slope, clip), out)
     return (y, (moments, mean, rstd, training)) if return_stats else y
 
 
@@ -533,14 +550,14 @@ def _moment_backward(x, axes, mean, grad_mean, grad_var, *, correction):
 @np.errstate(all="ignore")
 def switch_norm_backward(
     grad_output, input, stats, weight, mean_weight, var_weight, bias=None, *, out=None,
-    channel_axis=1, negative_slope=None,
+    channel_axis=1, negative_slope=None, clip=None,
 ):  # fmt: skip
     view = _View(input, channel_axis)
     x = view.split(input)
     moments, mean, rstd, training = stats
     units = _switch_units(view, mean_weight, training)
     xhat, g, grads = _affine_backward(
-        view, grad_output, mean, rstd, (1,), weight, bias, negative_slope
+        view, grad_output, mean, rstd, (1,), weight, bias, (negative_slope, clip)
     )
     means, variances = zip(*moments, strict=True)
     grad_mean = -rstd * g.sum(2, keepdims=True)

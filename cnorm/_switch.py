@@ -212,7 +212,7 @@ def _check_channels(weight, bias, slope, channels):
 def switch_norm(
     input, running_mean, running_var, weight, bias, mean_weight, var_weight, training=False,
     momentum=0.9, eps=1e-5, using_moving_average=True, *, out=None, channel_axis=1,
-    return_stats=False, negative_slope=None,
+    return_stats=False, negative_slope=None, clip=None,
 ):  # fmt: skip
     """Normalise with a learned mix of instance, layer and batch statistics [1]_.
 
@@ -233,7 +233,7 @@ def switch_norm(
     training : bool
     momentum, eps : float
     using_moving_average : bool
-    out, channel_axis, negative_slope
+    out, channel_axis, negative_slope, clip
         As the other functions.
     return_stats : bool
         Also return what `switch_norm_backward` needs.
@@ -272,7 +272,8 @@ def switch_norm(
     w, b = _Argument(weight, "weight"), _Argument(bias, "bias")
     mixes = _Argument(mean_weight, "mean_weight"), _Argument(var_weight, "var_weight")
     out = arrays.as_out(out, "out")
-    slope = _Slope(negative_slope)
+    slope, clip = _Slope(negative_slope), checks.as_clip(clip)
+    checks.check_one_activation(negative_slope, clip)
     training, return_stats = bool(training), bool(return_stats)
     using_moving_average = bool(using_moving_average)
     tracks = training and running[0] is not None
@@ -288,12 +289,12 @@ def switch_norm(
     p_mean, p_var = (_softmax(m.values) for m in mixes)
     if x.ndim == 2:
         s = _table_statistics(x, running, p_mean, p_var, training, eps)
-        _table_apply(x, s, w.values, b.values, y, slope.values)
+        _table_apply(x, s, w.values, b.values, y, slope.values, clip)
     else:
         s = _image_statistics(x, channel_axis, running, p_mean, p_var, training, eps)
         steps.apply(
             x, s.mean, s.lo, s.rstd, w.values, b.values, channel_axis=channel_axis,
-            groups=channels, out=y, negative_slope=slope.values,
+            groups=channels, out=y, negative_slope=slope.values, clip=clip,
         )  # fmt: skip
     if tracks and x.size and (x.ndim == 2 or len(p_mean) == 3):
         _track(running, s, momentum, using_moving_average)
@@ -309,7 +310,7 @@ def _track(running, s, momentum, using_moving_average):
         assign(running, [total + batch.reshape(total.shape) for total, batch in sums])
 
 
-def _table_apply(x, s, w, b, y, slope):
+def _table_apply(x, s, w, b, y, slope, clip):
     if np.may_share_memory(x, y):
         x = x.copy()
     for rows in _row_blocks(x):
@@ -317,7 +318,16 @@ def _table_apply(x, s, w, b, y, slope):
         z = _affine((x[rows] - mean) * rstd, w, b)
         if slope is not None:
             z = np.where(z > 0, z, z * slope)
+        elif clip is not None:
+            low, high = _bounds(clip)
+            z = np.where(z < low, low, z)
+            z = np.where(z > high, high, z)
         y[rows] = z
+
+
+def _bounds(clip):
+    """The bounds of `clip`; NaN, which no number passes, is an open side."""
+    return (np.nan if bound is None else bound for bound in clip)
 
 
 def _affine(z, w, b):
@@ -340,7 +350,7 @@ def _mix_backward(logits, grad, mixed):
 
 def switch_norm_backward(
     grad_output, input, stats, weight, mean_weight, var_weight, bias=None, *, out=None,
-    channel_axis=1, negative_slope=None,
+    channel_axis=1, negative_slope=None, clip=None,
 ):  # fmt: skip
     """Gradients of `switch_norm`, the unbiased variances included.
 
@@ -351,7 +361,7 @@ def switch_norm_backward(
         As forward returned it.
     weight, mean_weight, var_weight, bias
         Of the forward pass.
-    out, channel_axis, negative_slope
+    out, channel_axis, negative_slope, clip
         As the other functions.
 
     Returns
@@ -374,7 +384,8 @@ def switch_norm_backward(
     w, b = _Argument(weight, "weight"), _Argument(bias, "bias")
     mixes = _Argument(mean_weight, "mean_weight"), _Argument(var_weight, "var_weight")
     out = arrays.as_out(out, "out")
-    slope = _Slope(negative_slope)
+    slope, clip = _Slope(negative_slope), checks.as_clip(clip)
+    checks.check_one_activation(negative_slope, clip)
     channel_axis = arrays.to_int(channel_axis, "channel_axis")
 
     x = arrays.as_floats(x, "input")
@@ -393,7 +404,7 @@ def switch_norm_backward(
     y = output.result_array(out, x)
     backward = _table_backward if x.ndim == 2 else _image_backward
     grads, grad_mean_weight, grad_var_weight, grad_slope = backward(
-        dy, x, stats, w.values, b.values, *mixes, y, channel_axis, slope.values
+        dy, x, stats, w.values, b.values, *mixes, y, channel_axis, slope.values, clip
     )
     default = np.float64 if x.dtype == np.float64 else np.float32
     result = [y, w.gradient(grads[0], default)]
@@ -409,9 +420,10 @@ def _grad(dy, x, mean, lo, rstd, w, b, a, slope, out, how):
     return steps.grad_apply(dy, x, mean, lo, rstd, w, b, sums, 1.0, out=out, **how)
 
 
-def _image_backward(dy, x, s, w, b, mean_weight, var_weight, y, channel_axis, negative_slope):
+def _image_backward(dy, x, s, w, b, mean_weight, var_weight, y, channel_axis, negative_slope, clip):
     channels = x.shape[channel_axis]
-    how = {"channel_axis": channel_axis, "groups": channels, "negative_slope": negative_slope}
+    units = {"channel_axis": channel_axis, "groups": channels}
+    how = units | {"negative_slope": negative_slope, "clip": clip}
     sums, grad_w, grad_b, grad_slope = steps.grad_sums(dy, x, s.mean, s.lo, s.rstd, w, b, **how)
     sum_g, sum_gd = (a.reshape(s.rstd.shape) for a in sums.T)
     grad_mean_weight, to_means = _mix_backward(mean_weight, -s.rstd * sum_g, s.means)
@@ -428,21 +440,20 @@ def _image_backward(dy, x, s, w, b, mean_weight, var_weight, y, channel_axis, ne
     slope, a = 2 * to_var / max(s.count - 1, 1), to_mean / max(s.count, 1)
     unit = np.ones_like(s.rstd)
     about_instance = (mean, s.instance_lo)  # where x - mean is small, whatever the mix
-    if negative_slope is None:
+    if negative_slope is None and clip is None:
         _grad(dy, x, *about_instance, s.rstd, w, b, a, slope, y, how)
     else:  # first through the activation, as forward's mean has it; half types round at the end
         wide = np.promote_types(x.dtype, np.float32)
         x32, dy32 = x.astype(wide, copy=False), dy.astype(wide, copy=False)
         through = _grad(dy32, x32, s.mean, s.lo, s.rstd, w, b, 0 * a, 0 * a, None, how)
-        how["negative_slope"] = None
         direct = y if wide == x.dtype else None
-        grad_input = _grad(through, x32, *about_instance, unit, None, None, a, slope, direct, how)
+        grad_input = _grad(through, x32, *about_instance, unit, None, None, a, slope, direct, units)
         if direct is None:
             y[...] = grad_input
     return (grad_w, grad_b), grad_mean_weight, grad_var_weight, grad_slope
 
 
-def _table_backward(dy, x, s, w, b, mean_weight, var_weight, y, channel_axis, negative_slope):
+def _table_backward(dy, x, s, w, b, mean_weight, var_weight, y, channel_axis, negative_slope, clip):
     n, c = x.shape
     grads = np.zeros((3, c))  # of weight, bias, slope
     row_sums, column_sums = np.zeros((2, n, 1)), np.zeros((2, 1, c))
@@ -457,6 +468,10 @@ def _table_backward(dy, x, s, w, b, mean_weight, var_weight, y, channel_axis, ne
             z = _affine(xhat, w, b)
             on_slope = np.where(z > 0, 0, g * z)
             g = np.where(z > 0, g, g * negative_slope)
+        elif clip is not None:
+            low, high = _bounds(clip)
+            z = _affine(xhat, w, b)
+            g = np.where((z <= low) | (z >= high), 0, g)
         return rstd, xhat, g, on_slope
 
     for rows in _row_blocks(x):

@@ -16,6 +16,7 @@ _SwitchStats: TypeAlias = Any
 _Input: TypeAlias = ArrayLike | _SupportsDLPack
 _Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 _Slope: TypeAlias = float | _Array | None
+_Clip: TypeAlias = tuple[float | None, float | None] | Sequence[float | None] | _Array | None
 
 @overload
 def batch_norm(
@@ -32,6 +33,7 @@ def batch_norm(
     channel_axis: int = 1,
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> _Array: ...
 @overload
 def batch_norm(
@@ -48,6 +50,7 @@ def batch_norm(
     channel_axis: int = 1,
     return_stats: Literal[True],
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _Stat, _Stat]: ...
 @overload
 def instance_norm(
@@ -64,6 +67,7 @@ def instance_norm(
     channel_axis: int = 1,
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> _Array: ...
 @overload
 def instance_norm(
@@ -80,6 +84,7 @@ def instance_norm(
     channel_axis: int = 1,
     return_stats: Literal[True],
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _Stat, _Stat]: ...
 @overload
 def group_norm(
@@ -93,6 +98,7 @@ def group_norm(
     channel_axis: int = 1,
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> _Array: ...
 @overload
 def group_norm(
@@ -106,6 +112,7 @@ def group_norm(
     channel_axis: int = 1,
     return_stats: Literal[True],
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _Stat, _Stat]: ...
 @overload
 def layer_norm(
@@ -119,6 +126,7 @@ def layer_norm(
     channel_axis: int = 1,
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> _Array: ...
 @overload
 def layer_norm(
@@ -132,6 +140,7 @@ def layer_norm(
     channel_axis: int = 1,
     return_stats: Literal[True],
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _Stat, _Stat]: ...
 @overload
 def rms_norm(
@@ -144,6 +153,7 @@ def rms_norm(
     channel_axis: int = 1,
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> _Array: ...
 @overload
 def rms_norm(
@@ -156,6 +166,7 @@ def rms_norm(
     channel_axis: int = 1,
     return_stats: Literal[True],
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _Stat]: ...
 @overload
 def switch_norm(
@@ -175,6 +186,7 @@ def switch_norm(
     channel_axis: int = 1,
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> _Array: ...
 @overload
 def switch_norm(
@@ -194,6 +206,7 @@ def switch_norm(
     channel_axis: int = 1,
     return_stats: Literal[True],
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _SwitchStats]: ...
 @overload
 def add_layer_norm(
@@ -209,6 +222,7 @@ def add_layer_norm(
     channel_axis: int = 1,
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def add_layer_norm(
@@ -224,6 +238,7 @@ def add_layer_norm(
     channel_axis: int = 1,
     return_stats: Literal[True],
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _Array, _Stat, _Stat]: ...
 @overload
 def add_rms_norm(
@@ -238,6 +253,7 @@ def add_rms_norm(
     channel_axis: int = 1,
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def add_rms_norm(
@@ -252,6 +268,7 @@ def add_rms_norm(
     channel_axis: int = 1,
     return_stats: Literal[True],
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _Array, _Stat]: ...
 def local_response_norm(
     input: _Input,
@@ -263,6 +280,7 @@ def local_response_norm(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> _Array: ...
 def cross_map_lrn(
     input: _Input,
@@ -274,6 +292,7 @@ def cross_map_lrn(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> _Array: ...
 @overload
 def batch_norm_backward(
@@ -287,6 +306,7 @@ def batch_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: float | None = None,
+    clip: _Clip = None,
     bias: _Input | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
@@ -301,6 +321,7 @@ def batch_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: _Array,
+    clip: None = None,
     bias: _Input | None = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
@@ -315,6 +336,7 @@ def instance_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: float | None = None,
+    clip: _Clip = None,
     bias: _Input | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
@@ -329,6 +351,7 @@ def instance_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: _Array,
+    clip: None = None,
     bias: _Input | None = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
@@ -343,6 +366,7 @@ def group_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: float | None = None,
+    clip: _Clip = None,
     bias: _Input | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
@@ -357,6 +381,7 @@ def group_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: _Array,
+    clip: None = None,
     bias: _Input | None = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
@@ -371,6 +396,7 @@ def layer_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: float | None = None,
+    clip: _Clip = None,
     bias: _Input | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
@@ -385,6 +411,7 @@ def layer_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: _Array,
+    clip: None = None,
     bias: _Input | None = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
@@ -398,6 +425,7 @@ def rms_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: float | None = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def rms_norm_backward(
@@ -410,6 +438,7 @@ def rms_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: _Array,
+    clip: None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def switch_norm_backward(
@@ -424,6 +453,7 @@ def switch_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: float | None = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _Array, _Array, _Array, _Array]: ...
 @overload
 def switch_norm_backward(
@@ -438,6 +468,7 @@ def switch_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: _Array,
+    clip: None = None,
 ) -> tuple[_Array, _Array, _Array, _Array, _Array, _Array]: ...
 @overload
 def add_layer_norm_backward(
@@ -452,6 +483,7 @@ def add_layer_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: float | None = None,
+    clip: _Clip = None,
     bias: _Input | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
@@ -467,6 +499,7 @@ def add_layer_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: _Array,
+    clip: None = None,
     bias: _Input | None = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
@@ -481,6 +514,7 @@ def add_rms_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: float | None = None,
+    clip: _Clip = None,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def add_rms_norm_backward(
@@ -494,6 +528,7 @@ def add_rms_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: _Array,
+    clip: None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def local_response_norm_backward(
@@ -507,6 +542,7 @@ def local_response_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: float | None = None,
+    clip: _Clip = None,
 ) -> _Array: ...
 @overload
 def local_response_norm_backward(
@@ -520,6 +556,7 @@ def local_response_norm_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: _Array,
+    clip: None = None,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def cross_map_lrn_backward(
@@ -533,6 +570,7 @@ def cross_map_lrn_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: float | None = None,
+    clip: _Clip = None,
 ) -> _Array: ...
 @overload
 def cross_map_lrn_backward(
@@ -546,4 +584,5 @@ def cross_map_lrn_backward(
     out: _Array | None = None,
     channel_axis: int = 1,
     negative_slope: _Array,
+    clip: None = None,
 ) -> tuple[_Array, _Array]: ...

@@ -12,6 +12,10 @@ return_stats
 negative_slope
     Fused activation: None is none, ``0.0`` is ReLU, a float is LeakyReLU, an array of one value or of
     one per channel is PReLU.
+clip
+    Fused activation: ``(low, high)`` bounds the result, with None for an open side. Applied before the result is
+    rounded to its dtype; NaN stays NaN. The gradient is 0 where the value was at a bound or beyond. A call has a
+    `negative_slope` or a `clip`, not both.
 
 Inputs are float32, float64, float16 or ``ml_dtypes.bfloat16``; anything ``np.asarray`` or
 ``np.from_dlpack`` takes. The result is a NumPy array of the input's dtype and, where the input is
@@ -56,7 +60,7 @@ def __dir__():
 
 def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=None, training=False,
                momentum=0.1, eps=1e-5, *, out=None, channel_axis=1, return_stats=False,
-               negative_slope=None):
+               negative_slope=None, clip=None):
     """Normalise each channel over the batch and all spatial positions.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance of each
@@ -77,7 +81,7 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
         Share of this batch in the running statistics.
     eps : float
         Added to the variance.
-    out, channel_axis, return_stats, negative_slope
+    out, channel_axis, return_stats, negative_slope, clip
         See the module's documentation. The statistics are ``mean`` and ``rstd``, shape (C,).
 
     Returns
@@ -108,11 +112,11 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
            [ 1.,  1.]], dtype=float32)
     """
     return batch_norm_forward(input, running_mean, running_var, None, weight, bias, training, momentum, eps,
-                              out, channel_axis, return_stats, negative_slope)
+                              out, channel_axis, return_stats, negative_slope, clip)
 
 
 def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training=True, out=None,
-                        channel_axis=1, negative_slope=None, bias=None):
+                        channel_axis=1, negative_slope=None, clip=None, bias=None):
     """Gradients of `batch_norm`.
 
     With ``xhat = (x - mean) * rstd`` and ``g = weight * grad_output``, in training
@@ -130,7 +134,7 @@ def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training
         Whether the statistics came from the input.
     out : ndarray, optional
         For grad_input; ``out=grad_output`` works in place.
-    bias, negative_slope
+    bias, negative_slope, clip
         Of the forward pass, where an activation was fused.
 
     Returns
@@ -149,12 +153,12 @@ def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training
     array([3., 3.])
     """
     return channel_norm_backward(grad_output, input, None, mean, rstd, weight, bias, training, BATCH_NORM, out,
-                                 channel_axis, negative_slope)
+                                 channel_axis, negative_slope, clip)
 
 
 def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=None,
                   use_input_stats=True, momentum=0.1, eps=1e-5, *, out=None, channel_axis=1,
-                  return_stats=False, negative_slope=None):
+                  return_stats=False, negative_slope=None, clip=None):
     """Normalise each channel of each sample over its spatial positions.
 
     This is `group_norm` with one group per channel [1]_.
@@ -168,7 +172,7 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     weight, bias : array_like, shape (C,), optional
     use_input_stats : bool
     momentum, eps : float
-    out, channel_axis, return_stats, negative_slope
+    out, channel_axis, return_stats, negative_slope, clip
         See the module's documentation. The statistics have shape (N, C). With ``channel_axis=0`` the
         input is one sample, (C, ...).
 
@@ -199,11 +203,11 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
             [-1.,  1.]]], dtype=float32)
     """
     return instance_norm_forward(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
-                                 out, channel_axis, return_stats, negative_slope)
+                                 out, channel_axis, return_stats, negative_slope, clip)
 
 
 def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_input_stats=True,
-                           out=None, channel_axis=1, negative_slope=None, bias=None):
+                           out=None, channel_axis=1, negative_slope=None, clip=None, bias=None):
     """Gradients of `instance_norm`, as `batch_norm_backward` gives those of `batch_norm`.
 
     Parameters
@@ -212,7 +216,7 @@ def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_i
     mean, rstd : array_like, shape (N, C)
     weight : array_like, shape (C,), optional
     use_input_stats : bool
-    out, channel_axis, negative_slope, bias
+    out, channel_axis, negative_slope, clip, bias
         As `batch_norm_backward`.
 
     Returns
@@ -229,11 +233,11 @@ def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_i
     array([4., 4.])
     """
     return channel_norm_backward(grad_output, input, None, mean, rstd, weight, bias, use_input_stats,
-                                 INSTANCE_NORM, out, channel_axis, negative_slope)
+                                 INSTANCE_NORM, out, channel_axis, negative_slope, clip)
 
 
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
-               return_stats=False, negative_slope=None):
+               return_stats=False, negative_slope=None, clip=None):
     """Normalise each group of channels of each sample [1]_.
 
     ``num_groups=C`` is `instance_norm`, ``num_groups=1`` is `layer_norm` over (C, ...) with a weight
@@ -246,7 +250,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
         Divides C.
     weight, bias : array_like, shape (C,), optional
     eps : float
-    out, channel_axis, return_stats, negative_slope
+    out, channel_axis, return_stats, negative_slope, clip
         See the module's documentation. The statistics have shape (N, G).
 
     Returns
@@ -274,11 +278,11 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
     array([[-1.,  1., -1.,  1.]], dtype=float32)
     """
     return group_norm_forward(input, num_groups, weight, bias, eps, out, channel_axis, return_stats,
-                              negative_slope)
+                              negative_slope, clip)
 
 
 def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None, *, out=None,
-                        channel_axis=1, negative_slope=None, bias=None):
+                        channel_axis=1, negative_slope=None, clip=None, bias=None):
     """Gradients of `group_norm`, as `batch_norm_backward` gives those of `batch_norm`.
 
     Parameters
@@ -287,7 +291,7 @@ def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None,
     num_groups : int
     mean, rstd : array_like, shape (N, G)
     weight : array_like, shape (C,), optional
-    out, channel_axis, negative_slope, bias
+    out, channel_axis, negative_slope, clip, bias
         As `batch_norm_backward`.
 
     Returns
@@ -304,11 +308,11 @@ def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None,
     array([2., 2., 2., 2.])
     """
     return channel_norm_backward(grad_output, input, num_groups, mean, rstd, weight, bias, True, GROUP_NORM,
-                                 out, channel_axis, negative_slope)
+                                 out, channel_axis, negative_slope, clip)
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
-               return_stats=False, negative_slope=None):
+               return_stats=False, negative_slope=None, clip=None):
     """Normalise over the last axes [1]_.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance over the
@@ -324,7 +328,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
         Any float dtype.
     eps : float
         Added to the variance.
-    out, channel_axis, return_stats, negative_slope
+    out, channel_axis, return_stats, negative_slope, clip
         See the module's documentation; `channel_axis` only says along which axis the slopes of a PReLU
         run. The statistics have the input's shape with ones for the normalised axes.
 
@@ -352,11 +356,11 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
            [-1.,  1.]], dtype=float32)
     """
     return rows_norm_forward(input, normalized_shape, weight, bias, True, eps, out, channel_axis,
-                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope)
+                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip)
 
 
 def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None,
-                        channel_axis=1, negative_slope=None, bias=None):
+                        channel_axis=1, negative_slope=None, clip=None, bias=None):
     """Gradients of `layer_norm`, as `batch_norm_backward` gives those of `batch_norm`.
 
     Parameters
@@ -366,7 +370,7 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
     mean, rstd : array_like
         As forward returned them.
     weight : array_like, shape normalized_shape, optional
-    out, channel_axis, negative_slope, bias
+    out, channel_axis, negative_slope, clip, bias
         As `batch_norm_backward`.
 
     Returns
@@ -383,11 +387,11 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
     array([2., 2., 2.])
     """
     return rows_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, True, out,
-                              channel_axis, negative_slope)
+                              channel_axis, negative_slope, clip)
 
 
 def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
-             return_stats=False, negative_slope=None):
+             return_stats=False, negative_slope=None, clip=None):
     """Divide by the root of the mean square over the last axes [1]_.
 
     ``y = x / sqrt(mean(x**2) + eps) * weight``.
@@ -399,7 +403,7 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
     weight : array_like, shape normalized_shape, optional
     eps : float, optional
         None is the machine epsilon of the accumulation type: 1.19e-7, float64: 2.2e-16.
-    out, channel_axis, return_stats, negative_slope
+    out, channel_axis, return_stats, negative_slope, clip
         As `layer_norm`.
 
     Returns
@@ -425,11 +429,11 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
     array([1., 1., 1., 1.])
     """
     return rows_norm_forward(input, normalized_shape, weight, None, False, eps, out, channel_axis,
-                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope)
+                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip)
 
 
 def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *, out=None,
-                      channel_axis=1, negative_slope=None):
+                      channel_axis=1, negative_slope=None, clip=None):
     """Gradients of `rms_norm`.
 
     Parameters
@@ -439,7 +443,7 @@ def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *
     rstd : array_like
         As forward returned it.
     weight : array_like, shape normalized_shape, optional
-    out, channel_axis, negative_slope
+    out, channel_axis, negative_slope, clip
         As `batch_norm_backward`.
 
     Returns
@@ -456,11 +460,11 @@ def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *
     True
     """
     return rows_norm_backward(grad_output, input, normalized_shape, None, rstd, weight, None, False, out,
-                              channel_axis, negative_slope)
+                              channel_axis, negative_slope, clip)
 
 
 def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None,
-                   residual_out=None, channel_axis=1, return_stats=False, negative_slope=None):
+                   residual_out=None, channel_axis=1, return_stats=False, negative_slope=None, clip=None):
     """Add a residual and normalise the sum, in one visit to memory.
 
     ``s = input + residual`` (rounded to the input's dtype), ``y = layer_norm(s, ...)``: what a
@@ -470,7 +474,7 @@ def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, ep
     ----------
     input, residual : array_like, shape (..., *normalized_shape)
         Of one dtype.
-    normalized_shape, weight, bias, eps, out, channel_axis, return_stats, negative_slope
+    normalized_shape, weight, bias, eps, out, channel_axis, return_stats, negative_slope, clip
         As `layer_norm`.
     residual_out : ndarray, optional
         Where the sum goes; ``residual_out=residual`` adds in place.
@@ -497,17 +501,17 @@ def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, ep
     array([[-1.,  1.]])
     """
     return add_norm_forward(input, residual, normalized_shape, weight, bias, True, eps, out, residual_out,
-                            channel_axis, return_stats, negative_slope)
+                            channel_axis, return_stats, negative_slope, clip)
 
 
 def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, out=None, residual_out=None,
-                 channel_axis=1, return_stats=False, negative_slope=None):
+                 channel_axis=1, return_stats=False, negative_slope=None, clip=None):
     """Add a residual and divide the sum by its root mean square: `add_layer_norm` with `rms_norm`.
 
     Parameters
     ----------
     input, residual : array_like, shape (..., *normalized_shape)
-    normalized_shape, weight, eps, out, channel_axis, return_stats, negative_slope
+    normalized_shape, weight, eps, out, channel_axis, return_stats, negative_slope, clip
         As `rms_norm`.
     residual_out : ndarray, optional
         Where the sum goes; ``residual_out=residual`` adds in place.
@@ -525,11 +529,11 @@ def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, ou
     (array([1., 1.]), array([2., 2.]))
     """
     return add_norm_forward(input, residual, normalized_shape, weight, None, False, eps, out, residual_out,
-                            channel_axis, return_stats, negative_slope)
+                            channel_axis, return_stats, negative_slope, clip)
 
 
 def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, rstd, weight=None, *,
-                            out=None, channel_axis=1, negative_slope=None, bias=None):
+                            out=None, channel_axis=1, negative_slope=None, clip=None, bias=None):
     """Gradients of `add_layer_norm`.
 
     Parameters
@@ -540,7 +544,7 @@ def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, 
         Of ``s``, where it was used elsewhere too.
     sum : array_like
         ``s``, as forward returned it.
-    normalized_shape, mean, rstd, weight, out, channel_axis, negative_slope, bias
+    normalized_shape, mean, rstd, weight, out, channel_axis, negative_slope, clip, bias
         As `layer_norm_backward`.
 
     Returns
@@ -558,16 +562,16 @@ def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, 
     array([[1., 1.]])
     """
     return rows_norm_backward(grad_output, sum, normalized_shape, mean, rstd, weight, bias, True, out,
-                              channel_axis, negative_slope, grad_sum)
+                              channel_axis, negative_slope, clip, grad_sum)
 
 
 def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, weight=None, *, out=None,
-                          channel_axis=1, negative_slope=None):
+                          channel_axis=1, negative_slope=None, clip=None):
     """Gradients of `add_rms_norm`; see `add_layer_norm_backward`.
 
     Parameters
     ----------
-    grad_output, grad_sum, sum, normalized_shape, rstd, weight, out, channel_axis, negative_slope
+    grad_output, grad_sum, sum, normalized_shape, rstd, weight, out, channel_axis, negative_slope, clip
         As `add_layer_norm_backward`.
 
     Returns
@@ -584,11 +588,11 @@ def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, we
     array([[1., 1.]])
     """
     return rows_norm_backward(grad_output, sum, normalized_shape, None, rstd, weight, None, False, out,
-                              channel_axis, negative_slope, grad_sum)
+                              channel_axis, negative_slope, clip, grad_sum)
 
 
 def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1,
-                        negative_slope=None):
+                        negative_slope=None, clip=None):
     """Divide each element by a power of the sum of squares over neighbouring channels [1]_.
 
     ``y[c] = x[c] / (k + alpha / size * sum(x[j]**2))**beta``, j from ``c - size // 2`` to
@@ -600,7 +604,7 @@ def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, 
     size : int
         Channels in a window, even ones too.
     alpha, beta, k : float
-    out, channel_axis, negative_slope
+    out, channel_axis, negative_slope, clip
         See the module's documentation.
 
     Returns
@@ -625,17 +629,17 @@ def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, 
     >>> F.local_response_norm(np.ones((1, 3, 1)), 3, alpha=3.0, beta=1.0).ravel().round(4)
     array([0.3333, 0.25  , 0.3333])
     """
-    return response_norm_forward(input, size, alpha, beta, k, False, out, channel_axis, negative_slope)
+    return response_norm_forward(input, size, alpha, beta, k, False, out, channel_axis, negative_slope, clip)
 
 
 def local_response_norm_backward(grad_output, input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None,
-                                 channel_axis=1, negative_slope=None):
+                                 channel_axis=1, negative_slope=None, clip=None):
     """Gradient of `local_response_norm`.
 
     Parameters
     ----------
     grad_output, input : array_like, shape (N, C, ...)
-    size, alpha, beta, k, out, channel_axis, negative_slope
+    size, alpha, beta, k, out, channel_axis, negative_slope, clip
         As `local_response_norm`.
 
     Returns
@@ -650,11 +654,11 @@ def local_response_norm_backward(grad_output, input, size, alpha=1e-4, beta=0.75
     array([[[0.]]])
     """
     return response_norm_backward(grad_output, input, size, alpha, beta, k, False, out, channel_axis,
-                                  negative_slope)
+                                  negative_slope, clip)
 
 
 def cross_map_lrn(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1,
-                  negative_slope=None):
+                  negative_slope=None, clip=None):
     """Torch's legacy response norm over maps.
 
     As `local_response_norm` with a window of ``(size - 1) // 2`` channels on both sides, except that
@@ -663,7 +667,7 @@ def cross_map_lrn(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channe
     Parameters
     ----------
     input : array_like, shape (N, C, ...)
-    size, alpha, beta, k, out, channel_axis, negative_slope
+    size, alpha, beta, k, out, channel_axis, negative_slope, clip
         As `local_response_norm`.
 
     Returns
@@ -676,17 +680,17 @@ def cross_map_lrn(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channe
     >>> F.cross_map_lrn(np.ones((1, 3, 1, 1)), 1, alpha=1.0, beta=1.0).ravel().round(4)
     array([0.5   , 0.3333, 0.3333])
     """
-    return response_norm_forward(input, size, alpha, beta, k, True, out, channel_axis, negative_slope)
+    return response_norm_forward(input, size, alpha, beta, k, True, out, channel_axis, negative_slope, clip)
 
 
 def cross_map_lrn_backward(grad_output, input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None,
-                           channel_axis=1, negative_slope=None):
+                           channel_axis=1, negative_slope=None, clip=None):
     """Gradient of `cross_map_lrn`.
 
     Parameters
     ----------
     grad_output, input : array_like, shape (N, C, ...)
-    size, alpha, beta, k, out, channel_axis, negative_slope
+    size, alpha, beta, k, out, channel_axis, negative_slope, clip
         As `cross_map_lrn`.
 
     Returns
@@ -701,4 +705,4 @@ def cross_map_lrn_backward(grad_output, input, size, alpha=1e-4, beta=0.75, k=1.
     array([[[[0.]]]])
     """
     return response_norm_backward(grad_output, input, size, alpha, beta, k, True, out, channel_axis,
-                                  negative_slope)
+                                  negative_slope, clip)

@@ -1,6 +1,6 @@
 """Types of the compiled steps; what ``help(cnorm.steps)`` shows is in their source."""
 
-from .functional import _Array, _Input, _Slope, _Stat
+from .functional import _Array, _Clip, _Input, _Slope, _Stat
 
 def moments(
     input: _Input, *, channel_axis: int = 1, groups: int = 0
@@ -17,6 +17,7 @@ def apply(
     groups: int = 0,
     out: _Array | None = None,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> _Array: ...
 def grad_sums(
     grad_output: _Input,
@@ -30,6 +31,7 @@ def grad_sums(
     channel_axis: int = 1,
     groups: int = 0,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> tuple[_Stat, _Stat, _Stat, _Stat]: ...
 def grad_apply(
     grad_output: _Input,
@@ -46,6 +48,7 @@ def grad_apply(
     groups: int = 0,
     out: _Array | None = None,
     negative_slope: _Slope = None,
+    clip: _Clip = None,
 ) -> _Array: ...
 def grad_moments(
     grad_input: _Input,

@@ -23,7 +23,7 @@ mean, lo, rstd
     any sign; that of a norm is ``1 / sqrt(m2 / count + eps)``.
 weight, bias
     Of every channel, in any float dtype; None for a weight of 1 and a bias of 0.
-negative_slope
+negative_slope, clip
     A fused activation, as in `cnorm.functional`.
 
 Sums are taken in an order that depends on the shape alone: results do not depend on the number of threads.
@@ -129,7 +129,7 @@ def moments(input, *, channel_axis=1, groups=0):
 
 
 def apply(input, mean, lo, rstd, weight=None, bias=None, *, channel_axis=1, groups=0, out=None,
-          negative_slope=None):
+          negative_slope=None, clip=None):
     """Apply statistics: ``(input - mean - lo) * rstd * weight + bias``.
 
     Parameters
@@ -147,7 +147,8 @@ def apply(input, mean, lo, rstd, weight=None, bias=None, *, channel_axis=1, grou
     out : ndarray, optional
         For the result; ``out=input`` works in place.
     negative_slope : float or array_like, optional
-        Fused activation.
+    clip : pair of float or None, optional
+        Fused activation, one of the two.
 
     Returns
     -------
@@ -176,7 +177,7 @@ def apply(input, mean, lo, rstd, weight=None, bias=None, *, channel_axis=1, grou
     cdef cnp.ndarray m = as_array(mean, "mean"), low = as_array(lo, "lo"), r = as_array(rstd, "rstd")
     cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias"), into = as_out(out, "out")
     call = call_on(input, channel_axis, groups)
-    call.convert_slope(negative_slope)
+    call.convert_activation(negative_slope, clip)
     give_statistics(call, m, low, r)
     call.stats_given = True
     call.parameters(w, b)
@@ -184,15 +185,15 @@ def apply(input, mean, lo, rstd, weight=None, bias=None, *, channel_axis=1, grou
 
 
 def grad_sums(grad_output, input, mean, lo, rstd, weight=None, bias=None, *, channel_axis=1, groups=0,
-              negative_slope=None):
+              negative_slope=None, clip=None):
     """The sums of `apply`'s backward: of each unit, and the gradients of the parameters.
 
     Parameters
     ----------
     grad_output, input : array_like, shape (N, C, ...)
         The gradient of what `apply` returned, and its input, of one dtype.
-    mean, lo, rstd, weight, bias, channel_axis, groups, negative_slope
-        Of `apply`. The bias only matters where there is a slope.
+    mean, lo, rstd, weight, bias, channel_axis, groups, negative_slope, clip
+        Of `apply`. The bias only matters where there is an activation.
 
     Returns
     -------
@@ -201,7 +202,7 @@ def grad_sums(grad_output, input, mean, lo, rstd, weight=None, bias=None, *, cha
         ``g * (input - mean - lo)`` over a unit. The gradient of a unit's mean is ``-rstd * sums[:, 0]``, that of its
         rstd is ``sums[:, 1]``.
     grad_weight, grad_bias, grad_slope : ndarray, float64, shape (C,)
-        The gradients per channel; of a single slope, add them up.
+        The gradients per channel; of a single slope, add them up. Without a slope grad_slope is 0.
 
     Raises
     ------
@@ -226,7 +227,7 @@ def grad_sums(grad_output, input, mean, lo, rstd, weight=None, bias=None, *, cha
     cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
     cdef Py_ssize_t n
     call = call_on(input, channel_axis, groups)
-    call.convert_slope(negative_slope)
+    call.convert_activation(negative_slope, clip)
     dy = as_gradient(dy, call.x)
     n = call.channels
     give_statistics(call, m, low, r)
@@ -238,7 +239,7 @@ def grad_sums(grad_output, input, mean, lo, rstd, weight=None, bias=None, *, cha
 
 
 def grad_apply(grad_output, input, mean, lo, rstd, weight, bias, sums, count, *, channel_axis=1, groups=0,
-               out=None, negative_slope=None):
+               out=None, negative_slope=None, clip=None):
     """The gradient of the input of a norm, from the sums.
 
     ``rstd * (g - sums[:, 0] / count - (input - mean - lo) * rstd**2 * sums[:, 1] / count)``: the gradient where mean
@@ -249,7 +250,7 @@ def grad_apply(grad_output, input, mean, lo, rstd, weight, bias, sums, count, *,
     ----------
     grad_output, input : array_like, shape (N, C, ...)
         As in `grad_sums`.
-    mean, lo, rstd, weight, bias, channel_axis, groups, negative_slope
+    mean, lo, rstd, weight, bias, channel_axis, groups, negative_slope, clip
         Of `apply`.
     sums : array_like, shape (units, 2)
         As `grad_sums` returned them, added up over all parts of a unit.
@@ -288,7 +289,7 @@ def grad_apply(grad_output, input, mean, lo, rstd, weight, bias, sums, count, *,
     cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias"), into = as_out(out, "out")
     cdef double elements = as_float(count, "count")
     call = call_on(input, channel_axis, groups)
-    call.convert_slope(negative_slope)
+    call.convert_activation(negative_slope, clip)
     dy = as_gradient(dy, call.x)
     of_units = np.array(of_units, np.float64, order="C")
     if cnp.PyArray_SIZE(of_units) != checked_product(call.units(), 2, "the sums"):

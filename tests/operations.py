@@ -48,14 +48,16 @@ class Operation:
         """The gradients, a tuple."""
         raise NotImplementedError
 
-    def run(self, F, x, dy, p, *, axis=1, slope=None):
+    def run(self, F, x, dy, p, *, axis=1, slope=None, clip=None):
         """Everything that forward and backward give, by name. Leaves `p` as it is."""
         p = {k: np.copy(v) if isinstance(v, np.ndarray) else v for k, v in p.items()}
         options = {"channel_axis": axis} if self.by_channel else {}
         if slope is not None:
             options["negative_slope"] = slope
+        if clip is not None:
+            options["clip"] = clip
         y, *stats = self.forward(F, x, p, **options)
-        if slope is not None and "bias" in p:
+        if (slope is not None or clip is not None) and "bias" in p:
             options["bias"] = p["bias"]
         grads = self.backward(F, dy, x, stats, p, **options)
         grads = grads if isinstance(grads, tuple) else (grads,)
@@ -312,12 +314,12 @@ def _own(value):
     return np.array(value) if isinstance(value, np.ndarray) else value
 
 
-def calls_of(operation, rng, shape=(3, 6, 4, 5), dtype=np.float32, slope=None):
+def calls_of(operation, rng, shape=(3, 6, 4, 5), dtype=np.float32, slope=None, clip=None):
     """Forward and backward of an operation: a list of (function, arguments by name)."""
     x, dy = rng.normal(size=(2, *shape)).astype(dtype)
     p = operation.draw(rng, shape, 1, accumulation(dtype))
     recorder = Recorder()
-    operation.run(recorder, x, dy, p, slope=slope if operation.takes_slope else None)
+    operation.run(recorder, x, dy, p, slope=slope if operation.takes_slope else None, clip=clip)
     return recorder.calls
 
 

@@ -101,6 +101,8 @@ cdef class ChannelsCall(ChannelAxisCall):
         a.channels.by_segment = self.groups != 0
         a.activation = self.activation
         a.slope = self.slope
+        a.low = self.low
+        a.high = self.high
         a.channels.channels_per_group = self.channels // self.groups if self.groups else 1
         a.eps = self.eps
         a.mean = self.mean
@@ -230,7 +232,7 @@ cdef object add_statistics(ChannelsCall call, object y):
 
 cdef object batch_norm_forward(object input, object running_mean, object running_var, object count, object weight,
                                object bias, object training, object momentum, object eps, object out,
-                               object channel_axis, object return_stats, object negative_slope):
+                               object channel_axis, object return_stats, object negative_slope, object clip):
     """batch_norm; in training, `count` (num_batches_tracked) grows by 1 where it is not None."""
     cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
     cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out"), counter = as_running(
@@ -244,7 +246,7 @@ cdef object batch_norm_forward(object input, object running_mean, object running
     cdef int axis
     cdef double arena[ARENA_DOUBLES]
     call.eps = as_float(eps, "eps")
-    call.convert_slope(negative_slope)
+    call.convert_activation(negative_slope, clip)
     channel_axis = as_int(channel_axis, "channel_axis")
 
     x = as_floats(x, "input")
@@ -317,7 +319,7 @@ cdef int use_running_statistics(ChannelsCall call, cnp.ndarray mean, cnp.ndarray
 
 cdef object instance_norm_forward(object input, object running_mean, object running_var, object weight,
                                   object bias, object use_input_stats, object momentum, object eps, object out,
-                                  object channel_axis, object return_stats, object negative_slope):
+                                  object channel_axis, object return_stats, object negative_slope, object clip):
     """instance_norm."""
     cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
     cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out")
@@ -330,7 +332,7 @@ cdef object instance_norm_forward(object input, object running_mean, object runn
     cdef int axis
     cdef double arena[ARENA_DOUBLES]
     call.eps = as_float(eps, "eps")
-    call.convert_slope(negative_slope)
+    call.convert_activation(negative_slope, clip)
     channel_axis = as_int(channel_axis, "channel_axis")
 
     x = as_floats(x, "input")
@@ -348,7 +350,8 @@ cdef object instance_norm_forward(object input, object running_mean, object runn
 
 
 cdef object group_norm_forward(object input, object num_groups, object weight, object bias, object eps,
-                               object out, object channel_axis, object return_stats, object negative_slope):
+                               object out, object channel_axis, object return_stats, object negative_slope,
+                               object clip):
     """group_norm."""
     cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
     cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out")
@@ -358,7 +361,7 @@ cdef object group_norm_forward(object input, object num_groups, object weight, o
     cdef double arena[ARENA_DOUBLES]
     cdef Py_ssize_t groups
     call.eps = as_float(eps, "eps")
-    call.convert_slope(negative_slope)
+    call.convert_activation(negative_slope, clip)
     channel_axis = as_int(channel_axis, "channel_axis")
     num_groups = group_count(num_groups)
 
@@ -383,7 +386,7 @@ cdef object group_norm_forward(object input, object num_groups, object weight, o
 
 cdef object channel_norm_backward(object grad_output, object input, object num_groups, object mean, object rstd,
                                   object weight, object bias, object from_input, NormKind kind, object out,
-                                  object channel_axis, object negative_slope):
+                                  object channel_axis, object negative_slope, object clip):
     """Backward of the three norms. `from_input`: the statistics came from the input, so they have gradients."""
     cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
     cdef cnp.ndarray x = as_array(input, "input"), dy = as_array(grad_output, "grad_output"), into = as_out(out, "out")
@@ -395,7 +398,7 @@ cdef object channel_norm_backward(object grad_output, object input, object num_g
     cdef str shape = "(C,)" if kind == BATCH_NORM else "(N, C)" if kind == INSTANCE_NORM else "(N, G)"
     cdef bint of_input = from_input
     call.stats_given = not of_input
-    call.convert_slope(negative_slope)
+    call.convert_activation(negative_slope, clip)
     channel_axis = as_int(channel_axis, "channel_axis")
     if kind == GROUP_NORM:
         num_groups = group_count(num_groups)
@@ -442,7 +445,7 @@ cdef tuple parameter_grads(ChannelsCall call, object grad_input, cnp.ndarray wei
 
 
 def batch_norm_and_count(num_batches_tracked, input, running_mean, running_var, weight, bias, training, momentum,
-                         eps, *, channel_axis, return_stats, negative_slope):
+                         eps, *, channel_axis, return_stats, negative_slope, clip):
     """`batch_norm` of a module: in training its counter grows by 1, together with the running statistics or not."""
     return batch_norm_forward(input, running_mean, running_var, num_batches_tracked, weight, bias, training,
-                              momentum, eps, None, channel_axis, return_stats, negative_slope)
+                              momentum, eps, None, channel_axis, return_stats, negative_slope, clip)

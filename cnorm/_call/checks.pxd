@@ -17,5 +17,7 @@ cdef cnp.ndarray as_statistic(cnp.ndarray values, str name, Py_ssize_t n, str sh
 cpdef int check_running(cnp.ndarray running, str name, Py_ssize_t channels) except -1
 cdef int check_writable(cnp.ndarray running, str name) except -1
 cdef int check_length(cnp.ndarray parameter, str name, Py_ssize_t channels) except -1
+cpdef int check_one_activation(object negative_slope, object clip) except -1
+cdef bint clip_bounds(object clip, double *low, double *high) except -1
 cdef int axis_of(object channel_axis, int ndim) except -1
 cdef bint is_counter(cnp.ndarray count) noexcept

@@ -1,9 +1,10 @@
 """Checks of arguments that were converted: torch's conditions, in torch's words. Nothing is computed here."""
 
 cimport numpy as cnp
+from libc.math cimport NAN
 
-from cnorm._call.arrays cimport (as_doubles, as_floats, as_int, as_size, check_no_overlap, check_written, dtype_code,
-                                 dtype_of, is_native, is_plain_vector, same_shape, shape_of, size_list)
+from cnorm._call.arrays cimport (as_doubles, as_float, as_floats, as_int, as_size, check_no_overlap, check_written,
+                                 dtype_code, dtype_of, is_native, is_plain_vector, same_shape, shape_of, size_list)
 
 cnp.import_array()
 
@@ -191,6 +192,51 @@ cdef int axis_of(object channel_axis, int ndim) except -1:
     if not -ndim <= axis < ndim:
         raise ValueError(f"channel_axis {channel_axis} is out of bounds for an input with {ndim} dimensions")
     return axis + ndim if axis < 0 else axis
+
+
+cpdef int check_one_activation(object negative_slope, object clip) except -1:
+    """At most one of the two is given; `clip` is one that bounds something."""
+    if negative_slope is not None and clip is not None:
+        raise ValueError("negative_slope and clip exclude each other: pass one of them, but got a negative_slope and "
+                         f"clip={clip!r}")
+    return 0
+
+
+cdef bint clip_bounds(object clip, double *low, double *high) except -1:
+    """Whether the argument `clip` bounds anything: None, or a pair of which each is a bound or None. An open side is
+    NaN, which every comparison passes by."""
+    low[0] = high[0] = NAN
+    if clip is None:
+        return False
+    try:
+        lowest, highest = clip
+    except TypeError as error:
+        raise TypeError(f"clip must be None or a pair (low, high), but got {type(clip).__name__}") from error
+    except ValueError as error:
+        raise ValueError(f"clip must be None or a pair (low, high), but got {clip!r}") from error
+    if lowest is not None:
+        low[0] = clip_bound(lowest, "low", clip)
+    if highest is not None:
+        high[0] = clip_bound(highest, "high", clip)
+    if low[0] > high[0]:
+        raise ValueError(f"clip=(low, high) must have low <= high, but got {clip!r}")
+    return lowest is not None or highest is not None
+
+
+cdef double clip_bound(object value, str side, object clip) except? -1:
+    """One bound of `clip`."""
+    cdef double bound = as_float(value, f"{side} of clip")
+    if bound != bound:
+        raise ValueError(f"{side} of clip must not be NaN, but got {clip!r}; None leaves a side open")
+    return bound
+
+
+def as_clip(clip):
+    """The argument `clip` as None or a pair of float or None, for Python modules of this package."""
+    cdef double low, high
+    if not clip_bounds(clip, &low, &high):
+        return None
+    return None if low != low else low, None if high != high else high
 
 
 def check_running_updates(running_mean, running_var, out):

@@ -17,6 +17,7 @@ cdef class Call:
     cdef int dtype, activation
     cdef Py_ssize_t elements, bytes
     cdef double slope
+    cdef double low, high          # with ACT_CLIP: the bounds, NaN where a side is open
     cdef double *arena             # what is left of the workspace that the caller has on its stack
     cdef Py_ssize_t arena_left     # doubles
     cdef object heap_blocks        # workspace that did not fit: (array, those before)
@@ -31,6 +32,7 @@ cdef class Call:
     cdef int copy_for_plan(self, int arrays, Plan *p) except -1
     cdef int note_copies(self, cnp.ndarray out, cnp.ndarray grad_output) except -1
     cdef cnp.ndarray copy_out(self)
+    cdef int convert_activation(self, object negative_slope, object clip) except -1
     cdef int convert_slope(self, object negative_slope) except -1
     cdef int check_slope(self, Py_ssize_t channels) except -1
 

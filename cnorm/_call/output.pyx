@@ -8,11 +8,12 @@ from cnorm._call.arrays cimport (accumulation_type, as_array, as_doubles, as_flo
                                  copy_if_overlapping, copy_like, dtype_code, float64_array, float64_data,
                                  is_native, new_float64, shape_and_strides, shape_of, writable_in_place)
 from cnorm cimport _runtime
+from cnorm._call.checks cimport check_one_activation, clip_bounds
 from cnorm._call.observe cimport note, observe_norm
 from cnorm._plan cimport ARRAYS, COPY, Plan, plan_channels
 from cnorm._pool cimport empty_like, new_array
 from cnorm._runtime cimport kernels
-from cnorm.kernels.job cimport ACT_SLOPE, ACT_SLOPES, Job, norm_kernel
+from cnorm.kernels.job cimport ACT_CLIP, ACT_SLOPE, ACT_SLOPES, Job, norm_kernel
 from cnorm.kernels.tuning cimport GIL_RELEASE_MIN_BYTES
 
 cdef extern from "numpy/arrayobject.h":
@@ -144,6 +145,14 @@ cdef class Call:
         if self.y is not self.result:
             cnp.PyArray_CopyInto(self.result, self.y)
         return self.result
+
+    cdef int convert_activation(self, object negative_slope, object clip) except -1:
+        """Convert the arguments, of which one may be an activation."""
+        self.convert_slope(negative_slope)
+        if clip is not None and clip_bounds(clip, &self.low, &self.high):
+            check_one_activation(negative_slope, clip)
+            self.activation = ACT_CLIP
+        return 0
 
     cdef int convert_slope(self, object negative_slope) except -1:
         """Convert the argument: None, a number, or an array of 1 or C."""

@@ -122,6 +122,8 @@ cdef class RowsCall(Call):
         a.centred = self.centred
         a.activation = self.activation
         a.slope = self.slope
+        a.low = self.low
+        a.high = self.high
         a.eps = self.eps
         a.mean = float64_data(self.mean)
         a.rstd = float64_data(self.rstd)
@@ -328,14 +330,15 @@ cdef int lay_out_slopes(RowsCall call, object channel_axis, int normalized) exce
 
 
 cdef object rows_norm_forward(object input, object normalized_shape, object weight, object bias, bint centred,
-                              object eps, object out, object channel_axis, Statistics wanted, object negative_slope):
+                              object eps, object out, object channel_axis, Statistics wanted,
+                              object negative_slope, object clip):
     """layer_norm (`centred`) or rms_norm, which takes an `eps` of None: the machine epsilon."""
     cdef RowsCall call
     cdef cnp.ndarray x, into, w, b
     cdef tuple shape
     cdef bint machine_epsilon = eps is None and not centred
     cdef double epsilon = 0 if machine_epsilon else as_float(eps, "eps")
-    if negative_slope is None:
+    if negative_slope is None and clip is None:
         y = forward_contiguous(input, normalized_shape, weight, bias, centred, machine_epsilon, epsilon, out, wanted)
         if y is not None:
             return y
@@ -343,7 +346,7 @@ cdef object rows_norm_forward(object input, object normalized_shape, object weig
     x, into = as_array(input, "input"), as_out(out, "out")
     w, b = as_array(weight, "weight"), as_array(bias, "bias")
     shape = as_row_shape(normalized_shape)
-    call.convert_slope(negative_slope)
+    call.convert_activation(negative_slope, clip)
     channel_axis = slope_axis(call, channel_axis)
 
     x = as_floats(x, "input")
@@ -381,7 +384,7 @@ cdef cnp.ndarray row_statistic(RowsCall call, cnp.ndarray values, str name):
 
 cdef object rows_norm_backward(object grad_output, object input, object normalized_shape, object mean,
                                object rstd, object weight, object bias, bint centred, object out,
-                               object channel_axis, object negative_slope, object grad_sum=None):
+                               object channel_axis, object negative_slope, object clip, object grad_sum=None):
     """Backward of layer and rms norm. `grad_sum` is added to the gradient of the input; `rstd` may be packed
     statistics, and `mean` is then not read."""
     cdef RowsCall call = <RowsCall> RowsCall.__new__(RowsCall)
@@ -396,7 +399,7 @@ cdef object rows_norm_backward(object grad_output, object input, object normaliz
         r = as_array(rstd, "rstd")
         if centred:
             m = as_array(mean, "mean")
-    call.convert_slope(negative_slope)
+    call.convert_activation(negative_slope, clip)
     channel_axis = slope_axis(call, channel_axis)
 
     x = as_floats(x, "input")
@@ -454,7 +457,7 @@ cdef object row_slope_gradient(RowsCall call, cnp.ndarray per_element, object ch
 
 cdef object add_norm_forward(object input, object residual, object normalized_shape, object weight, object bias,
                              bint centred, object eps, object out, object residual_out, object channel_axis,
-                             object return_stats, object negative_slope):
+                             object return_stats, object negative_slope, object clip):
     """add_layer_norm (`centred`) or add_rms_norm."""
     cdef RowsCall call = <RowsCall> RowsCall.__new__(RowsCall)
     cdef cnp.ndarray one = as_array(input, "input"), other = as_array(residual, "residual")
@@ -463,7 +466,7 @@ cdef object add_norm_forward(object input, object residual, object normalized_sh
     cdef tuple shape = as_row_shape(normalized_shape)
     cdef bint machine_epsilon = eps is None and not centred, with_statistics = return_stats
     cdef double epsilon = 0 if machine_epsilon else as_float(eps, "eps")
-    call.convert_slope(negative_slope)
+    call.convert_activation(negative_slope, clip)
     channel_axis = slope_axis(call, channel_axis)
 
     one, other = as_floats(one, "input"), as_floats(other, "residual")
@@ -499,22 +502,25 @@ cdef object add_norm_forward(object input, object residual, object normalized_sh
 
 
 cdef tuple forward_and_saved(object input, object normalized_shape, object weight, object bias, bint centred,
-                             object eps, object channel_axis, object negative_slope, bint save):
+                             object eps, object channel_axis, object negative_slope, object clip, bint save):
     """(result, what backward needs): None, or with `save` the input as an array and packed statistics, which
     `rows_norm_backward` takes for rstd."""
     cdef object x = as_array(input, "input")
     result = rows_norm_forward(x, normalized_shape, weight, bias, centred, eps, None, channel_axis,
-                               STATS_PACKED if save else STATS_NONE, negative_slope)
+                               STATS_PACKED if save else STATS_NONE, negative_slope, clip)
     if not save:
         return result, None
     return (<tuple> result)[0], (x, (<tuple> result)[1])
 
 
-def layer_norm_and_saved(input, normalized_shape, weight, bias, eps, channel_axis, negative_slope, bint save):
+def layer_norm_and_saved(input, normalized_shape, weight, bias, eps, channel_axis, negative_slope, clip,
+                         bint save):
     """`layer_norm` of a module: the result, and with `save` (input, rstd) for `layer_norm_backward`, else None."""
-    return forward_and_saved(input, normalized_shape, weight, bias, True, eps, channel_axis, negative_slope, save)
+    return forward_and_saved(input, normalized_shape, weight, bias, True, eps, channel_axis, negative_slope, clip,
+                             save)
 
 
-def rms_norm_and_saved(input, normalized_shape, weight, eps, channel_axis, negative_slope, bint save):
+def rms_norm_and_saved(input, normalized_shape, weight, eps, channel_axis, negative_slope, clip, bint save):
     """`rms_norm` of a module: the result, and with `save` (input, rstd) for `rms_norm_backward`, else None."""
-    return forward_and_saved(input, normalized_shape, weight, None, False, eps, channel_axis, negative_slope, save)
+    return forward_and_saved(input, normalized_shape, weight, None, False, eps, channel_axis, negative_slope, clip,
+                             save)

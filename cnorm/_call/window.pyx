@@ -80,6 +80,8 @@ cdef class WindowCall(ChannelAxisCall):
             set_tensor(&self.job.dy, self.dy, &p, 2)
         self.job.activation = self.activation
         self.job.slope = self.slope
+        self.job.low = self.low
+        self.job.high = self.high
         self.job.slopes = float64_data(self.slopes)
         kernel = kernels.window_forward if grad_output is None else kernels.window_backward
         if _runtime.observing:
@@ -93,25 +95,26 @@ cdef class WindowCall(ChannelAxisCall):
 
 
 cdef object response_norm_forward(object input, object size, object alpha, object beta, object k, bint legacy,
-                                  object out, object channel_axis, object negative_slope):
+                                  object out, object channel_axis, object negative_slope, object clip):
     """local_response_norm, or with `legacy` cross_map_lrn."""
     cdef WindowCall call = <WindowCall> WindowCall.__new__(WindowCall)
     cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out")
     call.convert_window(size, alpha, beta, k, legacy)
-    call.convert_slope(negative_slope)
+    call.convert_activation(negative_slope, clip)
     channel_axis = as_int(channel_axis, "channel_axis")
     call.check_input(as_floats(x, "input"), channel_axis)
     return call.run(into, None)
 
 
 cdef object response_norm_backward(object grad_output, object input, object size, object alpha, object beta,
-                                   object k, bint legacy, object out, object channel_axis, object negative_slope):
+                                   object k, bint legacy, object out, object channel_axis, object negative_slope,
+                                   object clip):
     """Backward of the response norms."""
     cdef WindowCall call = <WindowCall> WindowCall.__new__(WindowCall), response
     cdef cnp.ndarray x = as_array(input, "input"), dy = as_array(grad_output, "grad_output"), into = as_out(out, "out")
     cdef cnp.ndarray y
     call.convert_window(size, alpha, beta, k, legacy)
-    call.convert_slope(negative_slope)
+    call.convert_activation(negative_slope, clip)
     channel_axis = as_int(channel_axis, "channel_axis")
     x = as_floats(x, "input")
     dy = as_gradient(dy, x)

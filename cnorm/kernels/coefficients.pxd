@@ -3,7 +3,7 @@
 # in statistics.h.
 from libc.string cimport memcpy
 
-from cnorm.kernels.job cimport ACT_NONE, ACT_SLOPES
+from cnorm.kernels.job cimport ACT_NONE, ACT_SLOPES, has_slopes
 from cnorm.kernels.loops cimport CoefficientArrays, LoopTable
 from cnorm.kernels.statistics cimport dev_coeff_from_sum, grad_offset_from_sum, mean_hi_part
 
@@ -23,17 +23,22 @@ cdef struct ChannelValues:
     const double *bias
     const double *slopes
     double slope
+    double low              # bounds, with ACT_CLIP
+    double high
     int activation
 
 
 cdef inline ChannelValues channel_values_from(Py_ssize_t channel, const double *weight, const double *bias,
-                                              const double *slopes, double slope, int activation) noexcept nogil:
+                                              const double *slopes, double slope, double low, double high,
+                                              int activation) noexcept nogil:
     """Those of a channel and the ones that follow it."""
     cdef ChannelValues values
     values.weight = weight + channel if weight != NULL else NULL
     values.bias = bias + channel if bias != NULL else NULL
     values.slopes = slopes + channel if slopes != NULL else NULL
     values.slope = slope
+    values.low = low
+    values.high = high
     values.activation = activation
     return values
 
@@ -88,6 +93,8 @@ cdef inline void coefficients(Pass what, Py_ssize_t n, const double *mean_lo, co
     cdef double *bias = coeffs.bias
     cdef double *dev_coeff = coeffs.dev_coeff
     cdef double *grad_offset = coeffs.grad_offset
+    coeffs.low = values.low
+    coeffs.high = values.high
     if values.weight != NULL:
         for i in range(n):
             scale[i] = rstd[i] * values.weight[i]
@@ -103,7 +110,7 @@ cdef inline void coefficients(Pass what, Py_ssize_t n, const double *mean_lo, co
                 bias[i] = 0 - mean_lo[i] * scale[i]
     if values.activation == ACT_SLOPES:
         memcpy(coeffs.slope, values.slopes, n * sizeof(double))
-    elif values.activation != ACT_NONE:
+    elif has_slopes(values.activation):
         fill(values.slope, n, coeffs.slope)
     if what != PASS_BACKWARD:
         return

@@ -6,7 +6,7 @@ from cnorm.kernels.coefficients cimport (
     split_means)
 from cnorm.kernels.columns_layout cimport (
     ColumnLayout, addresses_of_rows, column_block_begin, column_block_size, row_at, rows_are_contiguous)
-from cnorm.kernels.job cimport Job
+from cnorm.kernels.job cimport Job, has_slopes
 from cnorm.kernels.loops cimport LANES_ALIGN, CoefficientArrays, ColumnCoefficients, store_fence
 from cnorm.kernels.tuning cimport COEFFICIENT_CHUNK, COLUMN_BLOCK_ROWS, PEEL_MAX_ELEMENTS, PEEL_MIN_BYTES
 
@@ -21,6 +21,8 @@ cdef inline ColumnCoefficients coefficients_from(const ColumnCoefficients *coeff
     cdef ColumnCoefficients moved
     moved.nontemporal = coeffs.nontemporal
     moved.shifted = coeffs.shifted
+    moved.low = coeffs.low
+    moved.high = coeffs.high
     moved.mean_hi = <const char *> coeffs.mean_hi + bytes
     moved.scale = <const char *> coeffs.scale + bytes
     moved.bias = <const char *> coeffs.bias + bytes
@@ -94,7 +96,7 @@ cdef inline void chunk_coefficients(const Job *job, const ColumnLayout *layout, 
     if what == PASS_SUMS and not job.activation:
         return
     values = channel_values_from(first, job.channels.weight, job.channels.bias, job.channels.slopes,
-                                 job.slope, job.activation)
+                                 job.slope, job.low, job.high, job.activation)
     arrays.shifted = coeffs.shifted
     arrays.mean_hi = mean_hi
     arrays.rstd = rstd
@@ -110,7 +112,7 @@ cdef inline void chunk_coefficients(const Job *job, const ColumnLayout *layout, 
     layout.loops.narrow(arrays.scale, n, <char *> coeffs.scale + bytes)
     if what == PASS_FORWARD or job.activation:
         layout.loops.narrow(arrays.bias, n, <char *> coeffs.bias + bytes)
-    if job.activation:
+    if has_slopes(job.activation):
         layout.loops.narrow(arrays.slope, n, <char *> coeffs.slope + bytes)
     if what == PASS_BACKWARD:
         layout.loops.narrow(arrays.dev_coeff, n, <char *> coeffs.dev_coeff + bytes)
@@ -137,6 +139,8 @@ cdef inline ColumnCoefficients bind_coefficients(const Job *job, const ColumnLay
     coeffs.rstd = workspace + 6 * bytes
     coeffs.nontemporal = layout.schedule.nontemporal
     coeffs.shifted = False
+    coeffs.low = job.low
+    coeffs.high = job.high
     return coeffs
 
 
@@ -163,8 +167,8 @@ cdef inline void sample_coefficients(const Job *job, const ColumnLayout *layout,
     column_range_coefficients(job, layout, sample, sums, count, what, 0, layout.columns, coeffs)
     if layout.rows == 1:
         return
-    # forward uses mean_hi, scale and bias, and the slope of an activation
-    used = N_COLUMN_COEFFICIENTS if what == PASS_BACKWARD else 4 if job.activation else 3
+    # forward uses mean_hi, scale and bias, and the slopes of an activation
+    used = N_COLUMN_COEFFICIENTS if what == PASS_BACKWARD else 4 if has_slopes(job.activation) else 3
     for k in range(used):
         done = row_bytes
         while done < bytes:

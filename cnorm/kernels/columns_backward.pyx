@@ -21,7 +21,7 @@ from cnorm.kernels.columns_layout cimport (
     ColumnLayout, PackedRows, column_block_begin, column_block_size, column_layout, rows_are_contiguous,
     set_packed_rows)
 from cnorm.kernels.columns_moments cimport whole_rows
-from cnorm.kernels.job cimport COLUMN_BLOCKS, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job
+from cnorm.kernels.job cimport COLUMN_BLOCKS, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, has_slopes
 from cnorm.kernels.loops cimport ColumnCoefficients, store_fence
 from cnorm.kernels.schedule cimport min_chunk, samples_per_thread, schedule_columns
 from cnorm.kernels.statistics cimport mean_hi_part
@@ -37,7 +37,7 @@ cdef enum GradientTiming:   # when the gradient of the input is computed:
 
 cdef inline bint takes_sum(const Job *job, const ColumnLayout *layout, Py_ssize_t k) noexcept nogil:
     """Whether this call takes sum k of the N_GRAD_SUMS."""
-    return k < 2 or (k == 2 and layout.loops.acc_size == 8) or (k == 3 and job.activation)
+    return k < 2 or (k == 2 and layout.loops.acc_size == 8) or (k == 3 and has_slopes(job.activation))
 
 
 # ---- the sums of a row range over one column block ----
@@ -136,7 +136,7 @@ cdef void chunk_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample, 
     for j in range(n):
         grad_weight[j] = rstd[j] * gdev[j]
     memcpy(job.channels.grad_bias + out, g, n * sizeof(double))
-    if job.activation:
+    if has_slopes(job.activation):
         memcpy(job.channels.grad_slope + out, totals + 3 * layout.packed_columns + first, n * sizeof(double))
     if job.channels.weight != NULL:
         memcpy(weight, job.channels.weight + first, n * sizeof(double))

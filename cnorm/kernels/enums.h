@@ -5,8 +5,12 @@
 /* Storage types: the index of LOOPS_BY_DTYPE in loops/table.h. */
 enum Dtype { FLOAT32, FLOAT64, FLOAT16, BFLOAT16 };
 
-/* The activation after the normalization: none; z where z > 0, else slope * z, with one slope, or with a slope per
- * channel or per element. 0 means none everywhere, so `if (activation)` reads as "with an activation". */
-enum Activation { ACT_NONE, ACT_SLOPE, ACT_SLOPES };
+/* The activation after the normalization: none; z within two bounds; z where z > 0, else slope * z, with one slope, or
+ * with a slope per channel or per element. 0 means none everywhere, so `if (activation)` reads as "with an activation".
+ */
+enum Activation { ACT_NONE, ACT_CLIP, ACT_SLOPE, ACT_SLOPES };
+
+/* Whether an activation has slopes, whose gradients backward sums. */
+static inline int has_slopes(int activation) { return activation >= ACT_SLOPE; }
 
 #endif

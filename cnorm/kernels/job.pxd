@@ -19,8 +19,11 @@ cdef extern from "enums.h" nogil:  # which describes the values
 
     enum Activation:
         ACT_NONE
+        ACT_CLIP
         ACT_SLOPE
         ACT_SLOPES
+
+    bint has_slopes(int activation)
 
 cdef enum SumsMode:    # of the two sums per unit that the gradient of the input needs
     SUMS_INTERNAL = 0  # computed and used by the call itself
@@ -106,6 +109,8 @@ cdef struct Job:
     bint stats_given     # mean and rstd are IN
     int activation       # Activation
     double slope
+    double low           # with ACT_CLIP: the bounds, NaN where a side is open
+    double high
     double eps
     double *mean         # per unit: OUT, or IN where given; may be NULL in rows
     double *rstd
@@ -131,6 +136,8 @@ cdef struct WindowJob:
     double k
     int activation
     double slope
+    double low             # as in Job
+    double high
     const double *slopes   # per channel
     Schedule *schedule_only    # as in Job
 

@@ -2,7 +2,7 @@
 # against them by the C compiler wherever it is used.
 cdef extern from "loops/table.h" nogil:
     ctypedef struct Coefficients:
-        double mean_hi, mean_lo, scale, bias, dev_coeff, grad_offset, rstd, slope
+        double mean_hi, mean_lo, scale, bias, dev_coeff, grad_offset, rstd, slope, low, high
         bint nontemporal
         Py_ssize_t prefetch_bytes, prefetch_segments
         const void *weights
@@ -11,6 +11,7 @@ cdef extern from "loops/table.h" nogil:
 
     ctypedef struct CoefficientArrays:
         bint shifted
+        double low, high
         double *mean_hi
         double *scale
         double *bias
@@ -21,6 +22,7 @@ cdef extern from "loops/table.h" nogil:
 
     ctypedef struct ColumnCoefficients:
         bint nontemporal, shifted
+        double low, high
         const void *mean_hi
         const void *scale
         const void *bias
@@ -79,7 +81,7 @@ cdef extern from "loops/table.h" nogil:
         char *squares
         char *scale_pow
         char *grad_term
-        double alpha, beta, k, slope
+        double alpha, beta, k, slope, low, high
         const void *slopes
         int activation
 

@@ -13,7 +13,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from cnorm.kernels.coefficients cimport N_GRAD_SUMS
-from cnorm.kernels.job cimport PARTIALS_GUIDED, TWO_SWEEPS, Job, Tensor
+from cnorm.kernels.job cimport PARTIALS_GUIDED, TWO_SWEEPS, Job, Tensor, has_slopes
 from cnorm.kernels.loops cimport (
     GRAD_ROWS_UNROLLED, LOOPS_BY_DTYPE, Coefficients, LoopTable, RowGradBlock, store_fence)
 from cnorm.kernels.machine cimport cached_traffic, grad_pass_bytes
@@ -302,7 +302,7 @@ cdef void add_partials(const Job *job, const RowBlocks *cut, Py_ssize_t first, P
     cdef const double *other
     while element < stop:
         n = min(<Py_ssize_t> PARTIALS_CHUNK, stop - element)
-        for kind in range(3 if job.activation else 2):
+        for kind in range(3 if has_slopes(job.activation) else 2):
             sums = cut.sums + kind * cut.elements + element
             step = added
             while step < last - first:
@@ -348,7 +348,7 @@ cdef void total_element_range(const Job *job, const UnitBlocks *blocks, const Ro
     elif cut.partials > 1:
         memcpy(job.elements.grad_bias + first, sums, n * sizeof(double))
     sums += cut.elements
-    if job.activation and cut.partials > 1:
+    if has_slopes(job.activation) and cut.partials > 1:
         memcpy(job.elements.grad_slope + first, sums, n * sizeof(double))
 
 
@@ -366,7 +366,7 @@ cdef void total_partials(const Job *job, const UnitBlocks *blocks, const RowBloc
 cdef int rows_backward(Job *job) noexcept nogil:
     """The gradients of the input (y) and of the parameters.
 
-    grad_weight, grad_bias and, where there is an activation, grad_slope are written: (3, elements) in one
+    grad_weight, grad_bias and, where the activation has slopes, grad_slope are written: (3, elements) in one
     array. Where final_weight or final_bias is given, it is written instead."""
     cdef UnitBlocks blocks = unit_blocks(job, True)
     cdef RowBlocks cut = row_blocks_of(job, &blocks)

@@ -58,7 +58,7 @@ cdef inline void bind_batch(UnitBatch *batch) noexcept nogil:
 cdef inline ChannelValues channel_values(const Job *job, Py_ssize_t channel) noexcept nogil:
     """The parameters of the job's channels from `channel` on."""
     return channel_values_from(channel, job.channels.weight, job.channels.bias, job.channels.slopes,
-                               job.slope, job.activation)
+                               job.slope, job.low, job.high, job.activation)
 
 
 cdef inline bint has_short_segments(const Job *job, const UnitBlocks *blocks) noexcept nogil:

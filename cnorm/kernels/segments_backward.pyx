@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 
 from cnorm.kernels.coefficients cimport (
     N_GRAD_SUMS, PASS_BACKWARD, PASS_SUMS, ChannelValues, coefficients, split_means)
-from cnorm.kernels.job cimport SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, TWO_SWEEPS, UNIT_BATCHES, Job
+from cnorm.kernels.job cimport SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, TWO_SWEEPS, UNIT_BATCHES, Job, has_slopes
 from cnorm.kernels.loops cimport Coefficients, store_fence
 from cnorm.kernels.moments cimport (
     ContiguousTile, ElementRange, UnitBlocks, contiguous_tile, element_at, gather, next_range,
@@ -139,7 +139,7 @@ cdef void segment_totals(const Job *job, Coefficients *coeffs, Py_ssize_t unit, 
         gdev = sums[1] - coeffs.mean_lo * g
         job.channels.grad_bias[out] = g
         job.channels.grad_weight[out] = coeffs.rstd * gdev
-        if job.activation:
+        if has_slopes(job.activation):
             job.channels.grad_slope[out] = sums[3]
         weight = job.channels.weight[channel] if job.channels.weight != NULL else 1
         sum_g[0] += weight * g
@@ -167,7 +167,7 @@ cdef void unit_totals(const Job *job, const UnitBlocks *blocks, Coefficients *co
     gdev -= coeffs.mean_lo * g
     job.channels.grad_bias[unit] = g
     job.channels.grad_weight[unit] = coeffs.rstd * gdev
-    if job.activation:
+    if has_slopes(job.activation):
         job.channels.grad_slope[unit] = slope
     weight = job.channels.weight[unit % job.shape[1]] if job.channels.weight != NULL else 1
     sum_g[0] = weight * g
@@ -366,7 +366,7 @@ cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize
     for i in range(n):
         gdev[i] -= batch.mean_lo[i] * g[i]
         grad_weight[i] = batch.rstd[i] * gdev[i]
-    if job.activation:
+    if has_slopes(job.activation):
         memcpy(job.channels.grad_slope + unit, slope, n * sizeof(double))
     if job.channels.weight != NULL:
         for i in range(n):

@@ -182,6 +182,8 @@ cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_
     batch.elementwise = has_element_params(job)
     batch.activation = job.activation
     batch.coeffs.slope = job.slope
+    batch.coeffs.low = job.low
+    batch.coeffs.high = job.high
     batch.coeffs.bias = 0
     batch.coeffs.nontemporal = blocks.schedule.nontemporal
     batch.coeffs.prefetch_bytes = rows * job.x.strides[1]

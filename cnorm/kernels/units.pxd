@@ -46,6 +46,8 @@ cdef inline Coefficients unit_coefficients(const Job *job, const UnitBlocks *blo
     coeffs.prefetch_bytes = blocks.schedule.prefetch_bytes
     coeffs.prefetch_segments = blocks.schedule.prefetch_segments
     coeffs.slope = job.elements.unit_slopes[unit] if job.elements.unit_slopes != NULL else job.slope
+    coeffs.low = job.low
+    coeffs.high = job.high
     coeffs.weights = job.elements.weight
     coeffs.biases = job.elements.bias
     coeffs.slopes = job.elements.slopes

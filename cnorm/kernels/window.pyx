@@ -12,7 +12,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from cnorm.kernels.coefficients cimport set_value
-from cnorm.kernels.job cimport ACT_NONE, ACT_SLOPE, ACT_SLOPES, Tensor, WindowJob
+from cnorm.kernels.job cimport ACT_SLOPE, ACT_SLOPES, Tensor, WindowJob
 from cnorm.kernels.loops cimport LANES_ALIGN, LOOPS_BY_DTYPE, LoopTable, WindowTile
 from cnorm.kernels.machine cimport window_bytes
 from cnorm.kernels.schedule cimport schedule_window
@@ -50,6 +50,8 @@ cdef inline WindowTile window_tile(const WindowJob *job, const WindowWorkspace *
     tile.k = job.k
     tile.activation = job.activation
     tile.slope = job.slope
+    tile.low = job.low
+    tile.high = job.high
     tile.slopes = workspace.slopes
     return tile
 
@@ -124,7 +126,8 @@ cdef void channels_first_span(const WindowJob *job, Py_ssize_t item,
     tile.y = job.y.data + sample * job.y.strides[0] + run * job.y.strides[3] + bytes
     tile.dy = job.dy.data + sample * job.dy.strides[0] + run * job.dy.strides[3] + bytes
     tile.n = min(workspace.span, job.shape[4] - first)
-    tile.activation = ACT_SLOPE if job.activation else ACT_NONE  # a channel has one slope
+    if job.activation == ACT_SLOPES:  # a channel has one slope
+        tile.activation = ACT_SLOPE
     zeroth = tile
     for c in range(min(job.after, channels)):
         set_channel_tile(job, workspace, c, &zeroth, &tile)

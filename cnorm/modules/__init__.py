@@ -4,7 +4,7 @@ from ._base import Module
 from ._grad_mode import enable_grad, no_grad
 from ._lazy import UninitializedBuffer, UninitializedParameter
 from ._parameter import Parameter
-from .activation import LeakyReLU, PReLU, ReLU
+from .activation import Hardtanh, LeakyReLU, PReLU, ReLU, ReLU6
 from .batch import (
     BatchNorm1d,
     BatchNorm2d,
@@ -35,6 +35,7 @@ __all__ = [
     "BatchNorm3d",
     "CrossMapLRN2d",
     "GroupNorm",
+    "Hardtanh",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
@@ -53,6 +54,7 @@ __all__ = [
     "Parameter",
     "RMSNorm",
     "ReLU",
+    "ReLU6",
     "Sequential",
     "SwitchNorm1d",
     "SwitchNorm2d",

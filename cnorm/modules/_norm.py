@@ -24,7 +24,7 @@ class Norm(Module):
         self.channel_axis = channel_axis
         if not isinstance(activation, Activation | None):
             raise TypeError(
-                "activation must be None, or a ReLU, LeakyReLU or PReLU module, "
+                "activation must be None, or a ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6 module, "
                 f"not {type(activation).__name__}"
             )
         self.register_module("activation", activation)
@@ -54,17 +54,19 @@ class Norm(Module):
         mode = get_grad_mode()
         keep = self.training if mode is None else mode
         activation = self.activation
-        slope = None if activation is None else activation.slope
+        slope = clip = None
+        if activation is not None:
+            slope, clip = activation.slope, activation.clip
         if type(input) is not np.ndarray:
             input = as_array(input)
-        output, stats = self._forward(input, keep, slope)
+        output, stats = self._forward(input, keep, slope, clip)
         self._pass[0] = (input, *stats) if keep else None
         return output
 
-    def _forward(self, input, keep, slope):
+    def _forward(self, input, keep, slope, clip):
         raise NotImplementedError
 
-    def _backward(self, grad_output, slope, input, *stats):
+    def _backward(self, grad_output, slope, clip, input, *stats):
         raise NotImplementedError
 
     def backward(self, grad_output):
@@ -85,11 +87,11 @@ class Norm(Module):
         input, *stats = self.kept()
         grad_output = as_gradient(grad_output, input)
         learned = [getattr(self, name) for name in self._learned]
-        slope = None
+        slope = clip = None
         if self.activation is not None:
-            slope = self.activation.slope
+            slope, clip = self.activation.slope, self.activation.clip
             learned += self.activation.parameters()
-        grad_input, *gradients = self._backward(grad_output, slope, input, *stats)
+        grad_input, *gradients = self._backward(grad_output, slope, clip, input, *stats)
         self.accumulate(*zip(learned, gradients, strict=True))
         return grad_input
 

@@ -62,16 +62,17 @@ class RunningNorm(Norm):
         self._check_input_dim(input)
         return Norm.forward(self, input)  # which super() takes longer to find than to run
 
-    def _forward(self, input, keep, slope):
+    def _forward(self, input, keep, slope, clip):
         mean, var = self.running_mean, self.running_var
         if not self.training:
-            return self._normalize(input, keep, slope, mean is None and var is None, mean, var)
+            of_input = mean is None and var is None
+            return self._normalize(input, keep, slope, clip, of_input, mean, var)
         if not self.track_running_stats:
-            return self._normalize(input, keep, slope, True, None, None)
+            return self._normalize(input, keep, slope, clip, True, None, None)
         # threads that share the module take turns to update it
-        return self._lock.run(self._normalize, input, keep, slope, True, mean, var)
+        return self._lock.run(self._normalize, input, keep, slope, clip, True, mean, var)
 
-    def _normalize(self, input, keep, slope, use_input_stats, running_mean, running_var):
+    def _normalize(self, input, keep, slope, clip, use_input_stats, running_mean, running_var):
         """What `_forward` returns, `use_input_stats` first; updates the running statistics."""
         raise NotImplementedError
 

@@ -2,21 +2,54 @@
 
 import numpy as np
 
+from .._call.checks import as_clip
 from ._arrays import as_array, as_dtype, as_gradient, as_shape, check_device, is_float
 from ._base import Module
 from ._parameter import Parameter
 
 
 class Activation(Module):
-    """``x`` where it is positive, else ``x * slope``: the base of the three.
+    """The base of the activations.
 
-    `slope` is what the functions take as ``negative_slope``.
+    `slope` and `clip` are what the functions take as ``negative_slope`` and ``clip``: one of them
+    is None.
     """
 
     channel_axis = 1
+    slope = None
+    clip = None
 
     def __call__(self, input):
         return self.forward(input)
+
+    def forward(self, input):
+        x = as_array(input)
+        if not is_float(x.dtype):
+            raise TypeError(f"{type(self).__name__} expects floating point input, not {x.dtype}")
+        y = self._activate(x)
+        self.keep(x)
+        return y
+
+    def backward(self, grad_output):
+        (x,) = self.kept()
+        grad_output = as_gradient(grad_output, x)
+        grad_input = self._through(x, grad_output)
+        self.accumulate(*self._gradients(x, grad_output))
+        return grad_input
+
+    def _activate(self, x):
+        raise NotImplementedError
+
+    def _through(self, x, grad_output):
+        """The gradient of `x`, a new array."""
+        raise NotImplementedError
+
+    def _gradients(self, x, grad_output):
+        return ()
+
+
+class _Slope(Activation):
+    """``x`` where it is positive, else ``x * slope``."""
 
     def _per_channel(self, x):
         """The slope, to broadcast against `x`; a float32 at least, to round the product once."""
@@ -37,29 +70,14 @@ class Activation(Module):
         """`values` times the slope, in the dtype of `x`."""
         return (values * self._per_channel(x)).astype(x.dtype, copy=False)
 
-    def forward(self, input):
-        x = as_array(input)
-        if not is_float(x.dtype):
-            raise TypeError(f"{type(self).__name__} expects floating point input, not {x.dtype}")
-        y = self._activate(x)
-        self.keep(x)
-        return y
-
     def _activate(self, x):
         return np.where(x > 0, x, self._negative(x, x))
 
-    def backward(self, grad_output):
-        (x,) = self.kept()
-        grad_output = as_gradient(grad_output, x)
-        grad_input = np.where(x > 0, grad_output, self._negative(x, grad_output))
-        self.accumulate(*self._gradients(x, grad_output))
-        return grad_input
-
-    def _gradients(self, x, grad_output):
-        return ()
+    def _through(self, x, grad_output):
+        return np.where(x > 0, grad_output, self._negative(x, grad_output))
 
 
-class ReLU(Activation):
+class ReLU(_Slope):
     """``max(x, 0)``.
 
     Examples
@@ -75,7 +93,7 @@ class ReLU(Activation):
         return np.maximum(x, x.dtype.type(0))  # of -inf too
 
 
-class LeakyReLU(Activation):
+class LeakyReLU(_Slope):
     """``x`` where it is positive, else ``x * negative_slope``.
 
     Parameters
@@ -102,7 +120,7 @@ class LeakyReLU(Activation):
         return f"negative_slope={self.negative_slope}"
 
 
-class PReLU(Activation):
+class PReLU(_Slope):
     """``x`` where it is positive, else ``x * weight``, a learned slope.
 
     Parameters
@@ -158,3 +176,75 @@ class PReLU(Activation):
     def extra_repr(self):
         axis = "" if self.channel_axis == 1 else f", channel_axis={self.channel_axis}"
         return f"num_parameters={self.num_parameters}{axis}"
+
+
+class Hardtanh(Activation):
+    """``x`` within bounds: ``min_val`` where it is less, ``max_val`` where it is more.
+
+    NaN stays NaN. The gradient is 0 where ``x`` is at a bound or beyond.
+
+    Parameters
+    ----------
+    min_val, max_val : float or None
+        The bounds; None leaves a side open.
+
+    Raises
+    ------
+    ValueError
+        Where `min_val` is larger than `max_val`, or one is NaN.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> cnorm.Hardtanh()(np.array([-2.0, 0.5, 3.0]))
+    array([-1. ,  0.5,  1. ])
+    """
+
+    def __init__(self, min_val=-1.0, max_val=1.0):
+        super().__init__()
+        as_clip((min_val, max_val))
+        self.min_val = min_val
+        self.max_val = max_val
+
+    @property
+    def clip(self):
+        return self.min_val, self.max_val
+
+    def _bounds(self, x):
+        """The bounds in the dtype that `x` is compared in; NaN, which no number passes, is open."""
+        wide = np.promote_types(x.dtype, np.float32)
+        bounds = as_clip(self.clip) or (None, None)
+        return (wide.type(np.nan if bound is None else bound) for bound in bounds)
+
+    def _activate(self, x):
+        low, high = self._bounds(x)
+        y = np.where(x < low, low, x)
+        return np.where(y > high, high, y).astype(x.dtype, copy=False)
+
+    def _through(self, x, grad_output):
+        low, high = self._bounds(x)
+        return np.where((x <= low) | (x >= high), grad_output.dtype.type(0), grad_output)
+
+    def extra_repr(self):
+        return f"min_val={self.min_val}, max_val={self.max_val}"
+
+
+class ReLU6(Hardtanh):
+    """``min(max(x, 0), 6)``.
+
+    References
+    ----------
+    Krizhevsky, "Convolutional Deep Belief Networks on CIFAR-10", 2010.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> cnorm.ReLU6()(np.array([-2.0, 3.0, 8.0])) + 0
+    array([0., 3., 6.])
+    """
+
+    def __init__(self):
+        super().__init__(0.0, 6.0)
+
+    def extra_repr(self):
+        return ""

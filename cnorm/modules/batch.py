@@ -17,7 +17,7 @@ class _BatchNorm(RunningNorm):
             channel_axis=channel_axis, activation=activation,
         )  # fmt: skip
 
-    def _normalize(self, input, keep, slope, use_input_stats, running_mean, running_var):
+    def _normalize(self, input, keep, slope, clip, use_input_stats, running_mean, running_var):
         count = self.num_batches_tracked if self.training and self.track_running_stats else None
         momentum = self.momentum
         if momentum is None:  # the average of all batches, each with the same weight
@@ -25,17 +25,17 @@ class _BatchNorm(RunningNorm):
         result = batch_norm_and_count(
             count, input, running_mean, running_var, self.weight, self.bias, use_input_stats,
             momentum, self.eps, channel_axis=self.channel_axis, return_stats=keep,
-            negative_slope=slope,
+            negative_slope=slope, clip=clip,
         )  # fmt: skip
         if not keep:
             return result, None
         output, mean, rstd = result
         return output, (use_input_stats, mean, rstd)
 
-    def _backward(self, grad_output, slope, input, use_input_stats, mean, rstd):
+    def _backward(self, grad_output, slope, clip, input, use_input_stats, mean, rstd):
         return F.batch_norm_backward(
             grad_output, input, mean, rstd, self.weight, training=use_input_stats,
-            channel_axis=self.channel_axis, negative_slope=slope, bias=self.bias,
+            channel_axis=self.channel_axis, negative_slope=slope, clip=clip, bias=self.bias,
         )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ class BatchNorm1d(_BatchNorm):
         Of parameters and running statistics; float32 by default.
     channel_axis : int
         Where the channels are: 1, or -1 for channels last.
-    activation : None, ReLU, LeakyReLU or PReLU
+    activation : None, ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6
         Applied to the result in the same pass.
 
     References

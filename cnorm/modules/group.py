@@ -28,7 +28,7 @@ class GroupNorm(Norm):
         Of the parameters; float32 by default.
     channel_axis : int
         Where the channels are: 1, or -1 for channels last.
-    activation : None, ReLU, LeakyReLU or PReLU
+    activation : None, ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6
         Applied to the result in the same pass.
 
     References
@@ -64,20 +64,20 @@ class GroupNorm(Norm):
         self._new_parameters(num_channels, device, dtype, weight=affine, bias=affine and bias)
         self.reset_parameters()
 
-    def _forward(self, input, keep, slope):
+    def _forward(self, input, keep, slope, clip):
         result = F.group_norm(
             input, self.num_groups, self.weight, self.bias, self.eps,
-            channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope,
+            channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope, clip=clip,
         )  # fmt: skip
         if not keep:
             return result, None
         output, mean, rstd = result
         return output, (mean, rstd)
 
-    def _backward(self, grad_output, slope, input, mean, rstd):
+    def _backward(self, grad_output, slope, clip, input, mean, rstd):
         return F.group_norm_backward(
             grad_output, input, self.num_groups, mean, rstd, self.weight,
-            channel_axis=self.channel_axis, negative_slope=slope, bias=self.bias,
+            channel_axis=self.channel_axis, negative_slope=slope, clip=clip, bias=self.bias,
         )  # fmt: skip
 
     def extra_repr(self):

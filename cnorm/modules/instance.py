@@ -21,14 +21,14 @@ class _InstanceNorm(RunningNorm):
     def _batched(self, input):
         return input[None] if input.ndim == self._ranks[0] else input
 
-    def _normalize(self, input, keep, slope, use_input_stats, running_mean, running_var):
+    def _normalize(self, input, keep, slope, clip, use_input_stats, running_mean, running_var):
         batched = self._batched(input)
         if batched.shape[self.channel_axis] != self.num_features:
             self._other_channels(batched, batched.ndim - input.ndim)
         result = F.instance_norm(
             batched, running_mean, running_var, self.weight, self.bias, use_input_stats,
             0.0 if self.momentum is None else self.momentum, self.eps,
-            channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope,
+            channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope, clip=clip,
         )  # fmt: skip
         if not keep:
             return result if batched is input else result[0], None
@@ -50,12 +50,12 @@ class _InstanceNorm(RunningNorm):
             stacklevel=6,
         )
 
-    def _backward(self, grad_output, slope, input, use_input_stats, mean, rstd):
+    def _backward(self, grad_output, slope, clip, input, use_input_stats, mean, rstd):
         batched = self._batched(input)
         grad_input, *gradients = F.instance_norm_backward(
             self._batched(grad_output), batched, mean, rstd, self.weight,
             use_input_stats=use_input_stats, channel_axis=self.channel_axis,
-            negative_slope=slope, bias=self.bias,
+            negative_slope=slope, clip=clip, bias=self.bias,
         )  # fmt: skip
         return grad_input if batched is input else grad_input[0], *gradients
 
@@ -99,7 +99,7 @@ class InstanceNorm1d(_InstanceNorm):
         Of parameters and running statistics; float32 by default.
     channel_axis : int
         Where the channels of batched input are: 1, or -1 for channels last.
-    activation : None, ReLU, LeakyReLU or PReLU
+    activation : None, ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6
         Applied to the result in the same pass.
 
     References

@@ -24,7 +24,7 @@ class LayerNorm(Norm):
     device : None or "cpu"
     dtype : dtype
         Of the parameters; float32 by default.
-    activation : None, ReLU, LeakyReLU or PReLU
+    activation : None, ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6
         Applied to the result in the same pass.
 
     References
@@ -57,17 +57,19 @@ class LayerNorm(Norm):
         # Norm.forward written out: rows may be short, and then each call of a function shows.
         mode = get_grad_mode()
         keep = self.training if mode is None else mode
-        slope = None if self.activation is None else self.activation.slope
+        activation, slope, clip = self.activation, None, None
+        if activation is not None:
+            slope, clip = activation.slope, activation.clip
         output, self._pass[0] = layer_norm_and_saved(
             input, self.normalized_shape, self.weight, self.bias, self.eps, self.channel_axis,
-            slope, keep,
+            slope, clip, keep,
         )  # fmt: skip
         return output
 
-    def _backward(self, grad_output, slope, input, stats):
+    def _backward(self, grad_output, slope, clip, input, stats):
         return F.layer_norm_backward(
             grad_output, input, self.normalized_shape, None, stats, self.weight,
-            channel_axis=self.channel_axis, negative_slope=slope, bias=self.bias,
+            channel_axis=self.channel_axis, negative_slope=slope, clip=clip, bias=self.bias,
         )  # fmt: skip
 
     def extra_repr(self):

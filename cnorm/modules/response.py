@@ -37,7 +37,7 @@ class LocalResponseNorm(_ResponseNorm):
         Added to the sum.
     channel_axis : int
         Where the channels are: 1, or -1 for channels last.
-    activation : None, ReLU, LeakyReLU or PReLU
+    activation : None, ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6
         Applied to the result in the same pass.
 
     References
@@ -56,17 +56,17 @@ class LocalResponseNorm(_ResponseNorm):
     ):  # fmt: skip
         super().__init__(size, alpha, beta, k, channel_axis, activation)
 
-    def _forward(self, input, keep, slope):
+    def _forward(self, input, keep, slope, clip):
         output = F.local_response_norm(
             input, self.size, self.alpha, self.beta, self.k, channel_axis=self.channel_axis,
-            negative_slope=slope,
+            negative_slope=slope, clip=clip,
         )  # fmt: skip
         return output, ()
 
-    def _backward(self, grad_output, slope, input):
+    def _backward(self, grad_output, slope, clip, input):
         gradients = F.local_response_norm_backward(
             grad_output, input, self.size, self.alpha, self.beta, self.k,
-            channel_axis=self.channel_axis, negative_slope=slope,
+            channel_axis=self.channel_axis, negative_slope=slope, clip=clip,
         )  # fmt: skip
         return gradients if isinstance(gradients, tuple) else (gradients,)
 
@@ -104,11 +104,11 @@ class CrossMapLRN2d(_ResponseNorm):
             raise ValueError(f"CrossMapLRN2d: Expected input to be 4D, got {input.ndim}D instead.")
         return super().forward(input)
 
-    def _forward(self, input, keep, slope):
+    def _forward(self, input, keep, slope, clip):
         output = F.cross_map_lrn(input, self.size, self.alpha, self.beta, self.k)
         return output, ()
 
-    def _backward(self, grad_output, slope, input):
+    def _backward(self, grad_output, slope, clip, input):
         return (
             F.cross_map_lrn_backward(
                 grad_output, input, self.size, self.alpha, self.beta, self.k

@@ -24,7 +24,7 @@ class RMSNorm(Norm):
     device : None or "cpu"
     dtype : dtype
         Of the weight; float32 by default.
-    activation : None, ReLU, LeakyReLU or PReLU
+    activation : None, ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6
         Applied to the result in the same pass.
 
     References
@@ -57,16 +57,19 @@ class RMSNorm(Norm):
         # Norm.forward written out: rows may be short, and then each call of a function shows.
         mode = get_grad_mode()
         keep = self.training if mode is None else mode
-        slope = None if self.activation is None else self.activation.slope
+        activation, slope, clip = self.activation, None, None
+        if activation is not None:
+            slope, clip = activation.slope, activation.clip
         output, self._pass[0] = rms_norm_and_saved(
-            input, self.normalized_shape, self.weight, self.eps, self.channel_axis, slope, keep,
+            input, self.normalized_shape, self.weight, self.eps, self.channel_axis, slope,
+            clip, keep,
         )  # fmt: skip
         return output
 
-    def _backward(self, grad_output, slope, input, stats):
+    def _backward(self, grad_output, slope, clip, input, stats):
         return F.rms_norm_backward(
             grad_output, input, self.normalized_shape, stats, self.weight,
-            channel_axis=self.channel_axis, negative_slope=slope,
+            channel_axis=self.channel_axis, negative_slope=slope, clip=clip,
         )  # fmt: skip
 
     def extra_repr(self):

@@ -69,26 +69,26 @@ class _SwitchNorm(Norm):
         self._check_input_dim(input)
         return super().forward(input)
 
-    def _forward(self, input, keep, slope):
+    def _forward(self, input, keep, slope, clip):
         if not self.using_bn:
-            return self._normalize(input, keep, slope, None, None)
-        arguments = input, keep, slope, self.running_mean, self.running_var
+            return self._normalize(input, keep, slope, clip, None, None)
+        arguments = input, keep, slope, clip, self.running_mean, self.running_var
         if self.training:  # threads that share the module take turns to update it
             return self._lock.run(self._normalize, *arguments)
         return self._normalize(*arguments)
 
-    def _normalize(self, input, keep, slope, running_mean, running_var):
+    def _normalize(self, input, keep, slope, clip, running_mean, running_var):
         result = F.switch_norm(
             input, running_mean, running_var, self.weight, self.bias, self.mean_weight,
             self.var_weight, self.training, self.momentum, self.eps, self.using_moving_average,
-            channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope,
+            channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope, clip=clip,
         )  # fmt: skip
         return (result[0], result[1:]) if keep else (result, None)
 
-    def _backward(self, grad_output, slope, input, stats):
+    def _backward(self, grad_output, slope, clip, input, stats):
         return F.switch_norm_backward(
             grad_output, input, stats, self.weight, self.mean_weight, self.var_weight, self.bias,
-            channel_axis=self.channel_axis, negative_slope=slope,
+            channel_axis=self.channel_axis, negative_slope=slope, clip=clip,
         )  # fmt: skip
 
     def extra_repr(self):
@@ -120,7 +120,7 @@ class SwitchNorm1d(_SwitchNorm):
         Of parameters and running statistics; float32 by default.
     channel_axis : int
         Where the channels are.
-    activation : None, ReLU, LeakyReLU or PReLU
+    activation : None, ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6
         Applied to the result in the same pass.
 
     References

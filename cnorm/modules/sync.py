@@ -78,20 +78,20 @@ class SyncBatchNorm(_BatchNorm):
             self._check_input_dim(input)
         return super().forward(input)
 
-    def _normalize(self, input, keep, slope, use_input_stats, running_mean, running_var):
+    def _normalize(self, input, keep, slope, clip, use_input_stats, running_mean, running_var):
         exchange = self._exchange(FORWARD)
         if exchange.training:
-            return self._normalize_together(exchange, input, slope, running_mean, running_var)
+            return self._normalize_together(exchange, input, slope, clip, running_mean, running_var)
         with exchange.reporting(FORWARD):
             output, stats = super()._normalize(
-                input, keep, slope, use_input_stats, running_mean, running_var
+                input, keep, slope, clip, use_input_stats, running_mean, running_var
             )
         exchange.agree(FORWARD, input.dtype)
         return output, stats and (exchange, *stats)
 
-    def _normalize_together(self, exchange, input, slope, running_mean, running_var):
+    def _normalize_together(self, exchange, input, slope, clip, running_mean, running_var):
         with exchange.reporting(FORWARD):
-            self._check(input, slope, running_mean, running_var)
+            self._check(input, slope, clip, running_mean, running_var)
             count, *moments = steps.moments(input, channel_axis=self.channel_axis)
         gathered = exchange.gather(FORWARD, input.dtype, count, *moments)
         count, mean, lo, m2 = whole_moments(*gathered)
@@ -104,16 +104,16 @@ class SyncBatchNorm(_BatchNorm):
             rstd = 1 / np.sqrt((m2 / count if count else m2) + self.eps)
         output = steps.apply(
             input, mean, lo, rstd, self.weight, self.bias, channel_axis=self.channel_axis,
-            negative_slope=slope,
+            negative_slope=slope, clip=clip,
         )  # fmt: skip
         self._track(running_mean, running_var, count, mean, m2)
         return output, (exchange, True, mean, rstd, count, lo)
 
-    def _check(self, input, slope, running_mean, running_var):
+    def _check(self, input, slope, clip, running_mean, running_var):
         # The checks of batch norm: it runs on no samples at all, which changes no statistic.
         F.batch_norm(
             input[:0], running_mean, running_var, self.weight, self.bias, True, 0.0, self.eps,
-            channel_axis=self.channel_axis, negative_slope=slope,
+            channel_axis=self.channel_axis, negative_slope=slope, clip=clip,
         )  # fmt: skip
         if (channels := input.shape[self.channel_axis]) != self.num_features:
             raise ValueError(f"SyncBatchNorm expected {self.num_features} channels, got {channels}")
@@ -135,20 +135,22 @@ class SyncBatchNorm(_BatchNorm):
             as_gradient(grad_output, self.kept()[0])
         return super().backward(grad_output)
 
-    def _backward(self, grad_output, slope, input, exchange, *stats):
+    def _backward(self, grad_output, slope, clip, input, exchange, *stats):
         if exchange.training:
-            return self._backward_together(grad_output, slope, input, exchange, *stats)
+            return self._backward_together(grad_output, slope, clip, input, exchange, *stats)
         with exchange.reporting(BACKWARD):
-            gradients = super()._backward(grad_output, slope, input, *stats)
+            gradients = super()._backward(grad_output, slope, clip, input, *stats)
         exchange.agree(BACKWARD, input.dtype)
         return gradients
 
-    def _backward_together(self, grad_output, slope, input, exchange, _, mean, rstd, count, lo):
+    def _backward_together(
+        self, grad_output, slope, clip, input, exchange, _, mean, rstd, count, lo
+    ):  # fmt: skip
         arrays = grad_output, input, mean, lo, rstd, self.weight, self.bias
-        options = {"channel_axis": self.channel_axis, "negative_slope": slope}
+        options = {"channel_axis": self.channel_axis, "negative_slope": slope, "clip": clip}
         with exchange.reporting(BACKWARD):
             # The checks of batch norm, as in `_check`.
-            super()._backward(grad_output[:0], slope, input[:0], True, mean, rstd)
+            super()._backward(grad_output[:0], slope, clip, input[:0], True, mean, rstd)
             sums, *gradients = steps.grad_sums(*arrays, **options)
         _, sums = exchange.gather(BACKWARD, input.dtype, count, *sums.T)
         grad_input = steps.grad_apply(*arrays, whole_sums(sums).T, count, **options)

@@ -130,8 +130,10 @@ INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff
         mean_hi[k] = FN(acc_load)(coeffs->mean_hi, COLUMN, PARTIAL_OF_VECTOR);
         scale[k] = FN(acc_load)(coeffs->scale, COLUMN, PARTIAL_OF_VECTOR);
         bias[k] = FN(acc_load)(coeffs->bias, COLUMN, PARTIAL_OF_VECTOR);
-        if (activation) slope[k] = FN(acc_load)(coeffs->slope, COLUMN, PARTIAL_OF_VECTOR);
+        if (has_slopes(activation)) slope[k] = FN(acc_load)(coeffs->slope, COLUMN, PARTIAL_OF_VECTOR);
+        else slope[k] = bias[k];
     }
+    const VECTOR low = SET(coeffs->low), high = SET(coeffs->high);
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const x_row = x[row];
         char *const y_row = y[row];
@@ -139,8 +141,7 @@ INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff
             PREFETCH_COLUMN(x_row);
             VECTOR z = FN(vector_load)(x_row, COLUMN, PARTIAL_OF_VECTOR, mean_hi[k]);
             if (centred == SHIFTED) z = SUB(z, mean_hi[k]);
-            z = ADD(MUL(z, scale[k]), bias[k]);
-            if (activation) z = IF_POSITIVE(z, z, MUL(z, slope[k]));
+            z = FN(activated)(ADD(MUL(z, scale[k]), bias[k]), slope[k], low, high, activation);
             FN(vector_store)(y_row, COLUMN, PARTIAL_OF_VECTOR, z, nontemporal && WHOLE_LINES(K));
         }
     }
@@ -151,20 +152,24 @@ INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff
  * FOR_COLUMN_BLOCKS captures. */
 #define FOR_WRITTEN_BLOCKS(BLOCK, out)                                                                       \
     const ptrdiff_t peel = coeffs->nontemporal && !activation ? FN(common_peel)(out, rows, columns, 1) : -1; \
-    if (activation) {                                                                                        \
-        enum { centred = SHIFTED, activated = 1, nontemporal = 0 };                                          \
+    if (activation == ACT_CLIP) {                                                                            \
+        enum { centred = SHIFTED, activated = ACT_CLIP, nontemporal = 0 };                                   \
+        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
+    }                                                                                                        \
+    else if (activation) {                                                                                   \
+        enum { centred = SHIFTED, activated = ACT_SLOPES, nontemporal = 0 };                                 \
         FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
     }                                                                                                        \
     else if (peel >= 0) {                                                                                    \
-        enum { centred = SHIFTED, activated = 0, nontemporal = 1 };                                          \
+        enum { centred = SHIFTED, activated = ACT_NONE, nontemporal = 1 };                                          \
         FOR_COLUMN_BLOCKS_PEELED(peel, BLOCK)                                                                \
     }                                                                                                        \
     else if (coeffs->shifted) {                                                                              \
-        enum { centred = SHIFTED, activated = 0, nontemporal = 0 };                                          \
+        enum { centred = SHIFTED, activated = ACT_NONE, nontemporal = 0 };                                          \
         FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
     }                                                                                                        \
     else {                                                                                                   \
-        enum { centred = CENTRED, activated = 0, nontemporal = 0 };                                          \
+        enum { centred = CENTRED, activated = ACT_NONE, nontemporal = 0 };                                          \
         FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
     }
 
@@ -180,21 +185,24 @@ static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t row
 
 /* ---- backward: sums, apply ---- */
 
-/* What the activation needs of the columns of a block. Captures coeffs and activation, declares z_scale, z_bias and
- * z_slope. */
+/* What the activation needs of the columns of a block. Captures coeffs and activation, declares z_scale, z_bias,
+ * z_slope, low and high. */
 #define LOAD_ACTIVATION                                                                                            \
     VECTOR z_scale[VECTORS_PER_COLUMN_BLOCK], z_bias[VECTORS_PER_COLUMN_BLOCK], z_slope[VECTORS_PER_COLUMN_BLOCK]; \
+    const VECTOR low = SET(coeffs->low), high = SET(coeffs->high);                                                 \
     FOR_VECTORS if (activation) {                                                                                  \
         z_scale[k] = FN(acc_load)(coeffs->scale, COLUMN, PARTIAL_OF_VECTOR);                                       \
         z_bias[k] = FN(acc_load)(coeffs->bias, COLUMN, PARTIAL_OF_VECTOR);                                         \
-        z_slope[k] = FN(acc_load)(coeffs->slope, COLUMN, PARTIAL_OF_VECTOR);                                       \
+        z_slope[k] = FN(acc_load)(has_slopes(activation) ? coeffs->slope : coeffs->scale, COLUMN,                  \
+                                  PARTIAL_OF_VECTOR);                                                              \
     }
 /* g becomes the gradient of z, the input of the activation, which is computed again from d. Captures the names that
  * LOAD_ACTIVATION declares and sum_slope_out, an array over the vectors of the block or NULL. */
 #define ACTIVATION_BACKWARD(g, d)                                                                \
     if (activation) {                                                                            \
         const VECTOR z = ADD(MUL(d, z_scale[k]), z_bias[k]);                                     \
-        g = FN(activation_backward)(g, z, z_slope[k], sum_slope_out ? &sum_slope_out[k] : NULL); \
+        g = FN(activation_backward)(g, z, z_slope[k], low, high,                                 \
+                                    sum_slope_out ? &sum_slope_out[k] : NULL, activation);       \
     }
 
 INLINE void FN(column_grad_sums_block)(const char *const *x, const char *const *dy, ptrdiff_t begin, ptrdiff_t end,
@@ -209,7 +217,7 @@ INLINE void FN(column_grad_sums_block)(const char *const *x, const char *const *
         sum_g[k] = FN(acc_load)(sums[0], COLUMN, 0);
         sum_gd[k] = FN(acc_load)(sums[1], COLUMN, 0);
         sum_d[k] = SUMS_DEVIATIONS ? FN(acc_load)(sums[2], COLUMN, 0) : SET(0);
-        sum_slope[k] = activation ? FN(acc_load)(sums[3], COLUMN, 0) : SET(0);
+        sum_slope[k] = has_slopes(activation) ? FN(acc_load)(sums[3], COLUMN, 0) : SET(0);
     }
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const x_row = x[row], *const dy_row = dy[row];
@@ -229,7 +237,7 @@ INLINE void FN(column_grad_sums_block)(const char *const *x, const char *const *
         FN(acc_store)(sums[0], COLUMN, 0, sum_g[k]);
         FN(acc_store)(sums[1], COLUMN, 0, sum_gd[k]);
         if (SUMS_DEVIATIONS) FN(acc_store)(sums[2], COLUMN, 0, sum_d[k]);
-        if (activation) FN(acc_store)(sums[3], COLUMN, 0, sum_slope[k]);
+        if (has_slopes(activation)) FN(acc_store)(sums[3], COLUMN, 0, sum_slope[k]);
     }
 }
 
@@ -242,29 +250,32 @@ static void FN(column_grad_sums)(const char *const *x, const char *const *dy, pt
     FN(sums_clear)(sums[0], columns);
     FN(sums_clear)(sums[1], columns);
     if (SUMS_DEVIATIONS) FN(sums_clear)(sums[2], columns);
-    if (activation) FN(sums_clear)(sums[3], columns);
+    if (has_slopes(activation)) FN(sums_clear)(sums[3], columns);
     const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
 #define GRAD_SUMS_BLOCK(K, partial)                                                                          \
     FN(column_grad_sums_block)(x, dy, begin, end, j, partial, coeffs, sums, prefetch_bytes, centred, halves, \
                                activated, K)
-    if (activation) {
-        enum { centred = SHIFTED, halves = 0, activated = 1 };
+    if (activation == ACT_CLIP) {
+        enum { centred = SHIFTED, halves = 0, activated = ACT_CLIP };
+        FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
+    } else if (activation) {
+        enum { centred = SHIFTED, halves = 0, activated = ACT_SLOPES };
         FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
     } else if (coeffs->shifted) {
-        enum { centred = SHIFTED, halves = 0, activated = 0 };
+        enum { centred = SHIFTED, halves = 0, activated = ACT_NONE };
         FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
     } else if (SPLITS_LINE((const S *)x[0])) {
-        enum { centred = CENTRED, halves = 1, activated = 0 };
+        enum { centred = CENTRED, halves = 1, activated = ACT_NONE };
         FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
     } else {
-        enum { centred = CENTRED, halves = 0, activated = 0 };
+        enum { centred = CENTRED, halves = 0, activated = ACT_NONE };
         FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
     }
 #undef GRAD_SUMS_BLOCK
     FN(sums_add_to)(sums[0], columns, sum_g);
     FN(sums_add_to)(sums[1], columns, sum_gd);
     if (SUMS_DEVIATIONS) FN(sums_add_to)(sums[2], columns, sum_d);
-    if (activation) FN(sums_add_to)(sums[3], columns, sum_slope);
+    if (has_slopes(activation)) FN(sums_add_to)(sums[3], columns, sum_slope);
 }
 
 INLINE void FN(column_grad_apply_block)(const char *const *x, const char *const *dy, char *const *dx,

@@ -136,8 +136,17 @@ INLINE void FN(sums_copy_to)(const A *restrict sums, ptrdiff_t n, double *restri
     for (ptrdiff_t j = 0; j < n; ++j) total[j] = (double)sums[j];
 }
 
+/* ---- the activation (enums.h), a constant: every loop uses these two. Bounds are NaN where a side is open ---- */
+
+/* The activation of z; slope, or low and high, are used as it asks for. */
+INLINE VECTOR FN(activated)(VECTOR z, VECTOR slope, VECTOR low, VECTOR high, const int activation) {
+    if (activation == ACT_CLIP) return CAT(A, clip)(z, low, high);
+    return activation ? IF_POSITIVE(z, z, MUL(z, slope)) : z;
+}
 /* The gradient of z from g, the gradient of its activation; adds the gradient of the slope to *sum_slope, if any. */
-INLINE VECTOR FN(activation_backward)(VECTOR g, VECTOR z, VECTOR slope, VECTOR *sum_slope) {
+INLINE VECTOR FN(activation_backward)(VECTOR g, VECTOR z, VECTOR slope, VECTOR low, VECTOR high, VECTOR *sum_slope,
+                                      const int activation) {
+    if (activation == ACT_CLIP) return CAT(A, zero_outside)(z, low, high, g);
     if (sum_slope) *sum_slope = ADD(*sum_slope, IF_POSITIVE(z, SET(0), MUL(g, z)));
     return IF_POSITIVE(z, g, MUL(g, slope));
 }

@@ -60,7 +60,7 @@ INLINE void FN(forward_rows_any)(RowBatch *batch, const int elementwise, const i
             if (batch->weight) coeffs.scale = batch->rstd[row] * batch->weight[row];
             coeffs.bias = (batch->bias ? batch->bias[row] : 0) - coeffs.mean_lo * coeffs.scale;
         }
-        if (activation && batch->slopes) coeffs.slope = batch->slopes[row];
+        if (has_slopes(activation) && batch->slopes) coeffs.slope = batch->slopes[row];
         const char *x = batch->x + row * batch->x_stride;
         char *y = batch->y + row * batch->y_stride;
 #define APPLY_TO_ROW(store)                                                                                    \
@@ -192,7 +192,8 @@ static void FN(forward_rows)(RowBatch *batch) {
     for (ptrdiff_t row = 0; row < rows; ++row)
         batch->needs_fallback[row] = FN(row_needs_fallback)(batch, sum_d[row], sum_dd[row]);
 #define FORWARD_ROWS(elementwise, centred, biased)                                                              \
-    if (batch->activation == ACT_SLOPES && elementwise)                                                         \
+    if (batch->activation == ACT_CLIP) FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_CLIP, 0);  \
+    else if (batch->activation == ACT_SLOPES && elementwise)                                                    \
         FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_SLOPES, 0);                               \
     else if (batch->activation) FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_SLOPE, 0);        \
     else if (batch->coeffs.nontemporal) FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_NONE, 1); \
@@ -304,6 +305,7 @@ INLINE void FN(grad_rows_unrolled)(const RowGradBlock *block, const FN(RowGradCo
     /* copies: for all the compiler knows, a store to dx changes what block and param_sums point to */
     A *const sum_dw = param_sums[0], *const sum_db = param_sums[1], *const sum_dslope = param_sums[2];
     const ptrdiff_t peel = block->peel, prefetch_bytes = block->prefetch_bytes;
+    const VECTOR low = SET(block->coeffs.low), high = SET(block->coeffs.high);
     VECTOR mean_hi[GRAD_ROWS_UNROLLED], mean_lo[GRAD_ROWS_UNROLLED], rstd[GRAD_ROWS_UNROLLED],
            dev_coeff[GRAD_ROWS_UNROLLED], grad_offset[GRAD_ROWS_UNROLLED], row_slope[GRAD_ROWS_UNROLLED];
     const char *x[GRAD_ROWS_UNROLLED], *dy[GRAD_ROWS_UNROLLED], *addend[GRAD_ROWS_UNROLLED];
@@ -328,7 +330,7 @@ INLINE void FN(grad_rows_unrolled)(const RowGradBlock *block, const FN(RowGradCo
     const VECTOR slope##id = slopes ? FN(acc_load)(slopes, i, partial) : SET(0);              \
     VECTOR dw##id = overwrite ? SET(0) : FN(acc_load)(sum_dw, i, partial);                    \
     VECTOR db##id = overwrite ? SET(0) : FN(acc_load)(sum_db, i, partial);                    \
-    VECTOR dslope##id = activation ? FN(acc_load)(sum_dslope, i, partial) : SET(0);
+    VECTOR dslope##id = has_slopes(activation) ? FN(acc_load)(sum_dslope, i, partial) : SET(0);
 #define GRAD_STEP(result, id, i, partial)                                                                        \
     VECTOR result;                                                                                               \
     {                                                                                                            \
@@ -339,7 +341,8 @@ INLINE void FN(grad_rows_unrolled)(const RowGradBlock *block, const FN(RowGradCo
         if (activation) {                                                                                        \
             VECTOR z = MUL(dev, MUL(rstd[k], weight##id));                                                       \
             if (biases) z = ADD(z, bias##id);                                                                    \
-            g = FN(activation_backward)(g, z, activation == ACT_SLOPES ? slope##id : row_slope[k], &dslope##id); \
+            g = FN(activation_backward)(g, z, activation == ACT_SLOPES ? slope##id : row_slope[k], low, high,    \
+                                        &dslope##id, activation);                                                \
         }                                                                                                        \
         db##id = ADD(db##id, g);                                                                                 \
         dw##id = ADD(dw##id, MUL(g, MUL(dev, rstd[k])));                                                         \
@@ -349,7 +352,7 @@ INLINE void FN(grad_rows_unrolled)(const RowGradBlock *block, const FN(RowGradCo
 #define STORE_SUMS(id, i, partial)             \
     FN(acc_store)(sum_dw, i, partial, dw##id); \
     FN(acc_store)(sum_db, i, partial, db##id); \
-    if (activation) FN(acc_store)(sum_dslope, i, partial, dslope##id);
+    if (has_slopes(activation)) FN(acc_store)(sum_dslope, i, partial, dslope##id);
 #define GRAD_VECTOR(partial) /* one vector of each row, at i */                                      \
     {                                                                                                \
         LOAD_PARAMS(0, i, partial)                                                                   \
@@ -390,7 +393,7 @@ INLINE void FN(grad_rows_unrolled)(const RowGradBlock *block, const FN(RowGradCo
 #undef LOAD_PARAMS
 #undef GRAD_STEP
 #undef STORE_SUMS
-    (void)row_slope, (void)sum_dslope; /* unused without an activation */
+    (void)row_slope, (void)sum_dslope, (void)low, (void)high; /* not used by every activation */
 }
 
 /* Variants of grad_rows_unrolled, each a function: rows from `row` on while R of them are left; returns the first row
@@ -413,6 +416,7 @@ GRAD_ROWS_VARIANT(grad_one_row, 1, SHIFTED, ACT_NONE, 0, 0, 0)
 GRAD_ROWS_VARIANT(grad_only_row, 1, SHIFTED, ACT_NONE, 0, 0, 1)
 GRAD_ROWS_VARIANT(grad_add_one_row, 1, SHIFTED, ACT_NONE, 1, 0, 0)
 GRAD_ROWS_VARIANT(grad_nontemporal_one_row, 1, SHIFTED, ACT_NONE, 0, 1, 0)
+GRAD_ROWS_VARIANT(grad_clip, 1, SHIFTED, ACT_CLIP, block->add_to_grad, 0, 0)
 GRAD_ROWS_VARIANT(grad_slope, 1, SHIFTED, ACT_SLOPE, block->add_to_grad, 0, 0)
 GRAD_ROWS_VARIANT(grad_slopes, 1, SHIFTED, ACT_SLOPES, block->add_to_grad, 0, 0)
 #undef GRAD_ROWS_VARIANT
@@ -423,7 +427,7 @@ GRAD_ROWS_VARIANT(grad_slopes, 1, SHIFTED, ACT_SLOPES, block->add_to_grad, 0, 0)
 static void FN(grad_rows)(RowGradBlock *block, ptrdiff_t at, ptrdiff_t n, int compute_sums, int overwrite, double *dw,
                           double *db, double *dslope) {
     double *const totals[3] = {dw, db, dslope};
-    const int params = block->activation ? 3 : 2;
+    const int params = has_slopes(block->activation) ? 3 : 2;
     FN(RowGradCoefficients) coeffs;
     const ptrdiff_t nontemporal_min = WHOLE_LINES(1) ? LANES : 2 * LANES;
     const int may_be_nontemporal = block->coeffs.nontemporal && n >= nontemporal_min;
@@ -447,7 +451,8 @@ static void FN(grad_rows)(RowGradBlock *block, ptrdiff_t at, ptrdiff_t n, int co
         if (compute_sums) FN(grad_row_sums)(block, begin, end, block->from_memory && !nontemporal);
         FN(row_grad_coefficients)(block, begin, end, &coeffs);
 #define GRAD_ROWS(variant) row = FN(variant)(block, &coeffs, row, end, at, n, param_sums)
-        if (block->activation == ACT_SLOPES) GRAD_ROWS(grad_slopes);
+        if (block->activation == ACT_CLIP) GRAD_ROWS(grad_clip);
+        else if (block->activation == ACT_SLOPES) GRAD_ROWS(grad_slopes);
         else if (block->activation) GRAD_ROWS(grad_slope);
         else if (block->add_to_grad) {
             if (coeffs.shifted) GRAD_ROWS(grad_add_shifted);

@@ -39,6 +39,7 @@ typedef struct {
     double mean_hi, mean_lo, scale, bias;
     double dev_coeff, grad_offset, rstd;
     double slope;
+    double low, high;                      /* bounds of the result with ACT_CLIP, NaN where a side is open */
     const void *weights, *biases, *slopes; /* per element, of the accumulation type, or NULL */
     int nontemporal;                       /* non-temporal stores, if the run is long enough */
     ptrdiff_t prefetch_bytes;              /* with nontemporal: prefetch distance of the input */
@@ -47,14 +48,16 @@ typedef struct {
 
 /* Coefficients of a batch of units or segments that lie side by side: each an array over them. */
 typedef struct {
-    int shifted; /* whether some mean_hi is not 0 */
+    int shifted;      /* whether some mean_hi is not 0 */
+    double low, high; /* as in Coefficients */
     double *mean_hi, *scale, *bias, *slope, *dev_coeff, *grad_offset, *rstd;
 } CoefficientArrays;
 
 /* Coefficients of columns: each an array over the columns, of the accumulation type. */
 typedef struct {
     int nontemporal;
-    int shifted; /* whether some mean_hi is not 0 */
+    int shifted;      /* whether some mean_hi is not 0 */
+    double low, high; /* as in Coefficients */
     const void *mean_hi, *scale, *bias, *dev_coeff, *grad_offset, *rstd, *slope;
 } ColumnCoefficients;
 
@@ -67,7 +70,7 @@ typedef struct {
     double tiny_square;                   /* mean squares below it have underflowed; 0 where eps is larger */
     int centred, elementwise, activation; /* elementwise: parameters per element, in coeffs */
     const double *weight, *bias, *slopes; /* one per row, or NULL; without `elementwise` */
-    Coefficients coeffs;                  /* the slope, the parameters per element, the store policy */
+    Coefficients coeffs;                  /* the slope and bounds, the parameters per element, the store policy */
     double mean[ROW_BATCH_MAX], lo[ROW_BATCH_MAX], m2[ROW_BATCH_MAX], rstd[ROW_BATCH_MAX];
     double mean_hi[ROW_BATCH_MAX];
     int any_fallback;                     /* OUT: whether some rows need the general path */
@@ -86,7 +89,7 @@ typedef struct {
     int centred, activation;
     int add_to_grad;                  /* addend is added to dx */
     int from_memory;                  /* short rows whose dx is not in cache: it is prefetched */
-    Coefficients coeffs;              /* the parameters per element and the slope */
+    Coefficients coeffs;              /* the parameters per element, the slope and bounds */
     const double *mean, *rstd;        /* one per row; mean is NULL where not centred */
     const double *row_slopes;         /* one per row, or NULL: the slope or slopes of coeffs */
     void *final[3];                   /* where one block is the whole input: the sums for weight, bias and slope,
@@ -109,7 +112,7 @@ typedef struct {
     char *squares;      /* OUT: the squares of newest, or of x */
     char *scale_pow;    /* scale**-beta of each element */
     char *grad_term;    /* g * x * scale**(-beta - 1) of each element */
-    double alpha, beta, k, slope;
+    double alpha, beta, k, slope, low, high;
     const void *slopes;
     int activation;
 } WindowTile;

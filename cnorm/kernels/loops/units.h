@@ -131,14 +131,15 @@ INLINE VECTOR FN(normalized)(VECTOR x, VECTOR mean_hi, VECTOR mean_lo, VECTOR sc
 #define HALVES_PARAMETER(p) PARAMETER(p, at + i)
 #define PARTIAL_PARAMETER(p) PARAMETER_PARTIAL(p, at + i, partial)
 
-/* y = z if z > 0 else slope * z, z = the normalized x; without an activation y = z. */
+/* y = the activation of z, the normalized x. */
 INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrdiff_t x_stride,
                           ptrdiff_t y_stride, ptrdiff_t n, ptrdiff_t at, const Coefficients *coeffs,
                           const int elementwise, const int centred, const int biased,
                           const int activation, const int store) {
     const int nontemporal = store == STORE_NONTEMPORAL;
     const VECTOR mean_hi = SET(coeffs->mean_hi), mean_lo = SET(coeffs->mean_lo), scale = SET(coeffs->scale),
-                 bias = SET(coeffs->bias), slope = SET(coeffs->slope), padding = mean_hi;
+                 bias = SET(coeffs->bias), slope = SET(coeffs->slope), low = SET(coeffs->low),
+                 high = SET(coeffs->high), padding = mean_hi;
     /* copies: for all the compiler knows, a store to y changes what coeffs points to */
     const void *const weights = coeffs->weights, *const biases = coeffs->biases, *const slopes = coeffs->slopes;
     const ptrdiff_t y_prefetch = coeffs->prefetch_segments * y_stride, x_prefetch = coeffs->prefetch_bytes;
@@ -153,10 +154,8 @@ INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrd
                                   elementwise, centred, biased);                                            \
         if (nontemporal) PREFETCH_READ(x, x_prefetch);                                                      \
         if (store == STORE_PREFETCHED) PREFETCH_WRITE(y, y_prefetch);                                       \
-        if (activation)                                                                                     \
-            z = IF_POSITIVE(                                                                                \
-                z, z, MUL(z, elementwise && activation == ACT_SLOPES ? PIECE##_PARAMETER(slopes) : slope)); \
-        result = z;                                                                                         \
+        result = FN(activated)(z, elementwise && activation == ACT_SLOPES ? PIECE##_PARAMETER(slopes)       \
+                                                                          : slope, low, high, activation);  \
     }
         FOR_RUN(y, n, APPLY_STEP)
 #undef APPLY_STEP
@@ -179,7 +178,9 @@ INLINE void FN(apply_centred)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t 
 
 static void FN(apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                       ptrdiff_t n, const Coefficients *coeffs, int activation) {
-    if (activation)
+    if (activation == ACT_CLIP)
+        FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, coeffs, 0, SHIFTED, 1, ACT_CLIP, STORE_PLAIN);
+    else if (activation)
         FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, coeffs, 0, SHIFTED, 1, ACT_SLOPE, STORE_PLAIN);
     else if (coeffs->mean_hi == 0) FN(apply_centred)(x, y, runs, x_stride, y_stride, n, coeffs, CENTRED);
     else FN(apply_centred)(x, y, runs, x_stride, y_stride, n, coeffs, SHIFTED);
@@ -192,7 +193,9 @@ INLINE Coefficients FN(coefficients_at)(const CoefficientArrays *arrays, ptrdiff
     coeffs.mean_hi = arrays->mean_hi[unit];
     coeffs.scale = arrays->scale[unit];
     if (activation || !backward) coeffs.bias = arrays->bias[unit];
-    if (activation) coeffs.slope = arrays->slope[unit];
+    coeffs.low = arrays->low;
+    coeffs.high = arrays->high;
+    if (has_slopes(activation)) coeffs.slope = arrays->slope[unit];
     if (backward) {
         coeffs.dev_coeff = arrays->dev_coeff[unit];
         coeffs.grad_offset = arrays->grad_offset[unit];
@@ -213,7 +216,8 @@ static void FN(apply_batch)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_
             FN(apply_any)(x + run * x_stride + unit * x_step, y + run * y_stride + unit * y_step, 1, 0, 0, n, 0, \
                           &coeffs, 0, centred, 1, activation, STORE_PLAIN);                                      \
         }
-    if (activation) APPLY_TO_UNITS(SHIFTED, ACT_SLOPE)
+    if (activation == ACT_CLIP) APPLY_TO_UNITS(SHIFTED, ACT_CLIP)
+    else if (activation) APPLY_TO_UNITS(SHIFTED, ACT_SLOPE)
     else if (arrays->shifted) APPLY_TO_UNITS(SHIFTED, ACT_NONE)
     else APPLY_TO_UNITS(CENTRED, ACT_NONE)
 #undef APPLY_TO_UNITS
@@ -222,7 +226,8 @@ static void FN(apply_batch)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_
 INLINE void FN(apply_elementwise_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Coefficients *coeffs,
                                       int activation, const int centred, const int biased) {
 #define APPLY(activation, store) FN(apply_any)(x, y, 1, 0, 0, n, at, coeffs, 1, centred, biased, activation, store)
-    if (activation == ACT_SLOPES) APPLY(ACT_SLOPES, STORE_PLAIN);
+    if (activation == ACT_CLIP) APPLY(ACT_CLIP, STORE_PLAIN);
+    else if (activation == ACT_SLOPES) APPLY(ACT_SLOPES, STORE_PLAIN);
     else if (activation) APPLY(ACT_SLOPE, STORE_PLAIN);
     else if (coeffs->nontemporal && FN(run_fits_nontemporal)(y, n)) APPLY(ACT_NONE, STORE_NONTEMPORAL);
     else APPLY(ACT_NONE, STORE_PLAIN);
@@ -242,8 +247,8 @@ static void FN(apply_elementwise)(const char *x, char *y, ptrdiff_t n, ptrdiff_t
 
 /* ---- backward ---- */
 
-/* g becomes the gradient of z, the input of the activation; z is computed again from d = x - mean_hi, as its sign
- * selects the branch. Captures activation, elementwise, the coefficients as vectors, coeffs and sum_slope_out. */
+/* g becomes the gradient of z, the input of the activation; z is computed again from d = x - mean_hi, as the gradient
+ * depends on where it lies. Captures activation, elementwise, the coefficients as vectors, coeffs and sum_slope_out. */
 #define ACTIVATION_BACKWARD(g, d, PIECE)                                                                            \
     if (activation) {                                                                                               \
         VECTOR z = elementwise ? MUL(SUB(d, mean_lo), MUL(scale, PIECE##_PARAMETER(coeffs->weights)))               \
@@ -251,7 +256,7 @@ static void FN(apply_elementwise)(const char *x, char *y, ptrdiff_t n, ptrdiff_t
         if (!elementwise) z = ADD(z, bias);                                                                         \
         else if (coeffs->biases) z = ADD(z, PIECE##_PARAMETER(coeffs->biases));                                     \
         const VECTOR z_slope = elementwise && activation == ACT_SLOPES ? PIECE##_PARAMETER(coeffs->slopes) : slope; \
-        g = FN(activation_backward)(g, z, z_slope, sum_slope_out);                                                  \
+        g = FN(activation_backward)(g, z, z_slope, low, high, sum_slope_out, activation);                           \
     }
 
 /* The vector of dy at i; they capture dy, i and partial. */
@@ -267,7 +272,8 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
                               const int centred, const int activation, const ptrdiff_t prefetch_segments) {
     const ptrdiff_t x_prefetch = prefetch_segments * x_stride, dy_prefetch = prefetch_segments * dy_stride;
     const VECTOR mean_hi = SET(coeffs->mean_hi), mean_lo = SET(coeffs->mean_lo), scale = SET(coeffs->scale),
-                 bias = SET(coeffs->bias), slope = SET(coeffs->slope), padding = mean_hi;
+                 bias = SET(coeffs->bias), slope = SET(coeffs->slope), low = SET(coeffs->low),
+                 high = SET(coeffs->high), padding = mean_hi;
     const VECTOR zero = SET(-0.0);
     VECTOR g0 = zero, g1 = zero, gd0 = zero, gd1 = zero, sum_d = zero, sum_slope = zero, *sum_slope_out = &sum_slope;
     VECTOR sum_g = zero, sum_gd = zero;
@@ -330,10 +336,11 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
 #undef PREFETCH_SEGMENT
 #undef GRAD_SUM_STEP
     (void)mean_lo, (void)scale, (void)bias, (void)slope, (void)sum_slope_out; /* unused without an activation */
+    (void)low, (void)high;                                                    /* unused without bounds */
     *out[0] = sum_g;
     *out[1] = sum_gd;
     if (SUMS_DEVIATIONS) *out[2] = sum_d;
-    if (activation) *out[3] = sum_slope;
+    if (has_slopes(activation)) *out[3] = sum_slope;
 }
 
 /* out[0..3] += the horizontal sums */
@@ -347,7 +354,7 @@ INLINE void FN(grad_sums_hsum)(const char *x, const char *dy, ptrdiff_t runs, pt
     out[0] += HSUM(sums[0]);
     out[1] += HSUM(sums[1]);
     if (SUMS_DEVIATIONS) out[2] += HSUM(sums[2]);
-    if (activation) out[3] += HSUM(sums[3]);
+    if (has_slopes(activation)) out[3] += HSUM(sums[3]);
 }
 
 static void FN(grad_sums)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff_t x_stride,
@@ -356,7 +363,8 @@ static void FN(grad_sums)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff
     const ptrdiff_t prefetch_segments = coeffs->prefetch_segments;
 #define GRAD_SUMS(centred, activation, segments) \
     FN(grad_sums_hsum)(x, dy, runs, x_stride, dy_stride, n, 0, coeffs, out, 0, centred, activation, segments)
-    if (activation) GRAD_SUMS(SHIFTED, ACT_SLOPE, 0);
+    if (activation == ACT_CLIP) GRAD_SUMS(SHIFTED, ACT_CLIP, 0);
+    else if (activation) GRAD_SUMS(SHIFTED, ACT_SLOPE, 0);
     else if (coeffs->mean_hi == 0 && prefetch_segments) GRAD_SUMS(CENTRED, ACT_NONE, prefetch_segments);
     else if (coeffs->mean_hi == 0) GRAD_SUMS(CENTRED, ACT_NONE, 0);
     else if (prefetch_segments) GRAD_SUMS(SHIFTED, ACT_NONE, prefetch_segments);
@@ -368,7 +376,8 @@ static void FN(grad_sums_elementwise)(const char *x, const char *dy, ptrdiff_t n
                                       const Coefficients *coeffs, int activation, double *out) {
 #define GRAD_SUMS(centred, activation) \
     FN(grad_sums_hsum)(x, dy, 1, 0, 0, n, at, coeffs, out, 1, centred, activation, 0)
-    if (activation == ACT_SLOPES) GRAD_SUMS(SHIFTED, ACT_SLOPES);
+    if (activation == ACT_CLIP) GRAD_SUMS(SHIFTED, ACT_CLIP);
+    else if (activation == ACT_SLOPES) GRAD_SUMS(SHIFTED, ACT_SLOPES);
     else if (activation) GRAD_SUMS(SHIFTED, ACT_SLOPE);
     else if (coeffs->mean_hi == 0) GRAD_SUMS(CENTRED, ACT_NONE);
     else GRAD_SUMS(SHIFTED, ACT_NONE);
@@ -383,7 +392,8 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
     const int nontemporal = store == STORE_NONTEMPORAL;
     enum { elementwise = 0, at = 0 };
     const VECTOR mean_hi = SET(coeffs->mean_hi), mean_lo = SET(coeffs->mean_lo), scale = SET(coeffs->scale),
-                 bias = SET(coeffs->bias), slope = SET(coeffs->slope), dev_coeff = SET(coeffs->dev_coeff),
+                 bias = SET(coeffs->bias), slope = SET(coeffs->slope), low = SET(coeffs->low),
+                 high = SET(coeffs->high), dev_coeff = SET(coeffs->dev_coeff),
                  grad_offset = SET(coeffs->grad_offset), rstd = SET(coeffs->rstd), padding = mean_hi;
     VECTOR *const sum_slope_out = 0;
     const ptrdiff_t dx_prefetch = coeffs->prefetch_segments * dx_stride, input_prefetch = coeffs->prefetch_bytes;
@@ -403,6 +413,7 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
 #undef GRAD_STEP
     }
     (void)mean_lo, (void)scale, (void)bias, (void)slope, (void)sum_slope_out; /* unused without an activation */
+    (void)low, (void)high;                                                    /* unused without bounds */
 }
 
 INLINE void FN(grad_apply_centred)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
@@ -419,7 +430,9 @@ INLINE void FN(grad_apply_centred)(const char *x, const char *dy, char *dx, ptrd
 static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                            ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Coefficients *coeffs,
                            int activation) {
-    if (activation)
+    if (activation == ACT_CLIP)
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, coeffs, SHIFTED, ACT_CLIP, STORE_PLAIN);
+    else if (activation)
         FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, coeffs, SHIFTED, ACT_SLOPE, STORE_PLAIN);
     else if (coeffs->mean_hi == 0)
         FN(grad_apply_centred)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, coeffs, CENTRED);
@@ -439,7 +452,8 @@ static void FN(grad_apply_batch)(const char *x, const char *dy, char *dx, ptrdif
                                dx + run * dx_stride + unit * dx_step, 1, 0, 0, 0, n, &coeffs, centred,    \
                                activation, STORE_PLAIN);                                                  \
         }
-    if (activation) GRAD_APPLY_TO_UNITS(SHIFTED, ACT_SLOPE)
+    if (activation == ACT_CLIP) GRAD_APPLY_TO_UNITS(SHIFTED, ACT_CLIP)
+    else if (activation) GRAD_APPLY_TO_UNITS(SHIFTED, ACT_SLOPE)
     else if (arrays->shifted) GRAD_APPLY_TO_UNITS(SHIFTED, ACT_NONE)
     else GRAD_APPLY_TO_UNITS(CENTRED, ACT_NONE)
 #undef GRAD_APPLY_TO_UNITS
@@ -458,12 +472,13 @@ static void FN(grad_sums_batch)(const char *x, const char *dy, ptrdiff_t runs, p
         FN(grad_sums_any)(x + unit * x_step, dy + unit * dy_step, runs, x_stride, dy_stride, n, 0, &coeffs, sums_out, \
                           0, centred, activation, 0);                                                                 \
     }
-    if (activation) GRAD_SUMS_OF_UNITS(SHIFTED, ACT_SLOPE)
+    if (activation == ACT_CLIP) GRAD_SUMS_OF_UNITS(SHIFTED, ACT_CLIP)
+    else if (activation) GRAD_SUMS_OF_UNITS(SHIFTED, ACT_SLOPE)
     else if (arrays->shifted) GRAD_SUMS_OF_UNITS(SHIFTED, ACT_NONE)
     else GRAD_SUMS_OF_UNITS(CENTRED, ACT_NONE)
 #undef GRAD_SUMS_OF_UNITS
     for (int sum = 0; sum < 4; ++sum)
-        if (sum < 2 || (sum == 2 && SUMS_DEVIATIONS) || (sum == 3 && activation))
+        if (sum < 2 || (sum == 2 && SUMS_DEVIATIONS) || (sum == 3 && has_slopes(activation)))
             CAT(A, hsum_all)(sums[sum], units, out + sum * BATCH_UNITS);
 }
 

@@ -79,8 +79,9 @@ INLINE VECTOR FN(scale_pow)(VECTOR scale, double beta) {
 }
 
 /* The gradient of z = x * scale ** -beta, the input of the activation, from g. */
-#define ACTIVATION_BACKWARD(g, x_value, scale_pow, partial) \
-    (activation ? FN(activation_backward)(g, MUL(x_value, scale_pow), SLOPE(partial), NULL) : (g))
+#define ACTIVATION_BACKWARD(g, x_value, scale_pow, partial)                                                       \
+    (activation ? FN(activation_backward)(g, MUL(x_value, scale_pow), SLOPE(partial), low, high, NULL, activation) \
+                : (g))
 
 /* squares[i] = x[i]**2 */
 static void FN(window_squares)(const WindowTile *tile) {
@@ -96,7 +97,7 @@ static void FN(window_squares)(const WindowTile *tile) {
 /* y = x * scale ** -beta, then the activation. */
 INLINE void FN(window_apply_any)(const WindowTile *tile_in, double beta, const int activation) {
     const WindowTile copy = *tile_in, *const tile = &copy; /* a copy, which no store can change */
-    const VECTOR slope = SET(tile->slope);
+    const VECTOR slope = SET(tile->slope), low = SET(tile->low), high = SET(tile->high);
 #define APPLY(K, partial)                                                                            \
     {                                                                                                \
         VECTOR scale[2], z[2];                                                                       \
@@ -105,7 +106,7 @@ INLINE void FN(window_apply_any)(const WindowTile *tile_in, double beta, const i
         FN(window_scale)(tile, offset, i, partial, scale, K);                                        \
         FOR_VECTORS(K) {                                                                             \
             z[k] = MUL(FN(vector_load)(x, ELEMENT, partial, SET(0)), FN(scale_pow)(scale[k], beta)); \
-            if (activation) z[k] = IF_POSITIVE(z[k], z[k], MUL(z[k], SLOPE(partial)));               \
+            if (activation) z[k] = FN(activated)(z[k], SLOPE(partial), low, high, activation);       \
         }                                                                                            \
         STORE_RESULT(K, partial, z)                                                                  \
     }
@@ -121,7 +122,7 @@ static void FN(window_apply)(const WindowTile *tile) {
  * adds to the gradient of each element of its window, up to a constant factor. */
 INLINE void FN(window_prepare_any)(const WindowTile *tile_in, double beta, const int activation) {
     const WindowTile copy = *tile_in, *const tile = &copy; /* a copy, which no store can change */
-    const VECTOR slope = SET(tile->slope);
+    const VECTOR slope = SET(tile->slope), low = SET(tile->low), high = SET(tile->high);
 #define PREPARE(K, partial)                                                                                     \
     {                                                                                                           \
         VECTOR scale[2];                                                                                        \
@@ -149,6 +150,7 @@ static void FN(window_prepare)(const WindowTile *tile) {
 static void FN(window_grad)(const WindowTile *tile_in) {
     const WindowTile copy = *tile_in, *const tile = &copy; /* a copy, which no store can change */
     const VECTOR factor = SET(2 * tile->alpha * tile->beta), slope = SET(tile->slope);
+    const VECTOR low = SET(tile->low), high = SET(tile->high);
     const int activation = tile->activation;
 #define GRAD(K, partial)                                                                                        \
     {                                                                                                           \

@@ -1,7 +1,8 @@
 /* Arithmetic on vectors of accumulators, once per accumulation type, and the square root.
  *
- * A_set, A_add, A_sub, A_mul, A_div, A_select_positive, A_sqrt, A_load, A_store, for A = f32 and f64. Each operation
- * acts on every lane by itself and rounds as IEEE 754 prescribes, so its bits do not depend on the register width.
+ * A_set, A_add, A_sub, A_mul, A_div, A_select_positive, A_clip, A_zero_outside, A_sqrt, A_load, A_store, for A = f32
+ * and f64. Each operation acts on every lane by itself and rounds as IEEE 754 prescribes, so its bits do not depend on
+ * the register width.
  */
 #ifndef CNORM_SIMD_ARITHMETIC_H
 #define CNORM_SIMD_ARITHMETIC_H
@@ -30,6 +31,14 @@
         FOR_REGISTERS a.v[k] = (A##v)BITWISE_SELECT(z.v[k] > 0, (A##m)a.v[k], (A##m)b.v[k]);    \
         return a;                                                                               \
     }                                                                                           \
+    /* a where low < z < high or a comparison is with NaN, else 0 */                            \
+    INLINE A##l A##_zero_outside(A##l z, A##l low, A##l high, A##l a) {                         \
+        FOR_REGISTERS {                                                                         \
+            const A##m outside = (z.v[k] <= low.v[k]) | (z.v[k] >= high.v[k]);                  \
+            a.v[k] = (A##v)(~outside & (A##m)a.v[k]);                                           \
+        }                                                                                       \
+        return a;                                                                               \
+    }                                                                                           \
     INLINE A##l A##_load(const A *p) {                                                          \
         A##l r;                                                                                 \
         FOR_REGISTERS r.v[k] = *(const A##u *)(p + k * A##_per_register);                       \
@@ -39,6 +48,42 @@
 
 DEFINE_ARITHMETIC(f32, int32_t)
 DEFINE_ARITHMETIC(f64, int64_t)
+
+/* A_clip: low where low > z, then high where high < z; one instruction per bound. NaN stays NaN, and a bound that is
+ * NaN bounds nothing: max and min of x86 return their second operand where a comparison is with NaN, or of two zeros. */
+#if REGISTER_BYTES == 64
+#define CLIP_REGISTER(z, low, high, V, suffix) _mm512_min_##suffix((V)(high), _mm512_max_##suffix((V)(low), (V)(z)))
+#define CLIP_F32(z, low, high) CLIP_REGISTER(z, low, high, __m512, ps)
+#define CLIP_F64(z, low, high) CLIP_REGISTER(z, low, high, __m512d, pd)
+#elif REGISTER_BYTES == 32
+#define CLIP_REGISTER(z, low, high, V, suffix) _mm256_min_##suffix((V)(high), _mm256_max_##suffix((V)(low), (V)(z)))
+#define CLIP_F32(z, low, high) CLIP_REGISTER(z, low, high, __m256, ps)
+#define CLIP_F64(z, low, high) CLIP_REGISTER(z, low, high, __m256d, pd)
+#elif defined(__SSE2__)
+#define CLIP_REGISTER(z, low, high, V, suffix) _mm_min_##suffix((V)(high), _mm_max_##suffix((V)(low), (V)(z)))
+#define CLIP_F32(z, low, high) CLIP_REGISTER(z, low, high, __m128, ps)
+#define CLIP_F64(z, low, high) CLIP_REGISTER(z, low, high, __m128d, pd)
+#else
+INLINE f32v clip_f32(f32v z, f32v low, f32v high) {
+    z = (f32v)BITWISE_SELECT(low > z, (f32m)low, (f32m)z);
+    return (f32v)BITWISE_SELECT(high < z, (f32m)high, (f32m)z);
+}
+INLINE f64v clip_f64(f64v z, f64v low, f64v high) {
+    z = (f64v)BITWISE_SELECT(low > z, (f64m)low, (f64m)z);
+    return (f64v)BITWISE_SELECT(high < z, (f64m)high, (f64m)z);
+}
+#define CLIP_F32(z, low, high) clip_f32(z, low, high)
+#define CLIP_F64(z, low, high) clip_f64(z, low, high)
+#endif
+
+INLINE f32l f32_clip(f32l z, f32l low, f32l high) {
+    FOR_REGISTERS z.v[k] = (f32v)CLIP_F32(z.v[k], low.v[k], high.v[k]);
+    return z;
+}
+INLINE f64l f64_clip(f64l z, f64l low, f64l high) {
+    FOR_REGISTERS z.v[k] = (f64v)CLIP_F64(z.v[k], low.v[k], high.v[k]);
+    return z;
+}
 
 /* IEEE 754 rounds square roots correctly, so every build computes equal bits. */
 
