@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from layouts import channels_last, contiguous
-from operations import DTYPES, OPERATIONS, accumulation
+from operations import CLIP, DTYPES, OPERATIONS, accumulation
 from team import team
 
 import cnorm.functional as F
@@ -44,9 +44,11 @@ def digests():
                     x, dy = exact(random, shape, dtype), exact(random, shape, dtype)
                     p = operation.draw(random, shape, 1, accumulation(dtype))
                     for layout in (contiguous, channels_last):
-                        results = operation.run(F, layout(x), layout(dy), p)
                         key = f"{operation} {dtype} {shape} {layout.__name__}"
-                        found[key] = digest(results)
+                        found[key] = digest(operation.run(F, layout(x), layout(dy), p))
+                        if shape == SHAPES[0]:
+                            results = operation.run(F, layout(x), layout(dy), p, clip=CLIP)
+                            found[f"{key} clip"] = digest(results)
     return found
 
 

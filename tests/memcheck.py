@@ -6,7 +6,7 @@ was not written shows.
 
 import numpy as np
 from layouts import LAYOUTS, channels_last, contiguous
-from operations import DTYPES, OPERATIONS, accumulation
+from operations import CLIP, DTYPES, OPERATIONS, accumulation
 
 import cnorm
 import cnorm.functional as F
@@ -16,9 +16,9 @@ SHAPES = [(3, 6, 5, 7), (2, 4, 33), (5, 17)]
 LARGE = (9, 12, 1300)  # more than threads are for
 
 
-def results(operation, x, dy, slope):
+def results(operation, x, dy, **activation):
     p = operation.draw(np.random.default_rng(0), x.shape, 1, accumulation(x.dtype))
-    return operation.run(F, x, dy, p, slope=slope)
+    return operation.run(F, x, dy, p, **activation)
 
 
 def main():
@@ -32,8 +32,10 @@ def main():
                 if not operation.accepts(shape, 1):
                     continue
                 x, dy = (layout(a) for a in rng.normal(size=(2, *shape)).astype(dtype))
-                slope = 0.1 if operation.takes_slope and runs % 2 else None
-                for name, value in results(operation, x, dy, slope).items():
+                how = ({}, {"slope": 0.1}, {"clip": CLIP})[runs % 3]
+                if "slope" in how and not operation.takes_slope:
+                    how = {}
+                for name, value in results(operation, x, dy, **how).items():
                     if name != "stats" and not np.isfinite(value.astype(np.float64)).all():
                         raise ArithmeticError(f"{name} of {operation} {dtype} {layout.__name__}")
                 runs += 1

@@ -12,6 +12,7 @@ import numpy as np
 import cnorm.functional as F
 from cnorm import _reference
 
+CLIP = (-0.5, 0.75)  # where tests of everything bound results
 SIZES = (1, 15, 16, 17, 31, 33, 4099)  # around the lanes and the tiles of the kernels
 DTYPES = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 

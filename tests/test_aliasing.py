@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from operations import calls_of, copied, outcome
+from operations import CLIP, calls_of, copied, outcome
 
 import cnorm.functional as F
 
@@ -58,12 +58,12 @@ def _check(function, arguments, names):
     return isinstance(found, tuple)
 
 
-@pytest.mark.parametrize("slope", [None, "slope"])
-def test_every_pair_of_a_written_and_a_read_argument(operation, dtype, slope, rng):
-    if slope is not None:
-        slope = rng.uniform(0.1, 0.9, 6)
+@pytest.mark.parametrize("activation", [None, "slope", "clip"])
+def test_every_pair_of_a_written_and_a_read_argument(operation, dtype, activation, rng):
+    slope = rng.uniform(0.1, 0.9, 6) if activation == "slope" else None
+    clip = CLIP if activation == "clip" else None
     pairs = 0
-    for function, arguments in calls_of(operation, rng, dtype=dtype, slope=slope):
+    for function, arguments in calls_of(operation, rng, dtype=dtype, slope=slope, clip=clip):
         written = _written(function, arguments)
         for to in written:
             reads = [k for k, v in arguments.items() if isinstance(v, np.ndarray) and k != to]

@@ -95,6 +95,7 @@ def _spoiling_numbers(arguments):
         elif value is not None:
             yield name, lambda effect, v=value: Index(v, effect)
     yield "negative_slope", lambda effect: Number(0.25, effect)
+    yield "clip", lambda effect: (-0.5, Number(0.25, effect))
 
 
 def _with_options(function, arguments):
@@ -141,7 +142,7 @@ def test_numbers_that_change_an_array(operation, slope, rng):
     for function, arguments in calls_of(operation, rng, slope=slope):
         arguments = _with_options(function, arguments)
         for number, spoiling in _spoiling_numbers(arguments):
-            if number == "negative_slope" and slope is not None:
+            if number in ("negative_slope", "clip") and slope is not None:
                 continue
             for name in _arrays(arguments):
                 before, call, without = (copied(arguments) for _ in range(3))

@@ -22,7 +22,7 @@ from math import prod
 import ml_dtypes
 import numpy as np
 import pytest
-from operations import DTYPES, OPERATIONS, calls_of, copied, outcome
+from operations import CLIP, DTYPES, OPERATIONS, calls_of, copied, outcome
 
 import cnorm
 import cnorm.functional as F
@@ -103,9 +103,11 @@ def _operation(random, shape):
 def _drawn(random):
     """A good call: (function, arguments by name)."""
     shape = [(3, 6), (2, 6, 5), (2, 6, 3, 4)][random.integers(3)]
-    slope = random.uniform(0.1, 0.9, 6) if random.uniform() < 0.3 else None
+    activation = random.uniform()
+    slope = random.uniform(0.1, 0.9, 6) if activation < 0.3 else None
+    clip = CLIP if activation > 0.8 else None
     dtype = DTYPES[random.integers(len(DTYPES))]
-    calls = calls_of(_operation(random, shape), random, shape, dtype, slope)
+    calls = calls_of(_operation(random, shape), random, shape, dtype, slope, clip)
     return calls[random.integers(len(calls))]
 
 
@@ -125,7 +127,15 @@ def _arrays(arguments):
 
 def mutated(random):
     function, arguments = _drawn(random)
-    for extra in ("out", "negative_slope", "channel_axis", "bias", "return_stats", "momentum"):
+    for extra in (
+        "out",
+        "negative_slope",
+        "clip",
+        "channel_axis",
+        "bias",
+        "return_stats",
+        "momentum",
+    ):
         if random.uniform() < 0.1:
             arguments[extra] = _mutated(random, _like(arguments))
     for _ in range(random.integers(1, 4)):

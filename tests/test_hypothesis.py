@@ -21,6 +21,7 @@ EXAMPLES = int(os.environ.get("CNORM_EXAMPLES", "300"))
 LENGTHS = st.one_of(st.integers(0, 5), st.sampled_from([1, 1, 2, 7, 15, 16, 17, 33, 65]))
 SHAPES = st.lists(LENGTHS, min_size=1, max_size=6).filter(lambda s: np.prod(s) <= 5000)
 SLOPES = st.sampled_from([None, None, 0.0, 0.1, -0.5, "one", "channels"])
+CLIPS = st.sampled_from([(-0.5, 0.75), (0.0, 6.0), (None, 0.25), (-1, None), (0.1, 0.1)])
 
 in_ci = settings(
     max_examples=EXAMPLES,
@@ -57,18 +58,24 @@ def _slope(kind, shape, axis, rng):
 
 
 @in_ci
-@given(calls(), SLOPES, st.sampled_from(_dispatch.available()), st.integers(1, 3))
+@given(calls(), SLOPES | CLIPS, st.sampled_from(_dispatch.available()), st.integers(1, 3))
 def test_any_call(call, kind, build, threads):
     operation, x, dy, p, axis, layouts, rng = call
-    slope = _slope(kind, x.shape, axis, rng) if operation.takes_slope else None
+    how = {}
+    if isinstance(kind, tuple):
+        how = {"clip": kind}
+    elif operation.takes_slope and (slope := _slope(kind, x.shape, axis, rng)) is not None:
+        how = {"slope": slope}
     if x.size:
         x, dy = layouts[0](x, axis % x.ndim), layouts[1](dy, axis % x.ndim)
-    if slope is not None:  # not where rounding decides on which side of the kink a value falls
+    if how:  # not where rounding decides on which side of a kink a value falls
         z = oracle(operation, np.array(x), np.array(dy), p, axis=axis)["y"]
-        dy = np.where(np.abs(z) < 1e-2, 0, dy.astype(float)).astype(dy.dtype.newbyteorder("="))
-    expected = oracle(operation, np.array(x), np.array(dy), p, axis=axis, slope=slope)
+        kinks = [0] if "slope" in how else [bound for bound in kind if bound is not None]
+        near = np.any([np.abs(z - kink) < 1e-2 for kink in kinks], 0)
+        dy = np.where(near, 0, dy.astype(float)).astype(dy.dtype.newbyteorder("="))
+    expected = oracle(operation, np.array(x), np.array(dy), p, axis=axis, **how)
     with _dispatch.using(build), team(threads):
-        actual = operation.run(F, x, dy, p, axis=axis, slope=slope)
+        actual = operation.run(F, x, dy, p, axis=axis, **how)
     check(actual, expected, x.dtype.newbyteorder("="), np.array(dy), f"{operation} {x.shape}")
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from operations import OPERATIONS
+from operations import CLIP, OPERATIONS
 
 from cnorm import _reference as R
 
@@ -184,22 +184,38 @@ def _numerical(loss, array, step=1e-4):
     return gradient
 
 
-@pytest.mark.parametrize("slope", [None, 0.1, np.array([0.3]), np.array([-0.2, 0.5, 0.1, 0.7])])
-def test_gradients_are_those_of_finite_differences(operation, slope, rng):
+@pytest.mark.parametrize(
+    "activation",
+    [
+        {},
+        {"slope": 0.1},
+        {"slope": np.array([0.3])},
+        {"slope": np.array([-0.2, 0.5, 0.1, 0.7])},
+        {"clip": CLIP},
+        {"clip": (None, 0.5)},
+    ],
+    ids=str,
+)
+def test_gradients_are_those_of_finite_differences(operation, activation, rng):
+    slope = activation.get("slope")
+    kinks = [0] if slope is not None else [b for b in activation.get("clip", ()) if b is not None]
+    if isinstance(slope, np.ndarray):
+        activation = {"slope": slope.astype(np.longdouble)}
     for shape in filter(lambda s: operation.accepts(s, 1), [(5, 4), (3, 4, 3), (2, 4, 2, 2)]):
         x, dy = rng.normal(0.5, 1, (2, *shape)).astype(np.longdouble)
         p = operation.draw(rng, shape, 1, np.longdouble)
-        dy[np.abs(operation.run(R, x, dy, p)["y"]) < 0.05] = 0  # not to step over the kink
-        slope = slope.astype(np.longdouble) if isinstance(slope, np.ndarray) else slope
-        _gradients_agree(operation, x, dy, p, slope)
+        y = operation.run(R, x, dy, p)["y"]
+        for kink in kinks:
+            dy[np.abs(y - kink) < 0.05] = 0  # not to step over it
+        _gradients_agree(operation, x, dy, p, **activation)
 
 
-def _gradients_agree(operation, x, dy, p, slope):
+def _gradients_agree(operation, x, dy, p, **activation):
     def loss():
-        return (operation.run(R, x, dy, p, slope=slope)["y"] * dy).sum()
+        return (operation.run(R, x, dy, p, **activation)["y"] * dy).sum()
 
-    results = operation.run(R, x, dy, p, slope=slope)
-    arrays = p | {"input": x, "slope": slope}
+    results = operation.run(R, x, dy, p, **activation)
+    arrays = p | {"input": x} | activation
     for name in [n for n in results if n.startswith("grad_")]:
         if name == "grad_input" and "grad_sum" in p:
             continue  # there the residual follows the input: the next test

@@ -12,7 +12,7 @@ import random
 import numpy as np
 import pytest
 from layouts import batch_strided, channels_last, channels_last_cropped, contiguous, cropped
-from operations import DTYPES, accumulation
+from operations import CLIP, DTYPES, accumulation
 from schedule import STRATEGIES, constant
 
 import cnorm
@@ -57,8 +57,8 @@ def shapes(operation):
 
 def jobs(operation):
     """Some of the grid, the same in every run; or all of it."""
-    slopes = (None, 0.1, "each") if operation.takes_slope else (None,)
-    grid = list(itertools.product(shapes(operation), LAYOUTS, DTYPES, slopes))
+    activations = (None, "clip", 0.1, "each") if operation.takes_slope else (None, "clip")
+    grid = list(itertools.product(shapes(operation), LAYOUTS, DTYPES, activations))
     if JOBS == "all":
         return grid
     return random.Random(str(operation)).sample(grid, min(len(grid), int(JOBS)))
@@ -87,17 +87,20 @@ def kernels():
 
 def test_every_strategy_gives_the_same_bits(operation, kernels):
     machines = itertools.cycle(MACHINES)
-    for shape, layout, dtype, slope in jobs(operation):
+    for shape, layout, dtype, activation in jobs(operation):
         rng = np.random.default_rng(shape)
         far = 10.0 ** rng.integers(-1, 4, (1, shape[1], *[1] * (len(shape) - 2)))  # of the means
         x = layout((rng.normal(size=shape) + far).astype(dtype))
         dy = layout(rng.normal(size=shape).astype(dtype))
         p = operation.draw(rng, shape, 1, accumulation(dtype))
-        if slope == "each":
-            slope = rng.uniform(-1, 1, shape[1]).astype(accumulation(dtype))
+        how = {"slope": activation}
+        if activation == "clip":
+            how = {"clip": CLIP}
+        elif activation == "each":
+            how = {"slope": rng.uniform(-1, 1, shape[1]).astype(accumulation(dtype))}
 
-        def run(p=p, x=x, dy=dy, slope=slope):
-            return bits(operation.run(F, x, dy, p, slope=slope))
+        def run(p=p, x=x, dy=dy, how=how):
+            return bits(operation.run(F, x, dy, p, **how))
 
         with cnorm.num_threads(1):
             expected = run()
@@ -110,7 +113,7 @@ def test_every_strategy_gives_the_same_bits(operation, kernels):
             kernels.force_strategy(0)
             wrong = [k for k in expected if got[k] != expected[k]]
             assert not wrong, (
-                f"{wrong} of {operation} {shape} {dtype} {layout.__name__} slope {slope}: "
+                f"{wrong} of {operation} {shape} {dtype} {layout.__name__} {how}: "
                 f"{name} on {threads} threads and a {machine} machine has other bits than the "
                 "schedule's choice on one thread"
             )

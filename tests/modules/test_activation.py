@@ -1,5 +1,7 @@
 """Activations, alone and carried by a norm."""
 
+import pickle
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ ACTIVATIONS = {
     "leaky": lambda: cnorm.LeakyReLU(0.1),
     "prelu": cnorm.PReLU,
     "prelu_channels": lambda: cnorm.PReLU(4),
+    "hardtanh": lambda: cnorm.Hardtanh(-0.5, 0.75),
+    "hardtanh_open": lambda: cnorm.Hardtanh(max_val=None),
+    "relu6": cnorm.ReLU6,
 }
 NORMS = {
     "batch": (lambda **k: cnorm.BatchNorm2d(4, **k), (3, 4, 5, 6)),
@@ -27,7 +32,13 @@ DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
 @pytest.mark.parametrize(
     ("activation", "first"),
-    [(cnorm.ReLU(), 0), (cnorm.PReLU(), -0.4227), (cnorm.LeakyReLU(), -0.0169)],
+    [
+        (cnorm.ReLU(), 0),
+        (cnorm.PReLU(), -0.4227),
+        (cnorm.LeakyReLU(), -0.0169),
+        (cnorm.Hardtanh(max_val=1.5), -1),
+        (cnorm.ReLU6(), 0),
+    ],
     ids=repr,
 )
 def test_known_values(activation, first):
@@ -66,6 +77,9 @@ def test_fused_equals_unfused(norm, activation, dtype, rng):
 
     y = fused(x)
     agree(y, chain(x), ulps, "output")
+    (between,) = apart.kept()  # rounded, which decides on which side of a bound a value falls
+    for bound in filter(None, apart.clip or ()):
+        grad[np.abs(between.astype(float) - bound) < 2 * eps] = 0
     agree(fused.backward(grad), chain.backward(grad), 40, "gradient of the input")
     expected = [p.grad for p in (*plain.parameters(), *apart.parameters())]
     for (name, p), theirs in zip(fused.named_parameters(), expected, strict=True):
@@ -81,7 +95,7 @@ def test_state_and_copies():
 
 @pytest.mark.parametrize("wrong", ["relu", 0.1, cnorm.ReLU, np.maximum, cnorm.LayerNorm(2)])
 def test_what_is_no_activation(wrong):
-    with pytest.raises(TypeError, match="ReLU, LeakyReLU or PReLU module"):
+    with pytest.raises(TypeError, match="ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6 module"):
         cnorm.LayerNorm(2, activation=wrong)
 
 
@@ -90,15 +104,19 @@ def test_what_is_no_activation(wrong):
 def test_alone(activation, dtype, rng):
     layer = ACTIVATIONS[activation]().to(dtype)
     x, grad = (rng.normal(size=(3, 4, 5)).astype(dtype) for _ in range(2))
-    slope = np.asarray(layer.slope, np.float64).reshape(-1, 1)
     wide = x.astype(np.float64)
-    expected = np.where(wide > 0, wide, wide * slope)
+    if layer.clip is None:
+        slope = np.asarray(layer.slope, np.float64).reshape(-1, 1)
+        expected, factor = np.where(wide > 0, wide, wide * slope), np.where(wide > 0, 1, slope)
+    else:
+        low, high = (np.nan if bound is None else bound for bound in layer.clip)
+        expected, factor = np.clip(wide, *layer.clip), ~((wide <= low) | (wide >= high))
     eps = float(ml_dtypes.finfo(dtype).eps)
     y = layer(x)
     assert y.dtype == dtype
     np.testing.assert_allclose(y.astype(np.float64), expected, rtol=eps)
     dx = layer.backward(grad)
-    expected = np.where(wide > 0, 1, slope) * grad.astype(np.float64)
+    expected = factor * grad.astype(np.float64)
     np.testing.assert_allclose(dx.astype(np.float64), expected, rtol=eps)
     if layer.state_dict():
         each = np.where(wide > 0, 0, wide * grad.astype(np.float64))
@@ -124,3 +142,44 @@ def test_floats_alone(dtype):
 def test_nan_passes_and_infinity_stops():
     np.testing.assert_array_equal(cnorm.ReLU()(np.array([np.nan, np.inf])), [np.nan, np.inf])
     np.testing.assert_array_equal(cnorm.ReLU()(np.array([-np.inf, -1.0])) + 0, [0, 0])
+
+
+def test_hardtanh_at_its_bounds():
+    """A value equal to a bound is outside, and NaN is neither outside nor changed."""
+    for dtype in DTYPES:
+        layer = cnorm.Hardtanh(-0.5, 2.0)
+        x = np.array([-np.inf, -1, -0.5, -0.25, 0, 1, 2, 3, np.inf, np.nan], dtype)
+        clipped = [-0.5, -0.5, -0.5, -0.25, 0, 1, 2, 2, 2, np.nan]
+        y = layer(x)
+        np.testing.assert_array_equal(y.astype(float), clipped)
+        dx = layer.backward(np.full_like(x, 3))
+        np.testing.assert_array_equal(dx.astype(float), [0, 0, 0, 3, 3, 3, 0, 0, 0, 3])
+        assert y.dtype == dx.dtype == dtype
+    layer = cnorm.Hardtanh(0.1, 0.1)
+    np.testing.assert_array_equal(layer(np.array([-1.0, 0.1, 1.0])), 0.1)
+    assert not layer.backward(np.ones(3)).any()
+
+
+def test_bounds_of_half_input_are_not_rounded():
+    """float16 has no 0.1, and 0.09998 is less: its gradient passes."""
+    layer = cnorm.Hardtanh(max_val=0.1)
+    x = np.array([0.1, 0.2], np.float16)
+    np.testing.assert_array_equal(layer(x), np.float16([0.1, 0.1]))
+    np.testing.assert_array_equal(layer.backward(np.ones_like(x)), [1, 0])
+
+
+@pytest.mark.parametrize("bounds", [(1.0, -1.0), (np.nan, 1.0), (0.0, np.nan)])
+def test_bounds_that_are_none(bounds):
+    with pytest.raises(ValueError, match="clip"):
+        cnorm.Hardtanh(*bounds)
+
+
+def test_hardtanh_has_no_state_and_is_printed_as_torch_prints_it():
+    norm = cnorm.LayerNorm(3, activation=cnorm.Hardtanh(0, 2))
+    assert list(norm.state_dict()) == ["weight", "bias"]
+    assert repr(norm.activation) == "Hardtanh(min_val=0, max_val=2)"
+    assert repr(cnorm.ReLU6()) == "ReLU6()"
+    assert isinstance(cnorm.ReLU6(), cnorm.Hardtanh)
+    assert repr(norm).endswith("activation=Hardtanh(min_val=0, max_val=2))")
+    twin = pickle.loads(pickle.dumps(norm))
+    assert twin.activation.clip == (0, 2)

@@ -22,6 +22,7 @@ NORMS = {
     "switch": (lambda: cnorm.SwitchNorm2d(4), (3, 4, 2, 2)),
     "relu": (cnorm.ReLU, (3, 4)),
     "prelu": (lambda: cnorm.PReLU(4), (3, 4)),
+    "hardtanh": (cnorm.Hardtanh, (3, 4)),
     "sequential": (lambda: cnorm.Sequential(cnorm.LayerNorm(4), cnorm.PReLU()), (3, 4)),
 }
 
@@ -282,8 +283,12 @@ def finite_difference(f, array, step=1e-6):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("slope", [None, cnorm.ReLU, cnorm.LeakyReLU, cnorm.PReLU])
-@pytest.mark.parametrize("name", [n for n in NORMS if n not in ("relu", "prelu", "sequential")])
+@pytest.mark.parametrize(
+    "slope", [None, cnorm.ReLU, cnorm.LeakyReLU, cnorm.PReLU, cnorm.Hardtanh, cnorm.ReLU6]
+)
+@pytest.mark.parametrize(
+    "name", [n for n in NORMS if n not in ("relu", "prelu", "hardtanh", "sequential")]
+)
 def test_gradients_by_finite_differences(name, slope, training, rng):
     make, shape = NORMS[name]
     norm = make().double().train(training)

@@ -152,7 +152,7 @@ def test_refusals(name):
             norm(np.ones(one))
 
 
-@pytest.mark.parametrize("activation", ["ReLU", "LeakyReLU", "PReLU"])
+@pytest.mark.parametrize("activation", ["ReLU", "LeakyReLU", "PReLU", "Hardtanh", "ReLU6"])
 @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 5), (2, 3, 2, 2)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_activations(activation, shape, dtype, rng):
@@ -164,6 +164,7 @@ def test_activations(activation, shape, dtype, rng):
         same(list(ours.state_dict()), list(theirs.state_dict()))
         for _ in range(2):
             x, grad = (rng.normal(size=shape).astype(dtype) for _ in range(2))
+            x.flat[:2] = -1, 0  # bounds of Hardtanh and ReLU6
             their_x = torch.tensor(x.astype(np.float64), requires_grad=True)
             their_y = theirs(their_x)
             their_y.backward(torch.tensor(grad.astype(np.float64)))
