@@ -26,6 +26,7 @@ class Case:
     training: bool = True  # batch norm only
     groups: int = 32  # group norm only
     size: int = 5  # response norm only
+    clip: bool = False  # ReLU6 follows: `clip=(0, 6)`; not of modules
     module: bool = False  # call the layer, not the function
     overhead: bool = False  # measures the call, not the memory
     headline: bool = False  # shown in the README's chart
@@ -41,6 +42,8 @@ class Case:
             words.append("eval")
         if self.layout == "last":
             words.append("channels last")
+        if self.clip:
+            words.append("relu6")
         if self.module:
             words.append("module")
         if self.direction == "backward":
@@ -162,6 +165,7 @@ def _batch(direction):
         yield Case("batch_norm", usual, direction, "bfloat16", layout=layout)
         yield Case("batch_norm", (4, 32, 16, 56, 56), direction, layout=layout)
         yield Case("batch_norm", usual, direction, layout=layout, training=False)
+        yield Case("batch_norm", usual, direction, layout=layout, clip=True)
         yield Case("batch_norm", (1, 512, 7, 7), direction, layout=layout, training=False)
     yield Case("batch_norm", (16, 64, 1000), direction)
     for shape in [(4096, 256), (128, 1024), (65536, 64)]:

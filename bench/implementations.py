@@ -80,7 +80,8 @@ class Cnorm(Implementation):
         if case.op in ROWS:
             return self._rows(F, case, a, out)
         axis = {} if case.channel_axis == 1 else {"channel_axis": case.channel_axis}
-        return self._channels(F, case, a, out | axis)
+        clip = {"clip": (0.0, 6.0)} if case.clip else {}
+        return self._channels(F, case, a, out | axis | clip)
 
     def _module(self, case, a):
         if self.with_out or case.op != "layer_norm":
@@ -119,6 +120,8 @@ class Cnorm(Implementation):
         if case.op == "local_response_norm":
             return bound(backward, dy, x, case.size, **keywords)
         _, mean, rstd = forward(x, *first, return_stats=True, channel_axis=case.channel_axis)
+        if case.clip:
+            keywords["bias"] = bias
         if case.op == "group_norm":
             return bound(backward, dy, x, case.groups, mean, rstd, weight, **keywords)
         if case.op == "batch_norm":
@@ -188,6 +191,8 @@ def formula(xp, case):
             y = rms(x, weight) if "rms" in case.op else over(x, (-1,), weight, bias)
         else:
             y = channels(x, weight, bias, running_mean, running_var)
+        if case.clip:
+            y = xp.clip(y, 0, 6)
         y = y.astype(dtype)
         return y if residual is None else (y, x.astype(dtype))
 
@@ -285,6 +290,8 @@ class Torch(Implementation):
                     y = F.local_response_norm(x, case.size)
                 case _:
                     raise Unsupported(case.op)
+            if case.clip:
+                y = F.relu6(y)
             return y if residual is None else (y, x)
 
         return f
@@ -345,7 +352,7 @@ class TorchCompile(Torch):
 
 
 class OnnxRuntime(Implementation):
-    """A model of one node, its input and output bound beforehand."""
+    """A model of one node (two with ReLU6), its input and output bound beforehand."""
 
     name = "onnxruntime"
     needs = ("onnxruntime", "onnx")
@@ -363,7 +370,14 @@ class OnnxRuntime(Implementation):
             for name, array in inputs.items()
         ]
         result = onnx.helper.make_tensor_value_info("y", kind, case.shape)
-        graph = onnx.helper.make_graph([node], "norm", value_info, [result])
+        nodes, bounds = [node], []
+        if case.clip:
+            node.output[0] = "z"
+            nodes.append(onnx.helper.make_node("Clip", ["z", "low", "high"], ["y"]))
+            bounds = [
+                onnx.helper.make_tensor(n, kind, (), [b]) for n, b in (("low", 0), ("high", 6))
+            ]
+        graph = onnx.helper.make_graph(nodes, "norm", value_info, [result], bounds)
         opsets = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("com.microsoft", 1)]
         model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
         return inputs, model.SerializeToString()

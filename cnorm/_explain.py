@@ -17,9 +17,9 @@ class Plan:
     function : str
         Name of the function or layer.
     step : dict or None
-        Family, direction, dtype, layout, strategy, threads, items, rows_per_pass, units_per_batch,
-        stores and prefetch of the first kernel that the call would run; None where it would run
-        none.
+        Family, direction, dtype, layout, activation, strategy, threads, items, rows_per_pass,
+        units_per_batch, stores and prefetch of the first kernel that the call would run; None
+        where it would run none.
     copies : list of str
         Arrays that the call would copy before or after, and why.
     """
@@ -38,6 +38,8 @@ class Plan:
         yield "kernel", f"{step['family']}, {step['direction']} ({_dispatch.name()} build)"
         yield "dtype", step["dtype"]
         yield "layout", ", ".join(f"{name} {n}" for name, n in step["layout"].items())
+        if step["activation"]:
+            yield "activation", step["activation"]
         yield "copies", "; ".join(self.copies) or "none"
         yield "strategy", step["strategy"]
         for name in ("rows_per_pass", "units_per_batch"):

@@ -131,3 +131,20 @@ def test_a_line_a_call():
     assert all(line.endswith(" ms") for line in lines)
     quiet = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert quiet.stderr == ""
+
+
+def test_the_activation_is_shown():
+    x = images(4, 8, 6, 6)
+    for how, text in [
+        ({"clip": (0.0, 6.0)}, "clip, 0 at least, 6 at most"),
+        ({"clip": (None, 0.5)}, "clip, 0.5 at most"),
+        ({"negative_slope": 0.1}, "slope 0.1 below 0"),
+        ({"negative_slope": np.ones(8)}, "slopes below 0"),
+    ]:
+        for function, *args in [
+            (F.group_norm, x, 2), (F.layer_norm, x, 6), (F.local_response_norm, x, 3)
+        ]:  # fmt: skip
+            plan = cnorm.explain(function, *args, **how)
+            assert plan.step["activation"] == text
+            assert f"activation  {text}\n" in str(plan)
+    assert "activation" not in str(cnorm.explain(F.group_norm, x, 2, clip=(None, None)))

@@ -9,9 +9,9 @@ import time
 
 from cnorm cimport _runtime
 from cnorm._runtime cimport kernels
-from cnorm.kernels.job cimport (COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER, PARTIALS_GUIDED, PARTIALS_STATIC,
-                                ROW_BATCHES, ROW_RANGES, SAMPLES_PER_THREAD, TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT,
-                                WINDOW_SPANS, Job, Schedule, WindowJob, norm_kernel, window_kernel)
+from cnorm.kernels.job cimport (ACT_CLIP, ACT_NONE, ACT_SLOPE, COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER,
+                                PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES, SAMPLES_PER_THREAD,
+                                TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Job, Schedule, WindowJob, norm_kernel, window_kernel)
 
 STRATEGIES = {
     ROW_BATCHES: "row batches",
@@ -87,13 +87,24 @@ cdef int note(str text) except -1:
     return 0
 
 
-cdef dict described(str family, str direction, int dtype, const Py_ssize_t *shape, const Schedule *schedule):
+cdef str activation_text(int activation, double slope, double low, double high):
+    """What an activation is called in a table; empty without one."""
+    if activation == ACT_NONE:
+        return ""
+    if activation == ACT_CLIP:
+        return "clip" + ("" if low != low else f", {low:g} at least") + ("" if high != high else f", {high:g} at most")
+    return f"slope {slope:g} below 0" if activation == ACT_SLOPE else "slopes below 0"
+
+
+cdef dict described(str family, str direction, int dtype, const Py_ssize_t *shape, const Schedule *schedule,
+                    str activation):
     return {
         "family": family,
         "direction": direction,
         "dtype": DTYPES[dtype],
         "layout": {AXES[family][i] + ("" if AXES[family].count(AXES[family][i]) == 1 else f" {i}"): shape[i]
                    for i in range(5)},
+        "activation": activation,
         "strategy": STRATEGIES[schedule.strategy],
         "threads": schedule.threads,
         "items": schedule.items,
@@ -146,7 +157,9 @@ cdef int observe_norm(norm_kernel kernel, Job *job) except? -2:
     kernels.run_norm(kernel, job)
     job.schedule_only = NULL
     family, direction = names_of(kernel)
-    step = described(family, direction, job.dtype, job.shape, &schedule)
+    step = described(family, direction, job.dtype, job.shape, &schedule,
+                     "slopes below 0" if job.elements.unit_slopes != NULL else
+                     activation_text(job.activation, job.slope, job.low, job.high))
     hand_over(step)
     began = time.perf_counter()
     with nogil:
@@ -166,7 +179,7 @@ cdef int observe_window(window_kernel kernel, WindowJob *job) except? -2:
     job.schedule_only = NULL
     direction = "forward" if kernel == kernels.window_forward else "backward"
     step = described("window, channels last" if job.channels_last else "window", direction, job.dtype, job.shape,
-                     &schedule)
+                     &schedule, activation_text(job.activation, job.slope, job.low, job.high))
     hand_over(step)
     began = time.perf_counter()
     with nogil:

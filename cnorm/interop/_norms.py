@@ -4,8 +4,9 @@
 ``backward(dy, x, weight, *stats, bias=None, out=None)`` returns ``(dx, dw, db)``. `running` is the
 pair of running statistics or nothing; forward updates it in place where ``uses_input_stats``, and
 reads it where not. `out` receives y or dx. ``stats_shapes(shape)`` are the statistics' shapes for
-an input of that shape. A norm with a ``negative_slope`` ends in ReLU (0) or LeakyReLU: its
-gradient depends on the bias, which `backward` takes where ``needs_bias``.
+an input of that shape. A norm with a ``negative_slope`` ends in ReLU (0) or LeakyReLU, one with a
+``clip`` in Hardtanh or ReLU6: its gradient depends on the bias, which `backward` takes where
+``needs_bias``.
 """
 
 from dataclasses import dataclass
@@ -20,22 +21,24 @@ class BatchNorm:
     eps: float = 1e-5
     channel_axis: int = 1
     negative_slope: float | None = None
+    clip: tuple[float, float] | None = None
 
     @property
     def needs_bias(self):
-        return self.negative_slope is not None
+        return self.negative_slope is not None or self.clip is not None
 
     def forward(self, x, weight, bias, *running, out=None):
         return F.batch_norm(
             x, *(running or (None, None)), weight, bias, self.uses_input_stats, self.momentum,
             self.eps, channel_axis=self.channel_axis, return_stats=True, out=out,
-            negative_slope=self.negative_slope,
+            negative_slope=self.negative_slope, clip=self.clip,
         )  # fmt: skip
 
     def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None):
         return F.batch_norm_backward(
             dy, x, mean, rstd, weight, training=self.uses_input_stats, out=out,
-            channel_axis=self.channel_axis, negative_slope=self.negative_slope, bias=bias,
+            channel_axis=self.channel_axis, negative_slope=self.negative_slope, clip=self.clip,
+            bias=bias,
         )  # fmt: skip
 
     def stats_shapes(self, shape):
@@ -72,22 +75,23 @@ class GroupNorm:
     eps: float = 1e-5
     channel_axis: int = 1
     negative_slope: float | None = None
+    clip: tuple[float, float] | None = None
     uses_input_stats = True
 
     @property
     def needs_bias(self):
-        return self.negative_slope is not None
+        return self.negative_slope is not None or self.clip is not None
 
     def forward(self, x, weight, bias, *, out=None):
         return F.group_norm(
             x, self.num_groups, weight, bias, self.eps, channel_axis=self.channel_axis,
-            return_stats=True, out=out, negative_slope=self.negative_slope,
+            return_stats=True, out=out, negative_slope=self.negative_slope, clip=self.clip,
         )  # fmt: skip
 
     def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None):
         return F.group_norm_backward(
             dy, x, self.num_groups, mean, rstd, weight, channel_axis=self.channel_axis, out=out,
-            negative_slope=self.negative_slope, bias=bias,
+            negative_slope=self.negative_slope, clip=self.clip, bias=bias,
         )  # fmt: skip
 
     def stats_shapes(self, shape):

@@ -12,7 +12,9 @@ from . import _norms
 from ._torch_autograd import run
 
 
-def _activated(y, negative_slope):
+def _activated(y, negative_slope, clip):
+    if clip is not None:
+        return nnF.hardtanh(y, *clip)
     return y if negative_slope is None else nnF.leaky_relu(y, negative_slope)
 
 
@@ -23,14 +25,14 @@ def _per_channel(stat, x):
     return stat.reshape(stat.shape + (1,) * (x.ndim - 2))
 
 
-def _with_statistics(x, weight, bias, mean, rstd, negative_slope=None):
+def _with_statistics(x, weight, bias, mean, rstd, negative_slope=None, clip=None):
     """Normalization with given statistics, float64 ones, in torch's operations."""
     y = (x - _per_channel(mean, x)) * _per_channel(rstd, x)
     if weight is not None:
         y = y * _per_channel(weight, x)
     if bias is not None:
         y = y + _per_channel(bias, x)
-    return _activated(y.to(x.dtype), negative_slope)
+    return _activated(y.to(x.dtype), negative_slope, clip)
 
 
 class BatchNorm(_norms.BatchNorm):
@@ -40,10 +42,10 @@ class BatchNorm(_norms.BatchNorm):
         y = nnF.batch_norm(
             x, mean, var, weight, bias, self.uses_input_stats, self.momentum, self.eps
         )
-        return _activated(y, self.negative_slope)
+        return _activated(y, self.negative_slope, self.clip)
 
     def with_statistics(self, x, weight, bias, mean, rstd):
-        return _with_statistics(x, weight, bias, mean, rstd, self.negative_slope)
+        return _with_statistics(x, weight, bias, mean, rstd, self.negative_slope, self.clip)
 
 
 class InstanceNorm(_norms.InstanceNorm):
@@ -63,7 +65,7 @@ class GroupNorm(_norms.GroupNorm):
 
     def in_torch(self, x, weight, bias, mean=None, var=None):
         y = nnF.group_norm(x, self.num_groups, weight, bias, self.eps)
-        return _activated(y, self.negative_slope)
+        return _activated(y, self.negative_slope, self.clip)
 
 
 class LayerNorm(_norms.LayerNorm):

@@ -113,12 +113,12 @@ def _never(m, x):
 
 
 @_from(BATCH_NORM, BATCH_NORM_EVALUATION)
-def _batch_norm(m, x, negative_slope=None):
+def _batch_norm(m, x, *activation):
     training, tracks = m.training, m.track_running_stats
     if training or not tracks:
         least = BATCH_NORM
     else:
-        least = BATCH_NORM_EVALUATION if negative_slope is None else BATCH_NORM_EVALUATION_RELU
+        least = BATCH_NORM_EVALUATION_RELU if activation else BATCH_NORM_EVALUATION
     if not _pays(x, least, m.num_features):  # before the layer's buffers are asked for
         return None
     mean, var, count = m.running_mean, m.running_var, m.num_batches_tracked
@@ -130,7 +130,7 @@ def _batch_norm(m, x, negative_slope=None):
     counts = training and tracks and count is not None
     if counts and m.momentum is None:  # a cumulative average
         momentum = 1 / (int(count) + 1)
-    settings = (of_batch, momentum, m.eps, 1, negative_slope)
+    settings = (of_batch, momentum, m.eps, 1, *activation)
     y = run_here(F.BatchNorm, settings, x, m.weight, m.bias, mean, var)
     if counts and y is not None:
         count.add_(1)
@@ -152,10 +152,10 @@ def _instance_norm(m, x):
 
 
 @_from(GROUP_NORM)
-def _group_norm(m, x, negative_slope=None):
-    if not _pays(x, GROUP_NORM if negative_slope is None else GROUP_NORM_RELU):
+def _group_norm(m, x, *activation):
+    if not _pays(x, GROUP_NORM_RELU if activation else GROUP_NORM):
         return None
-    settings = (m.num_groups, m.eps, 1, negative_slope)
+    settings = (m.num_groups, m.eps, 1, *activation)
     return run_here(F.GroupNorm, settings, x, m.weight, m.bias)
 
 
@@ -194,26 +194,28 @@ CLASSES = {
 
 
 def _with_activation(norm, least, evaluation=None):
-    """A norm followed by the layer's ``drop`` and ``act``, as timm's are; ReLU in one pass."""
+    """A norm followed by the layer's ``drop`` and ``act``, as timm's are; some in one pass."""
 
     @_from(least, evaluation)
     def compute(m, x):
-        slope = _negative_slope(m)
-        y = norm(m, x, slope)
-        return y if y is None or slope is not None else m.act(m.drop(y))
+        activation = _fused(m)
+        y = norm(m, x, *activation)
+        return y if y is None or activation else m.act(m.drop(y))
 
     return compute
 
 
-def _negative_slope(m):
-    """The slope of the layer's activation where it is nothing but a (leaky) ReLU, else None."""
+def _fused(m):
+    """``(negative_slope, clip)`` of the layer's activation where a norm computes it, else ()."""
     if type(m.drop) is not nn.Identity or _has_hooks(m.drop) or _has_hooks(m.act):
-        return None
+        return ()
     if type(m.act) is nn.ReLU:
-        return 0.0
+        return 0.0, None
     if type(m.act) is nn.LeakyReLU and m.act.negative_slope >= 0:
-        return m.act.negative_slope
-    return None
+        return m.act.negative_slope, None
+    if type(m.act) in (nn.Hardtanh, nn.ReLU6) and m.act.min_val <= m.act.max_val:
+        return None, (m.act.min_val, m.act.max_val)
+    return ()
 
 
 def _has_hooks(m):
@@ -250,13 +252,13 @@ def _layer_norm_2d(m, x):
 
 
 @_from(FROZEN_BATCH_NORM)
-def _frozen_batch_norm(m, x, negative_slope=None):
+def _frozen_batch_norm(m, x, *activation):
     if x.is_nested or x.ndim != 4 or not _pays(x, FROZEN_BATCH_NORM, x.shape[1]):
         return None
     tensors = (m.weight, m.bias, m.running_mean, m.running_var)
     if any(t.dtype is not x.dtype for t in tensors):  # the result would have another dtype
         return None
-    return run_here(F.BatchNorm, (False, 0.0, m.eps, 1, negative_slope), x, *tensors)
+    return run_here(F.BatchNorm, (False, 0.0, m.eps, 1, *activation), x, *tensors)
 
 
 def _rms_norm_of_last(eps):

@@ -88,6 +88,8 @@ IMAGE, ROWS = (3, 6, 4, 5), (3, 4, 6)
 CASES = {
     "BatchNormAct2d": (timm("BatchNormAct2d", 6), IMAGE),
     "BatchNormAct2d leaky": (timm("BatchNormAct2d", 6, act_layer=nn.LeakyReLU), IMAGE),
+    "BatchNormAct2d relu6": (timm("BatchNormAct2d", 6, act_layer=nn.ReLU6), IMAGE),
+    "BatchNormAct2d hardtanh": (timm("BatchNormAct2d", 6, act_layer=nn.Hardtanh), IMAGE),
     "BatchNormAct2d silu": (timm("BatchNormAct2d", 6, act_layer=nn.SiLU), IMAGE),
     "BatchNormAct2d none": (timm("BatchNormAct2d", 6, apply_act=False), IMAGE),
     "BatchNormAct2d average": (timm("BatchNormAct2d", 6, momentum=None), IMAGE),
@@ -97,6 +99,7 @@ CASES = {
     ),
     "FrozenBatchNormAct2d": (timm("FrozenBatchNormAct2d", 6), IMAGE),
     "GroupNormAct": (timm("GroupNormAct", 6, 2), IMAGE),
+    "GroupNormAct relu6": (timm("GroupNormAct", 6, 2, act_layer=nn.ReLU6), IMAGE),
     "GroupNormAct gelu": (timm("GroupNormAct", 6, 2, act_layer=nn.GELU), IMAGE),
     "GroupNorm1": (timm("GroupNorm1", 6), IMAGE),
     "GroupNorm": (timm("GroupNorm", 6, 3), IMAGE),

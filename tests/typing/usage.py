@@ -24,6 +24,7 @@ assert_type(F.layer_norm(x, x.shape[-1:], return_stats=True), tuple[Array, Stati
 assert_type(F.rms_norm([[1.0, 2.0]], [2], return_stats=True), tuple[Array, Statistics])
 assert_type(F.add_layer_norm(x, x, 4), tuple[Array, Array])
 assert_type(F.batch_norm(x, training=True, channel_axis=-1, negative_slope=0.0), Array)
+assert_type(F.layer_norm(x, 4, clip=(None, 6.0)), Array)
 y, mean, rstd = F.group_norm(x, 3, return_stats=True)
 assert_type(F.group_norm_backward(y, x, 3, mean, rstd), tuple[Array, Array, Array])
 assert_type(
@@ -31,6 +32,8 @@ assert_type(
     tuple[Array, Array, Array, Array],
 )
 assert_type(F.local_response_norm_backward(y, x, 5), Array)
+assert_type(F.local_response_norm_backward(y, x, 5, clip=[-1, 1]), Array)
+F.layer_norm(x, 4, clip=1.0)  # type: ignore[call-overload]
 F.layer_norm(x, "4")  # type: ignore[arg-type]
 F.layer_norm(x, 4, training=True)  # type: ignore[call-overload]
 F.local_response_norm(x)  # type: ignore[call-arg]
@@ -46,6 +49,8 @@ steps.moments(x, 1)  # type: ignore[call-arg]
 
 # Layers
 norm = cnorm.BatchNorm2d(3, dtype=np.float64, channel_axis=-1, activation=cnorm.PReLU(3))
+cnorm.LayerNorm(4, activation=cnorm.Hardtanh(max_val=None))
+assert_type(cnorm.ReLU6().clip, tuple[float | None, float | None] | None)
 assert_type(norm(x), Array)
 assert_type(norm.backward(x), Array)
 assert_type(norm.eval().half(), cnorm.BatchNorm2d)
