@@ -199,6 +199,32 @@ def test_hooks_of_an_activation_run(computed):
     assert seen[0] is y and (y >= 0).all() and (y == 0).any()
 
 
+@pytest.mark.parametrize("act", [nn.ReLU6(), nn.Hardtanh(-0.5, 0.75), nn.LeakyReLU(0.1)], ids=str)
+@pytest.mark.parametrize("name", ["BatchNorm2d", "GroupNorm"])
+def test_activations_in_one_pass(name, act):
+    """As in timm's layers, and as torch has them, with a second derivative."""
+    norm, make = {
+        "BatchNorm2d": (layers._batch_norm, lambda: nn.BatchNorm2d(6)),
+        "GroupNorm": (layers._group_norm, lambda: nn.GroupNorm(2, 6)),
+    }[name]
+    layer, twin = make().double(), make().double()
+    layer.drop, layer.act = nn.Identity(), act
+    assert layers._fused(layer)
+    fused = layers._with_activation(norm, layers.RMS_NORM)
+    x = torch.randn(4, 6, 80, 80, dtype=torch.float64)
+    dy = torch.randn_like(x)
+
+    def derivatives(call):
+        a = x.clone().requires_grad_()
+        y = call(a)
+        (first,) = torch.autograd.grad(y, a, dy, create_graph=True)
+        return y, first, *torch.autograd.grad(first.square().sum(), a)
+
+    ours = derivatives(lambda a: fused(layer, a))
+    for got, want in zip(ours, derivatives(lambda a: act(twin(a))), strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_fast_norm_of_timm_is_left():
     fast_norm = library("timm.layers.fast_norm")
     fast_norm.set_fast_norm(True)
