@@ -222,13 +222,25 @@ def test_the_gradient_at_a_bound_is_zero(build, operation, dtype):
 
 @pytest.mark.parametrize("clip", [(-1.0, 1.0), (None, 0.5), (0.0, None), (-np.inf, np.inf)])
 @pytest.mark.parametrize("operation", operations.OPERATIONS, ids=str)
-def test_clip_keeps_nan(operation, dtype, clip, rng):
+def test_clip_keeps_nan(build, operation, dtype, clip, rng):
     x, dy = rng.normal(size=(2, 4, 6, 5, 7)).astype(dtype)
     x[1, 2, 3, 4] = np.nan
     p = operation.draw(rng, x.shape, 1, accumulation(dtype))
     plain, clipped = operation.run(F, x, dy, p)["y"], operation.run(F, x, dy, p, clip=clip)["y"]
     assert np.isnan(plain).any()
     np.testing.assert_array_equal(np.isnan(clipped), np.isnan(plain))
+
+
+def test_zeros_keep_their_sign(build, dtype):
+    """Of two zeros the value stays, whichever build compares them."""
+    x = np.full((2, 19), 5, dtype)
+    for zero in (0.0, -0.0):
+        bias = np.full(19, zero)
+        weight = np.full(19, np.copysign(1, zero))
+        plain = F.layer_norm(x, 19, weight, bias)
+        for clip in [(0.0, 1.0), (-0.0, 1.0), (-1.0, 0.0), (-1.0, -0.0), (0.0, -0.0)]:
+            y = F.layer_norm(x, 19, weight, bias, clip=clip)
+            np.testing.assert_array_equal(np.signbit(y), np.signbit(plain))
 
 
 def test_infinite_values_and_open_sides(rng):

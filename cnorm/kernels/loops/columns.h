@@ -131,7 +131,7 @@ INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff
         scale[k] = FN(acc_load)(coeffs->scale, COLUMN, PARTIAL_OF_VECTOR);
         bias[k] = FN(acc_load)(coeffs->bias, COLUMN, PARTIAL_OF_VECTOR);
         if (has_slopes(activation)) slope[k] = FN(acc_load)(coeffs->slope, COLUMN, PARTIAL_OF_VECTOR);
-        else slope[k] = bias[k];
+        else slope[k] = bias[k]; /* not used */
     }
     const VECTOR low = SET(coeffs->low), high = SET(coeffs->high);
     for (ptrdiff_t row = begin; row < end; ++row) {
@@ -161,15 +161,15 @@ INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff
         FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
     }                                                                                                        \
     else if (peel >= 0) {                                                                                    \
-        enum { centred = SHIFTED, activated = ACT_NONE, nontemporal = 1 };                                          \
+        enum { centred = SHIFTED, activated = ACT_NONE, nontemporal = 1 };                                   \
         FOR_COLUMN_BLOCKS_PEELED(peel, BLOCK)                                                                \
     }                                                                                                        \
     else if (coeffs->shifted) {                                                                              \
-        enum { centred = SHIFTED, activated = ACT_NONE, nontemporal = 0 };                                          \
+        enum { centred = SHIFTED, activated = ACT_NONE, nontemporal = 0 };                                   \
         FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
     }                                                                                                        \
     else {                                                                                                   \
-        enum { centred = CENTRED, activated = ACT_NONE, nontemporal = 0 };                                          \
+        enum { centred = CENTRED, activated = ACT_NONE, nontemporal = 0 };                                   \
         FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
     }
 
@@ -186,7 +186,7 @@ static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t row
 /* ---- backward: sums, apply ---- */
 
 /* What the activation needs of the columns of a block. Captures coeffs and activation, declares z_scale, z_bias,
- * z_slope, low and high. */
+ * z_slope (with slopes; else it is not used), low and high. */
 #define LOAD_ACTIVATION                                                                                            \
     VECTOR z_scale[VECTORS_PER_COLUMN_BLOCK], z_bias[VECTORS_PER_COLUMN_BLOCK], z_slope[VECTORS_PER_COLUMN_BLOCK]; \
     const VECTOR low = SET(coeffs->low), high = SET(coeffs->high);                                                 \
