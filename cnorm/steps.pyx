@@ -309,10 +309,11 @@ def grad_moments(grad_input, input, mean, lo, grad_mean, grad_m2, *, channel_axi
     ----------
     grad_input, input : array_like, shape (N, C, ...)
         The gradient of the input so far, such as ``rstd * g`` from `grad_apply`, and the input, of one dtype.
-    mean, lo : array_like
-        As `moments` returned them.
+    mean, lo : array_like or None
+        As `moments` returned them. None for both: `grad_m2` is then the gradient of the sum of squares about 0,
+        ``m2 + count * (mean + lo)**2``.
     grad_mean, grad_m2 : array_like
-        The gradient of the mean and of m2 of each unit.
+        The gradient of the mean and of m2 of each unit, in any shape of as many elements.
     channel_axis, groups : int
         Of `moments`.
     out : ndarray, optional
