@@ -152,9 +152,19 @@ SOURCES = sorted(
 )
 # Each imports those before it; cythonize finds what they cimport, and compiles them again where
 # that changed.
-CALLS = ["observe", "arrays", "checks", "output", "running", "rows", "channels", "window"]
+CALLS = [
+    "observe",
+    "arrays",
+    "checks",
+    "output",
+    "running",
+    "rows",
+    "channels",
+    "normalize",
+    "window",
+]
 # Modules in which a call spends no time worth counting are compiled for size: a third of it.
-SMALL = {"_call.observe", "_call.window", "steps", "kernels.api", "kernels._cpu"}
+SMALL = {"_call.normalize", "_call.observe", "_call.window", "steps", "kernels.api", "kernels._cpu"}
 # The text that kernels share is in `cdef inline` functions of .pxd files. Told to inline all of
 # them, the compiler takes three times as long: it decides by itself.
 SHARED_TEXT = [("CYTHON_INLINE", "__attribute__((unused))")]

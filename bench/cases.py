@@ -191,11 +191,18 @@ def _response(direction):
     yield Case("local_response_norm", (16, 96, 55, 55), direction, "bfloat16")
 
 
+def _normalize(direction):
+    for shape in [(65536, 64), (8192, 768), (32, 64, 56, 56)]:  # embeddings, a map of features
+        yield Case("normalize", shape, direction)
+    yield Case("normalize", (32, 64, 56, 56), direction, layout="last")
+    yield Case("normalize", (65536, 64), direction, "bfloat16")
+
+
 def grid():
     """Return every case of the comparison."""
     cases = list(_overhead())
     for direction in ["forward", "backward"]:
-        for part in (_rows, _batch, _group_and_instance, _response):
+        for part in (_rows, _batch, _group_and_instance, _response, _normalize):
             cases += part(direction)
     return cases
 

@@ -108,6 +108,12 @@ class Cnorm(Implementation):
     def _channels(self, F, case, a, keywords):
         x, weight, bias = a["x"], a["weight"], a["bias"]
         forward, backward = getattr(F, case.op), getattr(F, f"{case.op}_backward")
+        if case.op == "normalize":
+            keywords = {"dim": keywords.pop("channel_axis", 1), **keywords}
+            if case.direction == "forward":
+                return bound(forward, x, **keywords)
+            norm = forward(x, dim=keywords["dim"], return_stats=True)[1]
+            return bound(backward, a["dy"], x, norm, **keywords)
         first = {
             "batch_norm": (a["running_mean"], a["running_var"], weight, bias, case.training),
             "instance_norm": (None, None, weight, bias),
@@ -180,6 +186,10 @@ def formula(xp, case):
         total = sum(square[(*window, slice(i, i + count))] for i in range(case.size))
         return x / (1.0 + 1e-4 / case.size * total) ** 0.75
 
+    def normalize(x):
+        axis = x.ndim - 1 if last else 1
+        return x / xp.maximum(xp.linalg.norm(x, axis=axis, keepdims=True), 1e-12)
+
     def f(x, weight, bias, running_mean, running_var, residual=None):
         dtype = x.dtype
         if case.dtype in ("float16", "bfloat16"):
@@ -189,6 +199,8 @@ def formula(xp, case):
             x = x + residual
         if case.op in ROWS:
             y = rms(x, weight) if "rms" in case.op else over(x, (-1,), weight, bias)
+        elif case.op == "normalize":
+            y = normalize(x)
         else:
             y = channels(x, weight, bias, running_mean, running_var)
         if case.clip:
@@ -288,6 +300,8 @@ class Torch(Implementation):
                     y = F.group_norm(x, case.groups, weight, bias)
                 case "local_response_norm":
                     y = F.local_response_norm(x, case.size)
+                case "normalize":
+                    y = F.normalize(x)
                 case _:
                     raise Unsupported(case.op)
             if case.clip:

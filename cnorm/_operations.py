@@ -7,6 +7,7 @@ benchmark. CONTRIBUTING.md lists the places. `import cnorm` does not import this
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,23 @@ def _cross_map(F: Any, i: Inputs) -> tuple[Array, ...]:
     return y, F.cross_map_lrn_backward(i.dy, i.x, 3, 0.1, **i.axis)
 
 
+def _normalize(F: Any, i: Inputs) -> tuple[Array, ...]:
+    axis = i.axis["channel_axis"]
+    y, norm = F.normalize(i.x, 2.0, axis, return_stats=True)
+    return y, norm, F.normalize_backward(i.dy, i.x, norm, 2.0, axis)
+
+
+def _normalize_by_sums(F: Any, i: Inputs) -> tuple[Array, ...]:
+    y, norm = F.normalize(i.x, 1.0, -1, return_stats=True)
+    return y, norm, F.normalize_backward(i.dy, i.x, norm, 1.0, -1)
+
+
+def _normalize_by_largest(F: Any, i: Inputs) -> tuple[Array, ...]:
+    axis = i.axis["channel_axis"]
+    y, norm = F.normalize(i.x, math.inf, axis, return_stats=True)
+    return y, norm, F.normalize_backward(i.dy, i.x, norm, math.inf, axis)
+
+
 def _dims(name: str, *, lazy: bool = False) -> tuple[str, ...]:
     eager = tuple(f"{name}{n}d" for n in (1, 2, 3))
     return eager + tuple(f"Lazy{layer}" for layer in eager) if lazy else eager
@@ -181,6 +199,16 @@ OPERATIONS = (
         page="response",
         layers=("CrossMapLRN2d",),
         no_benchmark="the loops of local_response_norm",
+    ),
+    Operation(
+        "normalize",
+        "channels",
+        (
+            ("normalize", _normalize),
+            ("normalize, sum of magnitudes", _normalize_by_sums),
+            ("normalize, largest magnitude", _normalize_by_largest),
+        ),
+        page="normalize",
     ),
     Operation(
         "switch_norm",

@@ -25,3 +25,6 @@ cdef void plan_rows(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t
 cdef void plan_channels(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
                         int batch_axis, int channel_axis, Py_ssize_t groups,
                         Py_ssize_t itemsize) noexcept nogil
+cdef int plan_axes(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
+                   const unsigned char *reduced, Py_ssize_t itemsize, int *kept) noexcept nogil
+cdef bint has_plan(int ndim, const Py_ssize_t *shape, const unsigned char *reduced) noexcept nogil

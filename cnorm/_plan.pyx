@@ -149,10 +149,100 @@ cdef void plan_channels(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssi
     p.shape[4] = channel.size
 
 
+cdef enum:
+    STRETCHES = 4   # of neighbouring axes that are all reduced, or all kept: as many as a plan has room for
+
+
+cdef inline Py_ssize_t magnitude(Py_ssize_t stride) noexcept nogil:
+    return -stride if stride < 0 else stride
+
+
+cdef int stretches_of(int count, const int *axes, const unsigned char *reduced, int *ends) noexcept nogil:
+    """Cut axes into stretches that are all reduced or all kept; where each ends. Returns how many there are."""
+    cdef int i, found = 0
+    for i in range(count):
+        if i == 0 or reduced[axes[i]] != reduced[axes[i - 1]]:
+            found += 1
+        if found <= STRETCHES:
+            ends[found - 1] = i + 1
+    return found
+
+
+cdef bint has_plan(int ndim, const Py_ssize_t *shape, const unsigned char *reduced) noexcept nogil:
+    """Whether plan_axes takes C-contiguous arrays of this shape."""
+    cdef int axes[MAX_DIMS]
+    cdef int ends[STRETCHES]
+    cdef int i, count = 0
+    for i in range(ndim):
+        if shape[i] != 1:
+            axes[count] = i
+            count += 1
+    return stretches_of(count, axes, reduced, ends) <= STRETCHES
+
+
+cdef int plan_axes(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
+                   const unsigned char *reduced, Py_ssize_t itemsize, int *kept) noexcept nogil:
+    """Statistics over the axes that are marked as reduced, without parameters.
+
+    Taken in the order of memory of the first array, the axes are stretches of reduced ones and of kept ones. Where
+    the last is reduced, units are (kept, reduced, kept, reduced) -> (outer, segments, inner, runs and elements); else
+    columns are (reduced, kept, reduced, kept) -> (rows, samples, rows, columns). What a stretch becomes depends on
+    the shape and that order alone.
+
+    kept: OUT, the kept axes of more than one element, in the order in which units or columns count them. Returns how
+    many there are.
+    """
+    cdef int axes[MAX_DIMS]
+    cdef int ends[STRETCHES]
+    cdef Axis found[STRETCHES + 1][MAX_DIMS]   # of each stretch from the last on; the one after it is empty
+    cdef int counts[STRETCHES + 1]
+    cdef int i, k, axis, count = 0, stretches, begin, n_kept = 0
+    cdef Py_ssize_t stride
+    clear(p)
+    memset(counts, 0, sizeof(counts))
+    for i in range(ndim):
+        if shape[i] == 1:
+            continue
+        stride = magnitude(strides[0][i])
+        k = count
+        while k > 0 and magnitude(strides[0][axes[k - 1]]) < stride:
+            axes[k] = axes[k - 1]
+            k -= 1
+        axes[k] = i
+        count += 1
+    for i in range(count):
+        if not reduced[axes[i]]:
+            kept[n_kept] = axes[i]
+            n_kept += 1
+    stretches = stretches_of(count, axes, reduced, ends)
+    if stretches > STRETCHES:
+        return n_kept
+    for i in range(stretches):
+        begin = ends[stretches - 2 - i] if i + 1 < stretches else 0
+        counts[i] = collapse(ends[stretches - 1 - i] - begin, axes + begin, shape, strides, arrays, found[i])
+    if count == 0 or reduced[axes[count - 1]]:
+        if counts[0] > 2 or counts[2] > 1 or counts[3] > 1 or counts[1] > (2 if counts[2] == 0 else 1) or (
+                counts[0] and not contiguous(found[0] + counts[0] - 1, arrays, itemsize)):
+            return n_kept
+        put_axes(p, 3, 4, found[0], counts[0], arrays)
+        put_axes(p, 2, 2, found[2], counts[2], arrays)
+        if counts[3]:
+            put(p, 0, found[3], arrays)
+        put_axes(p, 0, 1, found[1], counts[1], arrays)
+        p.family = UNITS
+    elif counts[0] == 1 and counts[2] <= 1 and counts[1] + counts[3] <= 3 and contiguous(found[0], arrays, itemsize):
+        put(p, 4, found[0], arrays)
+        put_axes(p, 0, 0, found[2], counts[2], arrays)
+        put_axes(p, 1, 3 - counts[1], found[3], counts[3], arrays)
+        put_axes(p, 1, 3, found[1], counts[1], arrays)
+        p.family = COLUMNS
+    return n_kept
+
+
 NAMES = {COPY: "copy", UNITS: "units", COLUMNS: "columns"}
 
 
-def plan(shape, *strides, itemsize, normalized=None, channel_axis=None, batch_axis=0, groups=0):
+def plan(shape, *strides, itemsize, normalized=None, channel_axis=None, batch_axis=0, groups=0, reduced=None):
     """The plan of a call, for reading and for tests: (family, shape, strides of each array).
 
     Parameters
@@ -169,6 +259,8 @@ def plan(shape, *strides, itemsize, normalized=None, channel_axis=None, batch_ax
         Of the other norms; batch_axis -1 where there is none.
     groups : int
         Groups of channels per sample; 0 where the statistics are over the batch.
+    reduced : tuple of int, optional
+        Instead of these: the axes that statistics are taken over (normalize).
 
     Examples
     --------
@@ -180,6 +272,8 @@ def plan(shape, *strides, itemsize, normalized=None, channel_axis=None, batch_ax
     cdef Py_ssize_t steps[ARRAYS][MAX_DIMS]
     cdef const Py_ssize_t *pointers[ARRAYS]
     cdef int ndim = len(shape), arrays = len(strides), i, k
+    cdef int kept[MAX_DIMS]
+    cdef unsigned char marks[MAX_DIMS]
     cdef Plan p
     if ndim > MAX_DIMS:
         raise ValueError(f"shape must have at most {MAX_DIMS} axes, but got {ndim}")
@@ -191,7 +285,11 @@ def plan(shape, *strides, itemsize, normalized=None, channel_axis=None, batch_ax
         pointers[k] = steps[k]
         for i in range(ndim):
             steps[k][i] = strides[k][i]
-    if normalized is not None:
+    if reduced is not None:
+        for i in range(ndim):
+            marks[i] = i in reduced
+        plan_axes(&p, ndim, sizes, pointers, arrays, marks, itemsize, kept)
+    elif normalized is not None:
         plan_rows(&p, ndim, sizes, pointers, arrays, normalized, itemsize)
     else:
         plan_channels(&p, ndim, sizes, pointers, arrays, batch_axis, channel_axis % ndim, groups, itemsize)

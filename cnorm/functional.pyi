@@ -586,3 +586,33 @@ def cross_map_lrn_backward(
     negative_slope: _Array,
     clip: None = None,
 ) -> tuple[_Array, _Array]: ...
+@overload
+def normalize(
+    input: _Input,
+    p: float = 2.0,
+    dim: _Shape = 1,
+    eps: float = 1e-12,
+    out: _Array | None = None,
+    *,
+    return_stats: Literal[False] = False,
+) -> _Array: ...
+@overload
+def normalize(
+    input: _Input,
+    p: float = 2.0,
+    dim: _Shape = 1,
+    eps: float = 1e-12,
+    out: _Array | None = None,
+    *,
+    return_stats: Literal[True],
+) -> tuple[_Array, _Stat]: ...
+def normalize_backward(
+    grad_output: _Input,
+    input: _Input,
+    norm: _Input,
+    p: float = 2.0,
+    dim: _Shape = 1,
+    eps: float = 1e-12,
+    *,
+    out: _Array | None = None,
+) -> _Array: ...

@@ -24,6 +24,7 @@ dense, of its memory order.
 
 from cnorm._call.channels cimport (BATCH_NORM, GROUP_NORM, INSTANCE_NORM, batch_norm_forward, channel_norm_backward,
                                    group_norm_forward, instance_norm_forward)
+from cnorm._call.normalize cimport normalize_backward_of, normalize_forward
 from cnorm._call.rows cimport STATS_ARRAYS, STATS_NONE, add_norm_forward, rows_norm_backward, rows_norm_forward
 from cnorm._call.window cimport response_norm_backward, response_norm_forward
 
@@ -46,6 +47,8 @@ __all__ = [
     "layer_norm_backward",
     "local_response_norm",
     "local_response_norm_backward",
+    "normalize",
+    "normalize_backward",
     "rms_norm",
     "rms_norm_backward",
     "switch_norm",
@@ -706,3 +709,99 @@ def cross_map_lrn_backward(grad_output, input, size, alpha=1e-4, beta=0.75, k=1.
     """
     return response_norm_backward(grad_output, input, size, alpha, beta, k, True, out, channel_axis,
                                   negative_slope, clip)
+
+
+def normalize(input, p=2.0, dim=1, eps=1e-12, out=None, *, return_stats=False):
+    """Divide by the norm over any axes.
+
+    ``y = x / max(norm, eps)``, with the norm of what lies along `dim`: the root of the sum of its squares
+    (``p=2``), the sum of its magnitudes (``p=1``), or the largest of them (``p=inf``).
+
+    Parameters
+    ----------
+    input : array_like
+        float32, float64, float16 or bfloat16.
+    p : float
+        1, 2 or infinity.
+    dim : int or tuple of int
+        The axes that share a norm.
+    eps : float
+        The least number that is divided by, so that a vector of zeros stays one.
+    out : ndarray, optional
+        For the result; ``out=input`` works in place.
+    return_stats : bool
+        Also return the norms: float64, before the maximum with `eps`, of the input's shape with ones for the
+        axes of `dim`.
+
+    Returns
+    -------
+    ndarray or tuple
+        The result, or ``(y, norm)``.
+
+    Raises
+    ------
+    ValueError
+        Another `p`, a `dim` that the input does not have or that names an axis twice, a negative `eps`, or an
+        `out` of another shape.
+    TypeError
+        An array that is not of a float dtype.
+
+    Notes
+    -----
+    Norms are taken in the accumulation type, so float16 does not overflow, and again in double where squares of
+    float32 overflow or underflow. torch's function of this name computes float16 in float16 [1]_.
+
+    References
+    ----------
+    .. [1] PyTorch, `torch.nn.functional.normalize`.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> F.normalize(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    array([[0.6, 0.8],
+           [0. , 0. ]])
+    >>> y, norm = F.normalize(np.array([[3.0, 4.0], [6.0, 8.0]]), dim=(0, 1), p=1, return_stats=True)
+    >>> norm
+    array([[21.]])
+    """
+    return normalize_forward(input, p, dim, eps, out, return_stats)
+
+
+def normalize_backward(grad_output, input, norm, p=2.0, dim=1, eps=1e-12, *, out=None):
+    """Gradient of `normalize`.
+
+    With ``s = sum(grad_output * x)`` over `dim`, ``grad_input = (grad_output - grad_norm * s / norm) / norm``, where
+    ``grad_norm`` is the gradient of the norm: ``x / norm`` (``p=2``), ``sign(x)`` (``p=1``), or ``sign(x)`` at the
+    largest magnitudes, which share it, and 0 elsewhere (``p=inf``). Where the norm is below `eps`, ``grad_input`` is
+    ``grad_output / eps``.
+
+    Parameters
+    ----------
+    grad_output, input : array_like
+        Of one shape and dtype.
+    norm : array_like
+        As `normalize` returned it.
+    p, dim, eps
+        As `normalize`.
+    out : ndarray, optional
+        For the result; ``out=grad_output`` works in place.
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `normalize`; a `norm` of another shape, or a `grad_output` of another shape or dtype than the input.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.array([[3.0, 4.0]])
+    >>> y, norm = F.normalize(x, return_stats=True)
+    >>> F.normalize_backward(np.array([[1.0, 0.0]]), x, norm).round(3)
+    array([[ 0.128, -0.096]])
+    """
+    return normalize_backward_of(grad_output, input, norm, p, dim, eps, out)

@@ -46,7 +46,7 @@ def digests():
                     for layout in (contiguous, channels_last):
                         key = f"{operation} {dtype} {shape} {layout.__name__}"
                         found[key] = digest(operation.run(F, layout(x), layout(dy), p))
-                        if shape == SHAPES[0]:
+                        if shape == SHAPES[0] and operation.takes_clip:
                             results = operation.run(F, layout(x), layout(dy), p, clip=CLIP)
                             found[f"{key} clip"] = digest(results)
     return found

@@ -33,7 +33,7 @@ def main():
                     continue
                 x, dy = (layout(a) for a in rng.normal(size=(2, *shape)).astype(dtype))
                 how = ({}, {"slope": 0.1}, {"clip": CLIP})[runs % 3]
-                if "slope" in how and not operation.takes_slope:
+                if not operation.takes_clip or ("slope" in how and not operation.takes_slope):
                     how = {}
                 for name, value in results(operation, x, dy, **how).items():
                     if name != "stats" and not np.isfinite(value.astype(np.float64)).all():

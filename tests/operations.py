@@ -22,7 +22,7 @@ class Operation:
 
     function = None
     by_channel = True  # takes channel_axis
-    takes_slope = True
+    takes_slope = takes_clip = True
     mixes_samples = False
     gradients = ("grad_input", "grad_weight", "grad_bias")
     statistics = ("mean", "rstd")
@@ -241,6 +241,25 @@ class CrossMapLRN(ResponseNorm):
     takes_slope = False
 
 
+class Normalize(Operation):
+    """The norm `p` over the axis `dim`."""
+
+    function = "normalize"
+    by_channel = False
+    takes_slope = takes_clip = False
+    gradients = ("grad_input",)
+    statistics = ("norm",)
+
+    def draw(self, rng, shape, axis, dtype=np.float64):
+        return {}
+
+    def forward(self, F, x, p, **options):
+        return F.normalize(x, **p, **self.fixed, return_stats=True, **options)
+
+    def backward(self, F, dy, x, stats, p, **options):
+        return F.normalize_backward(dy, x, *stats, **p, **self.fixed, **options)
+
+
 class SwitchNorm(BatchNorm):
     function = "switch_norm"
     gradients = (*Operation.gradients, "grad_mean_weight", "grad_var_weight")
@@ -286,6 +305,10 @@ OPERATIONS = [
     ResponseNorm(size=3, beta=1.0),
     ResponseNorm(size=7, beta=0.6),
     CrossMapLRN(size=3),
+    Normalize(p=2.0, dim=1),
+    Normalize(p=2.0, dim=-1),
+    Normalize(p=1.0, dim=-1),
+    Normalize(p=np.inf, dim=1),
     SwitchNorm(training=True),
     SwitchNorm(training=False),
 ]
@@ -320,7 +343,9 @@ def calls_of(operation, rng, shape=(3, 6, 4, 5), dtype=np.float32, slope=None, c
     x, dy = rng.normal(size=(2, *shape)).astype(dtype)
     p = operation.draw(rng, shape, 1, accumulation(dtype))
     recorder = Recorder()
-    operation.run(recorder, x, dy, p, slope=slope if operation.takes_slope else None, clip=clip)
+    slope = slope if operation.takes_slope else None
+    clip = clip if operation.takes_clip else None
+    operation.run(recorder, x, dy, p, slope=slope, clip=clip)
     return recorder.calls
 
 

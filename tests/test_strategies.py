@@ -57,7 +57,8 @@ def shapes(operation):
 
 def jobs(operation):
     """Some of the grid, the same in every run; or all of it."""
-    activations = (None, "clip", 0.1, "each") if operation.takes_slope else (None, "clip")
+    activations = (None,)
+    activations += ("clip",) * operation.takes_clip + (0.1, "each") * operation.takes_slope
     grid = list(itertools.product(shapes(operation), LAYOUTS, DTYPES, activations))
     if JOBS == "all":
         return grid

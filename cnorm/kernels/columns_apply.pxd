@@ -2,11 +2,11 @@
 from libc.string cimport memcpy
 
 from cnorm.kernels.coefficients cimport (
-    PASS_BACKWARD, PASS_FORWARD, PASS_SUMS, ChannelValues, Pass, channel_values_from, coefficients,
+    PASS_BACKWARD, PASS_FORWARD, PASS_SUMS, ChannelValues, Pass, channel_values_from, coefficients, fill,
     split_means)
 from cnorm.kernels.columns_layout cimport (
     ColumnLayout, addresses_of_rows, column_block_begin, column_block_size, row_at, rows_are_contiguous)
-from cnorm.kernels.job cimport Job, has_slopes
+from cnorm.kernels.job cimport NORM_2, NORM_MAX, Job, has_slopes
 from cnorm.kernels.loops cimport LANES_ALIGN, CoefficientArrays, ColumnCoefficients, store_fence
 from cnorm.kernels.tuning cimport COEFFICIENT_CHUNK, COLUMN_BLOCK_ROWS, PEEL_MAX_ELEMENTS, PEEL_MIN_BYTES
 
@@ -20,6 +20,7 @@ cdef inline ColumnCoefficients coefficients_from(const ColumnCoefficients *coeff
     """The coefficients from a column on, which is `bytes` into each array."""
     cdef ColumnCoefficients moved
     moved.nontemporal = coeffs.nontemporal
+    moved.signs = coeffs.signs
     moved.shifted = coeffs.shifted
     moved.low = coeffs.low
     moved.high = coeffs.high
@@ -70,6 +71,10 @@ cdef inline bint split_column_means(const Job *job, const ColumnLayout *layout, 
     cdef double lo[COEFFICIENT_CHUNK]
     cdef Py_ssize_t size = job.channels.channels_per_group, at = sample * (layout.columns // size)
     expand_to_columns(job.mean + at, 1, size, first, n, mean)
+    if job.norm == NORM_MAX:  # the mean that backward is given is the norm
+        memcpy(mean_hi, mean, n * sizeof(double))
+        fill(0, n, mean_lo)
+        return True
     if job.lo != NULL:
         expand_to_columns(job.lo + at, 1, size, first, n, lo)
     return split_means(layout.loops, job.eps, n, mean, lo if job.lo != NULL else NULL, rstd, mean_hi, mean_lo)
@@ -138,6 +143,7 @@ cdef inline ColumnCoefficients bind_coefficients(const Job *job, const ColumnLay
     coeffs.grad_offset = workspace + 5 * bytes
     coeffs.rstd = workspace + 6 * bytes
     coeffs.nontemporal = layout.schedule.nontemporal
+    coeffs.signs = job.norm > NORM_2
     coeffs.shifted = False
     coeffs.low = job.low
     coeffs.high = job.high

@@ -21,10 +21,10 @@ from cnorm.kernels.columns_layout cimport (
     ColumnLayout, PackedRows, column_block_begin, column_block_size, column_layout, rows_are_contiguous,
     set_packed_rows)
 from cnorm.kernels.columns_moments cimport whole_rows
-from cnorm.kernels.job cimport COLUMN_BLOCKS, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, has_slopes
+from cnorm.kernels.job cimport COLUMN_BLOCKS, NORM_NONE, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, has_slopes
 from cnorm.kernels.loops cimport ColumnCoefficients, store_fence
 from cnorm.kernels.schedule cimport min_chunk, samples_per_thread, schedule_columns
-from cnorm.kernels.statistics cimport mean_hi_part
+from cnorm.kernels.statistics cimport gdev_from_norm, mean_hi_part
 from cnorm.kernels.tuning cimport COEFFICIENT_CHUNK, COLUMN_BLOCK_ROWS, PACKED_COLUMNS_MAX, STACK_DOUBLES
 from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
 
@@ -93,8 +93,8 @@ cdef void column_block_grad_sums(const Job *job, const ColumnLayout *layout, con
 cdef inline bint column_mean_lo_from_sums(const Job *job, const ColumnLayout *layout) noexcept nogil:
     """Whether mean_lo comes out of the sums of d: float64 stores the mean in one number, and the sum of x -
     mean_hi over a group says what it lacks."""
-    return (layout.loops.acc_size == 8 and not job.stats_given and job.channels.sums_mode == SUMS_INTERNAL
-            and job.lo != NULL)
+    return (layout.loops.acc_size == 8 and job.centred and not job.stats_given
+            and job.channels.sums_mode == SUMS_INTERNAL and job.lo != NULL)
 
 
 cdef void add_row_ranges(const Job *job, const ColumnLayout *layout, double *partials) noexcept nogil:
@@ -142,6 +142,11 @@ cdef void chunk_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample, 
         memcpy(weight, job.channels.weight + first, n * sizeof(double))
     else:
         fill(1, n, weight)
+    if job.norm != NORM_NONE:  # no groups
+        for j in range(n):
+            sums[2 * (first + j) + 1] = gdev_from_norm(gdev[j], g[j], rstd[j], <double> layout.rows, job.rstd_max,
+                                                       job.norm)
+        return
     left = size - first % size
     for j in range(n):
         sums[2 * group] += weight[j] * g[j]

@@ -27,6 +27,7 @@ cdef struct ColumnLayout:
     Py_ssize_t peel                 # more columns of the first block: the others begin at a cache line of y
     Py_ssize_t rows_per_pass        # packed rows that the loops take together
     Py_ssize_t lanes_rows_per_pass  # groups of rows_per_lanes rows that the loops take together
+    int norm                        # of the job
     Schedule schedule
 
 
@@ -81,6 +82,7 @@ cdef inline ColumnLayout column_layout(const Job *job, int threads) noexcept nog
     cdef Py_ssize_t size = LOOPS_BY_DTYPE[job.dtype].size
     cdef bint from_memory
     layout.loops = LOOPS_BY_DTYPE[job.dtype]
+    layout.norm = job.norm
     layout.rows = job.shape[1] * job.shape[2] * job.shape[3]
     layout.columns = job.shape[4]
     layout.rows_packed = 1 if layout.columns >= MIN_COLUMNS else PACKED_COLUMNS_MAX // layout.columns

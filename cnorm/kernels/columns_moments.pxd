@@ -4,10 +4,10 @@ from libc.string cimport memcpy, memset
 from cnorm.kernels.coefficients cimport set_value, value_at
 from cnorm.kernels.columns_layout cimport (
     ColumnLayout, PackedRows, column_block_begin, column_block_size, set_packed_rows)
-from cnorm.kernels.job cimport Job
+from cnorm.kernels.job cimport NORM_MAX, NORM_NONE, Job
 from cnorm.kernels.loops cimport LOOPS_BY_DTYPE
-from cnorm.kernels.moments cimport finite
-from cnorm.kernels.statistics cimport merge_moments, moments_about, rstd_from_variance, shift_is_poor
+from cnorm.kernels.moments cimport finite, terms_of
+from cnorm.kernels.statistics cimport larger, merge_moments, moments_about, rstd_from_m2, shift_is_poor
 from cnorm.kernels.tuning cimport (
     COEFFICIENT_CHUNK, COLUMN_BLOCK_DOUBLES, COLUMN_BLOCK_ROWS, DOUBLE_COLUMNS, PACKED_COLUMNS_MAX,
     PROBE_ROWS, TINY_SQUARE)
@@ -61,11 +61,11 @@ cdef inline void column_block_sums(const Job *job, const ColumnLayout *layout, b
         if guess:
             x.loops.column_probe(x.at, min(rows, PROBE_ROWS), count, shift)
             guess = False
-        x.loops.column_sums(x.at, rows, count, layout.rows_per_pass, shift, sum_d, sum_dd)
+        x.loops.column_sums(x.at, rows, count, layout.rows_per_pass, shift, terms_of(job.norm), sum_d, sum_dd)
         row += rows
     if tail > 0:
         set_packed_rows(job, layout, &job.x, gathered, sample, row, 1, column, <char *> buffer, &x)
-        x.loops.column_sums(x.at, 1, tail, 1, shift, sum_d, sum_dd)
+        x.loops.column_sums(x.at, 1, tail, 1, shift, terms_of(job.norm), sum_d, sum_dd)
 
 
 cdef inline void column_sums_in_double(const Job *job, const ColumnLayout *layout, bint gathered,
@@ -94,7 +94,7 @@ cdef inline void column_sums_in_double(const Job *job, const ColumnLayout *layou
         for i in range(rows):
             x.loops.widen64(x.at[i], n, widened + i * DOUBLE_COLUMNS)
             at[i] = <char *> (widened + i * DOUBLE_COLUMNS)
-        LOOPS_BY_DTYPE[1].column_sums(at, rows, n, layout.rows_per_pass, shift, sum_d, sum_dd)
+        LOOPS_BY_DTYPE[1].column_sums(at, rows, n, layout.rows_per_pass, shift, terms_of(job.norm), sum_d, sum_dd)
         row += rows
 
 
@@ -173,9 +173,9 @@ cdef inline void column_block_moments(const Job *job, const ColumnLayout *layout
     if row_range == layout.row_ranges - 1:
         tail = min(count, max(0, layout.last_columns - column))
     memset(acc_shift, 0, count * layout.loops.acc_size)
-    column_block_sums(job, layout, gathered, sample, row_range, column, count, True, acc, sum_d, sum_dd)
-    if (any_shift_poor(tail, rows + 1, sum_d, sum_dd)
-            or any_shift_poor(count - tail, rows, sum_d + tail, sum_dd + tail)):
+    column_block_sums(job, layout, gathered, sample, row_range, column, count, job.centred, acc, sum_d, sum_dd)
+    if job.centred and (any_shift_poor(tail, rows + 1, sum_d, sum_dd)
+                        or any_shift_poor(count - tail, rows, sum_d + tail, sum_dd + tail)):
         for j in range(count):
             elements = rows + 1 if j < tail else rows
             if shift_is_poor(elements, sum_d[j], sum_dd[j]):
@@ -185,6 +185,8 @@ cdef inline void column_block_moments(const Job *job, const ColumnLayout *layout
     if layout.loops.acc_size != 8 and any_overflowed(count, tiny, sum_d, sum_dd):
         redo_overflowed_in_double(job, layout, gathered, sample, row_range, column, count, tiny, sum_d,
                                   sum_dd, shift)
+    if not job.centred:  # m2 is about 0
+        memset(sum_d, 0, count * sizeof(double))
     moments_from_column_sums(layout, sum_d, tail, rows + 1)
     if rows > 0:
         moments_from_column_sums(layout, sum_d + tail, count - tail, rows)
@@ -203,6 +205,10 @@ cdef inline void merge_columns(const ColumnLayout *layout, double *mean, double 
     cdef const double *other_m2 = other_lo + layout.packed_columns
     cdef double share = other_count / (count + other_count)
     cdef Py_ssize_t c
+    if layout.norm == NORM_MAX:
+        for c in range(layout.columns):
+            m2[c] = larger(m2[c], other_m2[c])
+        return
     for c in range(layout.columns):
         merge_moments(&mean[c], &lo[c], &m2[c], other_mean[c], other_lo[c], other_m2[c], share, count * share)
 
@@ -275,8 +281,10 @@ cdef inline void chunk_statistics(Job *job, const ColumnLayout *layout, Py_ssize
     for c in range(n):
         total = m2[c] + (mean_out[c] - mean_out[c])
         m2_out[c] = total + (total - total)  # infinity makes its column NaN
+    if job.norm != NORM_NONE:
+        memcpy(m2_out, m2, n * sizeof(double))
     for c in range(n):
-        rstd_out[c] = rstd_from_variance(m2_out[c] / count, job.eps)
+        rstd_out[c] = rstd_from_m2(m2_out[c], count, job.eps, job.norm)
     memcpy(job.mean + out, mean_out, n * sizeof(double))
     memcpy(job.lo + out, lo_out, n * sizeof(double))
     memcpy(job.m2 + out, m2_out, n * sizeof(double))
@@ -326,4 +334,4 @@ cdef inline void group_statistics(Job *job, const ColumnLayout *layout, Py_ssize
         job.mean[out] = mean[first] + shift
         job.lo[out] = (mean[first] - job.mean[out]) + shift
         job.m2[out] = total.sum
-        job.rstd[out] = rstd_from_variance(total.sum / (count * <double> size), job.eps)
+        job.rstd[out] = rstd_from_m2(total.sum, count * <double> size, job.eps, job.norm)

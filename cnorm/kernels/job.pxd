@@ -25,6 +25,12 @@ cdef extern from "enums.h" nogil:  # which describes the values
 
     bint has_slopes(int activation)
 
+    enum Norm:
+        NORM_NONE
+        NORM_2
+        NORM_1
+        NORM_MAX
+
 cdef enum SumsMode:    # of the two sums per unit that the gradient of the input needs
     SUMS_INTERNAL = 0  # computed and used by the call itself
     SUMS_ONLY = 1      # OUT: computed, and nothing else
@@ -41,6 +47,7 @@ cdef struct Moments:
     double mean
     double lo
     double m2
+    bint largest    # m2 is the largest magnitude, and mean and lo are 0
 
 cdef enum Strategy:
     # What a call does with its threads and caches. schedule.pxd chooses; no result depends on it.
@@ -111,7 +118,9 @@ cdef struct Job:
     double slope
     double low           # with ACT_CLIP: the bounds, NaN where a side is open
     double high
-    double eps
+    double eps           # added to the variance; with a norm, the least number to divide by
+    int norm             # Norm, of segments and columns that are not centred; m2 is then what the norm is made of
+    double rstd_max      # with a norm, backward: rstd of units that were divided by eps, which has no gradient
     double *mean         # per unit: OUT, or IN where given; may be NULL in rows
     double *rstd
     double *m2           # OUT, may be NULL

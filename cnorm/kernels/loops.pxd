@@ -3,7 +3,7 @@
 cdef extern from "loops/table.h" nogil:
     ctypedef struct Coefficients:
         double mean_hi, mean_lo, scale, bias, dev_coeff, grad_offset, rstd, slope, low, high
-        bint nontemporal
+        bint signs, nontemporal
         Py_ssize_t prefetch_bytes, prefetch_segments
         const void *weights
         const void *biases
@@ -21,7 +21,7 @@ cdef extern from "loops/table.h" nogil:
         double *rstd
 
     ctypedef struct ColumnCoefficients:
-        bint nontemporal, shifted
+        bint nontemporal, signs, shifted
         double low, high
         const void *mean_hi
         const void *scale
@@ -30,6 +30,12 @@ cdef extern from "loops/table.h" nogil:
         const void *grad_offset
         const void *rstd
         const void *slope
+
+    enum:
+        UNCENTRED
+        CENTRED
+        MAGNITUDES
+        LARGEST
 
     enum:
         LANES_ALIGN
@@ -42,7 +48,7 @@ cdef extern from "loops/table.h" nogil:
         Py_ssize_t rows, x_stride, y_stride, n
         double eps, tiny_square
         bint centred, elementwise
-        int activation
+        int activation, norm
         const double *weight
         const double *bias
         const double *slopes
@@ -94,7 +100,7 @@ cdef extern from "loops/table.h" nogil:
         void (*store64)(const double *, Py_ssize_t, char *) noexcept nogil
         void (*add)(const char *, const char *, char *, Py_ssize_t) noexcept nogil
         double (*probe)(const char *, Py_ssize_t) noexcept nogil
-        void (*sums)(const char *, Py_ssize_t runs, Py_ssize_t stride, Py_ssize_t n, double shift, bint centred,
+        void (*sums)(const char *, Py_ssize_t runs, Py_ssize_t stride, Py_ssize_t n, double shift, int terms,
                      Py_ssize_t prefetch_segments, double *out) noexcept nogil
         void (*apply)(const char *, char *, Py_ssize_t runs, Py_ssize_t x_stride, Py_ssize_t y_stride, Py_ssize_t n,
                       const Coefficients *, int activation) noexcept nogil
@@ -122,7 +128,7 @@ cdef extern from "loops/table.h" nogil:
                           double *db, double *dslope) noexcept nogil
         void (*column_probe)(const char **, Py_ssize_t rows, Py_ssize_t columns, void *shift) noexcept nogil
         void (*column_sums)(const char **, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t rows_per_pass,
-                            const void *shift, double *sum_d, double *sum_dd) noexcept nogil
+                            const void *shift, int terms, double *sum_d, double *sum_dd) noexcept nogil
         void (*column_apply)(const char **, char **, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t rows_per_pass,
                              const ColumnCoefficients *, int activation) noexcept nogil
         void (*column_grad_sums)(const char **, const char **, Py_ssize_t rows, Py_ssize_t columns,

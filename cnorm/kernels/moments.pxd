@@ -9,9 +9,10 @@
 #    mean. That choice depends on the data alone.
 # c) Sums that overflow or underflow a float (inputs near 1e30 or 1e-30) are taken again in double.
 # d) Blocks, units and ranks merge by `merged` (Chan et al. 1979), in a fixed tree.
-from cnorm.kernels.job cimport STRATEGY_ANY, Job, Moments, Schedule, Tensor
-from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, Coefficients, LoopTable
-from cnorm.kernels.statistics cimport merge_moments, moments_about, shift_is_poor
+from cnorm.kernels.job cimport NORM_1, NORM_MAX, NORM_NONE, STRATEGY_ANY, Job, Moments, Schedule, Tensor
+from cnorm.kernels.loops cimport (
+    CENTRED, LARGEST, LOOPS_BY_DTYPE, MAGNITUDES, UNCENTRED, Coefficients, LoopTable)
+from cnorm.kernels.statistics cimport larger, merge_moments, moments_about, shift_is_poor
 from cnorm.kernels.tuning cimport BLOCK_TILES, SHORT_SEGMENT, TILE, TINY_SQUARE, TREE_LEVELS
 
 
@@ -26,6 +27,10 @@ cdef inline Moments merged(Moments a, Moments b) noexcept nogil:
         return b
     if b.count == 0:
         return a
+    if a.largest:
+        a.m2 = larger(a.m2, b.m2)
+        a.count += b.count
+        return a
     share = b.count / (a.count + b.count)
     merge_moments(&a.mean, &a.lo, &a.m2, b.mean, b.lo, b.m2, share, a.count * share)
     a.count += b.count
@@ -36,6 +41,7 @@ cdef inline Moments moments_from_sums(double count, double shift, double sum_d, 
     """Moments from the sums of d and d*d, d = x - shift."""
     cdef Moments m
     m.count = count
+    m.largest = False
     moments_about(shift, sum_d / count, sum_d, sum_dd, &m.mean, &m.lo, &m.m2)
     return m
 
@@ -80,6 +86,11 @@ cdef inline Moments merge_partials(const Moments *partials, Py_ssize_t n) noexce
 
 # ---- how a unit is cut ----
 
+cdef inline int terms_of(int norm) noexcept nogil:
+    """What the loops add up where no mean is taken off (loops/table.h)."""
+    return MAGNITUDES if norm == NORM_1 else LARGEST if norm == NORM_MAX else UNCENTRED
+
+
 cdef struct ElementRange:
     # `count` whole segments from `segment` on, or the elements begin..end of one.
     Py_ssize_t segment, count, begin, end
@@ -107,6 +118,7 @@ cdef struct UnitBlocks:
     Py_ssize_t tiles_per_segment
     Py_ssize_t tiles               # of a unit
     Py_ssize_t blocks              # of a unit: BLOCK_TILES tiles each, the last perhaps fewer
+    int norm                       # of the job
     apply_range apply
     Schedule schedule
 
@@ -128,6 +140,7 @@ cdef inline UnitBlocks unit_blocks(const Job *job, bint tile_within_segment) noe
     else:
         blocks.tiles = (blocks.segments + blocks.segments_per_tile - 1) // blocks.segments_per_tile
     blocks.blocks = (blocks.tiles + BLOCK_TILES - 1) // BLOCK_TILES
+    blocks.norm = job.norm
     blocks.apply = NULL
     blocks.schedule.strategy = STRATEGY_ANY
     blocks.schedule.threads = job.threads
@@ -240,6 +253,7 @@ cdef inline BlockSums block_sums(const UnitBlocks *blocks, const Tensor *tensor,
     cdef ElementRange extent
     cdef ContiguousTile tile
     cdef BlockSums total
+    cdef int terms = CENTRED if centred else terms_of(blocks.norm)
     total.count = 0
     total.sum_d = 0
     total.sum_dd = 0
@@ -249,11 +263,11 @@ cdef inline BlockSums block_sums(const UnitBlocks *blocks, const Tensor *tensor,
         if guess:
             shift = tile.loops.probe(tile.data, tile.length)
             guess = False
-        tile.loops.sums(tile.data, tile.runs, tile.stride, tile.length, shift, centred,
+        tile.loops.sums(tile.data, tile.runs, tile.stride, tile.length, shift, terms,
                         blocks.schedule.prefetch_segments, sums)
         total.count += <double> (tile.runs * tile.length)
         total.sum_d += sums[0]
-        total.sum_dd += sums[1]
+        total.sum_dd = larger(total.sum_dd, sums[1]) if terms == LARGEST else total.sum_dd + sums[1]
     total.shift = shift
     return total
 
@@ -275,9 +289,12 @@ cdef inline Moments block_moments(const UnitBlocks *blocks, const Tensor *tensor
     if centred:
         return moments_from_sums(s.count, s.shift, s.sum_d, s.sum_dd)
     m.count = s.count
+    m.largest = blocks.norm == NORM_MAX
     m.mean = 0
     m.lo = 0
-    m.m2 = s.sum_dd if finite(s.sum_dd) else s.sum_dd - s.sum_dd  # infinity makes its unit NaN, as a mean would
+    m.m2 = s.sum_dd
+    if blocks.norm == NORM_NONE and not finite(s.sum_dd):
+        m.m2 = s.sum_dd - s.sum_dd  # infinity makes its unit NaN, as a mean would
     return m
 
 

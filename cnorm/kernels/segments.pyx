@@ -12,7 +12,7 @@ from cnorm.kernels.loops cimport CoefficientArrays, Coefficients, store_fence
 from cnorm.kernels.moments cimport ElementRange, UnitBlocks, unit_blocks, unit_moments
 from cnorm.kernels.schedule cimport min_chunk, schedule_segments_moments, schedule_units_forward
 from cnorm.kernels.segments_apply cimport UnitBatch, bind_batch, channel_values, segment_apply
-from cnorm.kernels.statistics cimport rstd_from_variance
+from cnorm.kernels.statistics cimport rstd_from_m2
 from cnorm.kernels.tuning cimport BATCH_UNITS, STACK_DOUBLES
 from cnorm.kernels.unit_sweeps cimport (
     forward_row_batches, forward_two_sweeps, forward_units, moments_in_blocks, save_unit_moments)
@@ -37,7 +37,7 @@ cdef void forward_unit_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t firs
         m = unit_moments(blocks, &job.x, unit_at(job, &job.x, first + i), job.centred, job.eps)
         mean[i] = m.mean
         lo[i] = m.lo
-        batch.rstd[i] = rstd_from_variance(m.m2 / m.count, job.eps)
+        batch.rstd[i] = rstd_from_m2(m.m2, m.count, job.eps, job.norm)
         save_statistics(job, first + i, m, batch.rstd[i])
     batch.coeffs.shifted = split_means(blocks.loops, job.eps, n, mean, lo, batch.rstd, batch.mean_hi,
                                        batch.mean_lo)

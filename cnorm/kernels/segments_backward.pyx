@@ -13,7 +13,8 @@ from libc.string cimport memcpy, memset
 
 from cnorm.kernels.coefficients cimport (
     N_GRAD_SUMS, PASS_BACKWARD, PASS_SUMS, ChannelValues, coefficients, split_means)
-from cnorm.kernels.job cimport SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, TWO_SWEEPS, UNIT_BATCHES, Job, has_slopes
+from cnorm.kernels.job cimport (
+    NORM_NONE, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, TWO_SWEEPS, UNIT_BATCHES, Job, has_slopes)
 from cnorm.kernels.loops cimport Coefficients, store_fence
 from cnorm.kernels.moments cimport (
     ContiguousTile, ElementRange, UnitBlocks, contiguous_tile, element_at, gather, next_range,
@@ -22,7 +23,7 @@ from cnorm.kernels.schedule cimport min_chunk, schedule_segments_backward
 from cnorm.kernels.segments_apply cimport (
     UnitBatch, bind_batch, channel_of, channel_values, has_short_segments, segment_batch_coefficients,
     set_channel)
-from cnorm.kernels.statistics cimport dev_coeff_from_sum, grad_offset_from_sum
+from cnorm.kernels.statistics cimport dev_coeff_from_sum, gdev_from_norm, grad_offset_from_sum
 from cnorm.kernels.tuning cimport BATCH_UNITS, BLOCK_TILES, SHORT_SEGMENT, STACK_PARTIALS, TILE
 from cnorm.kernels.units cimport given_coefficients, unit_at, units_of
 
@@ -117,7 +118,8 @@ cdef void partial_grad_apply(const Job *job, const UnitBlocks *blocks, const Coe
 cdef inline bint mean_lo_from_sums(const Job *job, const UnitBlocks *blocks) noexcept nogil:
     """Whether mean_lo comes out of the sums of d: float64 stores the mean in one number, and the sum of x -
     mean_hi over the unit says what it lacks."""
-    return (blocks.loops.acc_size == 8 and not job.stats_given and job.channels.sums_mode == SUMS_INTERNAL)
+    return (blocks.loops.acc_size == 8 and job.centred and not job.stats_given
+            and job.channels.sums_mode == SUMS_INTERNAL)
 
 
 cdef void segment_totals(const Job *job, Coefficients *coeffs, Py_ssize_t unit, const double *partials,
@@ -199,6 +201,8 @@ cdef inline void finish_unit(const Job *job, const UnitBlocks *blocks, Coefficie
         if job.channels.sums != NULL:
             job.channels.sums[2 * unit] = sum_g
             job.channels.sums[2 * unit + 1] = sum_gdev
+        if job.norm != NORM_NONE:
+            sum_gdev = gdev_from_norm(sum_gdev, sum_g, coeffs.rstd, count, job.rstd_max, job.norm)
     set_backward_coefficients(job, coeffs, count, sum_g, sum_gdev)
 
 
@@ -359,7 +363,7 @@ cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize
                                        job.lo + unit if job.lo != NULL else NULL, batch.rstd, batch.mean_hi,
                                        batch.mean_lo)
     unit_batch_grad_sums(job, blocks, unit, n, &batch)
-    if blocks.loops.acc_size == 8 and not job.stats_given:
+    if mean_lo_from_sums(job, blocks):
         for i in range(n):
             batch.mean_lo[i] = d[i] / count
     memcpy(job.channels.grad_bias + unit, g, n * sizeof(double))
@@ -372,6 +376,10 @@ cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize
         for i in range(n):
             g[i] *= job.channels.weight[inner + i]
             gdev[i] *= job.channels.weight[inner + i]
+    if job.norm != NORM_NONE:
+        for i in range(n):
+            gdev[i] = gdev_from_norm(gdev[i], g[i], batch.rstd[i], count, job.rstd_max, job.norm)
+            g[i] = 0
     coefficients(PASS_BACKWARD, n, batch.mean_lo, batch.rstd, &values, NULL if job.stats_given else g, gdev,
                  count, &batch.coeffs)
     blocks.loops.grad_apply_batch(unit_at(job, &job.x, unit), unit_at(job, &job.dy, unit),

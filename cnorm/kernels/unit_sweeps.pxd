@@ -15,7 +15,7 @@ from cnorm.kernels.loops cimport Coefficients, RowBatch, store_fence
 from cnorm.kernels.moments cimport (
     ElementRange, UnitBlocks, block_moments, merge_partials, next_range, range_of_tiles, unit_moments)
 from cnorm.kernels.schedule cimport min_chunk
-from cnorm.kernels.statistics cimport rstd_from_variance
+from cnorm.kernels.statistics cimport rstd_from_m2
 from cnorm.kernels.tuning cimport BLOCK_TILES, TINY_SQUARE
 from cnorm.kernels.units cimport (
     given_coefficients, has_element_params, save_statistics, unit_at, unit_coefficients, units_of)
@@ -50,7 +50,7 @@ cdef inline Moments save_unit_moments(Job *job, const UnitBlocks *blocks, Py_ssi
                                       double *rstd) noexcept nogil:
     """The moments of a unit, which are saved with its rstd where the caller wants them."""
     cdef Moments m = unit_moments(blocks, &job.x, unit_at(job, &job.x, unit), job.centred, job.eps)
-    rstd[0] = rstd_from_variance(m.m2 / m.count, job.eps)
+    rstd[0] = rstd_from_m2(m.m2, m.count, job.eps, job.norm)
     save_statistics(job, unit, m, rstd[0])
     return m
 
@@ -109,7 +109,7 @@ cdef inline int moments_in_blocks(Job *job, const UnitBlocks *blocks) noexcept n
         save_block_moments(job, blocks, partials, i)
     for i in range(units):
         m = merge_partials(partials + i * blocks.blocks, blocks.blocks)
-        save_statistics(job, i, m, rstd_from_variance(m.m2 / m.count, job.eps))
+        save_statistics(job, i, m, rstd_from_m2(m.m2, m.count, job.eps, job.norm))
     free(partials)
     return 0
 
@@ -177,6 +177,7 @@ cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_
     batch.y_stride = job.y.strides[1]
     batch.n = blocks.elements
     batch.eps = job.eps
+    batch.norm = job.norm
     batch.tiny_square = TINY_SQUARE if job.eps < TINY_SQUARE else 0
     batch.centred = job.centred
     batch.elementwise = has_element_params(job)

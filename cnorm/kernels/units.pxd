@@ -1,6 +1,6 @@
 # Units: what the rows and segments families share. A unit is normalized as one; it is K segments of R runs of
 # contiguous elements.
-from cnorm.kernels.job cimport Job, Moments, Tensor
+from cnorm.kernels.job cimport NORM_2, NORM_MAX, Job, Moments, Tensor
 from cnorm.kernels.loops cimport Coefficients
 from cnorm.kernels.moments cimport UnitBlocks
 from cnorm.kernels.statistics cimport mean_hi_part
@@ -40,6 +40,7 @@ cdef inline Coefficients unit_coefficients(const Job *job, const UnitBlocks *blo
     coeffs.rstd = rstd
     coeffs.scale = rstd
     coeffs.bias = 0
+    coeffs.signs = job.norm > NORM_2
     coeffs.dev_coeff = 0
     coeffs.grad_offset = 0
     coeffs.nontemporal = blocks.schedule.nontemporal
@@ -56,5 +57,9 @@ cdef inline Coefficients unit_coefficients(const Job *job, const UnitBlocks *blo
 
 cdef inline Coefficients given_coefficients(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit) noexcept nogil:
     """The coefficients of a unit whose statistics the job holds."""
-    return unit_coefficients(job, blocks, unit, job.mean[unit] if job.mean != NULL else 0,
-                             job.lo[unit] if job.lo != NULL else 0, job.rstd[unit])
+    cdef Coefficients coeffs = unit_coefficients(job, blocks, unit, job.mean[unit] if job.mean != NULL else 0,
+                                                 job.lo[unit] if job.lo != NULL else 0, job.rstd[unit])
+    if job.norm == NORM_MAX:  # the mean that backward is given is the norm
+        coeffs.mean_hi = job.mean[unit]
+        coeffs.mean_lo = 0
+    return coeffs

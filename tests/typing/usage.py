@@ -34,6 +34,10 @@ assert_type(
 assert_type(F.local_response_norm_backward(y, x, 5), Array)
 assert_type(F.local_response_norm_backward(y, x, 5, clip=[-1, 1]), Array)
 F.layer_norm(x, 4, clip=1.0)  # type: ignore[call-overload]
+assert_type(F.normalize(x, dim=(0, 2), out=x), Array)
+y, norms = F.normalize(x, 1, -1, return_stats=True)
+assert_type(norms, Statistics)
+assert_type(F.normalize_backward(y, x, norms, 1, -1), Array)
 F.layer_norm(x, "4")  # type: ignore[arg-type]
 F.layer_norm(x, 4, training=True)  # type: ignore[call-overload]
 F.local_response_norm(x)  # type: ignore[call-arg]

@@ -93,8 +93,12 @@ INLINE void FN(column_sums_block)(const char *const *x, ptrdiff_t begin, ptrdiff
             PREFETCH_COLUMN(x_row);
             VECTOR d = FN(column_load)(x_row, COLUMN, PARTIAL_OF_VECTOR, shift[k], halves);
             if (centred == SHIFTED) d = SUB(d, shift[k]);
-            sum_d[k] = ADD(sum_d[k], d);
-            sum_dd[k] = ADD(sum_dd[k], MUL(d, d));
+            if (centred == MAGNITUDES) sum_dd[k] = ADD(sum_dd[k], MAGNITUDE(d));
+            else if (centred == LARGEST) sum_dd[k] = LARGER(sum_dd[k], MAGNITUDE(d));
+            else {
+                sum_d[k] = ADD(sum_d[k], d);
+                sum_dd[k] = ADD(sum_dd[k], MUL(d, d));
+            }
         }
     }
     FOR_VECTORS {
@@ -103,22 +107,25 @@ INLINE void FN(column_sums_block)(const char *const *x, ptrdiff_t begin, ptrdiff
     }
 }
 
-/* Per column: sum_d += sum of d, sum_dd += sum of d*d, d = x - shift. COLUMN_BLOCK_ROWS rows and SUMMED_COLUMNS_MAX
+/* Per column: sum_d += sum of d, sum_dd += sum of d*d, d = x - shift; MAGNITUDES, LARGEST: sum_dd gets them. COLUMN_BLOCK_ROWS rows and SUMMED_COLUMNS_MAX
  * columns at most. */
 static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
-                            const void *shift, double *sum_d, double *sum_dd) {
+                            const void *shift, int terms, double *sum_d, double *sum_dd) {
     A sums_d[SUMMED_COLUMNS_MAX], sums_dd[SUMMED_COLUMNS_MAX];
     FN(sums_clear)(sums_d, columns);
     FN(sums_clear)(sums_dd, columns);
     const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
 #define SUMS_BLOCK(K, partial) \
     FN(column_sums_block)(x, begin, end, j, partial, shift, sums_d, sums_dd, prefetch_bytes, centred, halves, K)
-    if (FN(any_nonzero)(shift, columns)) { enum { centred = SHIFTED, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
+    if (terms == MAGNITUDES) { enum { centred = MAGNITUDES, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
+    else if (terms == LARGEST) { enum { centred = LARGEST, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
+    else if (FN(any_nonzero)(shift, columns)) { enum { centred = SHIFTED, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
     else if (SPLITS_LINE((const S *)x[0])) { enum { centred = CENTRED, halves = 1 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
     else { enum { centred = CENTRED, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
 #undef SUMS_BLOCK
     FN(sums_add_to)(sums_d, columns, sum_d);
-    FN(sums_add_to)(sums_dd, columns, sum_dd);
+    if (terms == LARGEST) FN(sums_larger_to)(sums_dd, columns, sum_dd);
+    else FN(sums_add_to)(sums_dd, columns, sum_dd);
 }
 
 INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
@@ -228,7 +235,8 @@ INLINE void FN(column_grad_sums_block)(const char *const *x, const char *const *
             if (centred == SHIFTED) d = SUB(d, mean_hi[k]);
             VECTOR g = FN(column_load)(dy_row, COLUMN, PARTIAL_OF_VECTOR, SET(0), halves);
             ACTIVATION_BACKWARD(g, d)
-            sum_g[k] = ADD(sum_g[k], g);
+            const VECTOR sign = SIGN_OF_LARGE(d, mean_hi[k]);
+            sum_g[k] = ADD(sum_g[k], centred == SIGNS ? MUL(sign, sign) : g);
             sum_gd[k] = ADD(sum_gd[k], MUL(g, d));
             if (SUMS_DEVIATIONS) sum_d[k] = ADD(sum_d[k], d);
         }
@@ -255,7 +263,10 @@ static void FN(column_grad_sums)(const char *const *x, const char *const *dy, pt
 #define GRAD_SUMS_BLOCK(K, partial)                                                                          \
     FN(column_grad_sums_block)(x, dy, begin, end, j, partial, coeffs, sums, prefetch_bytes, centred, halves, \
                                activated, K)
-    if (activation == ACT_CLIP) {
+    if (coeffs->signs) {
+        enum { centred = SIGNS, halves = 0, activated = 0 };
+        FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
+    } else if (activation == ACT_CLIP) {
         enum { centred = SHIFTED, halves = 0, activated = ACT_CLIP };
         FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
     } else if (activation) {
@@ -301,6 +312,7 @@ INLINE void FN(column_grad_apply_block)(const char *const *x, const char *const 
             PREFETCH_COLUMN(dy_row);
             VECTOR d = FN(vector_load)(x_row, COLUMN, PARTIAL_OF_VECTOR, mean_hi[k]);
             if (centred == SHIFTED) d = SUB(d, mean_hi[k]);
+            if (centred == SIGNS) d = SIGN_OF_LARGE(d, mean_hi[k]);
             VECTOR g = FN(vector_load)(dy_row, COLUMN, PARTIAL_OF_VECTOR, SET(0));
             ACTIVATION_BACKWARD(g, d)
             g = SUB(SUB(MUL(g, scale[k]), grad_offset[k]), MUL(MUL(d, rstd[k]), dev_coeff[k]));
@@ -317,6 +329,11 @@ static void FN(column_grad_apply)(const char *const *x, const char *const *dy, c
 #define GRAD_APPLY_BLOCK(K, partial)                                                                           \
     FN(column_grad_apply_block)(x, dy, dx, begin, end, j, partial, coeffs, prefetch_bytes, centred, activated, \
                                 nontemporal, K)
+    if (coeffs->signs) {
+        enum { centred = SIGNS, activated = 0, nontemporal = 0 };
+        FOR_COLUMN_BLOCKS(GRAD_APPLY_BLOCK)
+        return;
+    }
     FOR_WRITTEN_BLOCKS(GRAD_APPLY_BLOCK, dx)
 #undef GRAD_APPLY_BLOCK
 }

@@ -27,7 +27,11 @@
 #define SUB(a, b) CAT(A, sub)(a, b)
 #define MUL(a, b) CAT(A, mul)(a, b)
 #define IF_POSITIVE(z, a, b) CAT(A, select_positive)(z, a, b)
+#define MAGNITUDE(a) CAT(A, magnitude)(a)
+#define LARGER(a, b) CAT(A, larger)(a, b)
+#define SIGN_OF_LARGE(a, least) CAT(A, sign_of_large)(a, least)
 #define HSUM(a) CAT(A, hsum)(a)
+#define HMAX(a) CAT(A, hmax)(a)
 #define PARAMETER(p, i) CAT(A, load)((const A *)(p) + (i))
 #define PARAMETER_PARTIAL(p, i, n) CAT(A, load_partial)((const A *)(p) + (i), n, SET(0))
 #define LANES CAT(A, lanes)
@@ -132,6 +136,9 @@ INLINE void FN(sums_clear)(A *sums, ptrdiff_t n) {
 INLINE void FN(sums_add_to)(const A *restrict sums, ptrdiff_t n, double *restrict total) {
     for (ptrdiff_t j = 0; j < n; ++j) total[j] += (double)sums[j];
 }
+INLINE void FN(sums_larger_to)(const A *restrict sums, ptrdiff_t n, double *restrict total) {
+    for (ptrdiff_t j = 0; j < n; ++j) total[j] = larger(total[j], (double)sums[j]);
+}
 INLINE void FN(sums_copy_to)(const A *restrict sums, ptrdiff_t n, double *restrict total) {
     for (ptrdiff_t j = 0; j < n; ++j) total[j] = (double)sums[j];
 }
@@ -188,7 +195,11 @@ static const LoopTable FN(table) = {
 #undef SUB
 #undef MUL
 #undef IF_POSITIVE
+#undef MAGNITUDE
+#undef LARGER
+#undef SIGN_OF_LARGE
 #undef HSUM
+#undef HMAX
 #undef PARAMETER
 #undef PARAMETER_PARTIAL
 #undef LANES

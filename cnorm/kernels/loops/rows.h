@@ -34,7 +34,8 @@ INLINE void FN(row_statistics)(RowBatch *batch, const double *shift, const doubl
     for (ptrdiff_t row = 0; row < batch->rows; ++row) {
         moments_about(shift[row], PER_COUNT(sum_d[row]), sum_d[row], sum_dd[row], &batch->mean[row], &batch->lo[row],
                       &batch->m2[row]);
-        batch->rstd[row] = rstd_from_variance(PER_COUNT(batch->m2[row]), batch->eps);
+        batch->rstd[row] = batch->norm ? rstd_from_m2(batch->m2[row], count, batch->eps, NORM_2)
+                                       : rstd_from_variance(PER_COUNT(batch->m2[row]), batch->eps);
         batch->mean_hi[row] = mean_hi_part(batch->mean[row], (double)(A)batch->mean[row], batch->rstd[row],
                                            batch->eps);
     }

@@ -24,8 +24,11 @@
 
 /* How x is centred. UNCENTRED: not at all (root mean square). CENTRED: |mean| is at most the standard deviation; sums
  * are taken about 0, which loses about one bit, and mean_lo alone is subtracted. SHIFTED: sums are taken about a shift,
- * and x - mean is (x - mean_hi) - mean_lo (see mean_hi_part in statistics.h). */
-enum { UNCENTRED, CENTRED, SHIFTED };
+ * and x - mean is (x - mean_hi) - mean_lo (see mean_hi_part in statistics.h).
+ * Norms take other terms: sums of squares UNCENTRED, of |x| (MAGNITUDES), or the largest |x| (LARGEST) in the place of
+ * the sum of squares. Backward of the last two (SIGNS), d is the sign of x where |x| >= mean_hi, else 0, and sums of d*d
+ * and of g*x take the place of those of g and of g*d. */
+enum { UNCENTRED, CENTRED, SHIFTED, MAGNITUDES, LARGEST, SIGNS };
 
 /* How a result is stored. STORE_NONTEMPORAL: past the cache, which is left to the input. STORE_PREFETCHED: with plain
  * stores, while the run that is `prefetch_segments` further on is prefetched for writing. */
@@ -41,6 +44,7 @@ typedef struct {
     double slope;
     double low, high;                      /* bounds of the result with ACT_CLIP, NaN where a side is open */
     const void *weights, *biases, *slopes; /* per element, of the accumulation type, or NULL */
+    int signs;                             /* backward: SIGNS */
     int nontemporal;                       /* non-temporal stores, if the run is long enough */
     ptrdiff_t prefetch_bytes;              /* with nontemporal: prefetch distance of the input */
     ptrdiff_t prefetch_segments;           /* prefetch distance in runs where runs are not contiguous, else 0 */
@@ -56,6 +60,7 @@ typedef struct {
 /* Coefficients of columns: each an array over the columns, of the accumulation type. */
 typedef struct {
     int nontemporal;
+    int signs;        /* backward: SIGNS */
     int shifted;      /* whether some mean_hi is not 0 */
     double low, high; /* as in Coefficients */
     const void *mean_hi, *scale, *bias, *dev_coeff, *grad_offset, *rstd, *slope;
@@ -69,6 +74,7 @@ typedef struct {
     double eps;
     double tiny_square;                   /* mean squares below it have underflowed; 0 where eps is larger */
     int centred, elementwise, activation; /* elementwise: parameters per element, in coeffs */
+    int norm;                             /* NORM_NONE or NORM_2 */
     const double *weight, *bias, *slopes; /* one per row, or NULL; without `elementwise` */
     Coefficients coeffs;                  /* the slope and bounds, the parameters per element, the store policy */
     double mean[ROW_BATCH_MAX], lo[ROW_BATCH_MAX], m2[ROW_BATCH_MAX], rstd[ROW_BATCH_MAX];
@@ -130,7 +136,7 @@ typedef struct LoopTable {
 
     /* units: tiles with scalar coefficients, or (elementwise) with parameters per element from element `at` on */
     double (*probe)(const char *x, ptrdiff_t n); /* the shift that the first elements suggest, or 0 */
-    void (*sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift, int centred,
+    void (*sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift, int terms,
                  ptrdiff_t prefetch_segments, double *out);
     void (*apply)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride, ptrdiff_t n,
                   const Coefficients *coeffs, int activation);
@@ -161,7 +167,7 @@ typedef struct LoopTable {
     /* columns */
     void (*column_probe)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift);
     void (*column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
-                        const void *shift, double *sum_d, double *sum_dd);
+                        const void *shift, int terms, double *sum_d, double *sum_dd);
     void (*column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
                          ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs, int activation);
     void (*column_grad_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows, ptrdiff_t columns,

@@ -22,7 +22,7 @@ INLINE void FN(prefetch_pair)(const char *x) {
 /* ---- forward: sums ---- */
 
 /* Vectors of the sums of d and of d*d over a tile, d = x - shift. UNCENTRED: only d*d, about 0; CENTRED: both about 0;
- * SHIFTED: both about the shift. Two accumulators of each sum hide the latency of additions; they are added to the
+ * SHIFTED: both about the shift; MAGNITUDES, LARGEST: of |x|, or the largest, instead of d*d. Two accumulators of each sum hide the latency of additions; they are added to the
  * running sum every CASCADE elements, so that an outlier meets few other elements. Sums begin at -0.0, the number
  * that leaves every addend as it is, +0.0 included. */
 INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n,
@@ -31,13 +31,16 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
     const ptrdiff_t prefetch_bytes = prefetch_segments * stride;
     const VECTOR padding = SET(centred == SHIFTED ? shift : 0), zero = SET(-0.0);
     VECTOR d0 = zero, d1 = zero, dd0 = zero, dd1 = zero, sum_d = zero, sum_dd = zero;
+    const int with_d = centred == CENTRED || centred == SHIFTED;
     ptrdiff_t pending = 0; /* elements in d0 .. dd1 */
+#define TERM(d) (centred == MAGNITUDES || centred == LARGEST ? MAGNITUDE(d) : MUL(d, d))
+#define COMBINED(a, b) (centred == LARGEST ? LARGER(a, b) : ADD(a, b))
 #define SUM_STEP(k, value) /* adds a vector to accumulators k */ \
     {                                                            \
         VECTOR d = value;                                        \
         if (centred == SHIFTED) d = SUB(d, padding);             \
-        if (centred) d##k = ADD(d##k, d);                        \
-        dd##k = ADD(dd##k, MUL(d, d));                           \
+        if (with_d) d##k = ADD(d##k, d);                         \
+        dd##k = COMBINED(dd##k, TERM(d));                        \
     }
 #define SUM_PAIR(LOAD_VECTOR) /* two vectors at x + i */                                  \
     {                                                                                     \
@@ -47,14 +50,14 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
     }
 #define FLUSH_ACCUMULATORS                            \
     {                                                 \
-        if (centred) sum_d = ADD(sum_d, ADD(d0, d1)); \
-        sum_dd = ADD(sum_dd, ADD(dd0, dd1));          \
+        if (with_d) sum_d = ADD(sum_d, ADD(d0, d1));  \
+        sum_dd = COMBINED(sum_dd, COMBINED(dd0, dd1)); \
         d0 = d1 = dd0 = dd1 = zero;                   \
         pending = 0;                                  \
     }
     for (ptrdiff_t run = 0; run < runs; ++run) {
         const S *x = (const S *)(source + run * stride);
-        const int halves = centred && SPLITS_LINE(x);
+        const int halves = with_d && SPLITS_LINE(x);
         ptrdiff_t i = 0;
         while (i + CASCADE <= n) {
             const ptrdiff_t stop = i + CASCADE;
@@ -77,23 +80,27 @@ INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, p
 #undef FLUSH_ACCUMULATORS
 #undef SUM_PAIR
 #undef SUM_STEP
+#undef TERM
+#undef COMBINED
     *sum_d_out = sum_d;
     *sum_dd_out = sum_dd;
 }
 
-/* out = {sum of d, sum of d*d} */
+/* out = {sum of d, sum of d*d}; terms: UNCENTRED, CENTRED (or SHIFTED, where the shift is not 0), MAGNITUDES, LARGEST */
 static void FN(sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n, double shift,
-                     int centred, ptrdiff_t prefetch_segments, double *out) {
+                     int terms, ptrdiff_t prefetch_segments, double *out) {
     VECTOR sum_d, sum_dd;
 #define SUMS(centred, segments) FN(sums_any)(x, runs, stride, n, shift, &sum_d, &sum_dd, centred, segments)
-    if (!centred) SUMS(UNCENTRED, 0);
+    if (terms == UNCENTRED) SUMS(UNCENTRED, 0);
+    else if (terms == MAGNITUDES) SUMS(MAGNITUDES, 0);
+    else if (terms == LARGEST) SUMS(LARGEST, 0);
     else if (shift == 0 && prefetch_segments) SUMS(CENTRED, prefetch_segments);
     else if (shift == 0) SUMS(CENTRED, 0);
     else if (prefetch_segments) SUMS(SHIFTED, prefetch_segments);
     else SUMS(SHIFTED, 0);
 #undef SUMS
     out[0] = HSUM(sum_d);
-    out[1] = HSUM(sum_dd);
+    out[1] = terms == LARGEST ? HMAX(sum_dd) : HSUM(sum_dd);
 }
 
 /* The probe: the sums of the first elements about 0. They decide whether the sums of all elements need a shift. */
@@ -265,7 +272,7 @@ static void FN(apply_elementwise)(const char *x, char *y, ptrdiff_t n, ptrdiff_t
 #define PARTIAL_DY LOAD_PARTIAL(dy + i, partial, SET(0))
 
 /* Vectors of the sums of g, of g*d, of d (float64 only) and of dy*z where z <= 0, the gradient of the slope.
- * d = x - mean_hi (SHIFTED) or x. */
+ * d = x - mean_hi (SHIFTED) or x. SIGNS: the sum of d*d takes the place of that of g, and of g*x that of g*d. */
 INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdiff_t runs,
                               ptrdiff_t x_stride, ptrdiff_t dy_stride, ptrdiff_t n, ptrdiff_t at,
                               const Coefficients *coeffs, VECTOR *const out[4], const int elementwise,
@@ -273,7 +280,7 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
     const ptrdiff_t x_prefetch = prefetch_segments * x_stride, dy_prefetch = prefetch_segments * dy_stride;
     const VECTOR mean_hi = SET(coeffs->mean_hi), mean_lo = SET(coeffs->mean_lo), scale = SET(coeffs->scale),
                  bias = SET(coeffs->bias), slope = SET(coeffs->slope), low = SET(coeffs->low),
-                 high = SET(coeffs->high), padding = mean_hi;
+                 high = SET(coeffs->high), padding = centred == SIGNS ? SET(0) : mean_hi;
     const VECTOR zero = SET(-0.0);
     VECTOR g0 = zero, g1 = zero, gd0 = zero, gd1 = zero, sum_d = zero, sum_slope = zero, *sum_slope_out = &sum_slope;
     VECTOR sum_g = zero, sum_gd = zero;
@@ -284,7 +291,8 @@ INLINE void FN(grad_sums_any)(const char *x_source, const char *dy_source, ptrdi
         VECTOR g = PIECE##_DY;                                               \
         ACTIVATION_BACKWARD(g, d, PIECE)                                     \
         if (elementwise) g = MUL(g, PIECE##_PARAMETER(coeffs->weights));     \
-        g##k = ADD(g##k, g);                                                 \
+        const VECTOR sign = SIGN_OF_LARGE(d, mean_hi);                       \
+        g##k = ADD(g##k, centred == SIGNS ? MUL(sign, sign) : g);            \
         gd##k = ADD(gd##k, MUL(g, d));                                       \
         if (SUMS_DEVIATIONS) sum_d = ADD(sum_d, d);                          \
     }
@@ -363,7 +371,8 @@ static void FN(grad_sums)(const char *x, const char *dy, ptrdiff_t runs, ptrdiff
     const ptrdiff_t prefetch_segments = coeffs->prefetch_segments;
 #define GRAD_SUMS(centred, activation, segments) \
     FN(grad_sums_hsum)(x, dy, runs, x_stride, dy_stride, n, 0, coeffs, out, 0, centred, activation, segments)
-    if (activation == ACT_CLIP) GRAD_SUMS(SHIFTED, ACT_CLIP, 0);
+    if (coeffs->signs) GRAD_SUMS(SIGNS, ACT_NONE, 0);
+    else if (activation == ACT_CLIP) GRAD_SUMS(SHIFTED, ACT_CLIP, 0);
     else if (activation) GRAD_SUMS(SHIFTED, ACT_SLOPE, 0);
     else if (coeffs->mean_hi == 0 && prefetch_segments) GRAD_SUMS(CENTRED, ACT_NONE, prefetch_segments);
     else if (coeffs->mean_hi == 0) GRAD_SUMS(CENTRED, ACT_NONE, 0);
@@ -402,7 +411,8 @@ INLINE void FN(grad_apply_any)(const char *x_source, const char *dy_source, char
         S *dx = (S *)(dx_target + run * dx_stride);
 #define GRAD_STEP(result, value, PIECE)                                                           \
     {                                                                                             \
-        const VECTOR d = centred == SHIFTED ? SUB(value, mean_hi) : value;                        \
+        const VECTOR d = centred == SHIFTED ? SUB(value, mean_hi)                                 \
+                         : centred == SIGNS ? SIGN_OF_LARGE(value, mean_hi) : value;              \
         VECTOR g = PIECE##_DY;                                                                    \
         if (nontemporal) { PREFETCH_READ(dy, input_prefetch); PREFETCH_READ(x, input_prefetch); } \
         if (store == STORE_PREFETCHED) PREFETCH_WRITE(dx, dx_prefetch);                           \
@@ -430,7 +440,9 @@ INLINE void FN(grad_apply_centred)(const char *x, const char *dy, char *dx, ptrd
 static void FN(grad_apply)(const char *x, const char *dy, char *dx, ptrdiff_t runs, ptrdiff_t x_stride,
                            ptrdiff_t dy_stride, ptrdiff_t dx_stride, ptrdiff_t n, const Coefficients *coeffs,
                            int activation) {
-    if (activation == ACT_CLIP)
+    if (coeffs->signs)
+        FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, coeffs, SIGNS, ACT_NONE, STORE_PLAIN);
+    else if (activation == ACT_CLIP)
         FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, coeffs, SHIFTED, ACT_CLIP, STORE_PLAIN);
     else if (activation)
         FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, coeffs, SHIFTED, ACT_SLOPE, STORE_PLAIN);

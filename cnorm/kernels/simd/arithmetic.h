@@ -1,8 +1,8 @@
 /* Arithmetic on vectors of accumulators, once per accumulation type, and the square root.
  *
- * A_set, A_add, A_sub, A_mul, A_div, A_select_positive, A_clip, A_zero_outside, A_sqrt, A_load, A_store, for A = f32
- * and f64. Each operation acts on every lane by itself and rounds as IEEE 754 prescribes, so its bits do not depend on
- * the register width.
+ * A_set, A_add, A_sub, A_mul, A_div, A_select_positive, A_clip, A_zero_outside, A_magnitude, A_larger, A_sign_of_large,
+ * A_sqrt, A_load, A_store, for A = f32 and f64. Each operation acts on every lane by itself and rounds as IEEE 754
+ * prescribes, so its bits do not depend on the register width.
  */
 #ifndef CNORM_SIMD_ARITHMETIC_H
 #define CNORM_SIMD_ARITHMETIC_H
@@ -11,8 +11,13 @@
 
 #include "simd/types.h"
 
+/* The larger of two numbers; NaN if one is. */
+INLINE double larger(double a, double b) { return a >= b || a != a ? a : b; }
+
 /* The bits of a where mask is all ones, else those of b: C has no ?: for vectors. */
 #define BITWISE_SELECT(mask, a, b) (((mask) & (a)) | (~(mask) & (b)))
+
+#define SIGN_BIT(integer) ((integer)((uint64_t)1 << (8 * sizeof(integer) - 1)))
 
 /* A_set broadcasts a by a subtraction of 0, which keeps -0.0 as it is; an addition would not. */
 #define DEFINE_ARITHMETIC(A, integer)                                                           \
@@ -37,6 +42,22 @@
             const A##m outside = (z.v[k] <= low.v[k]) | (z.v[k] >= high.v[k]);                  \
             a.v[k] = (A##v)(~outside & (A##m)a.v[k]);                                           \
         }                                                                                       \
+        return a;                                                                               \
+    }                                                                                       \
+    /* |a|, and the larger of magnitudes, NaN if one is: their bits are ordered as integers are */ \
+    INLINE A##l A##_magnitude(A##l a) {                                                         \
+        FOR_REGISTERS a.v[k] = (A##v)((A##m)a.v[k] & ~SIGN_BIT(integer));                       \
+        return a;                                                                               \
+    }                                                                                           \
+    INLINE A##l A##_larger(A##l a, A##l b) {                                                    \
+        FOR_REGISTERS a.v[k] = (A##v)BITWISE_SELECT((A##m)a.v[k] > (A##m)b.v[k], (A##m)a.v[k], (A##m)b.v[k]); \
+        return a;                                                                               \
+    }                                                                                           \
+    /* the sign of a, 1 or -1, where |a| >= least and a is not 0; else 0 */                     \
+    INLINE A##l A##_sign_of_large(A##l a, A##l least) {                                         \
+        const A##l size = A##_magnitude(a), one = A##_set(1);                                   \
+        FOR_REGISTERS a.v[k] = (A##v)((size.v[k] >= least.v[k]) & (size.v[k] > 0) &             \
+                                      (((A##m)a.v[k] & SIGN_BIT(integer)) | (A##m)one.v[k]));   \
         return a;                                                                               \
     }                                                                                           \
     INLINE A##l A##_load(const A *p) {                                                          \

@@ -47,6 +47,18 @@ INLINE f4v f32_quarter_sums(f32l a) { return (f4v)((a.v[0] + a.v[2]) + (a.v[1] +
 INLINE double f64_hsum(f64l a) { return hsum4(f64_quarter_sums(a)); }
 INLINE double f32_hsum(f32l a) { return hsum4(__builtin_convertvector(f32_quarter_sums(a), d4v)); }
 
+/* The largest lane of magnitudes, NaN if one is. */
+#define DEFINE_HMAX(A)                                                                         \
+    INLINE double A##_hmax(A##l a) {                                                           \
+        A lanes[A##_lanes];                                                                    \
+        double largest = 0;                                                                    \
+        A##_store(lanes, a);                                                                   \
+        for (int i = 0; i < A##_lanes; ++i) largest = larger(largest, (double)lanes[i]);       \
+        return largest;                                                                        \
+    }
+DEFINE_HMAX(f32)
+DEFINE_HMAX(f64)
+
 /* Horizontal sums of n vectors. AVX-512 interleaves eight trees, so that each addition serves several vectors. */
 #if REGISTER_BYTES == 64
 /* The 128-bit quarters of two vectors: hsum_pair adds quarters (0, 2) and (1, 3), hsum_four adds (0, 1) and (2, 3). */
