@@ -122,18 +122,18 @@ def _cross_map(F: Any, i: Inputs) -> tuple[Array, ...]:
 def _normalize(F: Any, i: Inputs) -> tuple[Array, ...]:
     axis = i.axis["channel_axis"]
     y, norm = F.normalize(i.x, 2.0, axis, return_stats=True)
-    return y, norm, F.normalize_backward(i.dy, i.x, norm, 2.0, axis)
+    return y, F.normalize_backward(i.dy, i.x, norm, 2.0, axis)
 
 
 def _normalize_by_sums(F: Any, i: Inputs) -> tuple[Array, ...]:
     y, norm = F.normalize(i.x, 1.0, -1, return_stats=True)
-    return y, norm, F.normalize_backward(i.dy, i.x, norm, 1.0, -1)
+    return y, F.normalize_backward(i.dy, i.x, norm, 1.0, -1)
 
 
 def _normalize_by_largest(F: Any, i: Inputs) -> tuple[Array, ...]:
     axis = i.axis["channel_axis"]
     y, norm = F.normalize(i.x, math.inf, axis, return_stats=True)
-    return y, norm, F.normalize_backward(i.dy, i.x, norm, math.inf, axis)
+    return y, F.normalize_backward(i.dy, i.x, norm, math.inf, axis)
 
 
 def _dims(name: str, *, lazy: bool = False) -> tuple[str, ...]:
