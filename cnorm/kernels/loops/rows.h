@@ -28,14 +28,14 @@ INLINE void FN(row_sums)(const RowBatch *batch, ptrdiff_t n, VECTOR *sum_d, VECT
 /* The statistics of each row, from its sums about a shift. power_of_two: the count is one, so that multiplying by its
  * inverse equals dividing by it, in a fraction of the time. */
 INLINE void FN(row_statistics)(RowBatch *batch, const double *shift, const double *sum_d, const double *sum_dd,
-                               const int power_of_two) {
+                               const int power_of_two, const int norm) {
     const double count = (double)batch->n, inverse = 1 / count;
 #define PER_COUNT(a) (power_of_two ? (a) * inverse : (a) / count)
     for (ptrdiff_t row = 0; row < batch->rows; ++row) {
         moments_about(shift[row], PER_COUNT(sum_d[row]), sum_d[row], sum_dd[row], &batch->mean[row], &batch->lo[row],
                       &batch->m2[row]);
-        batch->rstd[row] = batch->norm ? rstd_from_m2(batch->m2[row], count, batch->eps, NORM_2)
-                                       : rstd_from_variance(PER_COUNT(batch->m2[row]), batch->eps);
+        batch->rstd[row] = norm ? rstd_from_m2(batch->m2[row], count, batch->eps, norm)
+                                : rstd_from_variance(PER_COUNT(batch->m2[row]), batch->eps);
         batch->mean_hi[row] = mean_hi_part(batch->mean[row], (double)(A)batch->mean[row], batch->rstd[row],
                                            batch->eps);
     }
@@ -174,8 +174,9 @@ static void FN(forward_rows)(RowBatch *batch) {
         FN(row_sums)(batch, batch->n, vectors[0], vectors[1], UNCENTRED);
         CAT(A, hsum_all)(vectors[1], rows, sum_dd);
     }
-    if (batch->n & (batch->n - 1)) FN(row_statistics)(batch, shift, sum_d, sum_dd, 0);
-    else FN(row_statistics)(batch, shift, sum_d, sum_dd, 1);
+    if (batch->norm) FN(row_statistics)(batch, shift, sum_d, sum_dd, 0, NORM_2);
+    else if (batch->n & (batch->n - 1)) FN(row_statistics)(batch, shift, sum_d, sum_dd, 0, NORM_NONE);
+    else FN(row_statistics)(batch, shift, sum_d, sum_dd, 1, NORM_NONE);
     int64_t any_fallback = 0, shifted = 0;
     for (ptrdiff_t row = 0; row < rows; ++row) {
         coeffs.mean_hi[row] = (A)batch->mean_hi[row];
