@@ -43,6 +43,7 @@ def _inputs(operation, rng, shape, axis, dtype, kinks=(0,)):
 OPERATIONS = [operation for operation in operations.OPERATIONS if operation.takes_slope]
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("name", SLOPES)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
 def test_against_the_reference(build, operation, dtype, name, rng):
