@@ -36,7 +36,7 @@ asan:
 	rm -rf build/asan && mkdir -p build/asan
 	cp -r cnorm tests setup.py pyproject.toml README.md LICENSE build/asan/
 	find build/asan -name '*.so' -delete
-	cd build/asan && CNORM_CFLAGS="$(SANITIZE)" $(PYTHON) setup.py -q build_ext --inplace --force
+	cd build/asan && CNORM_CFLAGS="$(SANITIZE) $(WARN)" $(PYTHON) setup.py -q build_ext --inplace --force
 	cd build/asan && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 		$(PYTHON) -m pytest -q $(SANITIZED)

@@ -132,7 +132,8 @@ cdef void plan_channels(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssi
             channel.size = groups
             put(p, 1, &channel, arrays)
         return
-    if not contiguous(&channel, arrays, itemsize):
+    # A single channel is no row of columns: its contiguous copy has units.
+    if not contiguous(&channel, arrays, itemsize) or (spatials and channel.size == 1):
         return
     if groups == 0 and batch_axis >= 0:
         # the batch is one more axis of rows

@@ -134,7 +134,8 @@ static void *pool_realloc(void *context, void *block, size_t size) {
     (void)context;
     if (!block) return pool_new_block(size, 0);
     char *memory = pool_allocation_of(block);
-    const uintptr_t offset = (uintptr_t)block - (uintptr_t)memory; /* realloc copies the block to this offset, too */
+    /* realloc copies the block to this offset, too; volatile: GCC would subtract after it, and warn of that */
+    const volatile size_t offset = (char *)block - memory;
     if (size > SIZE_MAX - OFFSET_ROOM || !(memory = realloc(memory, size + OFFSET_ROOM))) return NULL;
     block = memory + offset;
     ((void **)block)[-1] = memory;

@@ -27,7 +27,7 @@ class _Argument:
         if array is not None:
             if np.iscomplexobj(array):
                 raise TypeError(f"{name} must be a float array, but got dtype {array.dtype}")
-            self.shape, self.dtype = array.shape, array.dtype
+            self.shape, self.dtype = array.shape, array.dtype.newbyteorder("=")
             self.values = np.array(array, np.float64).reshape(-1)
 
     def check_size(self, *sizes, error=RuntimeError):
@@ -53,7 +53,7 @@ class _Slope:
             self.values = arrays.to_float(negative_slope, "negative_slope")
         elif negative_slope is not None:
             array = arrays.to_array(negative_slope, "negative_slope")
-            self.shape, self.dtype = array.shape, array.dtype
+            self.shape, self.dtype = array.shape, array.dtype.newbyteorder("=")
             self.values = arrays.as_doubles(array, "negative_slope").flatten()
             self.has_gradient = isinstance(negative_slope, np.ndarray) or len(self.shape) > 0
 

@@ -48,6 +48,10 @@ static int team_try(int wanted, size_t stack) { (void)stack; return wanted; }
 #include <unistd.h>
 #endif
 
+/* Threads that must be left when a team has grown. Whatever else creates threads in this process may do so between the
+ * trial and the growth: Python, where it has no GIL. */
+enum { TEAM_SPARE = 2 };
+
 typedef struct {
     pthread_t thread;
     pthread_mutex_t *gate;
@@ -75,9 +79,10 @@ static void team_forgotten(const TeamTrial *trial) {
 #endif
 }
 
-/* How many more threads can be created, of so many bytes of stack (0: the system's default). */
+/* How many threads of those that are wanted can be created, of so many bytes of stack (0: the system's default). */
 static int team_try(int wanted, size_t stack) {
-    TeamTrial *trials = malloc(wanted * sizeof(TeamTrial));
+    const int tried = wanted + TEAM_SPARE;
+    TeamTrial *trials = malloc(tried * sizeof(TeamTrial));
     pthread_mutex_t gate;
     pthread_attr_t attributes;
     sigset_t all, before;
@@ -89,7 +94,7 @@ static int team_try(int wanted, size_t stack) {
     sigfillset(&all); /* signals are for the others */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_mutex_lock(&gate);
-    for (; created < wanted; ++created) {
+    for (; created < tried; ++created) {
         trials[created].gate = &gate;
         if (pthread_create(&trials[created].thread, &attributes, team_trial, &trials[created])) break;
     }
@@ -100,7 +105,7 @@ static int team_try(int wanted, size_t stack) {
     pthread_attr_destroy(&attributes);
     pthread_mutex_destroy(&gate);
     free(trials);
-    return created;
+    return created > TEAM_SPARE ? created - TEAM_SPARE : 0;
 }
 #endif
 

@@ -53,13 +53,41 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("build", _dispatch.available(), indirect=True)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--whole",
+        action="store_true",
+        default=os.environ.get("CNORM_TESTS") == "whole",
+        help="run all cases of the largest grids, also with CNORM_TESTS=whole",
+    )
+
+
+def pytest_report_header(config):
+    return None if _whole(config) else "of the largest grids a part; --whole runs all of them"
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "large: takes many GB; only run by `make test-large`")
+    config.addinivalue_line("markers", "grid(n): without --whole one in n of its cases is run")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without ``-m large`` the large ones are not run."""
+    """Without ``-m large`` the large ones are not run, without ``--whole`` not all of a grid."""
+    left_out = set()
     if "large" not in config.option.markexpr:
-        large = [item for item in items if item.get_closest_marker("large")]
-        config.hook.pytest_deselected(items=large)
-        items[:] = [item for item in items if item not in large]
+        left_out.update(item for item in items if item.get_closest_marker("large"))
+    if not _whole(config):
+        left_out.update(item for item in items if not _drawn(item))
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _whole(config):
+    """All cases: asked for, or of tests that are named one by one."""
+    return config.option.whole or any("::" in argument for argument in config.args)
+
+
+def _drawn(item):
+    """Whether a case is one of those that are always run: the same ones each time."""
+    grid = item.get_closest_marker("grid")
+    return grid is None or zlib.crc32(item.name.encode()) % grid.args[0] == 0

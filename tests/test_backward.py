@@ -30,6 +30,7 @@ MEAN_BASED = [
 ]
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("ratio", [0, 0.5, 0.9, 0.99, 1.01, 1.2, 1.4, 1.43, 3])
 def test_means_beside_the_deviation(build, dtype, ratio, rng):
     """By its size in deviations a mean is taken about 0 or a shift, and lost in one part or two."""
@@ -188,6 +189,7 @@ def test_one_row(build, dtype, norm, rng):
         check(actual, expected, dtype, dy, f"{norm} of {length}")
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(
     "shape",
     [(33, 4099), (80, 4099), (112, 4099), (208, 4099), (176, 12289), (900, 31)],

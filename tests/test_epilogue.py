@@ -44,6 +44,7 @@ OPERATIONS = [operation for operation in operations.OPERATIONS if operation.take
 CLIPPED = [operation for operation in operations.OPERATIONS if operation.takes_clip]
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("name", SLOPES)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)
 def test_against_the_reference(build, operation, dtype, name, rng):
@@ -101,6 +102,16 @@ def test_the_gradient_of_a_slope_has_its_shape_and_dtype(rng):
             gradient = norm.run(F, x, dy, p, slope=slope)["grad_slope"]
             assert gradient.shape == shape
             assert gradient.dtype == float_type
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=str)
+def test_gradients_of_byte_swapped_slopes_are_in_native_order(operation, rng):
+    x, dy = rng.normal(size=(2, 4, 6, 5)).astype(np.float32)
+    p = operation.draw(rng, x.shape, 1, np.float32)
+    for slope in (PER_CHANNEL, PER_CHANNEL[:1]):
+        expected = operation.run(F, x, dy, p, slope=slope)["grad_slope"]
+        found = operation.run(F, x, dy, p, slope=slope.astype(">f8"))["grad_slope"]
+        assert found.dtype == np.dtype(np.float64) and found.tobytes() == expected.tobytes()
 
 
 def test_slopes_along_an_axis_of_the_row_and_outside_of_it(rng):

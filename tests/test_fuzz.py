@@ -5,13 +5,15 @@ exception. By hand, with a count of the outcomes of each kind of call:
 
     python tests/test_fuzz.py --calls 300000 --seed 1
 
-The kinds: mutated arguments; an argument that shares memory with one that is written; up to 64
-axes; objects that change an array while they are asked; sizes that cannot be addressed; the same
-call from several threads; layers, with bad input and bad attributes.
+The kinds: other layouts, odd values and arguments of a wrong kind; an argument that shares memory
+with one that is written; up to 64 axes; objects that change an array while they are asked; sizes
+that cannot be addressed; calls from several threads at once; layers, with bad input and bad
+attributes; arrays of other libraries, and the functions and the estimator for those libraries.
 """
 
 import argparse
 import copy
+import importlib
 import os
 import threading
 from collections import Counter
@@ -19,9 +21,11 @@ from contextlib import suppress
 from inspect import signature
 from math import prod
 
+import layouts
 import ml_dtypes
 import numpy as np
 import pytest
+from cnorm._call.arrays import to_array
 from operations import CLIP, DTYPES, OPERATIONS, calls_of, copied, outcome
 
 import cnorm
@@ -125,25 +129,82 @@ def _arrays(arguments):
     return [k for k, v in arguments.items() if isinstance(v, np.ndarray)]
 
 
+VALID = {
+    "eps": [1e-12, 1e-5, 0.5, np.float32(1e-3), 1],
+    "momentum": [0, 0.1, 0.999, 1, np.float64(0.5)],
+    "return_stats": [True, False, np.True_],
+    "negative_slope": [0, 0.25, 1, 1.5, np.float32(0.1)],
+    "clip": [None, CLIP, (0, 6), (-np.inf, np.float32(0.3))],
+}
+READ = [layouts.contiguous, layouts.negative, layouts.scattered, layouts.read_only,
+        layouts.unaligned, layouts.byte_swapped]  # fmt: skip
+WRITTEN = READ[:3]
+ODD = [np.nan, np.inf, -np.inf, 0, -0.0, 1e-40, 6e4, 1e30]
+
+
+def _written(function, arguments):
+    """The names of what the call writes to."""
+    names = {"out", "residual_out"}
+    if arguments.get("training") or arguments.get("use_input_stats"):
+        names |= {"running_mean", "running_var"}
+    return {name for name in names & set(arguments) if arguments[name] is not None}
+
+
+def _same(outcomes, others):
+    """Whether both are the same results, whatever bits a NaN has, or the same exception."""
+    if isinstance(outcomes, tuple) or isinstance(others, tuple) or outcomes == others:
+        return outcomes == others
+
+    def values(result):
+        _, dtype, content = result
+        return np.frombuffer(content, dtype).astype(np.float64)  # array_equal knows its NaN
+
+    return len(outcomes) == len(others) and all(
+        one[:2] == other[:2] and np.array_equal(values(one), values(other), equal_nan=True)
+        for one, other in zip(outcomes, others, strict=True)
+    )
+
+
+def _varied(random, function, arguments):
+    """Good values of what may be chosen, and odd ones in arrays."""
+    for name, values in VALID.items():
+        either = name in {"negative_slope", "clip"} and {"negative_slope", "clip"} & set(arguments)
+        if name in signature(function).parameters and random.uniform() < 0.3 and not either:
+            arguments.setdefault(name, values[random.integers(len(values))])
+    like = _like(arguments)
+    if "channel_axis" in arguments:
+        arguments["channel_axis"] = [1, 1 - like.ndim, np.int8(1)][random.integers(3)]
+    if "out" in signature(function).parameters and random.uniform() < 0.3:
+        arguments["out"] = np.zeros_like(like)
+    for name in _arrays(arguments):
+        if random.uniform() < 0.2 and arguments[name].size:
+            at = random.integers(arguments[name].size, size=random.integers(1, 4))
+            arguments[name].flat[at] = ODD[random.integers(len(ODD))]
+
+
 def mutated(random):
+    """Any layout and value, with the results of a copy; in a quarter wrong kinds of arguments."""
     function, arguments = _drawn(random)
-    for extra in (
-        "out",
-        "negative_slope",
-        "clip",
-        "channel_axis",
-        "bias",
-        "return_stats",
-        "momentum",
-    ):
-        if random.uniform() < 0.1:
-            arguments[extra] = _mutated(random, _like(arguments))
+    with np.errstate(all="ignore"):
+        _varied(random, function, arguments)
+    written = _written(function, arguments)
+    laid_out = copied(arguments)
+    for name in _arrays(arguments):
+        layout = READ[random.integers(len(WRITTEN if name in written else READ))]
+        laid_out[name] = layout(laid_out[name])
+    if random.uniform() < 0.75:
+        expected, found = outcome(function, arguments), outcome(function, laid_out)
+        assert _same(found, expected), (function.__name__, found[:2], expected[:2])
+        for name in written:
+            one, other = (a[name].astype(np.float64) for a in (arguments, laid_out))
+            assert np.array_equal(one, other, equal_nan=True), (function.__name__, name)
+        return isinstance(found, list)
     for _ in range(random.integers(1, 4)):
-        name = _chosen(random, arguments)
-        arguments[name] = _mutated(random, arguments[name])
+        name = _chosen(random, signature(function).parameters)
+        laid_out[name] = _mutated(random, laid_out.get(name))
     if random.uniform() < 0.05:
-        del arguments[_chosen(random, arguments)]
-    return _call(function, [], arguments) is not None
+        del laid_out[_chosen(random, laid_out)]
+    return _call(function, [], laid_out) is not None
 
 
 def aliased(random):
@@ -167,11 +228,8 @@ def aliased(random):
         assert found[0] is ValueError and "overlap" in found[1], what
         assert (memory == before).all(), what
         return False
-    written = ["out", "residual_out"]
-    if arguments.get("training") or arguments.get("use_input_stats"):
-        written += ["running_mean", "running_var"]
-    for name in written:
-        if isinstance(found, list) and name in {one, other} & set(arguments):
+    for name in _written(function, arguments):
+        if isinstance(found, list) and name in {one, other}:
             assert arguments[name].tobytes() == separate[name].tobytes(), what
     return isinstance(found, list)
 
@@ -279,17 +337,17 @@ def threaded(random):
 
 
 LAYERS = [
-    lambda: cnorm.BatchNorm2d(6, activation=cnorm.PReLU(6)),
-    lambda: cnorm.BatchNorm1d(6, dtype=np.float64),
-    lambda: cnorm.InstanceNorm2d(6, affine=True, track_running_stats=True),
-    lambda: cnorm.GroupNorm(3, 6, activation=cnorm.LeakyReLU()),
-    lambda: cnorm.LayerNorm((3, 4)),
-    lambda: cnorm.RMSNorm(4, activation=cnorm.PReLU()),
-    lambda: cnorm.SwitchNorm2d(6),
-    lambda: cnorm.SwitchNorm1d(6),
-    lambda: cnorm.LocalResponseNorm(3),
-    lambda: cnorm.CrossMapLRN2d(3),
-    lambda: cnorm.LazyBatchNorm2d(),
+    (lambda: cnorm.BatchNorm2d(6, activation=cnorm.PReLU(6)), (2, 6, 3, 4)),
+    (lambda: cnorm.BatchNorm1d(6, dtype=np.float64), (3, 6)),
+    (lambda: cnorm.InstanceNorm2d(6, affine=True, track_running_stats=True), (2, 6, 3, 4)),
+    (lambda: cnorm.GroupNorm(3, 6, activation=cnorm.LeakyReLU()), (3, 6)),
+    (lambda: cnorm.LayerNorm((3, 4)), (2, 6, 3, 4)),
+    (lambda: cnorm.RMSNorm(4, activation=cnorm.PReLU()), (2, 6, 3, 4)),
+    (lambda: cnorm.SwitchNorm2d(6), (2, 6, 3, 4)),
+    (lambda: cnorm.SwitchNorm1d(6), (3, 6)),
+    (lambda: cnorm.LocalResponseNorm(3), (2, 6, 3, 4)),
+    (lambda: cnorm.CrossMapLRN2d(3), (2, 6, 3, 4)),
+    (lambda: cnorm.LazyBatchNorm2d(), (2, 6, 3, 4)),
 ]
 ATTRIBUTES = ["eps", "momentum", "channel_axis", "num_groups", "normalized_shape", "size", "alpha"]
 
@@ -301,10 +359,11 @@ def _state(layer):
 
 def layered(random):
     """Forward and backward of a layer; one that raises leaves its buffers as they were."""
-    layer = LAYERS[random.integers(len(LAYERS))]()
-    x = random.normal(size=[(3, 6), (2, 6, 3, 4)][random.integers(2)]).astype(np.float32)
+    make, shape = LAYERS[random.integers(len(LAYERS))]
+    layer = make()
+    x = random.normal(size=shape).astype(np.float32)
     gradient = x
-    choice = random.integers(5)
+    choice = random.integers(10)
     if choice == 0:
         x = _mutated(random, x)
     elif choice == 1:
@@ -318,9 +377,11 @@ def layered(random):
             setattr(layer, _chosen(random, buffers), _spoiled(random, np.ones(6)))
         x = _Lying(random, x, x.copy())
     else:
+        x, gradient = (READ[random.integers(len(READ))](x) for _ in range(2))
         layer.train(bool(random.integers(2)))
     layer = copy.deepcopy(layer)
-    for call, argument in ((layer.forward, x), (layer.backward, gradient)):
+    calls = [(layer.forward, x), (layer.backward, gradient)]
+    for call, argument in calls[: 1 + layer.training]:
         before = _state(layer)
         try:
             with np.errstate(all="ignore"):
@@ -332,7 +393,115 @@ def layered(random):
     return True
 
 
-KINDS = [mutated, aliased, ranked, lying, huge, threaded, layered]
+class _Exported:
+    """Memory by one protocol alone; some raise."""
+
+    def __init__(self, array, name, error=None):
+        def export(*positional, **keywords):
+            if error:
+                raise error("not today")
+            return getattr(array, name)(*positional, **keywords)
+
+        self.exports = {name: export}
+        if name == "__dlpack__":
+            self.exports["__dlpack_device__"] = array.__dlpack_device__
+
+    def __getattr__(self, name):
+        try:
+            return self.exports[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class _Subclass(np.ndarray):
+    pass
+
+
+def _library(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def _tensor(array):
+    torch = _library("torch")
+    if array.dtype.isbuiltin == 1:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+
+
+def _foreign(random, array):
+    """The array as an object of another library, or one that raises when it is read."""
+    choice = random.integers(6)
+    jax = _library("jax")
+    native = array.dtype.isbuiltin == 1  # bfloat16 is not
+    if choice == 0:
+        return array.view(_Subclass)
+    if choice == 1 and native:
+        return memoryview(array)
+    if choice == 2 and _library("torch"):
+        return _tensor(array)
+    if choice == 3 and jax and array.dtype != np.float64:  # which would become float32
+        return jax.numpy.asarray(array)
+    if choice == 4 and native:
+        errors = [None, None, None, None, BufferError, RuntimeError, TypeError]
+        return _Exported(array, "__dlpack__", errors[random.integers(len(errors))])
+    return _Exported(array, "__array__")
+
+
+def foreign(random):
+    """Arrays of other libraries and exporters of memory: the results of NumPy's, or refused."""
+    if random.uniform() < 0.1 and _library("sklearn"):
+        return _estimated(random)
+    function, arguments = _drawn(random)
+    expected = outcome(function, copied(arguments))
+    if random.uniform() < 0.2 and _library("torch"):
+        _through_torch(function, copied(arguments), expected)
+    for name in _arrays(arguments):
+        if not name.startswith("running") and random.uniform() < 0.7:  # to be NumPy's in any case
+            arguments[name] = _foreign(random, arguments[name])
+    found = outcome(function, arguments)
+    assert found == expected or (found[0] is TypeError and "__dlpack__" in found[1]), found[:2]
+    return isinstance(found, list)
+
+
+def _through_torch(function, arguments, expected):
+    """The function for torch on tensors: the same bits."""
+    theirs = getattr(_library("cnorm.interop.torch"), function.__name__, None)
+    if theirs is None or {"negative_slope", "clip"} & set(arguments):
+        return
+    known = signature(theirs).parameters
+    arguments = {
+        name: _tensor(value) if isinstance(value, np.ndarray) else value
+        for name, value in arguments.items()
+        if name in known
+    }
+    found = outcome(lambda **arguments: to_array(theirs(**arguments), "result"), arguments)
+    assert found[0] == expected[0], function.__name__
+
+
+def _estimated(random):
+    """The estimator: what it raises leaves what it has seen as it was."""
+    norm = _library("cnorm.interop.sklearn").BatchNorm()
+    x = random.normal(size=(5, 3)).astype([np.float32, np.float64][random.integers(2)])
+    norm.fit(x)
+    if random.uniform() < 0.3:
+        setattr(norm, ["eps", "momentum"][random.integers(2)], _mutated(random, 0.5))
+    before = copy.deepcopy({k: v for k, v in vars(norm).items() if k.endswith("_")})
+    try:
+        with np.errstate(all="ignore"):
+            norm.partial_fit(x if random.uniform() < 0.5 else _mutated(random, x))
+            norm.inverse_transform(norm.transform(x))
+    except DOCUMENTED as error:
+        assert str(error)
+        if "seen" in vars(norm):
+            assert norm.n_samples_seen_ in (before["n_samples_seen_"], 10)
+        return False
+    return True
+
+
+KINDS = [mutated, aliased, ranked, lying, huge, threaded, layered, foreign]
 
 
 def run(calls, seed, kinds=KINDS):

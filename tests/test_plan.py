@@ -75,6 +75,10 @@ CHANNELS = [
     (every_second(8, 6), 0, "columns", (1, 1, 1, 8, 6)),
     (reversed_rows(8, 6, 4, 5), 0, "copy", None),
     (fortran(8, 6, 4, 5), 0, "copy", None),
+    (nchw(8, 1), 0, "columns", (1, 1, 1, 8, 1)),
+    (nhwc(8, 1, 4, 5), 0, "units", (1, 1, 8, 1, 20)),
+    (nhwc(8, 6, 4, 5)[:, :1], 0, "copy", None),
+    (reversed_rows(8, 1, 4, 5), 1, "copy", None),
 ]
 
 

@@ -36,6 +36,7 @@ def _laid_out(array, order):
     return whole[..., ::2]
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("order", ["C", "F", "gaps"])
 def test_axes_of_size_1_change_no_bit(operation, rank, order, dtype, rng):

@@ -73,6 +73,7 @@ def _assert_same_bits(actual, expected, what):
 ALONE = [operation for operation in OPERATIONS if not operation.mixes_samples]
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("operation", ALONE, ids=str)
 def test_a_sample_alone_and_in_any_batch_at_any_position(build, operation, dtype, rng):
     """Batches on both sides of where threads come in."""
@@ -113,6 +114,7 @@ VIEWS = [
 ]
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("megabytes", [18, 24, 40])  # prefetched backward, forward; streamed
 @pytest.mark.parametrize("length", [523, 1003])
 def test_a_channel_alone_and_beside_others_in_a_large_batch(build, dtype, rng, length, megabytes):
@@ -134,6 +136,7 @@ def test_a_channel_alone_and_beside_others_in_a_large_batch(build, dtype, rng, l
             _assert_same_bits(found, expected, f"gradient of channel {c}")
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("samples", [1, 3, 200])
 @pytest.mark.parametrize("length", [2, 16, 49, 100, 1003])
 def test_a_channel_alone_and_among_small_images(build, dtype, rng, length, samples):
@@ -176,7 +179,9 @@ def test_a_channel_alone_and_among_small_images(build, dtype, rng, length, sampl
 @pytest.mark.parametrize(("layout", "views"), VIEWS, ids=["contiguous", "channels-last"])
 def test_views_of_the_same_values(build, operation, layout, views, rng):
     for dtype in (np.dtype(np.float32), np.dtype(np.float16)):
-        for shape in [(5, 6, 11, 17), (3, 6, 4, 3)]:
+        for shape in [(5, 6, 11, 17), (3, 6, 4, 3), (3, 1, 4, 3)]:
+            if not operation.accepts(shape, 1):
+                continue
             x, dy = rng.normal(size=(2, *shape)).astype(dtype)
             p = operation.draw(rng, shape, 1, accumulation(dtype))
             expected = operation.run(F, layout(x), layout(dy), p)
@@ -225,6 +230,7 @@ def _at(a, place):
     return view
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda t: t.__name__)
 def test_where_arrays_begin_changes_nothing(build, operation, dtype, rng):
     """Loads and stores go across lines of memory in one place and not in another."""
@@ -291,6 +297,7 @@ def test_a_result_past_the_cache_wherever_its_rows_begin(build, dtype, rng, rest
             _assert_same_bits(call(out), expected, name)
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("rows", [37, 2100])
 @pytest.mark.parametrize("columns", [300, 700, 2500])
 def test_columns_summed_by_whole_rows_or_by_strips(build, dtype, rng, rows, columns):

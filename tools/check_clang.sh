@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds cnorm with Clang for one instruction set, the one that runs here, and holds its results
-# against the stored digests, which GCC's builds give too. Needs what the tests need, Clang and its OpenMP
+# Builds cnorm with Clang for one instruction set, the one that runs here, without a warning, and holds
+# its results against the stored digests, which GCC's builds give too. Needs what the tests need, Clang and its OpenMP
 # (Debian: apt install clang libomp-dev).
 # usage: tools/check_clang.sh [PYTHON]     (default: python3)
 set -euo pipefail
@@ -22,7 +22,7 @@ tar -c --exclude-vcs --exclude='./.*' --exclude=./build --exclude=./dist --exclu
     --exclude='*.so' --exclude='*.c' --exclude='*.egg-info' --exclude=__pycache__ . \
     | tar -x -C "$work/source"
 build=$("$python" -c "from cnorm import _dispatch; print(_dispatch.name())")
-CC=clang LDSHARED="clang -shared" CNORM_BUILDS=$build \
+CC=clang LDSHARED="clang -shared" CNORM_BUILDS=$build CNORM_CFLAGS="-Wall -Wextra -Werror" \
     make --silent -C "$work/source" wheel PYTHON="$python" DIST="$work/dist"
 "$python" -m pip install --no-deps --target "$work/installed" "$work"/dist/*.whl
 compiled=$(echo "$work"/installed/cnorm/kernels/_"$build".*.so)

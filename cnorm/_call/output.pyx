@@ -252,10 +252,10 @@ cdef object gradient_from_sums(const double *sums, Py_ssize_t n, cnp.ndarray par
 
 
 cdef object slope_gradient(cnp.ndarray per_channel, cnp.ndarray slope):
-    """A gradient per channel in the shape and dtype of the slope."""
+    """A gradient per channel in the shape and dtype of the slope, in this machine's byte order."""
     if cnp.PyArray_SIZE(slope) == 1:
         per_channel = np.asarray(per_channel.sum())
-    return per_channel.reshape(shape_of(slope)).astype(slope.dtype)
+    return per_channel.reshape(shape_of(slope)).astype(slope.dtype.newbyteorder("="))
 
 
 def result_array(cnp.ndarray out, cnp.ndarray like):

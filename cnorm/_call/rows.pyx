@@ -12,7 +12,8 @@ from cnorm._call.arrays cimport (accumulation_type, as_array, as_doubles, as_flo
                                  is_plain_array, is_plain_vector, may_overlap, new_float64, same_shape, shape_of,
                                  writable_in_place)
 from cnorm._call.checks cimport as_gradient, as_row_shape, axis_of, check_row
-from cnorm._call.output cimport ARENA_DOUBLES, Call, gradient_buffer, gradient_from_sums, run_norm, set_tensor
+from cnorm._call.output cimport (
+    ARENA_DOUBLES, Call, gradient_buffer, gradient_from_sums, run_norm, set_tensor, slope_gradient)
 from cnorm._plan cimport ARRAYS, MAX_DIMS, Plan, plan_rows
 from cnorm._pool cimport empty_like, new_array
 from cnorm._runtime cimport kernels, threads_for
@@ -444,7 +445,7 @@ cdef object row_slope_gradient(RowsCall call, cnp.ndarray per_element, object ch
     """The gradient of the slopes in their shape and dtype, from sums per element of a row or per row."""
     cdef cnp.ndarray slope = call.slope_array
     if channel_axis is None:
-        return per_element.sum().reshape(shape_of(slope)).astype(slope.dtype)
+        return slope_gradient(per_element, slope)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(call.x))
     first = cnp.PyArray_NDIM(call.x) - len(shape)
     if axis >= first:
@@ -452,7 +453,7 @@ cdef object row_slope_gradient(RowsCall call, cnp.ndarray per_element, object ch
     else:
         values = call.unit_slope_grads.reshape(shape_of(call.x)[:first])
     values = values.sum(tuple([i for i in range(values.ndim) if i != axis]))
-    return values.reshape(shape_of(slope)).astype(slope.dtype)
+    return slope_gradient(values, slope)
 
 
 cdef object add_norm_forward(object input, object residual, object normalized_shape, object weight, object bias,

@@ -249,6 +249,19 @@ def test_too_few_dimensions_are_one_error():
         torch.nn.RMSNorm((4, 3))(torch.ones(3))
 
 
+def test_no_groups_are_named():
+    for theirs in (
+        lambda: torch.nn.GroupNorm(0, 6),
+        lambda: torch.nn.functional.group_norm(torch.ones(2, 6), 0),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            theirs()
+    with pytest.raises(ValueError, match="num_groups must be a positive integer, but got 0"):
+        cnorm.GroupNorm(0, 6)
+    with pytest.raises(RuntimeError, match="Expected num groups to be greater than 0, got 0"):
+        cnorm.functional.group_norm(x(2, 6), 0)
+
+
 def test_one_running_statistic():
     norm = cnorm.BatchNorm1d(3)
     norm.running_var = None

@@ -110,6 +110,7 @@ def test_grid_is_large():
     assert len(RUNS) > 1000  # each makes a dozen comparisons or more
 
 
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("run", RUNS, ids=_id)
 def test_passes_and_state(run, rng):
     name, arguments, shape, dtype = run
