@@ -24,6 +24,9 @@
 /* Each of the K vectors at i, and the first element of vector k. */
 #define FOR_VECTORS(K) for (int k = 0; k < K; ++k)
 #define ELEMENT (i + k * LANES)
+/* Whether there are slopes these loops learn from the tile, whether there are bounds from the constant `clip`: loops
+ * that might do either would keep the operands of both in registers. */
+#define FORMULA (clip ? ACT_CLIP : ACT_SLOPE)
 #define SLOPE(partial) (activation == ACT_SLOPES ? FN(acc_load)(tile->slopes, ELEMENT, partial) : slope)
 /* Stores vector k of the run to an array of the workspace. */
 #define STORE_WORKSPACE(array, v, partial) \
@@ -79,8 +82,8 @@ INLINE VECTOR FN(scale_pow)(VECTOR scale, double beta) {
 }
 
 /* The gradient of z = x * scale ** -beta, the input of the activation, from g. */
-#define ACTIVATION_BACKWARD(g, x_value, scale_pow, partial)                                                       \
-    (activation ? FN(activation_backward)(g, MUL(x_value, scale_pow), SLOPE(partial), low, high, NULL, activation) \
+#define ACTIVATION_BACKWARD(g, x_value, scale_pow, partial)                                                    \
+    (activation ? FN(activation_backward)(g, MUL(x_value, scale_pow), SLOPE(partial), low, high, NULL, FORMULA) \
                 : (g))
 
 /* squares[i] = x[i]**2 */
@@ -95,7 +98,7 @@ static void FN(window_squares)(const WindowTile *tile) {
 }
 
 /* y = x * scale ** -beta, then the activation. */
-INLINE void FN(window_apply_any)(const WindowTile *tile_in, double beta, const int activation) {
+INLINE void FN(window_apply_any)(const WindowTile *tile_in, double beta, const int activation, const int clip) {
     const WindowTile copy = *tile_in, *const tile = &copy; /* a copy, which no store can change */
     const VECTOR slope = SET(tile->slope), low = SET(tile->low), high = SET(tile->high);
 #define APPLY(K, partial)                                                                            \
@@ -106,21 +109,23 @@ INLINE void FN(window_apply_any)(const WindowTile *tile_in, double beta, const i
         FN(window_scale)(tile, offset, i, partial, scale, K);                                        \
         FOR_VECTORS(K) {                                                                             \
             z[k] = MUL(FN(vector_load)(x, ELEMENT, partial, SET(0)), FN(scale_pow)(scale[k], beta)); \
-            if (activation) z[k] = FN(activated)(z[k], SLOPE(partial), low, high, activation);       \
+            if (activation) z[k] = FN(activated)(z[k], SLOPE(partial), low, high, FORMULA);          \
         }                                                                                            \
         STORE_RESULT(K, partial, z)                                                                  \
     }
     FOR_TILE(APPLY)
 #undef APPLY
+    (void)low, (void)high; /* unused without bounds */
 }
 static void FN(window_apply)(const WindowTile *tile) {
-    if (tile->beta == 0.75 && !tile->activation) FN(window_apply_any)(tile, 0.75, ACT_NONE);
-    else FN(window_apply_any)(tile, tile->beta, tile->activation);
+    if (tile->beta == 0.75 && !tile->activation) FN(window_apply_any)(tile, 0.75, ACT_NONE, 0);
+    else if (tile->activation == ACT_CLIP) FN(window_apply_any)(tile, tile->beta, ACT_CLIP, 1);
+    else FN(window_apply_any)(tile, tile->beta, tile->activation, 0);
 }
 
 /* The first step of backward: scale_pow = scale ** -beta and grad_term = g * x * scale ** (-beta - 1), what an element
  * adds to the gradient of each element of its window, up to a constant factor. */
-INLINE void FN(window_prepare_any)(const WindowTile *tile_in, double beta, const int activation) {
+INLINE void FN(window_prepare_any)(const WindowTile *tile_in, double beta, const int activation, const int clip) {
     const WindowTile copy = *tile_in, *const tile = &copy; /* a copy, which no store can change */
     const VECTOR slope = SET(tile->slope), low = SET(tile->low), high = SET(tile->high);
 #define PREPARE(K, partial)                                                                                     \
@@ -140,18 +145,19 @@ INLINE void FN(window_prepare_any)(const WindowTile *tile_in, double beta, const
     }
     FOR_TILE(PREPARE)
 #undef PREPARE
+    (void)low, (void)high; /* unused without bounds */
 }
 static void FN(window_prepare)(const WindowTile *tile) {
-    if (tile->beta == 0.75 && !tile->activation) FN(window_prepare_any)(tile, 0.75, ACT_NONE);
-    else FN(window_prepare_any)(tile, tile->beta, tile->activation);
+    if (tile->beta == 0.75 && !tile->activation) FN(window_prepare_any)(tile, 0.75, ACT_NONE, 0);
+    else if (tile->activation == ACT_CLIP) FN(window_prepare_any)(tile, tile->beta, ACT_CLIP, 1);
+    else FN(window_prepare_any)(tile, tile->beta, tile->activation, 0);
 }
 
 /* dx = g * scale_pow - 2 * alpha * beta * x * (the sum of grad_term over the windows that x is in) */
-static void FN(window_grad)(const WindowTile *tile_in) {
+INLINE void FN(window_grad_any)(const WindowTile *tile_in, const int activation, const int clip) {
     const WindowTile copy = *tile_in, *const tile = &copy; /* a copy, which no store can change */
     const VECTOR factor = SET(2 * tile->alpha * tile->beta), slope = SET(tile->slope);
     const VECTOR low = SET(tile->low), high = SET(tile->high);
-    const int activation = tile->activation;
 #define GRAD(K, partial)                                                                                        \
     {                                                                                                           \
         VECTOR dx[2];                                                                                           \
@@ -166,11 +172,17 @@ static void FN(window_grad)(const WindowTile *tile_in) {
     }
     FOR_TILE(GRAD)
 #undef GRAD
+    (void)low, (void)high; /* unused without bounds */
+}
+static void FN(window_grad)(const WindowTile *tile) {
+    if (tile->activation == ACT_CLIP) FN(window_grad_any)(tile, ACT_CLIP, 1);
+    else FN(window_grad_any)(tile, tile->activation, 0);
 }
 
 #undef FOR_TILE
 #undef FOR_VECTORS
 #undef ELEMENT
+#undef FORMULA
 #undef SLOPE
 #undef STORE_WORKSPACE
 #undef STORE_RESULT
