@@ -146,7 +146,8 @@ def extension(name, flags=(), depends=(), macros=(), **kwargs):
 
 KERNELS = Path("cnorm/kernels").rglob("*")
 # What the builds do not include.
-SHIMS = {"_cpu.pyx", "api.pyx", "api.pxd", *(f"_{name}.pyx" for name in BUILDS)}
+SHIMS = {"_cpu.pyx", "api.pyx", "api.pxd", "mixing.pyx", "mixing.pxd", "exponential.h"}
+SHIMS |= {f"_{name}.pyx" for name in BUILDS}
 SOURCES = sorted(
     str(p) for p in KERNELS if p.suffix in {".pyx", ".h", ".pxd"} and p.name not in SHIMS
 )
@@ -161,10 +162,19 @@ CALLS = [
     "rows",
     "channels",
     "normalize",
+    "switch",
     "window",
 ]
 # Modules in which a call spends no time worth counting are compiled for size: a third of it.
-SMALL = {"_call.normalize", "_call.observe", "_call.window", "steps", "kernels.api", "kernels._cpu"}
+SMALL = {
+    "_call.normalize",
+    "_call.observe",
+    "_call.switch",
+    "_call.window",
+    "steps",
+    "kernels.api",
+    "kernels._cpu",
+}
 # The text that kernels share is in `cdef inline` functions of .pxd files. Told to inline all of
 # them, the compiler takes three times as long: it decides by itself.
 SHARED_TEXT = [("CYTHON_INLINE", "__attribute__((unused))")]
@@ -181,6 +191,7 @@ setup(
             *(extension(f"_call.{name}") for name in CALLS),
             *(extension(name) for name in ["steps", "functional"]),
             extension("kernels._cpu"),
+            extension("kernels.mixing", depends=["cnorm/kernels/exponential.h"]),
             extension("kernels.api", depends=["cnorm/kernels/api.pxd", "cnorm/kernels/job.pxd"]),
             *(extension(f"kernels._{name}", BUILDS[name], SOURCES, SHARED_TEXT) for name in chosen),
         ],

@@ -56,7 +56,7 @@ class Case:
             return "window"
         if self.op in ROWS:
             return "rows"
-        is_matrix = self.op == "batch_norm" and len(self.shape) == 2
+        is_matrix = self.op in ("batch_norm", "switch_norm") and len(self.shape) == 2
         return "columns" if self.layout == "last" or is_matrix else "segments"
 
     @property
@@ -117,6 +117,8 @@ def _overhead():
     yield Case("rms_norm", (1, 16), overhead=True)
     yield Case("batch_norm", (4, 16), overhead=True)
     yield Case("batch_norm", (1, 16), training=False, overhead=True)
+    yield Case("switch_norm", (4, 16), overhead=True)
+    yield Case("switch_norm", (2, 8, 4, 4), overhead=True)
     yield Case("group_norm", (1, 8, 8), groups=2, overhead=True)
     yield Case("instance_norm", (1, 8, 8), overhead=True)
 
@@ -184,6 +186,15 @@ def _group_and_instance(direction):
     yield Case("instance_norm", (16, 256, 32, 32), direction, "bfloat16")
 
 
+def _switch(direction):
+    """Each beside a batch norm of the same shape."""
+    for shape in [(32, 64, 56, 56), (16, 64, 28, 28), (4, 32, 16, 56, 56), (4096, 256), (256, 128)]:
+        yield Case("switch_norm", shape, direction)
+    yield Case("switch_norm", (32, 64, 56, 56), direction, layout="last")
+    yield Case("batch_norm", (16, 64, 28, 28), direction)
+    yield Case("batch_norm", (256, 128), direction)
+
+
 def _response(direction):
     yield Case("local_response_norm", (16, 96, 55, 55), direction, headline=True)
     yield Case("local_response_norm", (32, 64, 56, 56), direction)
@@ -202,7 +213,7 @@ def grid():
     """Return every case of the comparison."""
     cases = list(_overhead())
     for direction in ["forward", "backward"]:
-        for part in (_rows, _batch, _group_and_instance, _response, _normalize):
+        for part in (_rows, _batch, _group_and_instance, _switch, _response, _normalize):
             cases += part(direction)
     return cases
 

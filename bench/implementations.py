@@ -114,18 +114,23 @@ class Cnorm(Implementation):
                 return bound(forward, x, **keywords)
             norm = forward(x, dim=keywords["dim"], return_stats=True)[1]
             return bound(backward, a["dy"], x, norm, **keywords)
+        mixes = (np.ones(min(x.ndim, 3), np.float32),) * 2
         first = {
             "batch_norm": (a["running_mean"], a["running_var"], weight, bias, case.training),
             "instance_norm": (None, None, weight, bias),
             "group_norm": (case.groups, weight, bias),
             "local_response_norm": (case.size,),
+            "switch_norm": (a["running_mean"], a["running_var"], weight, bias, *mixes, True),
         }[case.op]
         if case.direction == "forward":
             return bound(forward, x, *first, **keywords)
         dy = a["dy"]
         if case.op == "local_response_norm":
             return bound(backward, dy, x, case.size, **keywords)
-        _, mean, rstd = forward(x, *first, return_stats=True, channel_axis=case.channel_axis)
+        _, *kept = forward(x, *first, return_stats=True, channel_axis=case.channel_axis)
+        if case.op == "switch_norm":
+            return bound(backward, dy, x, *kept, weight, *mixes, bias, **keywords)
+        mean, rstd = kept
         if case.clip:
             keywords["bias"] = bias
         if case.op == "group_norm":
@@ -158,6 +163,19 @@ def formula(xp, case):
         mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
         return apply(x, mean, var, weight, bias)
 
+    def switch(x, axis, spatial, weight, bias):
+        if x.ndim == 2:
+            mean = (x.mean(1, keepdims=True) + x.mean(0, keepdims=True)) / 2
+            var = (x.var(1, keepdims=True, ddof=1) + x.var(0, keepdims=True, ddof=1)) / 2
+            return apply(x, mean, var, weight, bias)
+        mean, var = x.mean(spatial, keepdims=True), x.var(spatial, keepdims=True, ddof=1)
+        square = var + mean * mean
+        means, variances = [mean], [var]
+        for over in (axis, 0):
+            means.append(mean.mean(over, keepdims=True))
+            variances.append(square.mean(over, keepdims=True) - means[-1] ** 2)
+        return apply(x, sum(means) / 3, sum(variances) / 3, weight, bias)
+
     def rms(x, weight):
         return x / xp.sqrt((x * x).mean(-1, keepdims=True) + EPS) * weight
 
@@ -171,6 +189,8 @@ def formula(xp, case):
             return apply(x, *stats, weight, bias)
         if case.op == "instance_norm":
             return over(x, spatial, weight, bias)
+        if case.op == "switch_norm":
+            return switch(x, axis, spatial, weight, bias)
         if case.op == "group_norm":
             split = (*x.shape[:axis], case.groups, x.shape[axis] // case.groups)
             g = x.reshape(split + x.shape[axis + 1 :])
@@ -314,7 +334,7 @@ class Torch(Implementation):
         return f
 
     def prepare(self, case):
-        if case.op == "np.add":
+        if case.op in ("np.add", "switch_norm"):
             raise Unsupported(case.op)
         torch = self.torch
         torch.set_grad_enabled(case.direction == "backward")

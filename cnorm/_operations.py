@@ -216,6 +216,5 @@ OPERATIONS = (
         (("switch_norm", _switch),),
         page="switch",
         layers=_dims("SwitchNorm"),
-        no_benchmark="no peer has it; the kernels of batch_norm and instance_norm",
     ),
 )

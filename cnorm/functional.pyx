@@ -26,9 +26,8 @@ from cnorm._call.channels cimport (BATCH_NORM, GROUP_NORM, INSTANCE_NORM, batch_
                                    group_norm_forward, instance_norm_forward)
 from cnorm._call.normalize cimport normalize_backward_of, normalize_forward
 from cnorm._call.rows cimport STATS_ARRAYS, STATS_NONE, add_norm_forward, rows_norm_backward, rows_norm_forward
+from cnorm._call.switch cimport switch_norm_forward, switch_norm_gradients
 from cnorm._call.window cimport response_norm_backward, response_norm_forward
-
-from ._switch import switch_norm, switch_norm_backward
 
 __all__ = [
     "add_layer_norm",
@@ -805,3 +804,92 @@ def normalize_backward(grad_output, input, norm, p=2.0, dim=1, eps=1e-12, *, out
     array([[ 0.128, -0.096]])
     """
     return normalize_backward_of(grad_output, input, norm, p, dim, eps, out)
+
+
+def switch_norm(input, running_mean, running_var, weight, bias, mean_weight, var_weight, training=False,
+                momentum=0.9, eps=1e-5, using_moving_average=True, *, out=None, channel_axis=1,
+                return_stats=False, negative_slope=None, clip=None):
+    """Normalise with a learned mix of instance, layer and batch statistics [1]_.
+
+    ``y = (x - sum(p * mean)) / sqrt(sum(q * var) + eps) * weight + bias``, p and q the softmax of
+    `mean_weight` and `var_weight` in the order instance, layer, batch; of 2-D input: layer, batch. The
+    variance of an instance (of 2-D input, of a row or column) is the unbiased one.
+
+    Parameters
+    ----------
+    input : array_like, shape (N, C) or (N, C, ...)
+    running_mean, running_var : ndarray of C elements, or None
+        The batch's, in evaluation. Updated in place in training:
+        ``running = momentum * running + (1 - momentum) * batch``; without `using_moving_average`,
+        the sums of mean and of ``mean**2 + var``.
+    weight, bias : array_like of C elements, or None
+    mean_weight, var_weight : array_like of 3 elements; 2 without the batch's statistics
+    training : bool
+    momentum, eps : float
+    using_moving_average : bool
+    out, channel_axis, negative_slope, clip
+        As the other functions.
+    return_stats : bool
+        Also return what `switch_norm_backward` needs.
+
+    Returns
+    -------
+    ndarray or tuple
+        The result, or ``(y, stats)``.
+
+    Raises
+    ------
+    ValueError
+        One spatial element, or (2-D) one value per row or column.
+    RuntimeError
+        A parameter of the wrong length.
+    TypeError
+        An array that is not of a float dtype.
+
+    References
+    ----------
+    .. [1] P. Luo, J. Ren, Z. Peng, R. Zhang, J. Li, "Differentiable Learning-to-Normalize via
+       Switchable Normalization", ICLR 2019, arXiv:1806.10779.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x = np.arange(8.0).reshape(1, 2, 4)
+    >>> F.switch_norm(x, None, None, None, None, np.ones(3), np.ones(3), True).shape
+    (1, 2, 4)
+    """
+    return switch_norm_forward(input, running_mean, running_var, weight, bias, mean_weight, var_weight, training,
+                               momentum, eps, using_moving_average, out, channel_axis, return_stats,
+                               negative_slope, clip)
+
+
+def switch_norm_backward(grad_output, input, stats, weight, mean_weight, var_weight, bias=None, *, out=None,
+                         channel_axis=1, negative_slope=None, clip=None):
+    """Gradients of `switch_norm`, the unbiased variances included.
+
+    Parameters
+    ----------
+    grad_output, input : array_like, shape (N, C) or (N, C, ...)
+    stats
+        As forward returned it.
+    weight, mean_weight, var_weight, bias
+        Of the forward pass.
+    out, channel_axis, negative_slope, clip
+        As the other functions.
+
+    Returns
+    -------
+    grad_input, grad_weight, grad_bias, grad_mean_weight, grad_var_weight : ndarray
+        With an array for `negative_slope` its gradient follows.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> x, one = np.arange(8.0).reshape(1, 2, 4), np.ones(3)
+    >>> y, stats = F.switch_norm(x, None, None, None, None, one, one, True, return_stats=True)
+    >>> dx, dw, db, dp, dq = F.switch_norm_backward(np.ones_like(x), x, stats, None, one, one)
+    >>> db
+    array([4., 4.])
+    """
+    return switch_norm_gradients(grad_output, input, stats, weight, mean_weight, var_weight, bias, out,
+                                 channel_axis, negative_slope, clip)

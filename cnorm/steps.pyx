@@ -8,7 +8,7 @@ forward        `moments`, then `apply`: ``y = (x - mean) * rstd * weight + bias`
 backward       `grad_sums`, then `grad_apply`; `grad_moments` for other functions of moments
 ============== ===========================================================================
 
-`SwitchNorm` and `SyncBatchNorm` are written on them. Shared by the functions below:
+`SyncBatchNorm` is written on them. Shared by the functions below:
 
 channel_axis
     Which axis holds the C channels; axis 0 is the batch of N samples. With ``channel_axis=0`` the input is one

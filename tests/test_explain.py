@@ -25,6 +25,11 @@ def images(*shape):
         (lambda x: (F.instance_norm, x), "segments", "row batches"),
         (lambda x: (F.group_norm, x, 2), "segments", "unit by unit"),
         (lambda x: (F.local_response_norm, x, 3), "window", "spans"),
+        (
+            lambda x: (F.switch_norm, x.reshape(-1, 64), *[None] * 4, [0, 0], [0, 0], True),
+            "crossed",
+            "row ranges",
+        ),
     ],
 )
 def test_family_and_strategy(call, family, strategy):

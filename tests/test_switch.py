@@ -1,10 +1,15 @@
 """SwitchNorm: its running statistics, its weights, and variances without cancellation."""
 
+import copy as copying
+import pickle
+
 import numpy as np
 import pytest
 from operations import SwitchNorm, check, oracle
 
+import cnorm
 import cnorm.functional as F
+from cnorm.kernels import mixing
 
 
 def _weights(rng, mixed=3):
@@ -137,3 +142,127 @@ def test_statistics_of_another_input(rng):
             F.switch_norm_backward(other, other, stats, None, *mix)
     with pytest.raises(ValueError, match="stats are of 6 channels"):
         F.switch_norm_backward(x, x, stats, None, *mix, channel_axis=-1)
+
+
+# --- accuracy -----------------------------------------------------------------------------------
+
+
+LONG = np.longdouble
+needs_long_doubles = pytest.mark.skipif(
+    np.finfo(LONG).nmant < 63, reason="long doubles are no longer than doubles here"
+)
+
+
+@needs_long_doubles
+def test_exponential(rng):
+    x = np.concatenate([rng.uniform(-750, 0, 4000), rng.uniform(-2, 0, 4000), [0.0, -1e-300, -745]])
+    found = np.array([mixing.exp(value) for value in x])
+    exact = np.exp(x.astype(LONG))
+    ulps = np.abs(found - exact) / np.spacing(exact.astype(np.float64)).astype(LONG)
+    assert ulps.max() < 0.9
+    assert mixing.exp(0.0) == 1
+    assert mixing.exp(-np.inf) == mixing.exp(-800.0) == 0
+    assert mixing.exp(710.5) == np.inf
+    assert np.isnan(mixing.exp(np.nan))
+
+
+def _shares(logits):
+    powers = np.exp(logits.astype(LONG) - logits.max())
+    return powers / powers.sum()
+
+
+def _exactly(x, p, eps=1e-5):
+    """The result, in long doubles."""
+    n, c = x.shape[:2]
+    flat = x.astype(LONG).reshape(n, c, -1)
+    if x.ndim == 2:
+        means = [flat.mean(axis, keepdims=True) for axis in (1, 0)]
+        variances = [flat.var(axis, ddof=1, keepdims=True) for axis in (1, 0)]
+    else:
+        mean, var = flat.mean(-1, keepdims=True), flat.var(-1, ddof=1, keepdims=True)
+        means, variances = [mean], [var]
+        for axis in (1, 0):
+            means.append(mean.mean(axis, keepdims=True))
+            variances.append(var.mean(axis, keepdims=True) + mean.var(axis, keepdims=True))
+    mean = sum(a * b for a, b in zip(_shares(p["mean_weight"]), means, strict=True))
+    var = sum(a * b for a, b in zip(_shares(p["var_weight"]), variances, strict=True))
+    weight, bias = p["weight"].reshape(-1, 1), p["bias"].reshape(-1, 1)
+    return ((flat - mean) / np.sqrt(var + LONG(eps)) * weight + bias).reshape(x.shape)
+
+
+@needs_long_doubles
+@pytest.mark.parametrize("shape", [(300, 70), (33, 700), (6, 12, 9, 5)])
+@pytest.mark.parametrize("far", [(1, 1), (0, 1), (1, 0)], ids=["all", "samples", "channels"])
+@pytest.mark.parametrize("tilt", [0, 8])
+def test_no_mean_costs_accuracy(build, shape, far, tilt, rng):
+    """Means of 1e4 and deviations of 1, together or apart, whatever has most of the mix."""
+    sizes = [1 if together else n for n, together in zip(shape, far, strict=False)]
+    means = rng.normal(size=(*sizes, *[1] * (len(shape) - 2)))
+    p = SwitchNorm(training=True).draw(rng, shape, 1)
+    for k in range(len(p["mean_weight"])):
+        for name in ("mean_weight", "var_weight"):
+            p[name][:] = rng.normal(size=p[name].size)
+            p[name][k] += tilt
+        for dtype in (np.float32, np.float64):
+            x = (1e4 * means + rng.normal(size=shape)).astype(dtype)
+            y = F.switch_norm(x, None, None, p["weight"], p["bias"], p["mean_weight"],
+                              p["var_weight"], True)  # fmt: skip
+            exact = _exactly(x, p)
+            error = np.abs(y - exact).max() / np.abs(exact).max() / np.finfo(dtype).eps
+            assert error < 6, (dtype, k, float(error))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15, 1e30])
+@pytest.mark.parametrize("shape", [(40, 21), (3, 5, 4, 6)])
+def test_magnitudes_that_squares_do_not_have(build, scale, shape, rng):
+    """In float32 the squares of these overflow, or are 0."""
+    operation = SwitchNorm(training=True, eps=1e-70)
+    x, dy = rng.normal(size=(2, *shape)).astype(np.float32)
+    x *= np.float32(scale)
+    p = operation.draw(rng, shape, 1)
+    check(operation.run(F, x, dy, p), oracle(operation, x, dy, p), x.dtype, dy, operation)
+
+
+def test_one_outlier_of_a_table_leaves_the_others(build):
+    """Where a row and a column without variance cross, others having a large one, is the bias."""
+    x = np.zeros((6, 5), np.float32)
+    x[0, 0] = 1e30
+    y = F.switch_norm(x, None, None, None, np.ones(5), np.zeros(2), np.zeros(2), True)
+    assert np.isfinite(y).all()
+    np.testing.assert_array_equal(y[1:, 1:], 1)
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(64, 300, 4), (3, 6000, 2), (520, 530), (2000, 9), (40, 1030)])
+@pytest.mark.parametrize("slope", [None, 0.25])
+def test_threads_give_the_same_bits(shape, slope, rng):
+    """Of many (sample, channel) pairs; of tables with one row range and with more."""
+    operation = SwitchNorm(training=True)
+    x, dy = rng.normal(3, 1, (2, *shape)).astype(np.float32)
+    p = operation.draw(rng, shape, 1)
+    found = []
+    for threads in (1, 2, 5):
+        with cnorm.num_threads(threads):
+            found.append(operation.run(F, x, dy, p, slope=slope))
+    for name in set(found[0]) - {"stats"}:
+        for other in found[1:]:
+            np.testing.assert_array_equal(other[name], found[0][name], name)
+
+
+# --- statistics that are kept -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (3, 6, 5)])
+def test_kept_statistics_can_be_copied(shape, rng):
+    operation = SwitchNorm(training=True)
+    x, dy = rng.normal(size=(2, *shape))
+    p = operation.draw(rng, shape, 1)
+    expected = operation.run(F, x, dy, p)
+    _, stats = operation.forward(F, x, p)
+    for copy in (copying.deepcopy(stats), pickle.loads(pickle.dumps(stats))):
+        for name, grad in zip(
+            operation.gradients, operation.backward(F, dy, x, (copy,), p), strict=False
+        ):
+            np.testing.assert_array_equal(grad, expected[name], name)

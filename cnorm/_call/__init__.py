@@ -8,6 +8,7 @@ Each module imports those above it only:
     running     running statistics
     rows        layer and rms norm
     channels    batch, instance and group norm
+    switch      switch norm
     window      response norms
 
 `functional` and `steps` have the signatures, the documentation and one call each of what is here.

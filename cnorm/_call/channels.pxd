@@ -50,3 +50,5 @@ cdef object group_norm_forward(object input, object num_groups, object weight, o
 cdef object channel_norm_backward(object grad_output, object input, object num_groups, object mean, object rstd,
                                   object weight, object bias, object from_input, NormKind kind, object out,
                                   object channel_axis, object negative_slope, object clip)
+cdef void sum_over_samples(double *grads, Py_ssize_t rows, Py_ssize_t channels) noexcept
+cdef tuple parameter_grads(ChannelsCall call, object grad_input, cnp.ndarray weight, cnp.ndarray bias)

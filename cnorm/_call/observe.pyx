@@ -32,6 +32,7 @@ AXES = {
     "rows": ("outer", "rows", "segments", "runs", "elements"),
     "segments": ("outer", "units", "segments", "runs", "elements"),
     "columns": ("samples", "rows", "rows", "rows", "columns"),
+    "crossed": ("samples", "rows", "rows", "rows", "columns"),
     "window": ("samples", "channels", "-", "runs", "elements"),
     "window, channels last": ("samples", "rows", "rows", "rows", "channels"),
 }
@@ -145,7 +146,9 @@ cdef tuple names_of(norm_kernel kernel):
         return "columns", "moments"
     if kernel == kernels.columns_forward:
         return "columns", "forward"
-    return "columns", "backward"
+    if kernel == kernels.columns_backward:
+        return "columns", "backward"
+    return "crossed", "forward" if kernel == kernels.crossed_forward else "backward"
 
 
 cdef int observe_norm(norm_kernel kernel, Job *job) except? -2:

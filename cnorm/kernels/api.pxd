@@ -39,6 +39,19 @@ cdef int columns_backward(const real[:, :] dy, const real[:, :] x, real[:, :] dx
                           const double[:] mean, const double[:] rstd, double[:] grad_weight, double[:] grad_bias,
                           bint given, int threads) noexcept nogil
 
+# SwitchNorm of (M, C), C contiguous, M and C at least 2. shares: of the means of row and column, then of their
+# variances. rows (3, M) and columns (3, C), contiguous, are written: mean, what its rounding lacks, and the unbiased
+# variance; given: those of columns are read. weight and bias may be None.
+cdef int crossed_forward(const real[:, :] x, real[:, :] y, const real[:] weight, const real[:] bias,
+                         const double[:] shares, double[:, :] rows, double[:, :] columns, bint given, double eps,
+                         int threads) noexcept nogil
+
+# grad_shares: the gradients of the first share less that of the second, of means and of variances; it may be None.
+cdef int crossed_backward(const real[:, :] dy, const real[:, :] x, real[:, :] dx, const real[:] weight,
+                          const double[:] shares, const double[:, :] rows, const double[:, :] columns,
+                          double[:] grad_weight, double[:] grad_bias, double[:] grad_shares, bint given, double eps,
+                          int threads) noexcept nogil
+
 # Local response norm over windows of `size` channels of (N, C, S), where S or C is contiguous. Forward, y shares no
 # memory with x where S is contiguous.
 cdef int window_forward(const real[:, :, :] x, real[:, :, :] y, Py_ssize_t size, double alpha, double beta, double k,

@@ -391,6 +391,105 @@ cdef int columns_backward(const real[:, :] dy, const real[:, :] x, real[:, :] dx
                              grad_weight, grad_bias)
 
 
+# ---- crossed ----
+
+cdef inline bint has_statistics(const double[:, :] values, Py_ssize_t n) noexcept nogil:
+    """Whether they are (3, n), one value after the other."""
+    return (values is not None and values.shape[0] == 3 and values.shape[1] == n
+            and values.strides[1] == sizeof(double) and values.strides[0] == n * <Py_ssize_t> sizeof(double))
+
+
+cdef inline Job crossed_job(int dtype, Py_ssize_t m, Py_ssize_t c, const double[:] shares, const double[:, :] rows,
+                            const double[:, :] columns, bint given, double eps, int threads) noexcept nogil:
+    cdef Job job = new_job(dtype, True, eps, threads)
+    set_shape(job.shape, 1, 1, 1, m, c)
+    job.stats_given = given
+    job.mean = <double *> &columns[0, 0]
+    job.lo = <double *> &columns[1, 0]
+    job.m2 = <double *> &columns[2, 0]
+    job.crossed.row_mean = <double *> &rows[0, 0]
+    job.crossed.row_lo = <double *> &rows[1, 0]
+    job.crossed.row_var = <double *> &rows[2, 0]
+    job.crossed.share[0] = shares[0]
+    job.crossed.share[1] = shares[1]
+    job.crossed.var_share[0] = shares[2]
+    job.crossed.var_share[1] = shares[3]
+    return job
+
+
+cdef int crossed_forward(const real[:, :] x, real[:, :] y, const real[:] weight, const real[:] bias,
+                         const double[:] shares, double[:, :] rows, double[:, :] columns, bint given, double eps,
+                         int threads) noexcept nogil:
+    cdef Py_ssize_t m = x.shape[0], c = x.shape[1]
+    cdef double *room
+    cdef Job job
+    cdef int failed
+    if not same_matrices(x, y) or not has_length(weight, c) or not has_length(bias, c):
+        return BAD_LAYOUT
+    if m < 2 or c < 2 or not has_statistics(rows, m) or not has_statistics(columns, c):
+        return BAD_LAYOUT
+    if shares is None or shares.shape[0] != 4 or not takes_matrix(x) or not takes_matrix(y):
+        return BAD_LAYOUT
+    job = crossed_job(dtype_of(&x[0, 0]), m, c, shares, rows, columns, given, eps, threads)
+    job.x = tensor(&x[0, 0], 0, 0, 0, x.strides[0])
+    job.y = tensor(&y[0, 0], 0, 0, 0, y.strides[0])
+    room = <double *> malloc(3 * c * sizeof(double))
+    if room == NULL:
+        return NO_MEMORY
+    job.rstd = room
+    if weight is not None:
+        copy_in(weight, room + c)
+        job.channels.weight = room + c
+    if bias is not None:
+        copy_in(bias, room + 2 * c)
+        job.channels.bias = room + 2 * c
+    failed = kernels.run_norm(kernels.crossed_forward, &job)
+    free(room)
+    return NO_MEMORY if failed else OK
+
+
+cdef int crossed_backward(const real[:, :] dy, const real[:, :] x, real[:, :] dx, const real[:] weight,
+                          const double[:] shares, const double[:, :] rows, const double[:, :] columns,
+                          double[:] grad_weight, double[:] grad_bias, double[:] grad_shares, bint given, double eps,
+                          int threads) noexcept nogil:
+    cdef Py_ssize_t m = x.shape[0], c = x.shape[1]
+    cdef double differences[2]
+    cdef double *room
+    cdef Job job
+    cdef int failed
+    if not same_matrices(x, dy) or not same_matrices(x, dx) or not has_length(weight, c):
+        return BAD_LAYOUT
+    if not has_length(grad_weight, c) or not has_length(grad_bias, c) or not has_length(grad_shares, 2):
+        return BAD_LAYOUT
+    if m < 2 or c < 2 or not has_statistics(rows, m) or not has_statistics(columns, c):
+        return BAD_LAYOUT
+    if shares is None or shares.shape[0] != 4:
+        return BAD_LAYOUT
+    if not takes_matrix(x) or not takes_matrix(dy) or not takes_matrix(dx):
+        return BAD_LAYOUT
+    job = crossed_job(dtype_of(&x[0, 0]), m, c, shares, rows, columns, given, eps, threads)
+    job.x = tensor(&x[0, 0], 0, 0, 0, x.strides[0])
+    job.dy = tensor(&dy[0, 0], 0, 0, 0, dy.strides[0])
+    job.y = tensor(&dx[0, 0], 0, 0, 0, dx.strides[0])
+    room = <double *> malloc(4 * c * sizeof(double))
+    if room == NULL:
+        return NO_MEMORY
+    job.channels.grad_weight = room
+    job.channels.grad_bias = room + c
+    job.channels.grad_slope = room + 2 * c
+    job.crossed.grad_shares = differences
+    if weight is not None:
+        copy_in(weight, room + 3 * c)
+        job.channels.weight = room + 3 * c
+    failed = kernels.run_norm(kernels.crossed_backward, &job)
+    if not failed:
+        copy_out(room, grad_weight)
+        copy_out(room + c, grad_bias)
+        copy_out(differences, grad_shares)
+    free(room)
+    return NO_MEMORY if failed else OK
+
+
 # ---- window ----
 
 cdef inline Tensor window_tensor(const real[:, :, :] a, bint channels_last) noexcept nogil:
@@ -484,6 +583,24 @@ def _columns_backward(const real[:, :] dy, const real[:, :] x, real[:, :] dx, co
                       bint given, int threads):
     with nogil:
         status = columns_backward(dy, x, dx, weight, mean, rstd, grad_weight, grad_bias, given, threads)
+    return status
+
+
+def _crossed_forward(const real[:, :] x, real[:, :] y, const real[:] weight, const real[:] bias,
+                     const double[:] shares, double[:, :] rows, double[:, :] columns, bint given, double eps,
+                     int threads):
+    with nogil:
+        status = crossed_forward(x, y, weight, bias, shares, rows, columns, given, eps, threads)
+    return status
+
+
+def _crossed_backward(const real[:, :] dy, const real[:, :] x, real[:, :] dx, const real[:] weight,
+                      const double[:] shares, const double[:, :] rows, const double[:, :] columns,
+                      double[:] grad_weight, double[:] grad_bias, double[:] grad_shares, bint given, double eps,
+                      int threads):
+    with nogil:
+        status = crossed_backward(dy, x, dx, weight, shares, rows, columns, grad_weight, grad_bias, grad_shares,
+                                  given, eps, threads)
     return status
 
 

@@ -21,14 +21,15 @@ from libc.stdlib cimport free, malloc
 from cnorm.kernels.coefficients cimport PASS_BACKWARD, PASS_FORWARD
 from cnorm.kernels.columns_apply cimport (
     N_COLUMN_COEFFICIENTS, all_rows_contiguous, apply_column_block, apply_row_range, bind_coefficients,
-    coefficient_bytes, column_range_coefficients, reversed_within_thread_range, sample_coefficients)
+    coefficient_bytes, column_range_coefficients, sample_coefficients)
 from cnorm.kernels.columns_layout cimport (
     ColumnLayout, column_block_begin, column_block_size, column_layout, rows_are_contiguous)
 from cnorm.kernels.columns_moments cimport (
     column_block_moments, columns_statistics, group_statistics, merge_packed, merge_row_ranges, partial_at)
 from cnorm.kernels.job cimport COLUMN_BLOCKS, Job
 from cnorm.kernels.loops cimport ColumnCoefficients
-from cnorm.kernels.schedule cimport min_chunk, samples_per_thread, schedule_columns, schedule_columns_moments
+from cnorm.kernels.schedule cimport (
+    min_chunk, reversed_within_thread_range, samples_per_thread, schedule_columns, schedule_columns_moments)
 from cnorm.kernels.tuning cimport COLUMN_ROWS_PER_PASS, ROW_RANGES_MAX, STACK_DOUBLES
 from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
 
@@ -46,11 +47,19 @@ cdef inline void column_block_item(const Job *job, const ColumnLayout *layout, b
         merge_packed(layout, partial_at(layout, partials, row_range), row_range)
 
 
+cdef void merge_sample(Job *job, const ColumnLayout *layout, Py_ssize_t sample, double *partials) noexcept nogil:
+    """The statistics of a sample from the partials of its row ranges."""
+    cdef double counts[ROW_RANGES_MAX]
+    cdef Py_ssize_t range_rows = layout.range_rows * layout.rows_packed, i
+    for i in range(layout.row_ranges):
+        counts[i] = <double> (min((i + 1) * range_rows, layout.rows) - i * range_rows)
+    merge_row_ranges(layout, partials, counts)
+    group_statistics(job, layout, sample, partials)
+
+
 cdef int sample_moments(Job *job, const ColumnLayout *layout, Py_ssize_t sample, int threads) noexcept nogil:
     """mean, lo, m2 and rstd of each group of columns of a sample."""
-    cdef double counts[ROW_RANGES_MAX]
     cdef Py_ssize_t items = layout.row_ranges * layout.column_blocks, i
-    cdef Py_ssize_t range_rows = layout.range_rows * layout.rows_packed
     cdef Py_ssize_t bytes = 3 * layout.row_ranges * layout.packed_columns * sizeof(double)
     cdef bint gathered = not rows_are_contiguous(job, &job.x)
     cdef double stack[STACK_DOUBLES]
@@ -63,10 +72,7 @@ cdef int sample_moments(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
     else:
         for i in prange(items, num_threads=threads, schedule="guided"):
             column_block_item(job, layout, gathered, sample, i, partials)
-    for i in range(layout.row_ranges):
-        counts[i] = <double> (min((i + 1) * range_rows, layout.rows) - i * range_rows)
-    merge_row_ranges(layout, partials, counts)
-    group_statistics(job, layout, sample, partials)
+    merge_sample(job, layout, sample, partials)
     workspace_free(partials, stack)
     return 0
 

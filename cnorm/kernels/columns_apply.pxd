@@ -293,11 +293,3 @@ cdef inline void apply_column_block(const Job *job, const ColumnLayout *layout,
     apply_rows(job, layout, &block_coeffs, backward, sample, 0, layout.rows, first, columns)
     if coeffs.nontemporal:
         store_fence()
-
-
-cdef inline Py_ssize_t reversed_within_thread_range(Py_ssize_t item, Py_ssize_t items,
-                                                    int threads) noexcept nogil:
-    """Item numbers that run backwards within each thread's share of the items: a thread begins with what it
-    has just summed."""
-    cdef Py_ssize_t share = (items + threads - 1) // threads, first = item // share * share
-    return first + min(first + share, items) - 1 - item

@@ -1,13 +1,14 @@
 # What the functions ask of the kernels: plain structs, the same for every build.
 #
 # A call is described by a Job: the arrays, the statistics, the activation, and the parameters of its family:
-# ElementParams (rows) or ChannelParams (segments and columns). What the other family would have is zero. The
-# window family has a job of its own. IN and OUT say who writes a field's target: the caller (IN) or the kernel
+# ElementParams (rows) or ChannelParams (segments, columns and crossed), with CrossedParams. What the other family would
+# have is zero. The window family has a job of its own. IN and OUT say who writes a field's target: the caller (IN) or the kernel
 # (OUT).
 #
 # Axes of a job's shape, by family (docs/architecture.md says how (N, C, S) maps on them):
 #     rows, segments   outer, inner (together: the units), segments of a unit, runs of a segment, elements of a run
 #     columns          samples, three axes of rows, columns; a unit is then a group of columns of one sample
+#     crossed          as columns, of one sample
 #     window           channels first: sample, channel, (one), run, elements; channels last: sample, rows (3), channels
 
 cdef extern from "enums.h" nogil:  # which describes the values
@@ -105,6 +106,16 @@ cdef struct ChannelParams:
     double *grad_bias
     double *grad_slope
 
+cdef struct CrossedParams:
+    # Tables with statistics of rows and of columns. Those of columns are the job's mean, lo and, in m2, the unbiased
+    # variance: OUT of forward unless stats_given, IN of backward.
+    double share[2]          # of the row's mean and the column's
+    double var_share[2]      # of their variances
+    double *row_mean         # per row: OUT of forward, IN of backward
+    double *row_lo
+    double *row_var          # unbiased
+    double *grad_shares      # OUT[2]: the gradient of share[0] less that of share[1], and that of var_share
+
 cdef struct Job:
     int dtype
     int threads
@@ -127,7 +138,8 @@ cdef struct Job:
     double *lo           # with mean, OUT or IN, may be NULL
     Schedule *schedule_only     # OUT where it is not NULL: the schedule, and nothing else is done
     ElementParams elements      # rows
-    ChannelParams channels      # segments and columns
+    ChannelParams channels      # segments, columns and crossed
+    CrossedParams crossed
 
 cdef struct WindowJob:
     int dtype
@@ -167,6 +179,8 @@ cdef struct Kernels:
     norm_kernel columns_moments
     norm_kernel columns_forward
     norm_kernel columns_backward
+    norm_kernel crossed_forward
+    norm_kernel crossed_backward
     window_kernel window_forward
     window_kernel window_backward
     int (*run_norm)(norm_kernel, Job *) noexcept nogil          # runs one of them

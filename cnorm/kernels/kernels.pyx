@@ -12,6 +12,7 @@ include "segments.pyx"
 include "segments_backward.pyx"
 include "columns.pyx"
 include "columns_backward.pyx"
+include "crossed.pyx"
 include "window.pyx"
 
 
@@ -75,6 +76,8 @@ _kernels.segments_backward = segments_backward
 _kernels.columns_moments = columns_moments
 _kernels.columns_forward = columns_forward
 _kernels.columns_backward = columns_backward
+_kernels.crossed_forward = crossed_forward
+_kernels.crossed_backward = crossed_backward
 _kernels.window_forward = window_forward
 _kernels.window_backward = window_backward
 _kernels.run_norm = run_norm

@@ -91,6 +91,29 @@ cdef extern from "loops/table.h" nogil:
         const void *slopes
         int activation
 
+    ctypedef struct CrossedBlock:
+        const char **x    # arrays of CROSSED_ROWS_MAX
+        const char **dy
+        char **y
+        Py_ssize_t rows, columns
+        int activation
+        double *share
+        double scale, low, high
+        double *row_hi
+        double *row_lo
+        double *row_variance
+        double *row_offset
+        double *row_coeff
+        double **row_sums
+        const void *column_hi
+        const void *column_lo
+        const void *column_variance
+        const void *weight
+        const void *bias
+        const void *slope
+        const void *column_offset
+        const void *column_coeff
+
     ctypedef struct LoopTable:
         int size, acc_size, acc_dtype
         double (*rounded)(double) noexcept nogil
@@ -136,6 +159,9 @@ cdef extern from "loops/table.h" nogil:
                                  double *sum_gd, double *sum_d, double *sum_slope) noexcept nogil
         void (*column_grad_apply)(const char **, const char **, char **, Py_ssize_t rows, Py_ssize_t columns,
                                   Py_ssize_t rows_per_pass, const ColumnCoefficients *, int activation) noexcept nogil
+        void (*crossed_apply)(const CrossedBlock *) noexcept nogil
+        void (*crossed_grad_sums)(CrossedBlock *, double **total) noexcept nogil
+        void (*crossed_grad_apply)(const CrossedBlock *) noexcept nogil
         void (*window_squares)(const WindowTile *) noexcept nogil
         void (*window_apply)(const WindowTile *) noexcept nogil
         void (*window_prepare)(const WindowTile *) noexcept nogil

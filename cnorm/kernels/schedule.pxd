@@ -28,6 +28,13 @@ cdef inline Py_ssize_t min_chunk(Py_ssize_t items, int threads) noexcept nogil:
     return max(1, items // (CHUNKS_PER_THREAD * threads))
 
 
+cdef inline Py_ssize_t reversed_within_thread_range(Py_ssize_t item, Py_ssize_t items, int threads) noexcept nogil:
+    """Item numbers that run backwards within each thread's share of the items: a thread begins with what it has just
+    summed."""
+    cdef Py_ssize_t share = (items + threads - 1) // threads, first = item // share * share
+    return first + min(first + share, items) - 1 - item
+
+
 cdef inline bint needs_two_sweeps(Py_ssize_t units, Py_ssize_t blocks, int threads) noexcept nogil:
     """Whether whole units would leave threads idle."""
     return threads > 1 and blocks > 1 and units < SWEEP_UNITS_PER_THREAD * threads and units % threads != 0
@@ -155,7 +162,10 @@ cdef inline void schedule_segments_moments(const Job *job, UnitBlocks *blocks) n
     schedule.units_per_batch = 1
     schedule.rows_per_pass = 1
     schedule.strategy = UNIT_BY_UNIT
-    if (needs_two_sweeps(units, blocks.blocks, job.threads) or forced(TWO_SWEEPS)) and not forced(UNIT_BY_UNIT):
+    if is_one_tile(job, blocks) and not (forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS)):
+        schedule.strategy = ROW_BATCHES
+        schedule.rows_per_pass = rows_per_pass(job, blocks)
+    elif (needs_two_sweeps(units, blocks.blocks, job.threads) or forced(TWO_SWEEPS)) and not forced(UNIT_BY_UNIT):
         schedule.strategy = TWO_SWEEPS
         schedule.items = units * blocks.blocks
 
@@ -239,6 +249,13 @@ cdef inline void schedule_columns_moments(const Job *job, ColumnLayout *layout) 
     schedule_columns(job, layout, False)
     layout.schedule.strategy = ROW_RANGES
     layout.schedule.items = layout.row_ranges * layout.column_blocks
+
+
+cdef inline void schedule_crossed(const Job *job, ColumnLayout *layout, Py_ssize_t items) noexcept nogil:
+    """A table with statistics of rows and of columns: row ranges, a merge, results."""
+    schedule_columns_moments(job, layout)
+    layout.schedule.items = items
+    layout.schedule.nontemporal = False
 
 
 # ---- window ----

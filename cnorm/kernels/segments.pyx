@@ -176,6 +176,9 @@ cdef int segments_moments(Job *job) noexcept nogil:
     if job.schedule_only != NULL:
         job.schedule_only[0] = blocks.schedule
         return 0
+    if blocks.schedule.strategy == ROW_BATCHES:
+        job.y.data = NULL  # nothing is applied
+        return forward_row_batches(job, &blocks)
     if blocks.schedule.strategy == TWO_SWEEPS:
         return moments_in_blocks(job, &blocks)
     if job.threads == 1:

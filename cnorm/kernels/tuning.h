@@ -55,6 +55,17 @@ enum {
     PROBE_ROWS = 16,           /* rows at a range's head that decide whether a column's sums need a shift */
 };
 
+/* ---- tables with statistics of rows and of columns ---- */
+enum {
+    CROSSED_ROWS_MAX = 64,      /* rows of a block: sums down its columns are taken in the accumulation type before they
+                                   are added in float64 */
+    CROSSED_COLUMNS_MAX = 512,  /* columns whose terms of a row's sums are added up in the accumulation type: the sums
+                                   down the columns stay in L1 */
+    N_CROSSED_SUMS = 5,         /* sums of a column: see crossed_grad_sums */
+    CROSSED_EXPONENT_MAX = 100, /* of the power of two that values are scaled by: gradients of up to 2**27 overflow no
+                                   float; of float64 five times as much */
+};
+
 /* ======================================= TUNING ======================================= */
 
 /* ---- all kernels ---- */

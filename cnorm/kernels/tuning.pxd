@@ -23,6 +23,10 @@ cdef extern from "tuning.h" nogil:
         ROW_RANGE_ROWS
         ROW_RANGE_MULTIPLE
         PROBE_ROWS
+        CROSSED_ROWS_MAX
+        CROSSED_COLUMNS_MAX
+        N_CROSSED_SUMS
+        CROSSED_EXPONENT_MAX
         GIL_RELEASE_MIN_BYTES
         PARALLEL_MIN_BYTES
         STACK_DOUBLES

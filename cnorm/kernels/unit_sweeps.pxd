@@ -168,9 +168,18 @@ cdef inline void save_row_statistics(Job *job, Py_ssize_t unit, const RowBatch *
         memcpy(job.rstd + unit, batch.rstd, bytes)
 
 
+cdef inline void fall_back(Job *job, const UnitBlocks *blocks, Py_ssize_t unit) noexcept nogil:
+    """A unit by the general path."""
+    cdef double rstd
+    if job.y.data != NULL:
+        normalize_unit(job, blocks, unit)
+    else:
+        save_unit_moments(job, blocks, unit, &rstd)
+
+
 cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t outer, Py_ssize_t inner,
                                    Py_ssize_t stop) noexcept nogil:
-    """Units inner .. stop of one outer index."""
+    """Units inner .. stop of one outer index; without a y their moments alone."""
     cdef RowBatch batch
     cdef Py_ssize_t unit = outer * job.shape[1] + inner, i, rows = blocks.schedule.rows_per_pass
     batch.x_stride = job.x.strides[1]
@@ -194,7 +203,9 @@ cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_
     while inner < stop:
         batch.rows = min(rows, stop - inner)
         batch.x = job.x.data + outer * job.x.strides[0] + inner * job.x.strides[1]
-        batch.y = job.y.data + outer * job.y.strides[0] + inner * job.y.strides[1]
+        batch.y = NULL
+        if job.y.data != NULL:
+            batch.y = job.y.data + outer * job.y.strides[0] + inner * job.y.strides[1]
         batch.weight = job.channels.weight + inner if job.channels.weight != NULL else NULL
         batch.bias = job.channels.bias + inner if job.channels.bias != NULL else NULL
         batch.slopes = NULL
@@ -208,7 +219,7 @@ cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_
         if batch.any_fallback:
             for i in range(batch.rows):
                 if batch.needs_fallback[i]:
-                    normalize_unit(job, blocks, unit + i)
+                    fall_back(job, blocks, unit + i)
         inner += batch.rows
         unit += batch.rows
     if blocks.schedule.nontemporal:

@@ -4,7 +4,7 @@
  *   VECTOR     vector of accumulators (simd/lanes.h): f32l or f64l
  *   ACC_DTYPE  the accumulation type as a Dtype
  *
- * The loops are in four files by family, included at the end of this one. FN(name) is the name of a function for S.
+ * The loops are in five files by family, included at the end of this one. FN(name) is the name of a function for S.
  * A function whose name ends in _any or _block takes constants that choose a variant (`elementwise`, `centred`,
  * `activation`, `store`) as its last arguments; it is inlined into one function per variant.
  *
@@ -165,6 +165,7 @@ INLINE VECTOR FN(activation_backward)(VECTOR g, VECTOR z, VECTOR slope, VECTOR l
 #include "loops/units.h"
 #include "loops/rows.h"
 #include "loops/columns.h"
+#include "loops/crossed.h"
 #include "loops/window.h"
 
 static const LoopTable FN(table) = {
@@ -176,7 +177,8 @@ static const LoopTable FN(table) = {
     .grad_apply = FN(grad_apply), .grad_apply_batch = FN(grad_apply_batch), .forward_rows = FN(forward_rows),
     .grad_rows = FN(grad_rows), .column_probe = FN(column_probe), .column_sums = FN(column_sums),
     .column_apply = FN(column_apply), .column_grad_sums = FN(column_grad_sums),
-    .column_grad_apply = FN(column_grad_apply), .window_squares = FN(window_squares),
+    .column_grad_apply = FN(column_grad_apply), .crossed_apply = FN(crossed_apply),
+    .crossed_grad_sums = FN(crossed_grad_sums), .crossed_grad_apply = FN(crossed_grad_apply), .window_squares = FN(window_squares),
     .window_apply = FN(window_apply), .window_prepare = FN(window_prepare), .window_grad = FN(window_grad),
 };
 

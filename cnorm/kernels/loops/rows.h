@@ -187,12 +187,13 @@ static void FN(forward_rows)(RowBatch *batch) {
     for (ptrdiff_t row = 0; row < rows; ++row) any_fallback |= FN(row_needs_fallback)(batch, sum_d[row], sum_dd[row]);
     batch->any_fallback = any_fallback != 0;
     coeffs.shifted = shifted != 0;
-    if (batch->elementwise && !any_fallback && !batch->activation && !batch->coeffs.nontemporal) {
+    if (batch->elementwise && !any_fallback && !batch->activation && !batch->coeffs.nontemporal && batch->y) {
         FN(apply_rows)(batch, &coeffs);
         return;
     }
     for (ptrdiff_t row = 0; row < rows; ++row)
         batch->needs_fallback[row] = FN(row_needs_fallback)(batch, sum_d[row], sum_dd[row]);
+    if (!batch->y) return;
 #define FORWARD_ROWS(elementwise, centred, biased)                                                              \
     if (batch->activation == ACT_CLIP) FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_CLIP, 0);  \
     else if (batch->activation == ACT_SLOPES && elementwise)                                                    \

@@ -69,7 +69,7 @@ typedef struct {
 /* A batch of whole rows, each of one tile: the arguments of forward_rows, and the statistics that it computes. */
 typedef struct {
     const char *x;
-    char *y;
+    char *y;                              /* NULL: the statistics alone */
     ptrdiff_t rows, x_stride, y_stride, n;
     double eps;
     double tiny_square;                   /* mean squares below it have underflowed; 0 where eps is larger */
@@ -103,6 +103,22 @@ typedef struct {
     double sums[4][GRAD_BLOCK_ROWS];  /* per row: the four sums of grad_sums_elementwise */
     ptrdiff_t peel;                   /* set by grad_rows: elements of each row before its dx is aligned */
 } RowGradBlock;
+
+/* Rows of a table, all or some of their columns, that are normalized by statistics of their row and of their column:
+ * loops/crossed.h has the formulas. What belongs to columns is of the accumulation type, in whole vectors. */
+typedef struct {
+    const char *x[CROSSED_ROWS_MAX], *dy[CROSSED_ROWS_MAX];
+    char *y[CROSSED_ROWS_MAX];        /* backward: the gradient of x */
+    ptrdiff_t rows, columns;
+    int activation;
+    double share[2];                  /* of the row's mean and the column's */
+    double scale;
+    double low, high;                 /* as in Coefficients */
+    double row_hi[CROSSED_ROWS_MAX], row_lo[CROSSED_ROWS_MAX], row_variance[CROSSED_ROWS_MAX];
+    double row_offset[CROSSED_ROWS_MAX], row_coeff[CROSSED_ROWS_MAX];
+    double row_sums[2][CROSSED_ROWS_MAX]; /* OUT of crossed_grad_sums */
+    const void *column_hi, *column_lo, *column_variance, *weight, *bias, *slope, *column_offset, *column_coeff;
+} CrossedBlock;
 
 /* The window family: a span of one channel, or `runs` positions with all their channels, and the rows of its window,
  * whose sum it needs: squares, or (window_grad) grad_term. The rows and the arrays squares, scale_pow and grad_term are
@@ -176,6 +192,11 @@ typedef struct LoopTable {
     void (*column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx, ptrdiff_t rows,
                               ptrdiff_t columns, ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs,
                               int activation);
+
+    /* crossed statistics of rows and columns */
+    void (*crossed_apply)(const CrossedBlock *block);
+    void (*crossed_grad_sums)(CrossedBlock *block, double *const total[N_CROSSED_SUMS]);
+    void (*crossed_grad_apply)(const CrossedBlock *block);
 
     /* window */
     void (*window_squares)(const WindowTile *tile);
