@@ -121,7 +121,7 @@ def torch_at_work(threads):
 
 
 def pool_worker(pipe, shape, threads):
-    """Make calls of a shape as the other end of the pipe says: (arm, seconds), or None at the end."""
+    """Make calls of a shape as the other end of the pipe says: (arm, seconds), or None."""
     call = call_of(shape)
     while (asked := pipe.recv()) is not None:
         with arm(asked[0], threads):
@@ -236,9 +236,10 @@ def print_table(table, threads):
     print(f"{head}{'ratio':>8}  {'95 %':<14}{'to fixed':>9}")
     for state, case, means, (middle, low, high), kept in table:
         fixed = f"{means['fixed']:8.3f}ms" if "fixed" in means else ""
+        interval, kept = f"{low:.2f} to {high:.2f}", "" if kept is None else f"{kept:9.3f}"
         print(
             f"{state:<22}{case:<30}{means['one']:8.3f}ms{means['policy']:9.3f}ms{fixed:>10}"
-            f"{middle:8.2f}  {f'{low:.2f} to {high:.2f}':<14}{'' if kept is None else f'{kept:9.3f}'}"
+            f"{middle:8.2f}  {interval:<14}{kept}"
         )
     slow = [(state, case) for state, case, _, (_, low, _), _ in table if low > ENOUGH]
     print(f"more than {ENOUGH} times one thread's mean:", slow or "none")
@@ -270,7 +271,7 @@ def draw(table, threads, path):
         axes.set_xlim(left=0)
     grid[0, 0].invert_yaxis()
     figure.supxlabel(
-        f"mean time on up to {threads} threads, of that on one (line: 95 %; red: without the policy)",
+        f"mean time on up to {threads} threads, of that on one (line: 95 %; red: policy fixed)",
         fontsize=10,
     )
     figure.tight_layout()

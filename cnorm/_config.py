@@ -27,7 +27,7 @@ def config():
 
 
 def show_config():
-    """Print the version, the build of the kernels in use, the builds there are, the threads and their policy.
+    """Print the version, the build of the kernels in use, the builds there are, and the threads.
 
     Examples
     --------

@@ -222,6 +222,11 @@ static inline int policy_likely(Policy *p, int64_t size, int wanted) {
     return policy_threads(wanted, LOAD(policy_class(p, size)->level));
 }
 
+/* Counts of calls, and whether threads wait briefly now. */
+static inline uint64_t policy_calls(Policy *p) { return LOAD(p->calls); }
+static inline uint64_t policy_fewer(Policy *p) { return LOAD(p->fewer); }
+static inline int policy_brief(Policy *p) { return LOAD(p->brief); }
+
 static inline int64_t policy_rest(int64_t lost, int brief, int32_t failures) {
     return lost * (brief ? POLICY_REST_BRIEF : POLICY_REST) << (failures < POLICY_BACKOFF_MAX ? failures : POLICY_BACKOFF_MAX);
 }

@@ -34,12 +34,14 @@ cdef extern from "_policy.h" nogil:
     ctypedef struct Policy:
         int can_brief, brief, brief_failures
         long long brief_rest
-        unsigned long long calls, fewer
 
     void policy_reset(Policy *p, int can_brief)
     PolicyClass *policy_class(Policy *p, long long size)
     void policy_choose(Policy *p, PolicyCall *call, unsigned tag, long long size, int wanted)
     int policy_likely(Policy *p, long long size, int wanted)
+    unsigned long long policy_calls(Policy *p)
+    unsigned long long policy_fewer(Policy *p)
+    int policy_brief(Policy *p)
     void policy_note(Policy *p, const PolicyCall *call, long long elapsed)
 
 cdef enum:
@@ -119,7 +121,7 @@ def get_fixed():
 def count_calls():
     """Calls since the process began that might have had a team, those of them that got fewer threads than that, and
     whether threads wait briefly for each other now."""
-    return policy.calls, policy.fewer, bool(policy.brief)
+    return policy_calls(&policy), policy_fewer(&policy), bool(policy_brief(&policy))
 
 
 def has_openmp():
@@ -259,7 +261,7 @@ cdef class ThreadPolicy:
 
     def counts(self):
         """Calls, and those that got fewer threads than they might have had."""
-        return self.policy.calls, self.policy.fewer
+        return policy_calls(self.policy), policy_fewer(self.policy)
 
     def reset(self):
         """Forget everything."""

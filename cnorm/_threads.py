@@ -44,7 +44,7 @@ def _container_limit(root="/"):
     root = Path(root)
     found = []
     for line in _numbers(root / "proc/self/cgroup"):
-        _, controllers, group = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
         names = controllers.split(",")
         if controllers and "cpu" not in names:
             continue
@@ -61,8 +61,8 @@ def _container_limit(root="/"):
 
 
 def _quota(folder, controllers):
-    """Processors that one control group allows, or None: cpu.max of version 2, two files of version 1."""
-    if controllers:
+    """Processors that one control group allows, or None."""
+    if controllers:  # version 1
         words = _numbers(folder / "cpu.cfs_quota_us") + _numbers(folder / "cpu.cfs_period_us")
     else:
         words = _numbers(folder / "cpu.max")

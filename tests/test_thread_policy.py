@@ -133,7 +133,7 @@ def test_each_trial_that_fails_doubles_the_rest_up_to_a_bound(rng):
 
 def test_what_is_lost_is_a_small_part_of_the_time(rng):
     policy = _runtime.ThreadPolicy(False)
-    spent, calls = play(policy, {1: (often(0.3),), 2: (often(20), often(20))}, 50_000, rng)
+    spent, _ = play(policy, {1: (often(0.3),), 2: (often(20), often(20))}, 50_000, rng)
     assert spent[2, "long"] < spent.total() / REST
 
 
@@ -368,7 +368,7 @@ def test_the_same_bits_on_a_busy_machine():
 @LINUX
 @OPENMP
 def test_threads_that_make_others_wait_briefly_come_and_go():
-    """Beside the team a thread of ours with a team of its own, for which the runtime waits briefly."""
+    """A thread of ours has a team of its own, for which the runtime waits briefly."""
     code = """
 import os, time
 import numpy as np, cnorm, cnorm.functional as F
