@@ -34,8 +34,8 @@ enum {
 #define POLICY_REST 30              /* a rest is this many times as long as what was lost before it, */
 #define POLICY_REST_BRIEF 5         /* and where threads wait briefly, which may gain much: single calls lose much too */
 #define POLICY_BACKOFF_MAX 3        /* and twice as long after each trial that failed, up to this many times */
-#define POLICY_AWAKE 5000000        /* GNU OpenMP's threads spin for about so long before they sleep, and so do those that
-                                       a trial woke: it counts as lost */
+#define POLICY_AWAKE 5000000        /* GNU OpenMP's threads spin for about so long before they sleep, those that a trial
+                                       woke too: it counts as lost */
 #define POLICY_AWAKE_BRIEF 50000    /* the same where they wait briefly: about what waking them takes */
 #define POLICY_CREDIT 10000000      /* the most that gains add up to: after so much loss on top a step is left */
 #define POLICY_CREDIT_BRIEF 100000000
@@ -241,7 +241,8 @@ static inline void policy_leave(PolicyClass *class, int32_t level, int next, int
     STORE(class->trying, 0);
 }
 
-/* No longer spin for long. The class that found it so has some credit: threads that spin already do so to their end. */
+/* No longer spin for long. The class that found it so has some credit: threads that spin already do so to their
+ * end. */
 static inline void policy_wait_briefly(Policy *p, PolicyClass *class, int64_t lost) {
     const int32_t failures = LOAD(p->brief_failures);
     int32_t brief = 0;
