@@ -228,7 +228,8 @@ static inline uint64_t policy_fewer(Policy *p) { return LOAD(p->fewer); }
 static inline int policy_brief(Policy *p) { return LOAD(p->brief); }
 
 static inline int64_t policy_rest(int64_t lost, int brief, int32_t failures) {
-    return lost * (brief ? POLICY_REST_BRIEF : POLICY_REST) << (failures < POLICY_BACKOFF_MAX ? failures : POLICY_BACKOFF_MAX);
+    const int doubled = failures < POLICY_BACKOFF_MAX ? failures : POLICY_BACKOFF_MAX;
+    return lost * (brief ? POLICY_REST_BRIEF : POLICY_REST) << doubled;
 }
 
 /* Leave a level at which teams lose. */
