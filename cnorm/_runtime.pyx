@@ -24,6 +24,7 @@ cdef extern from "_team.h":
     long long team_clock() noexcept nogil
     int team_for(int n, size_t stack) noexcept nogil
     int team_can_brief() noexcept nogil
+    int team_gathers() noexcept nogil
     void team_wait(int brief, int size, size_t stack) noexcept nogil
 
 cdef extern from "_policy.h" nogil:
@@ -269,8 +270,10 @@ cdef class ThreadPolicy:
 
 
 def wait_briefly(bint brief, int size):
-    """Let the threads of teams of `size` wait briefly, or as they did: for tests."""
+    """Let the threads of teams of `size` wait briefly, or as they did; whether a thread of ours is what it takes. For
+    tests."""
     team_wait(brief, size, thread_stack)
+    return bool(team_gathers())
 
 
 cdef class Lock:

@@ -61,6 +61,7 @@ static int omp_get_num_procs(void) { return 1; }
 static int team_openmp(void) { return 0; }
 static int team_for(int n, size_t stack) { (void)n; (void)stack; return 1; }
 static int team_can_brief(void) { return 0; }
+static int team_gathers(void) { return 0; }
 static void team_wait(int brief, int size, size_t stack) { (void)brief, (void)size, (void)stack; }
 #else
 #include <omp.h>
@@ -166,6 +167,7 @@ static void team_measure(int n) {
 #if defined(__clang__)
 static CNORM_THREAD_LOCAL int team_brief = 0, team_block_time = 0;
 static int team_can_brief(void) { return 1; }
+static int team_gathers(void) { return 0; }
 
 static void team_wait(int brief, int size, size_t stack) { /* of the teams of this thread */
     (void)size, (void)stack;
@@ -176,6 +178,7 @@ static void team_wait(int brief, int size, size_t stack) { /* of the teams of th
 }
 #elif defined(_WIN32)
 static int team_can_brief(void) { return 0; }
+static int team_gathers(void) { return 0; }
 static void team_wait(int brief, int size, size_t stack) { (void)brief, (void)size, (void)stack; }
 #else
 typedef struct {
@@ -191,6 +194,8 @@ static int team_can_brief(void) {
     team_processors = omp_get_num_procs();
     return 1;
 }
+
+static int team_gathers(void) { return 1; } /* whether a thread of ours is what makes others wait briefly */
 
 static void *team_crowd_run(void *argument) {
     TeamCrowd *crowd = argument;
