@@ -62,7 +62,7 @@ def measure(sizes, threads):
         for norm in (layer_norm, batch_norm):
             for direction, call in zip(("forward", "backward"), norm(size), strict=True):
                 for n in threads:
-                    with cnorm.num_threads(n):
+                    with cnorm.num_threads(n, policy="fixed"):
                         time = 1e9 * seconds(call) / size
                     found.setdefault((norm.__name__, direction, n), []).append(time)
     return found

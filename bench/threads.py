@@ -9,6 +9,7 @@ use has spells in which its processors are far apart, or memory gives two no mor
 """
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import math
@@ -66,7 +67,7 @@ def main(argv=None):
     threads = available_threads()
     if threads == 1:
         parser.error("there is one processor only")
-    measured = [(CnormOut, cnorm.set_num_threads)]
+    measured = [(CnormOut, functools.partial(cnorm.set_num_threads, policy="fixed"))]
     if importlib.util.find_spec("torch"):
         import torch
 

@@ -29,7 +29,7 @@ def worker():
     import cnorm
 
     threads = int(os.environ.get("TREES_THREADS", 0)) or available_threads()
-    cnorm.set_num_threads(threads)
+    cnorm.set_num_threads(threads, policy="fixed")
     timed = None
     for line in sys.stdin:
         asked = json.loads(line)

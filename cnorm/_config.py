@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from . import _dispatch, _runtime
-from ._threads import get_num_threads
+from ._threads import get_num_threads, policy
 from ._version import __version__
 
 
@@ -19,6 +19,7 @@ def config():
         "available": list(_dispatch.available()),
         "openmp": _runtime.has_openmp(),
         "threads": get_num_threads(),
+        "thread_policy": policy(),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": f"{sys.platform} {platform.machine()}",

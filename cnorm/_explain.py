@@ -17,9 +17,9 @@ class Plan:
     function : str
         Name of the function or layer.
     step : dict or None
-        Family, direction, dtype, layout, activation, strategy, threads, items, rows_per_pass,
-        units_per_batch, stores and prefetch of the first kernel that the call would run; None
-        where it would run none.
+        Family, direction, dtype, layout, activation, strategy, threads, threads_allowed,
+        fewer_because, items, rows_per_pass, units_per_batch, stores and prefetch of the first
+        kernel that the call would run; None where it would run none.
     copies : list of str
         Arrays that the call would copy before or after, and why.
     """
@@ -45,7 +45,11 @@ class Plan:
         for name in ("rows_per_pass", "units_per_batch"):
             if step[name] > 1:
                 yield name.replace("_", " "), str(step[name])
-        yield "threads", f"{step['threads']} for {step['items']} items"
+        threads, because = str(step["threads"]), step["fewer_because"]
+        if because:
+            threads += f" of {step['threads_allowed']}"
+        note = f": {because}" if because else ""
+        yield "threads", f"{threads} for {step['items']} items{note}"
         yield "stores", step["stores"]
         yield "prefetch", "yes" if step["prefetch"] else "left to the processor"
 

@@ -43,5 +43,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with cnorm.num_threads(2):
+    with cnorm.num_threads(2, policy="fixed"):
         main()

@@ -120,7 +120,15 @@ def test_check_as_json(capsys, quick, arguments):
     assert json.loads(capsys.readouterr().out)["passed"] is True
 
 
-REPORT = {"threads": 2, "processors": 4, "busy_processors": 0.0, "results": []}
+REPORT = {
+    "threads": 2,
+    "processors": 4,
+    "busy_processors": 0.0,
+    "calls_for_threads": 100,
+    "calls_on_fewer_threads": 1,
+    "threads_wait_briefly": False,
+    "results": [],
+}
 RESULT = {"norm": "layer_norm", "shape": [2, 3], "direction": "forward"}
 
 

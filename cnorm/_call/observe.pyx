@@ -8,10 +8,11 @@ import threading
 import time
 
 from cnorm cimport _runtime
-from cnorm._runtime cimport kernels
+from cnorm._runtime cimport POLICY_SAMPLE, PolicyCall, begin_team, end_team, kernels, likely_team
 from cnorm.kernels.job cimport (ACT_CLIP, ACT_NONE, ACT_SLOPE, COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER,
                                 PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES, SAMPLES_PER_THREAD,
-                                TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Job, Schedule, WindowJob, norm_kernel, window_kernel)
+                                TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Job, Schedule, WindowJob,
+                                norm_kernel, window_kernel)
 
 STRATEGIES = {
     ROW_BATCHES: "row batches",
@@ -98,7 +99,7 @@ cdef str activation_text(int activation, double slope, double low, double high):
 
 
 cdef dict described(str family, str direction, int dtype, const Py_ssize_t *shape, const Schedule *schedule,
-                    str activation):
+                    str activation, int wanted, int reason):
     return {
         "family": family,
         "direction": direction,
@@ -108,6 +109,9 @@ cdef dict described(str family, str direction, int dtype, const Py_ssize_t *shap
         "activation": activation,
         "strategy": STRATEGIES[schedule.strategy],
         "threads": schedule.threads,
+        "threads_allowed": wanted,
+        "fewer_because": ("" if schedule.threads == wanted else
+                          "to see what it takes" if reason == POLICY_SAMPLE else "more would wait for processors"),
         "items": schedule.items,
         "rows_per_pass": schedule.rows_per_pass,
         "units_per_batch": schedule.units_per_batch,
@@ -116,9 +120,14 @@ cdef dict described(str family, str direction, int dtype, const Py_ssize_t *shap
     }
 
 
+cdef bint is_explained():
+    """Whether somebody explains the calls of this thread."""
+    return getattr(of_thread, "notes", None) is not None
+
+
 cdef int hand_over(dict step) except -1:
     """Give the step to whoever explains this call, and end the call; else nothing."""
-    if getattr(of_thread, "notes", None) is None:
+    if not is_explained():
         return 0
     of_thread.step = step
     raise Explained
@@ -126,8 +135,11 @@ cdef int hand_over(dict step) except -1:
 
 cdef int report(dict step, double seconds) except -1:
     layout = "x".join(str(n) for n in step["layout"].values())
+    threads = str(step["threads"])
+    if step["fewer_because"]:
+        threads += f" of {step['threads_allowed']}: {step['fewer_because']}"
     sys.stderr.write(f"cnorm,{step['family']},{step['direction']},{step['dtype']},{layout},{step['strategy']},"
-                     f"threads:{step['threads']},stores:{step['stores']},{1e3 * seconds:.6g} ms\n")
+                     f"threads:{threads},stores:{step['stores']},{1e3 * seconds:.6g} ms\n")
     return 0
 
 
@@ -151,42 +163,60 @@ cdef tuple names_of(norm_kernel kernel):
     return "crossed", "forward" if kernel == kernels.crossed_forward else "backward"
 
 
-cdef int observe_norm(norm_kernel kernel, Job *job) except? -2:
+cdef int observe_norm(norm_kernel kernel, Job *job, Py_ssize_t size) except? -2:
     """Run a kernel, with a line about it where that is wanted; or only explain it. Returns what the kernel does."""
     cdef Schedule schedule
-    cdef int failed
+    cdef PolicyCall call
+    cdef int failed, wanted = job.threads
     cdef double began
+    choose(&call, kind_of_norm(kernel, job), size, &job.threads)
     job.schedule_only = &schedule
     kernels.run_norm(kernel, job)
     job.schedule_only = NULL
     family, direction = names_of(kernel)
     step = described(family, direction, job.dtype, job.shape, &schedule,
                      "slopes below 0" if job.elements.unit_slopes != NULL else
-                     activation_text(job.activation, job.slope, job.low, job.high))
+                     activation_text(job.activation, job.slope, job.low, job.high), wanted, call.reason)
     hand_over(step)
     began = time.perf_counter()
     with nogil:
         failed = kernels.run_norm(kernel, job)
+        end_team(&call)
     if verbose:
         report(step, time.perf_counter() - began)
     return failed
 
 
-cdef int observe_window(window_kernel kernel, WindowJob *job) except? -2:
+cdef int observe_window(window_kernel kernel, WindowJob *job, Py_ssize_t size) except? -2:
     """Run a kernel of the window family likewise."""
     cdef Schedule schedule
-    cdef int failed
+    cdef PolicyCall call
+    cdef int failed, wanted = job.threads
     cdef double began
+    choose(&call, kind_of_window(kernel, job), size, &job.threads)
     job.schedule_only = &schedule
     kernels.run_window(kernel, job)
     job.schedule_only = NULL
     direction = "forward" if kernel == kernels.window_forward else "backward"
     step = described("window, channels last" if job.channels_last else "window", direction, job.dtype, job.shape,
-                     &schedule, activation_text(job.activation, job.slope, job.low, job.high))
+                     &schedule, activation_text(job.activation, job.slope, job.low, job.high), wanted,
+                     call.reason)
     hand_over(step)
     began = time.perf_counter()
     with nogil:
         failed = kernels.run_window(kernel, job)
+        end_team(&call)
     if verbose:
         report(step, time.perf_counter() - began)
     return failed
+
+
+cdef int choose(PolicyCall *call, unsigned kind, Py_ssize_t size, int *threads) except -1:
+    """The threads of a call, of those that it may have; where it is only explained, those that it would get."""
+    call.started = 0
+    call.reason = 0
+    if is_explained():
+        threads[0] = likely_team(size, threads[0])
+    elif threads[0] > 1:
+        threads[0] = begin_team(call, kind, size, threads[0])
+    return 0

@@ -9,10 +9,10 @@ from cnorm._call.arrays cimport (accumulation_type, as_array, as_doubles, as_flo
                                  is_native, new_float64, shape_and_strides, shape_of, writable_in_place)
 from cnorm cimport _runtime
 from cnorm._call.checks cimport check_one_activation, clip_bounds
-from cnorm._call.observe cimport note, observe_norm
+from cnorm._call.observe cimport kind_of_norm, note, observe_norm
 from cnorm._plan cimport ARRAYS, COPY, Plan, plan_channels
 from cnorm._pool cimport empty_like, new_array
-from cnorm._runtime cimport kernels
+from cnorm._runtime cimport PolicyCall, begin_team, end_team, kernels
 from cnorm.kernels.job cimport ACT_CLIP, ACT_SLOPE, ACT_SLOPES, Job, norm_kernel
 from cnorm.kernels.tuning cimport GIL_RELEASE_MIN_BYTES
 
@@ -208,13 +208,19 @@ cdef class ChannelAxisCall(Call):
 cdef int run_norm(norm_kernel kernel, Job *job, Py_ssize_t size, str what) except -1:
     """Run a kernel that reads `size` bytes. It holds the GIL where it takes less time than a switch of threads."""
     cdef int failed
+    cdef PolicyCall call
     if _runtime.observing:
-        failed = observe_norm(kernel, job)
+        failed = observe_norm(kernel, job, size)
     elif size < GIL_RELEASE_MIN_BYTES:
         failed = kernels.run_norm(kernel, job)
-    else:
+    elif job.threads == 1:
         with nogil:
             failed = kernels.run_norm(kernel, job)
+    else:
+        with nogil:
+            job.threads = begin_team(&call, kind_of_norm(kernel, job), size, job.threads)
+            failed = kernels.run_norm(kernel, job)
+            end_team(&call)
     if failed:
         raise MemoryError(f"cnorm could not allocate the {what} of this call")
     return 0

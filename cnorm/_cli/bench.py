@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cnorm
+from cnorm import _runtime
 from cnorm import functional as F
 from cnorm._cli._screen import progress, table
 
@@ -27,6 +28,7 @@ SECONDS = 0.15  # for each measurement
 # Above these shares the report says that something disturbs it: of the processors that others
 # keep busy before the first measurement, and of the time that the middle batch takes longer.
 BUSY, UNEVEN = 0.1, 0.1
+FEWER = 0.05  # of the calls that may have several threads: samples are at most 1/64 of the time
 
 
 @dataclass(frozen=True)
@@ -199,12 +201,16 @@ def run(threads: int | None = None) -> dict[str, Any]:
     peers = {"cnorm": _cnorm, "numpy": _numpy}
     if find_spec("torch"):
         peers["torch"] = _torch
-    busy = _busy()
+    busy, before = _busy(), _runtime.count_calls()
     with _threads(threads or cnorm.get_num_threads()):
         results = [
             result for case in progress(CASES, "cnorm bench") for result in _measure(case, peers)
         ]
+        calls, fewer, brief = _runtime.count_calls()
         return {
+            "calls_for_threads": calls - before[0],
+            "calls_on_fewer_threads": fewer - before[1],
+            "threads_wait_briefly": brief,
             "unit": "microseconds",
             "threads": cnorm.get_num_threads(),
             "processors": len(_ticks()) or os.cpu_count(),
@@ -265,6 +271,13 @@ def _disturbances(report: dict[str, Any]) -> Iterator[str]:
         yield (
             f"The machine is busy: before the first measurement other programs used {busy:.1f} of "
             f"{processors} processors. Times are too long; repeat on a quiet machine."
+        )
+    calls, fewer = report["calls_for_threads"], report["calls_on_fewer_threads"]
+    if fewer > FEWER * calls or report["threads_wait_briefly"]:
+        yield (
+            f"{fewer} of {calls} calls of cnorm that are worth {report['threads']} threads ran on "
+            "fewer, because threads that wait for processors take longer. CNORM_THREAD_POLICY="
+            "fixed turns that off."
         )
     spreads = [spread for result in report["results"] for spread in result["spreads"].values()]
     if (typical := statistics.median(spreads)) > UNEVEN:

@@ -60,7 +60,7 @@ def _check(name: str, dtype_name: str) -> dict[str, Any]:
         expected = OPERATIONS[name](_reference, inputs)
         digests = set()
         for build, threads in product(_dispatch.available(), THREADS):
-            with _dispatch.using(build), cnorm.num_threads(threads):
+            with _dispatch.using(build), cnorm.num_threads(threads, policy="fixed"):
                 got = OPERATIONS[name](functional, inputs)
             error = max(map(_error, got, expected, repeat(inputs.x.size)))
             errors[build] = max(errors.get(build, 0), error)
