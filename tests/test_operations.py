@@ -31,7 +31,7 @@ def _axes(operation):
     return (1, -1) if operation.by_channel else (1,)
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes(operation, dtype, size, rng):
     shapes = [(size,), (size, 6), (6, size), (3, 6, size), (2, size, 3), (2, 3, size, 2)]
@@ -45,7 +45,7 @@ def test_sizes(operation, dtype, size, rng):
                     _agrees_everywhere(operation, x, dy, p, f"{shape}, axis {axis}", axis=axis)
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_layouts(operation, dtype, layout, rng):
     others = cycle(LAYOUTS)

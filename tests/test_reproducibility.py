@@ -114,7 +114,7 @@ VIEWS = [
 ]
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(6)
 @pytest.mark.parametrize("megabytes", [18, 24, 40])  # prefetched backward, forward; streamed
 @pytest.mark.parametrize("length", [523, 1003])
 def test_a_channel_alone_and_beside_others_in_a_large_batch(build, dtype, rng, length, megabytes):
@@ -136,7 +136,7 @@ def test_a_channel_alone_and_beside_others_in_a_large_batch(build, dtype, rng, l
             _assert_same_bits(found, expected, f"gradient of channel {c}")
 
 
-@pytest.mark.grid(4)
+@pytest.mark.grid(6)
 @pytest.mark.parametrize("samples", [1, 3, 200])
 @pytest.mark.parametrize("length", [2, 16, 49, 100, 1003])
 def test_a_channel_alone_and_among_small_images(build, dtype, rng, length, samples):
@@ -272,6 +272,7 @@ def test_where_arrays_begin_changes_nothing(build, operation, dtype, rng):
                 _assert_same_bits(np.ascontiguousarray(actual[name]), expected[name], what)
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("rest", [0, 1])  # whether all rows come to a line after as many elements
 def test_a_result_past_the_cache_wherever_its_rows_begin(build, dtype, rng, rest):
     columns = 4224 // dtype.itemsize + rest

@@ -211,7 +211,7 @@ def force():
     _dispatch.kernels.force_strategy(0)
 
 
-@pytest.mark.grid(3)
+@pytest.mark.grid(4)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", NORMS, ids=str)
 def test_entries_agree_with_the_reference(norm, dtype, build, force, rng):
