@@ -29,6 +29,13 @@ from cnorm._call.rows cimport STATS_ARRAYS, STATS_NONE, add_norm_forward, rows_n
 from cnorm._call.switch cimport switch_norm_forward, switch_norm_gradients
 from cnorm._call.window cimport response_norm_backward, response_norm_forward
 
+
+cdef extern from *:
+    """
+    #define CNORM_MODULE "cnorm.functional"
+    #include "_hints.h"
+    """
+
 __all__ = [
     "add_layer_norm",
     "add_layer_norm_backward",

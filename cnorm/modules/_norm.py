@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ._arrays import as_array, as_dtype, as_gradient, as_shape, check_device
+from .._call.arrays import to_int
+from ._arrays import as_array, as_dtype, as_gradient, check_device
 from ._base import Module
 from ._grad_mode import get_grad_mode
 from ._parameter import Parameter
@@ -21,11 +22,14 @@ class Norm(Module):
 
     def __init__(self, channel_axis=1, activation=None):
         super().__init__()
+        to_int(channel_axis, "channel_axis")
         self.channel_axis = channel_axis
         if not isinstance(activation, Activation | None):
+            from .. import _hints
+
             raise TypeError(
-                "activation must be None, or a ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6 module, "
-                f"not {type(activation).__name__}"
+                "activation must be None, or a ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6 module, such "
+                f"as activation=cnorm.ReLU(), but got {_hints.described(activation)}"
             )
         self.register_module("activation", activation)
 
@@ -39,7 +43,7 @@ class Norm(Module):
         check_device(device)
         dtype = as_dtype(dtype)
         for name, want in wanted.items():
-            parameter = Parameter(np.empty(as_shape(shape), dtype)) if want else None
+            parameter = Parameter(np.empty(shape, dtype)) if want else None
             self.register_parameter(name, parameter)
 
     def reset_parameters(self):
