@@ -70,10 +70,10 @@ def __dir__():
 def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=None, training=False,
                momentum=0.1, eps=1e-5, *, out=None, channel_axis=1, return_stats=False,
                negative_slope=None, clip=None):
-    """Normalise each channel over the batch and all spatial positions.
+    """Normalize each channel over the batch and all spatial positions.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance of each
-    channel (training), or the running ones (evaluation) [1]_.
+    channel (training), or the running ones (evaluation).
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
 
     References
     ----------
-    .. [1] S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015, arXiv:1502.03167.
+    Ioffe and Szegedy, "Batch Normalization", ICML 2015, https://arxiv.org/abs/1502.03167.
 
     Examples
     --------
@@ -168,9 +168,9 @@ def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training
 def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=None,
                   use_input_stats=True, momentum=0.1, eps=1e-5, *, out=None, channel_axis=1,
                   return_stats=False, negative_slope=None, clip=None):
-    """Normalise each channel of each sample over its spatial positions.
+    """Normalize each channel of each sample over its spatial positions.
 
-    This is `group_norm` with one group per channel [1]_.
+    This is `group_norm` with one group per channel.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
 
     References
     ----------
-    .. [1] D. Ulyanov, A. Vedaldi, V. Lempitsky, "Instance Normalization", arXiv:1607.08022.
+    Ulyanov, Vedaldi and Lempitsky, "Instance Normalization", https://arxiv.org/abs/1607.08022.
 
     Examples
     --------
@@ -247,7 +247,7 @@ def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_i
 
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
                return_stats=False, negative_slope=None, clip=None):
-    """Normalise each group of channels of each sample [1]_.
+    """Normalize each group of channels of each sample.
 
     ``num_groups=C`` is `instance_norm`, ``num_groups=1`` is `layer_norm` over (C, ...) with a weight
     per channel.
@@ -277,7 +277,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
 
     References
     ----------
-    .. [1] Y. Wu, K. He, "Group Normalization", ECCV 2018, arXiv:1803.08494.
+    Wu and He, "Group Normalization", ECCV 2018, https://arxiv.org/abs/1803.08494.
 
     Examples
     --------
@@ -322,7 +322,7 @@ def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None,
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
                return_stats=False, negative_slope=None, clip=None):
-    """Normalise over the last axes [1]_.
+    """Normalize over the last axes.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance over the
     axes that `normalized_shape` names, the weight and bias element by element.
@@ -339,7 +339,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
         Added to the variance.
     out, channel_axis, return_stats, negative_slope, clip
         See the module's documentation; `channel_axis` only says along which axis the slopes of a PReLU
-        run. The statistics have the input's shape with ones for the normalised axes.
+        run. The statistics have the input's shape with ones for the normalized axes.
 
     Returns
     -------
@@ -355,7 +355,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
 
     References
     ----------
-    .. [1] J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", arXiv:1607.06450.
+    Ba, Kiros and Hinton, "Layer Normalization", https://arxiv.org/abs/1607.06450.
 
     Examples
     --------
@@ -401,7 +401,7 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
 
 def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
              return_stats=False, negative_slope=None, clip=None):
-    """Divide by the root of the mean square over the last axes [1]_.
+    """Divide by the root of the mean square over the last axes.
 
     ``y = x / sqrt(mean(x**2) + eps) * weight``.
 
@@ -429,7 +429,7 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
 
     References
     ----------
-    .. [1] B. Zhang, R. Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, arXiv:1910.07467.
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, https://arxiv.org/abs/1910.07467.
 
     Examples
     --------
@@ -474,7 +474,7 @@ def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *
 
 def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None,
                    residual_out=None, channel_axis=1, return_stats=False, negative_slope=None, clip=None):
-    """Add a residual and normalise the sum, in one visit to memory.
+    """Add a residual and normalize the sum, in one visit to memory.
 
     ``s = input + residual`` (rounded to the input's dtype), ``y = layer_norm(s, ...)``: what a
     transformer block does between two layers.
@@ -602,7 +602,7 @@ def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, we
 
 def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1,
                         negative_slope=None, clip=None):
-    """Divide each element by a power of the sum of squares over neighbouring channels [1]_.
+    """Divide each element by a power of the sum of squares over neighbouring channels.
 
     ``y[c] = x[c] / (k + alpha / size * sum(x[j]**2))**beta``, j from ``c - size // 2`` to
     ``c + (size - 1) // 2`` within the channels.
@@ -629,8 +629,8 @@ def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, 
 
     References
     ----------
-    .. [1] A. Krizhevsky, I. Sutskever, G. E. Hinton, "ImageNet Classification with Deep Convolutional
-       Neural Networks", NeurIPS 2012, section 3.3.
+    Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Convolutional
+    Neural Networks", NeurIPS 2012, section 3.3.
 
     Examples
     --------

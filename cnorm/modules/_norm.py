@@ -54,7 +54,7 @@ class Norm(Module):
             self.bias.fill(0)
 
     def forward(self, input):
-        """Return the normalised input: a new array of its shape and dtype."""
+        """Return the normalized input: a new array of its shape and dtype."""
         mode = get_grad_mode()
         keep = self.training if mode is None else mode
         activation = self.activation
