@@ -1,7 +1,7 @@
 """Formulas as drawings inside the page, made when it is built: a reader fetches nothing for them.
 
-ziamath sets TeX in its own fonts. A drawing takes the colour and the size of the text around it, and
-its label, which a screen reader speaks, is the TeX.
+ziamath sets TeX in its own fonts. A drawing takes the colour and the size of the text around it.
+Its label, which a screen reader speaks, is the TeX.
 """
 
 import re
@@ -20,7 +20,8 @@ def drawing(tex, inline):
     text = " ".join(tex.split())
     formula = ziamath.Latex(text, size=SIZE, inline=inline, color="currentColor")
     svg, below = formula.svg(), formula.getyofst() / SIZE
-    width, height = (float(n) / SIZE for n in re.search(r'width="(.*?)" height="(.*?)"', svg).groups())
+    pixels = re.search(r'width="(.*?)" height="(.*?)"', svg).groups()
+    width, height = (float(n) / SIZE for n in pixels)
     style = f"width: {width:.3f}em; height: {height:.3f}em; vertical-align: {below:.3f}em"
     label = f'role="img" aria-label="{escape(text)}" style="{style}"'
     return re.sub(r' width=".*?" height=".*?"', lambda _: f" {label}", svg, count=1)
