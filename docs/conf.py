@@ -41,7 +41,12 @@ def setup(app):
 
 
 def escape_unpacking(app, what, name, obj, options, lines):
-    """Keep the star of ``(..., *normalized_shape)`` from opening an emphasis."""
+    """Keep the star of ``(..., *normalized_shape)`` from opening an emphasis.
+
+    A module that is shown for the second time says nothing about itself.
+    """
+    if what == "module" and getattr(options, "no_index", None):
+        lines.clear()
     lines[:] = [re.sub(r"(?<= )\*(?=normalized_shape)", r"\\*", line) for line in lines]
 
 

@@ -83,6 +83,16 @@ def test_local_links_lead_somewhere():
     assert not broken
 
 
+def test_there_is_one_spelling():
+    """Normalize, as in the names of the functions: in pages, comments and docstrings."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").iterdir()]
+    sources = [p for p in Path(cnorm.__file__).parent.rglob("*.py*") if p.suffix in (".py", ".pyx")]
+    for path in [*pages, *sources]:
+        if "_build" not in path.parts and "kernels" not in path.parts and path.is_file():
+            found = re.search(r"\b[Nn]ormalis\w+", path.read_text(encoding="utf-8"))
+            assert found is None, f"{path}: {found[0]}"
+
+
 def modules():
     """Return the names of all modules of the package that can be imported here."""
     names = ["cnorm"]
