@@ -28,8 +28,8 @@ class Norm(Module):
             from .. import _hints
 
             raise TypeError(
-                "activation must be None, or a ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6 module, such "
-                f"as activation=cnorm.ReLU(), but got {_hints.described(activation)}"
+                "activation must be None, or a ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6 module, "
+                f"such as activation=cnorm.ReLU(), but got {_hints.described(activation)}"
             )
         self.register_module("activation", activation)
 
