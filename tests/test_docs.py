@@ -52,6 +52,16 @@ def test_snippets_run(page, tmp_path, monkeypatch):
         pytest.skip(f"the other snippets ran; these need {', '.join(sorted(missing))}")
 
 
+@pytest.mark.parametrize("name", ["docs/recipes.md", "docs/zh/recipes.md"])
+def test_a_recipe_stands_alone(name, tmp_path, monkeypatch):
+    """Each section by itself, as somebody takes it who came for that."""
+    monkeypatch.chdir(tmp_path)
+    for section in re.split(r"^## ", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE):
+        names = {"__name__": "snippet"}
+        for code in re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE):
+            exec(compile(code, section.partition("\n")[0], "exec"), names)
+
+
 def test_pages_are_found():
     names = {page.name for page in PAGES}
     assert {"README.md", "README.zh.md", "getting_started.md", "batch.md"} <= names
