@@ -99,6 +99,9 @@ CALLS = [
     (lambda a: F.layer_norm(a.x), TypeError, "layer_norm(input, normalized_shape, "),
     (lambda a: F.layer_norm(a.x, 5, inplace=True), TypeError, "'inplace'", "out=input"),
     (lambda a: steps.moments(a.x, axis=1), TypeError, "'axis'", "did you mean channel_axis?"),
+    (lambda a: cnorm.BatchNorm2d(3)(), TypeError, "forward() missing", "'input'"),
+    (lambda a: cnorm.BatchNorm2d(3)(a.last, channel_axis=-1), TypeError, "'channel_axis'"),
+    (lambda a: cnorm.LayerNorm(3).backward(), TypeError, "backward() missing", "'grad_output'"),
     # what is no array of floats
     (lambda a: F.layer_norm(np.arange(5), 5), TypeError, FLOATS, "input.astype(np.float32)"),
     (lambda a: cnorm.BatchNorm2d(3)(np.ones((2, 3, 4, 4), np.uint8)), TypeError, FLOATS, "uint8"),

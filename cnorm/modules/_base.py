@@ -64,8 +64,13 @@ class Module(Traversal, Conversion, State):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if cls.__module__.startswith(__package__) and "__init__" in vars(cls):
+        if not cls.__module__.startswith(__package__):
+            return
+        if "__init__" in vars(cls):
             cls.__init__ = _explained(cls.__init__)
+        for name in ("forward", "backward"):  # errors about arguments name no class but the user's
+            if name in vars(cls):
+                vars(cls)[name].__qualname__ = name
 
     def __init__(self):
         # Names only: the values are ordinary attributes, so that reading one costs nothing more.
