@@ -755,11 +755,11 @@ def normalize(input, p=2.0, dim=1, eps=1e-12, out=None, *, return_stats=False):
     Notes
     -----
     Norms are taken in the accumulation type, so float16 does not overflow, and again in double where squares of
-    float32 overflow or underflow. torch's function of this name computes float16 in float16 [1]_.
+    float32 overflow or underflow. torch's function of this name computes float16 in float16.
 
     References
     ----------
-    .. [1] PyTorch, `torch.nn.functional.normalize`.
+    PyTorch, `torch.nn.functional.normalize`.
 
     Examples
     --------
@@ -816,7 +816,7 @@ def normalize_backward(grad_output, input, norm, p=2.0, dim=1, eps=1e-12, *, out
 def switch_norm(input, running_mean, running_var, weight, bias, mean_weight, var_weight, training=False,
                 momentum=0.9, eps=1e-5, using_moving_average=True, *, out=None, channel_axis=1,
                 return_stats=False, negative_slope=None, clip=None):
-    """Normalise with a learned mix of instance, layer and batch statistics [1]_.
+    """Normalize with a learned mix of instance, layer and batch statistics.
 
     ``y = (x - sum(p * mean)) / sqrt(sum(q * var) + eps) * weight + bias``, p and q the softmax of
     `mean_weight` and `var_weight` in the order instance, layer, batch; of 2-D input: layer, batch. The
@@ -855,8 +855,8 @@ def switch_norm(input, running_mean, running_var, weight, bias, mean_weight, var
 
     References
     ----------
-    .. [1] P. Luo, J. Ren, Z. Peng, R. Zhang, J. Li, "Differentiable Learning-to-Normalize via
-       Switchable Normalization", ICLR 2019, arXiv:1806.10779.
+    Luo, Ren, Peng, Zhang and Li, "Differentiable Learning-to-Normalize via
+    Switchable Normalization", ICLR 2019, https://arxiv.org/abs/1806.10779.
 
     Examples
     --------
