@@ -37,6 +37,8 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef const double *as_stored(self, const double *values, bint samples_last) except? NULL
     cdef int fill_job(self, const Plan *p, Job *a) except -1
     cdef int spread_statistics(self, Job *a) except -1
+    cdef const double *reversed_samples(self, const double *values) except? NULL
+    cdef int reverse_samples(self, Job *a) except -1
     cdef int forward_by_sample(self, const Plan *p) except -1
     cdef int backward_by_sample(self) except -1
     cdef cnp.ndarray forward(self, cnp.ndarray out)

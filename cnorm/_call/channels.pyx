@@ -16,7 +16,7 @@ from cnorm._call.running cimport mean_over_samples, update_running
 from cnorm._plan cimport COPY, UNITS, Plan
 from cnorm._pool cimport new_array
 from cnorm._runtime cimport kernels, threads_for
-from cnorm.kernels.job cimport FLOAT64, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job
+from cnorm.kernels.job cimport FLOAT64, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, Tensor
 
 cnp.import_array()
 
@@ -165,6 +165,27 @@ cdef class ChannelsCall(ChannelAxisCall):
         a.lo = lo
         return 0
 
+    cdef const double *reversed_samples(self, const double *values) except? NULL:
+        """A parameter (N, C) from the last sample to the first; NULL where there is none."""
+        cdef double *copy
+        cdef Py_ssize_t i, n = self.channels
+        if values == NULL:
+            return NULL
+        copy = self.workspace(self.samples, n)
+        for i in range(self.samples):
+            memcpy(copy + i * n, values + (self.samples - 1 - i) * n, n * sizeof(double))
+        return copy
+
+    cdef int reverse_samples(self, Job *a) except -1:
+        """Let a job begin with the last sample: the pass before has left the last ones in cache."""
+        reverse_outer(&a.x, self.samples)
+        reverse_outer(&a.y, self.samples)
+        reverse_outer(&a.dy, self.samples)
+        a.channels.weight = self.reversed_samples(a.channels.weight)
+        a.channels.bias = self.reversed_samples(a.channels.bias)
+        a.channels.slopes = self.reversed_samples(a.channels.slopes)
+        return 0
+
     cdef int forward_by_sample(self, const Plan *p) except -1:
         """Batch norm with a weight per sample, in columns: the statistics, then each sample with its parameters."""
         cdef Plan of_samples
@@ -177,8 +198,11 @@ cdef class ChannelsCall(ChannelAxisCall):
         self.plan(2, &of_samples)
         self.fill_job(&of_samples, &a)
         self.groups = 0
-        a.stats_given = True
         self.spread_statistics(&a)
+        if not self.stats_given:
+            self.reverse_samples(&a)
+            a.read_before = True
+        a.stats_given = True
         return run_norm(kernels.columns_forward, &a, self.bytes, "statistics")
 
     cdef int backward_by_sample(self) except -1:
@@ -205,6 +229,7 @@ cdef class ChannelsCall(ChannelAxisCall):
                 sums[k] += sums[i * n + k]
         for i in range(1, self.samples):
             memcpy(sums + i * n, sums, n * sizeof(double))
+        self.reverse_samples(&a)
         a.channels.sums_mode = SUMS_GIVEN
         a.channels.count = <double> self.unit_size()
         return run_norm(kernels.columns_backward, &a, self.bytes, "sums")
@@ -327,6 +352,13 @@ cdef void sum_over_samples(double *grads, Py_ssize_t rows, Py_ssize_t channels) 
                 total[c] += row[c]
         grads += rows * channels
         total += channels
+
+
+cdef void reverse_outer(Tensor *tensor, Py_ssize_t n) noexcept:
+    """Let the first of a tensor's axes, of n elements, count from its end. A tensor of none stays as it is."""
+    if tensor.data != NULL:
+        tensor.data += (n - 1) * tensor.strides[0]
+        tensor.strides[0] = -tensor.strides[0]
 
 
 cdef void samples_first(double *grads, Py_ssize_t samples, Py_ssize_t channels, double *workspace) noexcept:

@@ -129,6 +129,7 @@ cdef struct Job:
     Tensor dy
     bint centred         # False: root mean square
     bint stats_given     # mean and rstd are IN
+    bint read_before     # these were taken of x just before, so that some of it is in cache: of speed alone
     int activation       # Activation
     double slope
     double low           # with ACT_CLIP: the bounds, NaN where a side is open
