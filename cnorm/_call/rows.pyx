@@ -213,7 +213,7 @@ cdef class RowsCall(Call):
         if not one and not other:
             return 0
         sizes = [cnp.PyArray_DIM(self.x, self.axes[i]) for i in range(first)]
-        sets = [max(n, m) for n, m in zip(one or (1,) * first, other or (1,) * first)]
+        sets = [m if n == 1 else n for n, m in zip(one or (1,) * first, other or (1,) * first)]
         differing = [i for i in range(first) if sets[i] != 1]
         if any([sizes[i] != 1 and sets[i] == 1 for i in range(differing[0], differing[-1])]):
             sets, differing = sizes, [0, first - 1]  # an axis in between is shared: a set for each unit
