@@ -163,7 +163,7 @@ OPERATIONS = (
         "channels",
         (("group_norm", _group),),
         page="group",
-        layers=("GroupNorm",),
+        layers=("GroupNorm", "LazyGroupNorm"),
         interop="GroupNorm",
     ),
     Operation(
@@ -171,7 +171,7 @@ OPERATIONS = (
         "rows",
         (("layer_norm", _layer),),
         page="layer",
-        layers=("LayerNorm",),
+        layers=("LayerNorm", "LazyLayerNorm"),
         interop="LayerNorm",
     ),
     Operation(
@@ -179,7 +179,7 @@ OPERATIONS = (
         "rows",
         (("rms_norm", _rms),),
         page="rms",
-        layers=("RMSNorm",),
+        layers=("RMSNorm", "LazyRMSNorm"),
         interop="RMSNorm",
     ),
     Operation("add_layer_norm", "rows", (("add_layer_norm", _add_layer),), page="layer"),

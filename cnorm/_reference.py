@@ -18,7 +18,8 @@ normalize  the input                any axes        none
 switch     ``(N, C, S)``            several         axis ``1``
 =========  =======================  ==============  ===============
 
-N is samples, C channels, S everything spatial, G groups, M rows, L elements of a row.
+N is samples, C channels, S everything spatial, G groups, M rows, L elements of a row. Parameters
+may differ from sample to sample: then they have axis ``0`` too.
 """
 
 import math
@@ -74,8 +75,17 @@ class _View:
         shape = [n if i in axes else 1 for i, n in enumerate(self.shape)]
         return np.broadcast_to(array, shape).reshape([self.shape[i] for i in axes])
 
+    def parameter_axes(self, values, axes):
+        """The axes that a parameter has: `axes`, and that of the samples where it is (N, C)."""
+        of_samples = np.ndim(values) == 2 and len(values) == self.shape[0] > 1
+        return (0, *axes) if of_samples else axes
+
+    def spread_parameter(self, values, axes):
+        return self.spread(values, self.parameter_axes(values, axes))
+
     def gather(self, array, axes, like, shape):
         """The sum over all but `axes`: the gradient of a parameter such as `like`."""
+        axes = self.parameter_axes(like, axes)
         total = array.sum(tuple(i for i in range(array.ndim) if i not in axes))
         if like is None:
             return total.reshape(shape).astype(np.promote_types(self.input.dtype, np.float32))
@@ -99,6 +109,57 @@ class _View:
         else:
             total = array.sum()
         return total.reshape(slope.shape).astype(slope.dtype)
+
+
+class _Rows(_View):
+    """An input seen as ``(M, L)``: the axes of the rows, then those of `normalized_shape`.
+
+    `offset` is added to the weight, the only parameter then.
+    """
+
+    def __init__(self, input, normalized_shape, axis, channel_axis, offset=0):
+        shape, ndim = np.shape(input), np.ndim(input)
+        self.row = (normalized_shape,) if np.ndim(normalized_shape) == 0 else normalized_shape
+        self.row = tuple(self.row)
+        if axis is None:
+            axis = range(ndim - len(self.row), ndim)
+        inner = [i % ndim for i in np.atleast_1d(list(axis) if np.ndim(axis) else axis)]
+        outer = [i for i in range(ndim) if i not in inner]
+        self.order = outer + inner
+        self.outer = tuple(shape[i] for i in outer)
+        self.stats = tuple(1 if i in inner else n for i, n in enumerate(shape))
+        self.offset = offset
+        super().__init__(input, channel_axis, (math.prod(self.outer), math.prod(self.row)))
+
+    def split(self, array):
+        return super().split(np.transpose(array, self.order))
+
+    def join(self, array, out=None):
+        if out is None:
+            out = np.empty_like(self.input, dtype=self.input.dtype.newbyteorder("="))
+        into = out.transpose(self.order)
+        into[...] = array.reshape(into.shape)
+        return out
+
+    def is_row(self, values):
+        return np.ndim(values) == len(self.row)
+
+    def spread_parameter(self, values, axes):
+        values = _wide(values) + self.offset
+        if self.is_row(values):
+            return self.spread(values, axes)
+        values = np.broadcast_to(values.transpose(self.order), self.outer + self.row)
+        return values.reshape(self.shape)
+
+    def gather(self, array, axes, like, shape):
+        if like is None or self.is_row(like):
+            return super().gather(array, axes, like, shape)
+        array = array.reshape(self.outer + self.row).transpose(np.argsort(self.order))
+        alike = tuple(i for i, n in enumerate(np.shape(like)) if n == 1)
+        return array.sum(alike, keepdims=True).astype(np.asarray(like).dtype)
+
+    def parameter_axes(self, values, axes):
+        return axes
 
 
 # --- moments, apply, epilogue, gradient -------------------------------------------------------
@@ -132,9 +193,9 @@ def _update(running, factor, batch):
 
 def _affine(view, x, axes, weight, bias):
     if weight is not None:
-        x = x * view.spread(weight, axes)
+        x = x * view.spread_parameter(weight, axes)
     if bias is not None:
-        x = x + view.spread(bias, axes)
+        x = x + view.spread_parameter(bias, axes)
     return x
 
 
@@ -296,35 +357,26 @@ def group_norm_backward(
 # --- layer, rms, and the same after a residual add --------------------------------------------
 
 
-def _rows(input, normalized_shape, channel_axis):
-    """The rows of the input, the shape of one, and the shape of the statistics."""
-    shape = np.shape(input)
-    row = (normalized_shape,) if np.ndim(normalized_shape) == 0 else tuple(normalized_shape)
-    outer = shape[: len(shape) - len(row)]
-    view = _View(input, channel_axis, (math.prod(outer), math.prod(row)))
-    return view, row, outer + (1,) * len(row)
-
-
 @np.errstate(all="ignore")
 def layer_norm(
     input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
-    return_stats=False, negative_slope=None, clip=None,
+    return_stats=False, negative_slope=None, clip=None, axis=None,
 ):  # fmt: skip
-    view, _, stats = _rows(input, normalized_shape, channel_axis)
+    view = _Rows(input, normalized_shape, axis, channel_axis)
     centred, mean, var = _moments(view.split(input), (1,))
     y, rstd = _normalise(view, centred, var, eps, (1,), weight, bias, (negative_slope, clip), out)
-    return (y, mean.reshape(stats), rstd.reshape(stats)) if return_stats else y
+    return (y, mean.reshape(view.stats), rstd.reshape(view.stats)) if return_stats else y
 
 
 @np.errstate(all="ignore")
 def layer_norm_backward(
     grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None, channel_axis=1,
-    negative_slope=None, clip=None, bias=None,
+    negative_slope=None, clip=None, bias=None, axis=None,
 ):  # fmt: skip
-    view, row, _ = _rows(input, normalized_shape, channel_axis)
+    view = _Rows(input, normalized_shape, axis, channel_axis)
     mean, rstd = view.spread(mean, (0,)), view.spread(rstd, (0,))
     xhat, g, grads = _affine_backward(
-        view, grad_output, mean, rstd, (1,), weight, bias, (negative_slope, clip), row
+        view, grad_output, mean, rstd, (1,), weight, bias, (negative_slope, clip), view.row
     )
     return _normalise_backward(view, xhat, g, rstd, (1,), out), *grads
 
@@ -332,27 +384,27 @@ def layer_norm_backward(
 @np.errstate(all="ignore")
 def rms_norm(
     input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
-    return_stats=False, negative_slope=None, clip=None,
+    return_stats=False, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False,
 ):  # fmt: skip
-    view, _, stats = _rows(input, normalized_shape, channel_axis)
+    view = _Rows(input, normalized_shape, axis, channel_axis, bool(zero_centered_gamma))
     if eps is None:
         eps = np.finfo(np.promote_types(view.input.dtype, np.float32)).eps
     x = view.split(input)
     square = _mean(x**2, (1,))
     square = np.where(np.isfinite(square), square, np.nan)  # infinity spoils its unit, as above
     y, rstd = _normalise(view, x, square, eps, (1,), weight, None, (negative_slope, clip), out)
-    return (y, rstd.reshape(stats)) if return_stats else y
+    return (y, rstd.reshape(view.stats)) if return_stats else y
 
 
 @np.errstate(all="ignore")
 def rms_norm_backward(
     grad_output, input, normalized_shape, rstd, weight=None, *, out=None, channel_axis=1,
-    negative_slope=None, clip=None,
+    negative_slope=None, clip=None, axis=None, zero_centered_gamma=False,
 ):  # fmt: skip
-    view, row, _ = _rows(input, normalized_shape, channel_axis)
+    view = _Rows(input, normalized_shape, axis, channel_axis, bool(zero_centered_gamma))
     rstd = view.spread(rstd, (0,))
     xhat, g, (grad_weight, _, *grad_slope) = _affine_backward(
-        view, grad_output, 0, rstd, (1,), weight, None, (negative_slope, clip), row
+        view, grad_output, 0, rstd, (1,), weight, None, (negative_slope, clip), view.row
     )
     grad_input = _normalise_backward(view, xhat, g, rstd, (1,), out, centre=False)
     return grad_input, grad_weight, *grad_slope

@@ -16,6 +16,7 @@ _SwitchStats: TypeAlias = Any
 _Input: TypeAlias = ArrayLike | _SupportsDLPack
 _Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 _Slope: TypeAlias = float | _Array | None
+_Axis: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | None
 _Clip: TypeAlias = tuple[float | None, float | None] | Sequence[float | None] | _Array | None
 
 @overload
@@ -127,6 +128,7 @@ def layer_norm(
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
 ) -> _Array: ...
 @overload
 def layer_norm(
@@ -141,6 +143,7 @@ def layer_norm(
     return_stats: Literal[True],
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Stat, _Stat]: ...
 @overload
 def rms_norm(
@@ -154,6 +157,8 @@ def rms_norm(
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> _Array: ...
 @overload
 def rms_norm(
@@ -167,6 +172,8 @@ def rms_norm(
     return_stats: Literal[True],
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Stat]: ...
 @overload
 def switch_norm(
@@ -223,6 +230,7 @@ def add_layer_norm(
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def add_layer_norm(
@@ -239,6 +247,7 @@ def add_layer_norm(
     return_stats: Literal[True],
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Array, _Stat, _Stat]: ...
 @overload
 def add_rms_norm(
@@ -254,6 +263,8 @@ def add_rms_norm(
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def add_rms_norm(
@@ -269,6 +280,8 @@ def add_rms_norm(
     return_stats: Literal[True],
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Array, _Stat]: ...
 def local_response_norm(
     input: _Input,
@@ -398,6 +411,7 @@ def layer_norm_backward(
     negative_slope: float | None = None,
     clip: _Clip = None,
     bias: _Input | None = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def layer_norm_backward(
@@ -413,6 +427,7 @@ def layer_norm_backward(
     negative_slope: _Array,
     clip: None = None,
     bias: _Input | None = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
 def rms_norm_backward(
@@ -426,6 +441,8 @@ def rms_norm_backward(
     channel_axis: int = 1,
     negative_slope: float | None = None,
     clip: _Clip = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def rms_norm_backward(
@@ -439,6 +456,8 @@ def rms_norm_backward(
     channel_axis: int = 1,
     negative_slope: _Array,
     clip: None = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def switch_norm_backward(
@@ -485,6 +504,7 @@ def add_layer_norm_backward(
     negative_slope: float | None = None,
     clip: _Clip = None,
     bias: _Input | None = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def add_layer_norm_backward(
@@ -501,6 +521,7 @@ def add_layer_norm_backward(
     negative_slope: _Array,
     clip: None = None,
     bias: _Input | None = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
 def add_rms_norm_backward(
@@ -515,6 +536,8 @@ def add_rms_norm_backward(
     channel_axis: int = 1,
     negative_slope: float | None = None,
     clip: _Clip = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def add_rms_norm_backward(
@@ -529,6 +552,8 @@ def add_rms_norm_backward(
     channel_axis: int = 1,
     negative_slope: _Array,
     clip: None = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def local_response_norm_backward(

@@ -75,8 +75,8 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
     running_mean, running_var : ndarray, shape (C,), optional
         Updated in place in training, with the unbiased variance:
         ``running = (1 - momentum) * running + momentum * batch``. Needed in evaluation.
-    weight, bias : array_like, shape (C,), optional
-        Any float dtype.
+    weight, bias : array_like, shape (C,), (1, C) or (N, C), optional
+        Any float dtype; (N, C) differ from sample to sample.
     training : bool
         Use the statistics of this batch.
     momentum : float
@@ -131,19 +131,20 @@ def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training
         Of one dtype.
     mean, rstd : array_like, shape (C,)
         As forward returned them.
-    weight : array_like, shape (C,), optional
+    weight : array_like, shape (C,), (1, C) or (N, C), optional
     training : bool
         Whether the statistics came from the input.
     out : ndarray, optional
         For grad_input; ``out=grad_output`` works in place.
     bias, negative_slope, clip
-        Of the forward pass, where an activation was fused.
+        Of the forward pass, where an activation was fused, or where bias has another shape than weight.
 
     Returns
     -------
     grad_input, grad_weight, grad_bias : ndarray
-        Parameter gradients have the parameters' dtype; without a weight, the accumulation type. With an
-        array for `negative_slope` its gradient follows.
+        Parameter gradients have the parameters' shapes and dtype, grad_bias those of bias, if given, else
+        of weight; without a weight, (C,) of the accumulation type. With an array for `negative_slope` its
+        gradient follows.
 
     Examples
     --------
@@ -171,7 +172,7 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     running_mean, running_var : ndarray, shape (C,), optional
         Updated in place with the mean over N of the samples' statistics (unbiased variance) where
         `use_input_stats`; used instead of the input's where not.
-    weight, bias : array_like, shape (C,), optional
+    weight, bias : array_like, shape (C,), (1, C) or (N, C), optional
     use_input_stats : bool
     momentum, eps : float
     out, channel_axis, return_stats, negative_slope, clip
@@ -216,7 +217,7 @@ def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_i
     ----------
     grad_output, input : array_like, shape (N, C, ...)
     mean, rstd : array_like, shape (N, C)
-    weight : array_like, shape (C,), optional
+    weight : array_like, shape (C,), (1, C) or (N, C), optional
     use_input_stats : bool
     out, channel_axis, negative_slope, clip, bias
         As `batch_norm_backward`.
@@ -250,7 +251,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
     input : array_like, shape (N, C, ...)
     num_groups : int
         Divides C.
-    weight, bias : array_like, shape (C,), optional
+    weight, bias : array_like, shape (C,), (1, C) or (N, C), optional
     eps : float
     out, channel_axis, return_stats, negative_slope, clip
         See the module's documentation. The statistics have shape (N, G).
@@ -292,7 +293,7 @@ def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None,
     grad_output, input : array_like, shape (N, C, ...)
     num_groups : int
     mean, rstd : array_like, shape (N, G)
-    weight : array_like, shape (C,), optional
+    weight : array_like, shape (C,), (1, C) or (N, C), optional
     out, channel_axis, negative_slope, clip, bias
         As `batch_norm_backward`.
 
@@ -314,8 +315,8 @@ def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None,
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
-               return_stats=False, negative_slope=None, clip=None):
-    """Normalise over the last axes [1]_.
+               return_stats=False, negative_slope=None, clip=None, axis=None):
+    """Normalise over the last axes, or over any others [1]_.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance over the
     axes that `normalized_shape` names, the weight and bias element by element.
@@ -325,14 +326,19 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
     input : array_like, shape (..., *normalized_shape)
         float32, float64, float16 or bfloat16.
     normalized_shape : int or sequence of int
-        The trailing axes.
-    weight, bias : array_like, shape normalized_shape, optional
-        Any float dtype.
+        The sizes of the trailing axes, or of those that `axis` names.
+    weight, bias : array_like, optional
+        Any float dtype. Of shape normalized_shape; or, to differ from sample to sample, of the input's
+        number of dimensions, with the input's sizes at the normalised axes and these or 1 at the others,
+        such as (N, 1, D).
     eps : float
         Added to the variance.
     out, channel_axis, return_stats, negative_slope, clip
         See the module's documentation; `channel_axis` only says along which axis the slopes of a PReLU
         run. The statistics have the input's shape with ones for the normalised axes.
+    axis : int or sequence of int, optional
+        Where the dimensions of `normalized_shape` are in the input; None: at its end. ``axis=1`` takes
+        (N, C, H, W) images over their channels as they are, channels first or last in memory.
 
     Returns
     -------
@@ -344,7 +350,8 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
     RuntimeError
         A shape or parameter that does not fit `normalized_shape`.
     ValueError, TypeError
-        An `out` of the wrong shape or dtype, an array that is not of a float dtype.
+        An `out` of the wrong shape or dtype, an `axis` that is out of bounds, named twice or not one for
+        each dimension of `normalized_shape`, an array that is not of a float dtype.
 
     References
     ----------
@@ -356,13 +363,16 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
     >>> F.layer_norm(np.array([[1.0, 3.0], [10.0, 30.0]], np.float32), 2, eps=1e-12)
     array([[-1.,  1.],
            [-1.,  1.]], dtype=float32)
+    >>> F.layer_norm(np.array([[1.0, 3.0], [10.0, 30.0]], np.float32), 2, eps=1e-12, axis=0)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
     """
     return rows_norm_forward(input, normalized_shape, weight, bias, True, eps, out, channel_axis,
-                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip)
+                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip, axis, False)
 
 
 def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None,
-                        channel_axis=1, negative_slope=None, clip=None, bias=None):
+                        channel_axis=1, negative_slope=None, clip=None, bias=None, axis=None):
     """Gradients of `layer_norm`, as `batch_norm_backward` gives those of `batch_norm`.
 
     Parameters
@@ -371,13 +381,18 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
     normalized_shape : int or sequence of int
     mean, rstd : array_like
         As forward returned them.
-    weight : array_like, shape normalized_shape, optional
+    weight : array_like, optional
+        As in `layer_norm`.
     out, channel_axis, negative_slope, clip, bias
         As `batch_norm_backward`.
+    axis : int or sequence of int, optional
+        Of the forward pass.
 
     Returns
     -------
     grad_input, grad_weight, grad_bias : ndarray
+        Parameter gradients have the shapes of the parameters; grad_bias that of bias, if given, else of
+        weight.
 
     Examples
     --------
@@ -389,12 +404,12 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
     array([2., 2., 2.])
     """
     return rows_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, True, out,
-                              channel_axis, negative_slope, clip)
+                              channel_axis, negative_slope, clip, axis, False)
 
 
 def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
-             return_stats=False, negative_slope=None, clip=None):
-    """Divide by the root of the mean square over the last axes [1]_.
+             return_stats=False, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False):
+    """Divide by the root of the mean square over the last axes, or over any others [1]_.
 
     ``y = x / sqrt(mean(x**2) + eps) * weight``.
 
@@ -402,11 +417,14 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
     ----------
     input : array_like, shape (..., *normalized_shape)
     normalized_shape : int or sequence of int
-    weight : array_like, shape normalized_shape, optional
+    weight : array_like, optional
+        Of the shapes that `layer_norm` takes.
     eps : float, optional
         None is the machine epsilon of the accumulation type: 1.19e-7, float64: 2.2e-16.
-    out, channel_axis, return_stats, negative_slope, clip
+    out, channel_axis, return_stats, negative_slope, clip, axis
         As `layer_norm`.
+    zero_centered_gamma : bool
+        Multiply by ``1 + weight``, as Gemma and others store it. No effect without a weight.
 
     Returns
     -------
@@ -431,11 +449,12 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
     array([1., 1., 1., 1.])
     """
     return rows_norm_forward(input, normalized_shape, weight, None, False, eps, out, channel_axis,
-                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip)
+                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip,
+                             axis, zero_centered_gamma)
 
 
 def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *, out=None,
-                      channel_axis=1, negative_slope=None, clip=None):
+                      channel_axis=1, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False):
     """Gradients of `rms_norm`.
 
     Parameters
@@ -444,9 +463,12 @@ def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *
     normalized_shape : int or sequence of int
     rstd : array_like
         As forward returned it.
-    weight : array_like, shape normalized_shape, optional
+    weight : array_like, optional
+        As in `rms_norm`.
     out, channel_axis, negative_slope, clip
         As `batch_norm_backward`.
+    axis, zero_centered_gamma
+        Of the forward pass.
 
     Returns
     -------
@@ -462,11 +484,11 @@ def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *
     True
     """
     return rows_norm_backward(grad_output, input, normalized_shape, None, rstd, weight, None, False, out,
-                              channel_axis, negative_slope, clip)
+                              channel_axis, negative_slope, clip, axis, zero_centered_gamma)
 
 
 def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None,
-                   residual_out=None, channel_axis=1, return_stats=False, negative_slope=None, clip=None):
+                   residual_out=None, channel_axis=1, return_stats=False, negative_slope=None, clip=None, axis=None):
     """Add a residual and normalise the sum, in one visit to memory.
 
     ``s = input + residual`` (rounded to the input's dtype), ``y = layer_norm(s, ...)``: what a
@@ -476,7 +498,7 @@ def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, ep
     ----------
     input, residual : array_like, shape (..., *normalized_shape)
         Of one dtype.
-    normalized_shape, weight, bias, eps, out, channel_axis, return_stats, negative_slope, clip
+    normalized_shape, weight, bias, eps, out, channel_axis, return_stats, negative_slope, clip, axis
         As `layer_norm`.
     residual_out : ndarray, optional
         Where the sum goes; ``residual_out=residual`` adds in place.
@@ -503,17 +525,18 @@ def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, ep
     array([[-1.,  1.]])
     """
     return add_norm_forward(input, residual, normalized_shape, weight, bias, True, eps, out, residual_out,
-                            channel_axis, return_stats, negative_slope, clip)
+                            channel_axis, return_stats, negative_slope, clip, axis, False)
 
 
 def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, out=None, residual_out=None,
-                 channel_axis=1, return_stats=False, negative_slope=None, clip=None):
+                 channel_axis=1, return_stats=False, negative_slope=None, clip=None,
+                 axis=None, zero_centered_gamma=False):
     """Add a residual and divide the sum by its root mean square: `add_layer_norm` with `rms_norm`.
 
     Parameters
     ----------
     input, residual : array_like, shape (..., *normalized_shape)
-    normalized_shape, weight, eps, out, channel_axis, return_stats, negative_slope, clip
+    normalized_shape, weight, eps, out, channel_axis, return_stats, negative_slope, clip, axis, zero_centered_gamma
         As `rms_norm`.
     residual_out : ndarray, optional
         Where the sum goes; ``residual_out=residual`` adds in place.
@@ -531,11 +554,11 @@ def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, ou
     (array([1., 1.]), array([2., 2.]))
     """
     return add_norm_forward(input, residual, normalized_shape, weight, None, False, eps, out, residual_out,
-                            channel_axis, return_stats, negative_slope, clip)
+                            channel_axis, return_stats, negative_slope, clip, axis, zero_centered_gamma)
 
 
 def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, rstd, weight=None, *,
-                            out=None, channel_axis=1, negative_slope=None, clip=None, bias=None):
+                            out=None, channel_axis=1, negative_slope=None, clip=None, bias=None, axis=None):
     """Gradients of `add_layer_norm`.
 
     Parameters
@@ -546,7 +569,7 @@ def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, 
         Of ``s``, where it was used elsewhere too.
     sum : array_like
         ``s``, as forward returned it.
-    normalized_shape, mean, rstd, weight, out, channel_axis, negative_slope, clip, bias
+    normalized_shape, mean, rstd, weight, out, channel_axis, negative_slope, clip, bias, axis
         As `layer_norm_backward`.
 
     Returns
@@ -564,17 +587,19 @@ def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, 
     array([[1., 1.]])
     """
     return rows_norm_backward(grad_output, sum, normalized_shape, mean, rstd, weight, bias, True, out,
-                              channel_axis, negative_slope, clip, grad_sum)
+                              channel_axis, negative_slope, clip, axis, False, grad_sum)
 
 
 def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, weight=None, *, out=None,
-                          channel_axis=1, negative_slope=None, clip=None):
+                          channel_axis=1, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False):
     """Gradients of `add_rms_norm`; see `add_layer_norm_backward`.
 
     Parameters
     ----------
-    grad_output, grad_sum, sum, normalized_shape, rstd, weight, out, channel_axis, negative_slope, clip
+    grad_output, grad_sum, sum, normalized_shape, rstd, weight, out, channel_axis, negative_slope, clip, axis
         As `add_layer_norm_backward`.
+    zero_centered_gamma : bool
+        Of the forward pass.
 
     Returns
     -------
@@ -590,7 +615,7 @@ def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, we
     array([[1., 1.]])
     """
     return rows_norm_backward(grad_output, sum, normalized_shape, None, rstd, weight, None, False, out,
-                              channel_axis, negative_slope, clip, grad_sum)
+                              channel_axis, negative_slope, clip, axis, zero_centered_gamma, grad_sum)
 
 
 def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1,

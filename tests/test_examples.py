@@ -82,3 +82,13 @@ def test_digits_linear_has_the_right_gradient(train_digits):
             below = (layer(x) * dy).sum()
             array[index] = value
             assert grad[index] == pytest.approx((above - below) / (2 * step), rel=1e-6, abs=1e-8)
+
+
+def test_convnext_block_is_torchs(capsys):
+    assert load("convnext_block", "torch").main((2, 16, 9, 11)) < 2e-6
+    assert "cnorm" in capsys.readouterr().out
+
+
+def test_llama_decoder_is_torchs(capsys):
+    assert load("llama_decoder", "torch").main((2, 16), (2, 4, 32)) < 1e-5
+    assert "cnorm" in capsys.readouterr().out

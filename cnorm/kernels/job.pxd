@@ -77,25 +77,29 @@ cdef struct Schedule:
     Py_ssize_t prefetch_segments   # where segments lie apart: to the one to prefetch, or 0
 
 cdef struct ElementParams:
-    # The rows family: parameters of one value per element of a row. Pointers may be NULL but for the gradients.
+    # The rows family, and columns that are units: parameters of one value per element of a unit. Pointers may be NULL
+    # but for the gradients.
     Tensor addend[2]         # forward with fuse_add: x = addend[0] + addend[1]; backward: addend[0] is added to y
     bint fuse_add            # forward: x is OUT, the sum of the addends, and then normalized
     bint add_to_grad         # backward: add addend[0] to the gradient of the input
-    const void *weight       # of the accumulation type
+    const void *weight       # of the accumulation type; (param_sets, elements)
     const void *bias
-    const void *slopes
+    const void *slopes       # of one set
+    Py_ssize_t param_sets    # 0, 1: all units share weight and bias; else unit u has set u // units_per_set % param_sets
+    Py_ssize_t units_per_set
     const double *unit_slopes    # a slope per row instead of the slopes above
     double *unit_slope_grads     # OUT, per row, with unit_slopes
-    double *grad_weight          # OUT, per element
+    double *grad_weight          # OUT, per element. With sets: for each run of units_per_set units, (3, elements)
     double *grad_bias
     double *grad_slope
-    void *final_weight           # OUT: grad_weight in the accumulation type; grad_weight is then undefined
-    void *final_bias
+    void *final_weight           # OUT: grad_weight in the accumulation type, (runs, elements); grad_weight is then
+    void *final_bias             # undefined
 
 cdef struct ChannelParams:
     # The segments and columns families: parameters of one value per channel. weight, bias and slopes may be NULL.
     bint by_segment                  # segments: a weight per (inner, segment); else one per inner
     Py_ssize_t channels_per_group    # columns: how many share their statistics
+    Py_ssize_t sample_channels       # from an outer index's (columns: a sample's) parameters to the next; 0: all share
     const double *weight
     const double *bias
     const double *slopes
@@ -125,6 +129,7 @@ cdef struct Job:
     Tensor dy
     bint centred         # False: root mean square
     bint stats_given     # mean and rstd are IN
+    bint read_before     # these were taken of x just before, so that some of it is in cache: of speed alone
     int activation       # Activation
     double slope
     double low           # with ACT_CLIP: the bounds, NaN where a side is open

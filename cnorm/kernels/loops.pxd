@@ -30,6 +30,9 @@ cdef extern from "loops/table.h" nogil:
         const void *grad_offset
         const void *rstd
         const void *slope
+        const void *row_weight
+        const void *row_bias
+        const void *row_slope
 
     enum:
         UNCENTRED
@@ -156,9 +159,11 @@ cdef extern from "loops/table.h" nogil:
                              const ColumnCoefficients *, int activation) noexcept nogil
         void (*column_grad_sums)(const char **, const char **, Py_ssize_t rows, Py_ssize_t columns,
                                  Py_ssize_t rows_per_pass, const ColumnCoefficients *, int activation, double *sum_g,
-                                 double *sum_gd, double *sum_d, double *sum_slope) noexcept nogil
-        void (*column_grad_apply)(const char **, const char **, char **, Py_ssize_t rows, Py_ssize_t columns,
-                                  Py_ssize_t rows_per_pass, const ColumnCoefficients *, int activation) noexcept nogil
+                                 double *sum_gd, double *sum_d, double *sum_slope,
+                                 double **row_sums) noexcept nogil
+        void (*column_grad_apply)(const char **, const char **, const char **addend, char **, Py_ssize_t rows,
+                                  Py_ssize_t columns, Py_ssize_t rows_per_pass, const ColumnCoefficients *,
+                                  int activation) noexcept nogil
         void (*crossed_apply)(const CrossedBlock *) noexcept nogil
         void (*crossed_grad_sums)(CrossedBlock *, double **total) noexcept nogil
         void (*crossed_grad_apply)(const CrossedBlock *) noexcept nogil

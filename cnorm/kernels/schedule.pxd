@@ -236,7 +236,8 @@ cdef inline void schedule_columns(const Job *job, ColumnLayout *layout, bint bac
     schedule.prefetch_segments = 0
     schedule.nontemporal = stores_nontemporal(
         &job.y, &job.x, &job.dy, traffic_of(job, bytes),
-        nontemporal_one_read() if job.stats_given and not backward else nontemporal_two_reads())
+        nontemporal_one_read() if job.stats_given and not job.read_before and not backward
+        else nontemporal_two_reads())
     schedule.strategy = ROW_RANGES
     if independent and job.channels.sums_mode == SUMS_INTERNAL and (layout.column_blocks > 1 or forced(COLUMN_BLOCKS)):
         if not forced(ROW_RANGES):

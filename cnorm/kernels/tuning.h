@@ -53,6 +53,8 @@ enum {
     ROW_RANGE_ROWS = 512,      /* rows of a range, while there are fewer than ROW_RANGES_MAX: a range costs a merge */
     ROW_RANGE_MULTIPLE = 16,   /* rows of a range are a multiple of this */
     PROBE_ROWS = 16,           /* rows at a range's head that decide whether a column's sums need a shift */
+    ROW_SUM_COLUMNS = 512,     /* columns of a row whose gradients of the row's parameters add up in the accumulation
+                                  type: a multiple of COLUMN_BLOCK_MULTIPLE */
 };
 
 /* ---- tables with statistics of rows and of columns ---- */

@@ -27,6 +27,7 @@ cdef extern from "tuning.h" nogil:
         CROSSED_COLUMNS_MAX
         N_CROSSED_SUMS
         CROSSED_EXPONENT_MAX
+        ROW_SUM_COLUMNS
         GIL_RELEASE_MIN_BYTES
         PARALLEL_MIN_BYTES
         STACK_DOUBLES
