@@ -13,6 +13,7 @@ cimport numpy as cnp
 from cnorm._call.arrays cimport (
     as_array, as_doubles, as_float, as_out, check_written, copy_if_overlapping, dtype_code, float64_data, is_native,
     may_overlap, new_float64, same_memory, shape_of)
+from cnorm._call.checks cimport clip_bounds
 from cnorm cimport _runtime
 from cnorm._call.observe cimport note, observe_moments, observe_standardize
 from cnorm._pool cimport empty_like
@@ -385,23 +386,9 @@ cdef object result_dtype(cnp.ndarray x, object dtype, cnp.ndarray out):
 
 
 cdef tuple as_bounds(object clip):
-    """The argument `clip` as (low, high), or None."""
+    """The argument `clip` as (low, high), of which an open side is NaN, or None."""
     cdef double low, high
-    if clip is None:
-        return None
-    try:
-        below, above = clip
-    except (TypeError, ValueError):
-        raise ValueError(f"clip must be None or a pair (low, high), but got {clip!r}") from None
-    if below is None and above is None:
-        return None
-    low = -float("inf") if below is None else as_float(below, "the lower bound of clip")
-    high = float("inf") if above is None else as_float(above, "the upper bound of clip")
-    if low != low or high != high:
-        raise ValueError(f"the bounds of clip must not be NaN, but got {clip!r}")
-    if low > high:
-        raise ValueError(f"clip must have low <= high, but got {clip!r}")
-    return low, high
+    return (low, high) if clip_bounds(clip, &low, &high) else None
 
 
 def given_statistic(values, str name, shape, axes, kept_shape):
