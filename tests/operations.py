@@ -321,7 +321,7 @@ class Statistics(Operation):
     """Over the last axis, over all but the channels, or over all axes; no parameters."""
 
     by_channel = False
-    takes_slope = False
+    takes_slope = takes_clip = False
     gradients = ()
 
     def accepts(self, shape, axis):
