@@ -164,9 +164,11 @@ CALLS = [
     "normalize",
     "switch",
     "window",
+    "moments",
 ]
 # Modules in which a call spends no time worth counting are compiled for size: a third of it.
 SMALL = {
+    "_call.moments",
     "_call.normalize",
     "_call.observe",
     "_call.switch",

@@ -11,6 +11,7 @@ with explained():
 from ._cache import empty_cache, set_cache_limit
 from ._config import show_config
 from ._explain import Plan, explain
+from ._moments import Moments
 from ._version import __version__
 from .modules import (
     BatchNorm1d,
@@ -79,6 +80,7 @@ __all__ = [
     "LocalResponseNorm",
     "Module",
     "ModuleList",
+    "Moments",
     "PReLU",
     "Parameter",
     "Plan",

@@ -12,6 +12,7 @@ from . import checkpoint as checkpoint
 from . import functional as functional
 from . import interop as interop
 from . import steps as steps
+from ._moments import Moments as Moments
 from .functional import _Axis, _Input
 
 __version__: str
@@ -211,6 +212,7 @@ class _BatchNorm(_RunningNorm):
         channel_axis: int = 1,
         activation: _Activation | None = None,
     ) -> None: ...
+    def load_moments(self, moments: Moments) -> None: ...
 
 class BatchNorm1d(_BatchNorm): ...
 class BatchNorm2d(_BatchNorm): ...

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol, SupportsIndex, TypeAlias, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from ._moments import Moments
 
 class _SupportsDLPack(Protocol):
     def __dlpack__(self) -> Any: ...
@@ -641,3 +643,42 @@ def normalize_backward(
     *,
     out: _Array | None = None,
 ) -> _Array: ...
+def moments(
+    input: _Input,
+    axis: SupportsIndex | Sequence[SupportsIndex] | None = None,
+    *,
+    where: ArrayLike | None = None,
+    nan_policy: Literal["propagate", "omit", "raise"] = "propagate",
+) -> Moments: ...
+@overload
+def standardize(
+    input: _Input,
+    axis: SupportsIndex | Sequence[SupportsIndex] | None,
+    mean: ArrayLike | None = None,
+    var: ArrayLike | None = None,
+    eps: float = 0.0,
+    *,
+    ddof: float = 0,
+    where: ArrayLike | None = None,
+    nan_policy: Literal["propagate", "omit", "raise"] = "propagate",
+    clip: tuple[float | None, float | None] | None = None,
+    dtype: DTypeLike | None = None,
+    out: _Array | None = None,
+    return_stats: Literal[False] = False,
+) -> _Array: ...
+@overload
+def standardize(
+    input: _Input,
+    axis: SupportsIndex | Sequence[SupportsIndex] | None,
+    mean: ArrayLike | None = None,
+    var: ArrayLike | None = None,
+    eps: float = 0.0,
+    *,
+    ddof: float = 0,
+    where: ArrayLike | None = None,
+    nan_policy: Literal["propagate", "omit", "raise"] = "propagate",
+    clip: tuple[float | None, float | None] | None = None,
+    dtype: DTypeLike | None = None,
+    out: _Array | None = None,
+    return_stats: Literal[True],
+) -> tuple[_Array, _Array, _Array]: ...

@@ -29,6 +29,9 @@ from cnorm._call.rows cimport STATS_ARRAYS, STATS_NONE, add_norm_forward, rows_n
 from cnorm._call.switch cimport switch_norm_forward, switch_norm_gradients
 from cnorm._call.window cimport response_norm_backward, response_norm_forward
 
+from ._call.moments import standardize as standardize_call
+from ._moments import moments as moments_of
+
 __all__ = [
     "add_layer_norm",
     "add_layer_norm_backward",
@@ -52,6 +55,8 @@ __all__ = [
     "rms_norm_backward",
     "switch_norm",
     "switch_norm_backward",
+    "moments",
+    "standardize",
 ]
 
 
@@ -918,3 +923,103 @@ def switch_norm_backward(grad_output, input, stats, weight, mean_weight, var_wei
     """
     return switch_norm_gradients(grad_output, input, stats, weight, mean_weight, var_weight, bias, out,
                                  channel_axis, negative_slope, clip)
+
+
+def moments(input, axis=None, *, where=None, nan_policy="propagate"):
+    """Count, mean and variance over some axes, in one pass, as `cnorm.Moments`, which merge.
+
+    Parameters
+    ----------
+    input : array_like
+        Of a float dtype, an integer dtype or bool, and of any strides. Sums are taken in double for all of
+        them; integers beyond 2**53 are rounded to double.
+    axis : int, tuple of int or None
+        What is reduced, as in `numpy.var`.
+    where : array_like of bool, optional
+        Which elements count; broadcasts to the input. The mask of a masked array counts too.
+    nan_policy : "propagate", "omit" or "raise"
+        What NaN does: makes its unit NaN, does not count, or raises.
+
+    Returns
+    -------
+    Moments
+        With `count`, `mean` and `m2` in the shape of the kept axes, `var` and `std`.
+
+    Raises
+    ------
+    ValueError
+        An axis that the input does not have or that is named twice, a mask that does not broadcast, another
+        `nan_policy`; with "raise", NaN where the mask is True.
+    TypeError
+        An input that is complex or of objects; a mask that is not of bools.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> m = F.moments(np.array([[1, 2], [3, 6]], np.uint8), axis=0)
+    >>> m.count, m.mean, m.var()
+    (array([2., 2.]), array([2., 4.]), array([1., 4.]))
+    >>> (m + F.moments([[8, 4]], axis=0)).mean
+    array([4., 4.])
+    """
+    return moments_of(input, axis, where=where, nan_policy=nan_policy)
+
+
+def standardize(input, axis, mean=None, var=None, eps=0.0, *, ddof=0, where=None, nan_policy="propagate",
+                clip=None, dtype=None, out=None, return_stats=False):
+    """``(input - mean) / sqrt(var + eps)`` over any axes: the z-score.
+
+    Statistics are taken in double, and so is the result, which is rounded once. Where ``var + eps`` is 0 the
+    result is ``input - mean``, as scikit-learn has it: 0 for a constant.
+
+    Parameters
+    ----------
+    input : array_like
+        Of a float dtype, an integer dtype or bool, and of any strides.
+    axis : int, tuple of int or None
+        What shares its statistics, as in `numpy.var`: 0 for each column of a table.
+    mean, var : array_like, optional
+        Statistics instead of the input's: both or neither. Of the input's number of dimensions, with size 1 at
+        the reduced axes; otherwise they broadcast to the shape of the kept axes.
+    eps : float
+        Added to the variance.
+    ddof : float
+        The variance of the input is over ``count - ddof``. Where that is not positive the result is NaN.
+    where : array_like of bool, optional
+        Which elements count, and get a result; broadcasts to the input. Elsewhere `out` keeps its value, and
+        without `out` the result is 0.
+    nan_policy : "propagate", "omit" or "raise"
+        What NaN does: makes its unit NaN, stays NaN and does not count, or raises.
+    clip : (low, high), optional
+        Bounds of the result; None leaves a side open.
+    dtype : dtype, optional
+        Of the result, one of the float dtypes: that of `out`, else the input's, of integers float32.
+    out : ndarray, optional
+        For the result; ``out=input`` works in place.
+    return_stats : bool
+        Also return the statistics.
+
+    Returns
+    -------
+    ndarray or tuple
+        The result, of the input's shape; or ``(y, mean, rstd)`` with statistics of size 1 at the reduced axes,
+        float64, and rstd ``1 / sqrt(var + eps)``, or 1 where that is 0.
+
+    Raises
+    ------
+    ValueError
+        One of mean and var alone, statistics that do not broadcast, a negative variance or eps, bounds of `clip`
+        that are NaN or out of order, and what `moments` raises; an `out` of another shape.
+    TypeError
+        What `moments` raises; a dtype that is not a float dtype.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> F.standardize(np.array([[1, 2], [3, 6]], np.uint8), axis=0)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> F.standardize([1.0, 2.0, 9.0], 0, mean=2, var=4, clip=(None, 3))
+    array([-0.5,  0. ,  3. ])
+    """
+    return standardize_call(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtype, out, return_stats)

@@ -361,6 +361,48 @@ FURTHER_OPERATIONS = [
 ]
 
 
+# --- without a backward -----------------------------------------------------------------------
+
+
+class Statistics(Operation):
+    """Over the last axis, over all but the channels, or over all axes; no parameters."""
+
+    by_channel = False
+    takes_slope = takes_clip = False
+    gradients = ()
+
+    def accepts(self, shape, axis):
+        return len(shape) >= 2
+
+    def draw(self, rng, shape, axis, dtype=np.float64):
+        kept = tuple(i for i in range(len(shape)) if i != axis)
+        return {"axis": {"last": -1, "channels": kept, "all": None}[self.fixed["axes"]]}
+
+    def backward(self, F, dy, x, stats, p, **options):
+        return ()
+
+
+class Moments(Statistics):
+    function = "moments"
+    statistics = ("mean", "m2")
+
+    def forward(self, F, x, p, **options):
+        m = F.moments(x, **p)
+        return m.count, m.mean, m.m2
+
+
+class Standardize(Statistics):
+    function = "standardize"
+
+    def forward(self, F, x, p, **options):
+        return F.standardize(x, **p, eps=1e-5, clip=(-1.5, None), return_stats=True)
+
+
+STATISTICS = [
+    kind(axes=axes) for kind in (Moments, Standardize) for axes in ("last", "channels", "all")
+]
+
+
 # --- calls as they are made -------------------------------------------------------------------
 
 

@@ -97,6 +97,10 @@ cdef cnp.ndarray from_foreign(object a, str name):
     if isinstance(a, cnp.ndarray):
         refuse_mask(a, name)
         return <cnp.ndarray> PyArray_View(<cnp.ndarray> a, NULL, <void *> cnp.ndarray)
+    if getattr(a, "__dask_graph__", None) is not None and graph_of(a) is not None:
+        raise TypeError(f"{name} must be an array in memory, but got a {type(a).__module__.partition('.')[0]} "
+                        f"{type(a).__name__} that is not computed yet: cnorm.interop.dask keeps it lazy, and "
+                        ".compute() makes it an array")
     if hasattr(a, "__dlpack__"):
         if str(getattr(a, "dtype", None)) == "torch.bfloat16":  # NumPy's import does not know it
             import ml_dtypes
@@ -111,6 +115,12 @@ cdef cnp.ndarray from_foreign(object a, str name):
         raise TypeError(f"{name} cannot be read as an array: its __dlpack__ raised {type(refused).__name__}: "
                         f"{refused}. Pass a NumPy array, or one that can be exported from the memory of the CPU") from refused
     return array
+
+
+cdef object graph_of(object a):
+    """The graph of what dask would compute: that of an xarray object in memory is None."""
+    graph = a.__dask_graph__
+    return graph() if callable(graph) else graph
 
 
 cdef double converted_float(object value, str name) except? -1:

@@ -17,6 +17,18 @@ cdef extern from "enums.h" nogil:  # which describes the values
         FLOAT64
         FLOAT16
         BFLOAT16
+        WIDE_FLOAT32
+        WIDE_FLOAT16
+        WIDE_BFLOAT16
+        WIDE_INT8
+        WIDE_UINT8
+        WIDE_INT16
+        WIDE_UINT16
+        WIDE_INT32
+        WIDE_UINT32
+        WIDE_INT64
+        WIDE_UINT64
+        DTYPES
 
     enum Activation:
         ACT_NONE
@@ -65,6 +77,7 @@ cdef enum Strategy:
     COLUMN_BLOCKS = 10     # columns: each column block from its first sum to its last result
     ROW_RANGES = 11        # columns: sums of row ranges and column blocks, a merge, then the results
     WINDOW_SPANS = 12      # window: spans of elements or of positions
+    RUNS = 13              # standardize: runs in the order of memory
 
 cdef struct Schedule:
     int strategy                   # Strategy
@@ -100,6 +113,7 @@ cdef struct ChannelParams:
     bint by_segment                  # segments: a weight per (inner, segment); else one per inner
     Py_ssize_t channels_per_group    # columns: how many share their statistics
     Py_ssize_t sample_channels       # from an outer index's (columns: a sample's) parameters to the next; 0: all share
+    bint shift_overflows             # columns of float64 sums: where squares overflow, sums about a column's first element
     const double *weight
     const double *bias
     const double *slopes
@@ -167,7 +181,56 @@ cdef struct WindowJob:
     const double *slopes   # per channel
     Schedule *schedule_only    # as in Job
 
+cdef enum:
+    JOB_AXES = 64      # of an array; _plan.pxd has the same bound
+
+cdef struct Axes:
+    # Axes of some arrays, outermost first: sizes, and strides in bytes; of `unit` in units.
+    int count
+    Py_ssize_t shape[JOB_AXES]
+    Py_ssize_t x[JOB_AXES]
+    Py_ssize_t y[JOB_AXES]
+    Py_ssize_t mask[JOB_AXES]
+    Py_ssize_t unit[JOB_AXES]
+
+cdef struct MomentsJob:
+    # Moments of any array, in double. Units are numbered along the kept axes.
+    int dtype              # Dtype that is read as double
+    int threads
+    Axes kept              # columns: the last is contiguous
+    Axes reduced           # the elements of a unit, in their order
+    const char *x
+    const char *mask       # bytes, where not 0 an element counts; NULL: everywhere
+    bint omit_nan          # NaN does not count
+    Py_ssize_t units
+    Py_ssize_t elements    # of a unit
+    double *count          # per unit, OUT; mean, lo and m2 of a unit without elements are 0
+    double *mean
+    double *lo
+    double *m2
+    Schedule *schedule_only    # as in Job
+
+cdef struct StandardizeJob:
+    # y = (x - mean - lo) * scale, or x * scale + mean + lo, of any array, in double.
+    int dtype              # Dtype that is read as double
+    int out_dtype          # one of the first four
+    int threads
+    Axes axes              # of x, y and mask; `unit` leads to the statistics, and is 0 or 1 for the last axis
+    const char *x
+    char *y
+    const char *mask       # where 0, y keeps its value
+    bint inverse
+    bint clips
+    double low
+    double high
+    const double *mean     # per unit
+    const double *lo
+    const double *scale
+    Schedule *schedule_only
+
 ctypedef int (*norm_kernel)(Job *) noexcept nogil
+ctypedef int (*moments_kernel)(MomentsJob *) noexcept nogil
+ctypedef int (*standardize_kernel)(StandardizeJob *) noexcept nogil
 ctypedef int (*window_kernel)(WindowJob *) noexcept nogil
 ctypedef void (*widen_kernel)(int dtype, const char *values, Py_ssize_t n, void *out) noexcept nogil
 ctypedef void (*widen64_kernel)(int dtype, const char *values, Py_ssize_t n, double *out) noexcept nogil
@@ -188,6 +251,11 @@ cdef struct Kernels:
     norm_kernel crossed_backward
     window_kernel window_forward
     window_kernel window_backward
+    moments_kernel sequences_moments
+    moments_kernel selected_columns_moments
+    standardize_kernel standardize_forward
+    int (*run_moments)(moments_kernel, MomentsJob *) noexcept nogil
+    int (*run_standardize)(standardize_kernel, StandardizeJob *) noexcept nogil
     int (*run_norm)(norm_kernel, Job *) noexcept nogil          # runs one of them
     int (*run_window)(window_kernel, WindowJob *) noexcept nogil
     widen_kernel widen       # parameters to the accumulation type of their dtype

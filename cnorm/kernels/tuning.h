@@ -133,6 +133,23 @@ enum {
     PEEL_MIN_BYTES = 1 << 12,      /* of a contiguous run from which on its first elements are peeled */
     PEEL_MAX_ELEMENTS = 32,        /* peeled before a cache line */
     COLUMN_PREFETCH_BYTES = 1 << 11, /* prefetch distance of the column loops */
+    WIDE_ROWS = 8,                 /* rows and columns that are converted to double at a time: 16 KiB, */
+    WIDE_COLUMNS = 256,            /* which stay in L1 until they are summed */
+};
+
+/* ---- moments in double ---- */
+enum {
+    MOMENT_ROWS = 16,              /* short rows of one call of the loops, at most: what is done once a row is done for
+                                      them side by side */
+    MOMENT_ROW_MAX = 512,          /* elements of such a row, at most: of longer ones a call of the loops each is small */
+};
+
+/* ---- standardize ---- */
+enum {
+    STANDARDIZE_CHUNK = 512,       /* elements that are converted to double, changed and rounded at a time: 4 KiB, with
+                                      their coefficients 16 KiB */
+    STANDARDIZE_SHORT_RUN = 128,   /* elements of a run below which coefficients are spread out, and runs joined */
+    STANDARDIZE_ITEM = 1 << 14,    /* elements of a piece of work, approximately */
 };
 
 /* ---- window ---- */

@@ -71,5 +71,12 @@ cdef extern from "tuning.h" nogil:
         PEEL_MIN_BYTES
         PEEL_MAX_ELEMENTS
         COLUMN_PREFETCH_BYTES
+        WIDE_ROWS
+        WIDE_COLUMNS
+        MOMENT_ROWS
+        MOMENT_ROW_MAX
+        STANDARDIZE_CHUNK
+        STANDARDIZE_SHORT_RUN
+        STANDARDIZE_ITEM
         SPAN_MAX
         SPAN_MULTIPLE

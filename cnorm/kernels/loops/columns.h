@@ -107,13 +107,9 @@ INLINE void FN(column_sums_block)(const char *const *x, ptrdiff_t begin, ptrdiff
     }
 }
 
-/* Per column: sum_d += sum of d, sum_dd += sum of d*d, d = x - shift; MAGNITUDES, LARGEST: sum_dd gets them. COLUMN_BLOCK_ROWS rows and SUMMED_COLUMNS_MAX
- * columns at most. */
-static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
-                            const void *shift, int terms, double *sum_d, double *sum_dd) {
-    A sums_d[SUMMED_COLUMNS_MAX], sums_dd[SUMMED_COLUMNS_MAX];
-    FN(sums_clear)(sums_d, columns);
-    FN(sums_clear)(sums_dd, columns);
+/* Adds the terms d and d*d, d = x - shift, of some rows to the sums of each column, which are whole vectors. */
+INLINE void FN(column_sums_into)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
+                                 const void *shift, int terms, A *sums_d, A *sums_dd) {
     const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
 #define SUMS_BLOCK(K, partial) \
     FN(column_sums_block)(x, begin, end, j, partial, shift, sums_d, sums_dd, prefetch_bytes, centred, halves, K)
@@ -123,6 +119,16 @@ static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
     else if (SPLITS_LINE((const S *)x[0])) { enum { centred = CENTRED, halves = 1 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
     else { enum { centred = CENTRED, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
 #undef SUMS_BLOCK
+}
+
+/* Per column: sum_d += sum of d, sum_dd += sum of d*d, d = x - shift; MAGNITUDES, LARGEST: sum_dd gets them.
+ * COLUMN_BLOCK_ROWS rows and SUMMED_COLUMNS_MAX columns at most. */
+static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
+                            const void *shift, int terms, double *sum_d, double *sum_dd) {
+    A sums_d[SUMMED_COLUMNS_MAX], sums_dd[SUMMED_COLUMNS_MAX];
+    FN(sums_clear)(sums_d, columns);
+    FN(sums_clear)(sums_dd, columns);
+    FN(column_sums_into)(x, rows, columns, rows_per_pass, shift, terms, sums_d, sums_dd);
     FN(sums_add_to)(sums_d, columns, sum_d);
     if (terms == LARGEST) FN(sums_larger_to)(sums_dd, columns, sum_dd);
     else FN(sums_add_to)(sums_dd, columns, sum_dd);

@@ -243,8 +243,13 @@ NATIVE_BF16_BEGIN
 NATIVE_BF16_END
 #endif
 
-static const LoopTable *LOOPS_BY_DTYPE[4] = {
+#include "loops/wide.h"
+
+static const LoopTable *LOOPS_BY_DTYPE[DTYPES] = {
     [FLOAT32] = &table_f32, [FLOAT64] = &table_f64, [FLOAT16] = &table_f16, [BFLOAT16] = &table_bf16,
+    [WIDE_FLOAT32] = &wide_f32, [WIDE_FLOAT16] = &wide_f16, [WIDE_BFLOAT16] = &wide_bf16, [WIDE_INT8] = &wide_i8,
+    [WIDE_UINT8] = &wide_u8, [WIDE_INT16] = &wide_i16, [WIDE_UINT16] = &wide_u16, [WIDE_INT32] = &wide_i32,
+    [WIDE_UINT32] = &wide_u32, [WIDE_INT64] = &wide_i64, [WIDE_UINT64] = &wide_u64,
 };
 
 /* Chooses how bfloat16 is rounded: by the processor where it can (AVX512_BF16), or in integer arithmetic, with equal
