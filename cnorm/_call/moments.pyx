@@ -1,7 +1,7 @@
 """Moments and standardize: any dtype, any axes, from arguments to kernels; and the merge of moments.
 
-Axes are taken in the order of memory, the largest stride first, so that a transposed or Fortran-ordered array is read as
-it lies. Where the innermost axis is reduced, the units are sequences (kernels/sequences.pyx), whatever lies outside.
+Axes are taken in the order of memory, the largest stride first, so that a transposed or Fortran-ordered array is read
+as it lies. Where the innermost axis is reduced, the units are sequences (kernels/sequences.pyx), whatever lies outside.
 Where it is kept, they are columns (kernels/columns_selected.pyx), of which at most one kept axis and three reduced axes
 may lie outside. All else is copied, once, so that the reduced axes come last.
 """
@@ -15,9 +15,9 @@ from cnorm._call.arrays cimport (
     may_overlap, new_float64, same_memory, shape_of)
 from cnorm._call.checks cimport clip_bounds
 from cnorm cimport _runtime
-from cnorm._call.observe cimport note, observe_moments, observe_standardize
+from cnorm._call.observe cimport kind_of_moments, kind_of_standardize, note, observe_moments, observe_standardize
 from cnorm._pool cimport empty_like
-from cnorm._runtime cimport kernels, threads_for
+from cnorm._runtime cimport PolicyCall, begin_team, end_team, kernels, threads_for
 from cnorm.kernels.job cimport (
     BFLOAT16, FLOAT16, FLOAT32, FLOAT64, WIDE_BFLOAT16, WIDE_FLOAT16, WIDE_FLOAT32, WIDE_INT8, WIDE_INT16, WIDE_INT32,
     WIDE_INT64, WIDE_UINT8, WIDE_UINT16, WIDE_UINT32, WIDE_UINT64, Axes, MomentsJob, StandardizeJob, moments_kernel,
@@ -100,7 +100,8 @@ cdef cnp.ndarray as_mask(cnp.ndarray where, cnp.ndarray x):
     try:
         return np.broadcast_to(where, shape_of(x))
     except ValueError:
-        raise ValueError(f"where must broadcast to the input's shape {shape_of(x)}, but got {shape_of(where)}") from None
+        raise ValueError(f"where must broadcast to the input's shape {shape_of(x)}, but got "
+                         f"{shape_of(where)}") from None
 
 
 def check_policy(nan_policy):
@@ -202,7 +203,8 @@ cdef class Measurement:
         cdef moments_kernel kernel
         cdef cnp.ndarray results
         cdef tuple shape = self.kept_shape()
-        cdef Py_ssize_t units = 1, n
+        cdef Py_ssize_t units = 1, n, size
+        cdef PolicyCall call
         cdef int failed, axes
         for n in shape:
             units *= n
@@ -212,7 +214,8 @@ cdef class Measurement:
             self.save(results)
             return 0
         job.elements = cnp.PyArray_SIZE(self.x) // units
-        columns = self.plan(&job, False)  # the family follows from the input alone: a mask changes no bits by its strides
+        # the family follows from the input alone: a mask changes no bits by its strides
+        columns = self.plan(&job, False)
         if columns and not self.fits_columns(&job):
             columns = False  # units are sequences: of a copy, or of single elements
             if job.elements > 1:
@@ -239,13 +242,19 @@ cdef class Measurement:
         job.m2 = job.lo + units
         job.schedule_only = NULL
         kernel = kernels.selected_columns_moments if columns else kernels.sequences_moments
+        size = cnp.PyArray_NBYTES(self.x)
         if _runtime.observing:
-            failed = observe_moments(kernel, &job)
-        elif cnp.PyArray_NBYTES(self.x) < GIL_RELEASE_MIN_BYTES:
+            failed = observe_moments(kernel, &job, size)
+        elif size < GIL_RELEASE_MIN_BYTES:
             failed = kernels.run_moments(kernel, &job)
-        else:
+        elif job.threads == 1:
             with nogil:
                 failed = kernels.run_moments(kernel, &job)
+        else:
+            with nogil:
+                job.threads = begin_team(&call, kind_of_moments(kernel, &job), size, job.threads)
+                failed = kernels.run_moments(kernel, &job)
+                end_team(&call)
         if failed:
             raise MemoryError("cnorm could not allocate the sums of this call")
         self.save(results)
@@ -337,7 +346,8 @@ cdef void merge_arrays(Py_ssize_t n, double *count, double *mean, double *lo, do
                        const double *other_mean, const double *other_lo, const double *other_m2) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        merge_counted_moments(&count[i], &mean[i], &lo[i], &m2[i], other_count[i], other_mean[i], other_lo[i], other_m2[i])
+        merge_counted_moments(&count[i], &mean[i], &lo[i], &m2[i], other_count[i], other_mean[i], other_lo[i],
+                              other_m2[i])
         settle_moments(&mean[i], &lo[i], &m2[i])
 
 
@@ -453,7 +463,8 @@ cdef class Application:
                                               for one in (self.mean, self.lo, self.scale)]
         job.axes.count = 0
         for i in order:
-            add_axis(&job.axes, cnp.PyArray_DIM(self.x, i), cnp.PyArray_STRIDE(self.x, i), cnp.PyArray_STRIDE(self.y, i),
+            add_axis(&job.axes, cnp.PyArray_DIM(self.x, i), cnp.PyArray_STRIDE(self.x, i),
+                     cnp.PyArray_STRIDE(self.y, i),
                      cnp.PyArray_STRIDE(self.mask, i) if self.mask is not None else 0, unit.get(i, 0))
         job.x = cnp.PyArray_BYTES(self.x)
         job.y = cnp.PyArray_BYTES(self.y)
@@ -496,7 +507,8 @@ cdef class Application:
 
     cdef cnp.ndarray run(self, object dtype, cnp.ndarray out):
         cdef StandardizeJob job
-        cdef int failed
+        cdef PolicyCall call
+        cdef Py_ssize_t size
         self.resolve_output(dtype, out)
         if cnp.PyArray_SIZE(self.x) == 0:
             return self.result
@@ -511,13 +523,20 @@ cdef class Application:
         job.lo = float64_data(self.lo)
         job.scale = float64_data(self.scale)
         job.schedule_only = NULL
+        size = cnp.PyArray_NBYTES(self.x)
         if _runtime.observing:
-            failed = observe_standardize(kernels.standardize_forward, &job)
-        elif cnp.PyArray_NBYTES(self.x) < GIL_RELEASE_MIN_BYTES:
-            failed = kernels.run_standardize(kernels.standardize_forward, &job)
+            observe_standardize(kernels.standardize_forward, &job, size)
+        elif size < GIL_RELEASE_MIN_BYTES:
+            kernels.run_standardize(kernels.standardize_forward, &job)
+        elif job.threads == 1:
+            with nogil:
+                kernels.run_standardize(kernels.standardize_forward, &job)
         else:
             with nogil:
-                failed = kernels.run_standardize(kernels.standardize_forward, &job)
+                job.threads = begin_team(&call, kind_of_standardize(kernels.standardize_forward, &job), size,
+                                         job.threads)
+                kernels.run_standardize(kernels.standardize_forward, &job)
+                end_team(&call)
         if self.y is not self.result:
             cnp.PyArray_CopyInto(self.result, self.y)
         return self.result
@@ -589,6 +608,6 @@ def apply_moments(input, axes, mean, lo, var, eps, clip, dtype, out, bint invers
     check_eps(added)
     dtype = result_dtype(x, dtype, into)
     if tuple([cnp.PyArray_DIM(x, i) for i in kept]) != np.shape(mean):
-        raise ValueError(f"the input must have the shape {np.shape(mean)} of these moments at the kept axes {kept}, but "
-                         f"its shape is {shape_of(x)}")
+        raise ValueError(f"the input must have the shape {np.shape(mean)} of these moments at the kept axes {kept}, "
+                         f"but its shape is {shape_of(x)}")
     return application(x, None, kept, mean, lo, scale_from(var, added, inverse), bounds, inverse).run(dtype, into)
