@@ -17,7 +17,9 @@ def expected(x, mean, std, max_value, channel_axis=-1, out_channel_axis=None):
     shape = [1] * x.ndim
     if np.size(mean) > 1 or np.size(std) > 1:
         shape[channel_axis] = -1
-    mean, std = (np.broadcast_to(np.reshape(a, -1), max(np.size(mean), np.size(std))) for a in (mean, std))
+    mean, std = (
+        np.broadcast_to(np.reshape(a, -1), max(np.size(mean), np.size(std))) for a in (mean, std)
+    )
     y = (x.astype(np.float64) / max_value - mean.reshape(shape)) / std.reshape(shape)
     return y if out_channel_axis is None else np.moveaxis(y, channel_axis, out_channel_axis)
 
@@ -138,7 +140,12 @@ IMAGE = np.zeros((4, 5, 3), np.uint8)
         ((IMAGE, MEAN, [1, 0, 1]), {}, ValueError, "std must not be 0"),
         ((np.zeros((4, 5, 4), np.uint8), MEAN, STD), {}, ValueError, "3 values.*4 channels.*RGBA"),
         ((IMAGE, MEAN, STD[:2]), {}, ValueError, "std has 2 values.*3 channels"),
-        ((IMAGE.astype(np.uint16), MEAN, STD), {}, ValueError, "max_value must be given for dtype uint16"),
+        (
+            (IMAGE.astype(np.uint16), MEAN, STD),
+            {},
+            ValueError,
+            "max_value must be given for dtype uint16",
+        ),
         ((IMAGE, MEAN, STD, 0), {}, ValueError, "max_value must be positive"),
         ((IMAGE, MEAN, STD, np.inf), {}, ValueError, "max_value must be positive and finite"),
         ((IMAGE, MEAN, STD, "255"), {}, TypeError, "max_value"),
@@ -148,7 +155,12 @@ IMAGE = np.zeros((4, 5, 3), np.uint8)
         ((IMAGE, MEAN, STD), {"dtype": np.uint8}, TypeError, "dtype must be float32"),
         ((IMAGE, MEAN, STD), {"channel_axis": 3}, ValueError, "channel_axis 3 is out of bounds"),
         ((IMAGE, MEAN, STD), {"out_channel_axis": 3}, ValueError, "out_channel_axis 3 is out of"),
-        ((IMAGE, MEAN, STD), {"out": np.zeros((4, 5, 3))}, TypeError, "out must have dtype float32"),
+        (
+            (IMAGE, MEAN, STD),
+            {"out": np.zeros((4, 5, 3))},
+            TypeError,
+            "out must have dtype float32",
+        ),
         ((IMAGE, MEAN, STD), {"out": np.zeros((3, 4, 5), "f")}, ValueError, "out must have shape"),
         ((IMAGE, MEAN[None].repeat(2, 0), STD), {}, ValueError, "mean must be a number or have"),
         ((np.ma.masked_array(IMAGE), MEAN, STD), {}, TypeError, "masked array"),
