@@ -25,7 +25,7 @@ class Operation:
 
     name: str
     # of kernels: "rows", "channels" (segments or columns, by layout), "window"; of moments in
-    # double "statistics" (sequences or columns)
+    # double "statistics" (sequences or columns); "image"
     family: str
     cases: tuple[tuple[str, Function], ...]  # a call forward and backward, by what it is called
     page: str  # docs/norms/<page>.md; without a backward docs/<page>.md
@@ -164,6 +164,13 @@ def _standardize(F: Any, i: Inputs) -> tuple[Array, ...]:
     return y, *F.standardize(i.x, axes, eps=1e-5, return_stats=True)
 
 
+def _image(F: Any, i: Inputs) -> tuple[Array, ...]:
+    pixels = (np.abs(i.x) * 40).astype(np.uint8)
+    floats = F.normalize_image(i.x, i.mean, i.var, 3.0, dtype=i.x.dtype, **i.axis)
+    y = F.normalize_image(pixels, i.mean, i.var, **i.axis, out_channel_axis=-1)
+    return y, floats
+
+
 def _dims(name: str, *, lazy: bool = False) -> tuple[str, ...]:
     eager = tuple(f"{name}{n}d" for n in (1, 2, 3))
     return eager + tuple(f"Lazy{layer}" for layer in eager) if lazy else eager
@@ -258,6 +265,14 @@ OPERATIONS = (
         "statistics",
         (("standardize", _standardize),),
         page="moments",
+        no_benchmark="bench/pipelines.py compares it",
+        differentiable=False,
+    ),
+    Operation(
+        "normalize_image",
+        "image",
+        (("normalize_image", _image),),
+        page="images",
         no_benchmark="bench/pipelines.py compares it",
         differentiable=False,
     ),

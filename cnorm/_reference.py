@@ -742,3 +742,21 @@ def standardize(
         out = np.zeros(x.shape, dtype)
     np.copyto(out, y, casting="unsafe", where=True if where is None else where)
     return (out, mean, rstd) if return_stats else out
+
+
+def normalize_image(
+    input, mean, std, max_value=None, *, channel_axis=-1, out_channel_axis=None, dtype="float32",
+    out=None,
+):  # fmt: skip
+    x = _wide(input)
+    sizes = [1] * x.ndim
+    if np.size(mean) > 1 or np.size(std) > 1:
+        sizes[channel_axis] = x.shape[channel_axis]
+    mean, std = (np.broadcast_to(np.ravel(_wide(a)), max(sizes, default=1)) for a in (mean, std))
+    y = (x / (255 if max_value is None else max_value) - mean.reshape(sizes)) / std.reshape(sizes)
+    if out_channel_axis is not None:
+        y = np.moveaxis(y, channel_axis, out_channel_axis)
+    if out is None:
+        out = np.empty(y.shape, dtype)
+    out[...] = y
+    return out

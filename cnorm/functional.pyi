@@ -682,3 +682,14 @@ def standardize(
     out: _Array | None = None,
     return_stats: Literal[True],
 ) -> tuple[_Array, _Array, _Array]: ...
+def normalize_image(
+    input: _Input,
+    mean: ArrayLike,
+    std: ArrayLike,
+    max_value: float | None = None,
+    *,
+    channel_axis: int = -1,
+    out_channel_axis: int | None = None,
+    dtype: DTypeLike = "float32",
+    out: _Array | None = None,
+) -> _Array: ...

@@ -24,6 +24,7 @@ dense, of its memory order.
 
 from cnorm._call.channels cimport (BATCH_NORM, GROUP_NORM, INSTANCE_NORM, batch_norm_forward, channel_norm_backward,
                                    group_norm_forward, instance_norm_forward)
+from cnorm._call.image cimport image_normalized
 from cnorm._call.normalize cimport normalize_backward_of, normalize_forward
 from cnorm._call.rows cimport STATS_ARRAYS, STATS_NONE, add_norm_forward, rows_norm_backward, rows_norm_forward
 from cnorm._call.switch cimport switch_norm_forward, switch_norm_gradients
@@ -57,6 +58,7 @@ __all__ = [
     "switch_norm_backward",
     "moments",
     "standardize",
+    "normalize_image",
 ]
 
 
@@ -1023,3 +1025,58 @@ def standardize(input, axis, mean=None, var=None, eps=0.0, *, ddof=0, where=None
     array([-0.5,  0. ,  3. ])
     """
     return standardize_call(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtype, out, return_stats)
+
+
+def normalize_image(input, mean, std, max_value=None, *, channel_axis=-1, out_channel_axis=None, dtype="float32",
+                    out=None):
+    """``(input / max_value - mean) / std`` per channel, in one pass: pixels as they are stored in, floats out.
+
+    Channels may move in the same pass: from ``(N, H, W, C)``, as files have them, to ``(N, C, H, W)``, as networks
+    want them.
+
+    Parameters
+    ----------
+    input : array_like
+        One image or a batch of any shape, of uint8, int8, uint16, int16 or a float dtype.
+    mean, std : float or array_like
+        One number for all channels, or one per channel, in units of the result before normalization: usually between
+        0 and 1. Single numbers take an input of any rank, such as a grey image of two axes.
+    max_value : float, optional
+        The value of a pixel that stands for 1.0. For uint8 it is 255 unless given; for other dtypes it must be given.
+    channel_axis : int, optional
+        The axis of the channels in the input.
+    out_channel_axis : int, optional
+        Their axis in the result; by default that of the input.
+    dtype : data-type, optional
+        Of the result: a float dtype.
+    out : ndarray, optional
+        Where the result goes: of its shape, and of `dtype`.
+
+    Returns
+    -------
+    ndarray
+        C-contiguous, of the shape that ``np.moveaxis(input, channel_axis, out_channel_axis)`` has. For integers each
+        value is the float64 formula, rounded once.
+
+    Raises
+    ------
+    TypeError
+        An input of another dtype, such as int32 or bool; a `dtype` that is no float dtype.
+    ValueError
+        A std of 0; a mean or std of another size than 1 and the number of channels; no `max_value` where it must be
+        given; an axis that the input does not have; an `out` of another shape.
+
+    See Also
+    --------
+    standardize : with statistics of the input, over any axes
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cnorm.functional as F
+    >>> photos = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+    >>> y = F.normalize_image(photos, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], out_channel_axis=1)
+    >>> y.shape, y.dtype
+    ((2, 3, 2, 2), dtype('float32'))
+    """
+    return image_normalized(input, mean, std, max_value, channel_axis, out_channel_axis, dtype, out)

@@ -398,8 +398,23 @@ class Standardize(Statistics):
         return F.standardize(x, **p, eps=1e-5, clip=(-1.5, None), return_stats=True)
 
 
+class NormalizeImage(Statistics):
+    """Floats, with constants per channel; tests/test_image.py has integers."""
+
+    function = "normalize_image"
+    statistics = ()
+
+    def draw(self, rng, shape, axis, dtype=np.float64):
+        mean, std = rng.uniform(0.5, 1.5, (2, shape[axis]))
+        return {"mean": mean, "std": std, "max_value": 2.0, "channel_axis": axis, "dtype": dtype}
+
+    def forward(self, F, x, p, **options):
+        return (F.normalize_image(x, **p),)
+
+
 STATISTICS = [
-    kind(axes=axes) for kind in (Moments, Standardize) for axes in ("last", "channels", "all")
+    *(kind(axes=axes) for kind in (Moments, Standardize) for axes in ("last", "channels", "all")),
+    NormalizeImage(),
 ]
 
 

@@ -239,7 +239,7 @@ def test_the_registry_has_every_page():
 def test_the_cases_have_names_of_their_own():
     names = [name for op in OPERATIONS for name, _ in op.cases]
     assert len(set(names)) == len(names)
-    assert {op.family for op in OPERATIONS} == {"rows", "channels", "window", "statistics"}
+    assert {op.family for op in OPERATIONS} == {"rows", "channels", "window", "statistics", "image"}
 
 
 def test_importing_cnorm_does_not_import_the_registry():

@@ -1,11 +1,13 @@
 from cnorm.kernels.job cimport (
-    Job, MomentsJob, StandardizeJob, WindowJob, moments_kernel, norm_kernel, standardize_kernel, window_kernel)
+    ImageJob, Job, MomentsJob, StandardizeJob, WindowJob, image_kernel, moments_kernel, norm_kernel, standardize_kernel,
+    window_kernel)
 from cnorm._runtime cimport policy_tag
 
 cdef int observe_norm(norm_kernel kernel, Job *job, Py_ssize_t size) except? -2
 cdef int observe_window(window_kernel kernel, WindowJob *job, Py_ssize_t size) except? -2
 cdef int observe_moments(moments_kernel kernel, MomentsJob *job, Py_ssize_t size) except? -2
 cdef int observe_standardize(standardize_kernel kernel, StandardizeJob *job, Py_ssize_t size) except? -2
+cdef int observe_image(image_kernel kernel, ImageJob *job, Py_ssize_t size) except? -2
 cdef int note(str text) except -1
 
 
@@ -36,3 +38,12 @@ cdef inline unsigned kind_of_standardize(standardize_kernel kernel, const Standa
     for i in range(5):
         shape[i] = job.axes.shape[i] if i < job.axes.count else 0
     return policy_tag(<size_t> <void *> kernel, job.dtype + 16 * (job.mask != NULL) + 32 * job.out_dtype, shape)
+
+
+cdef inline unsigned kind_of_image(image_kernel kernel, const ImageJob *job) noexcept nogil:
+    cdef Py_ssize_t shape[5]
+    cdef int i
+    for i in range(4):
+        shape[i] = job.shape[i]
+    shape[4] = job.table != NULL
+    return policy_tag(<size_t> <void *> kernel, job.dtype + 16 * job.out_dtype, shape)

@@ -11,9 +11,9 @@ from cnorm cimport _runtime
 from cnorm._runtime cimport POLICY_SAMPLE, PolicyCall, begin_team, end_team, kernels, likely_team
 from cnorm.kernels.job cimport (ACT_CLIP, ACT_NONE, ACT_SLOPE, COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER,
                                 PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES, RUNS, SAMPLES_PER_THREAD,
-                                TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Axes, Job, MomentsJob, Schedule,
-                                StandardizeJob, WindowJob, moments_kernel, norm_kernel, standardize_kernel,
-                                window_kernel)
+                                TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Axes, ImageJob, Job, MomentsJob,
+                                Schedule, StandardizeJob, WindowJob, image_kernel, moments_kernel, norm_kernel,
+                                standardize_kernel, window_kernel)
 
 STRATEGIES = {
     ROW_BATCHES: "row batches",
@@ -278,6 +278,29 @@ cdef int observe_standardize(standardize_kernel kernel, StandardizeJob *job, Py_
     began = time.perf_counter()
     with nogil:
         failed = kernels.run_standardize(kernel, job)
+        end_team(&call)
+    if verbose:
+        report(step, time.perf_counter() - began)
+    return failed
+
+
+cdef int observe_image(image_kernel kernel, ImageJob *job, Py_ssize_t size) except? -2:
+    """Run a kernel of images likewise."""
+    cdef Schedule schedule
+    cdef PolicyCall call
+    cdef int failed, wanted = job.threads
+    cdef double began
+    choose(&call, kind_of_image(kernel, job), size, &job.threads)
+    job.schedule_only = &schedule
+    kernels.run_image(kernel, job)
+    job.schedule_only = NULL
+    layout = {name: job.shape[i] for i, name in enumerate(("images", "channels", "rows", "pixels"))}
+    step = plan_of("image", "table" if job.table != NULL else "formula", job.dtype, layout, &schedule, "", wanted,
+                   call.reason)
+    hand_over(step)
+    began = time.perf_counter()
+    with nogil:
+        failed = kernels.run_image(kernel, job)
         end_team(&call)
     if verbose:
         report(step, time.perf_counter() - began)

@@ -77,7 +77,7 @@ cdef enum Strategy:
     COLUMN_BLOCKS = 10     # columns: each column block from its first sum to its last result
     ROW_RANGES = 11        # columns: sums of row ranges and column blocks, a merge, then the results
     WINDOW_SPANS = 12      # window: spans of elements or of positions
-    RUNS = 13              # standardize: runs in the order of memory
+    RUNS = 13              # standardize, images: runs in the order of memory
 
 cdef struct Schedule:
     int strategy                   # Strategy
@@ -228,9 +228,26 @@ cdef struct StandardizeJob:
     const double *scale
     Schedule *schedule_only
 
+cdef struct ImageJob:
+    # y = (x / max_value - mean) / std per channel.
+    int dtype              # Dtype that is read as double
+    int out_dtype          # one of the first four
+    int threads
+    Py_ssize_t shape[4]    # images, channels, rows, pixels of a row
+    const char *x
+    Py_ssize_t x_strides[4]
+    char *y
+    Py_ssize_t y_strides[4]
+    const double *mean     # per channel
+    const double *std
+    double max_value
+    const char *table      # dtypes of 8 bits: the results of all 256 values, per channel; or NULL
+    Schedule *schedule_only
+
 ctypedef int (*norm_kernel)(Job *) noexcept nogil
 ctypedef int (*moments_kernel)(MomentsJob *) noexcept nogil
 ctypedef int (*standardize_kernel)(StandardizeJob *) noexcept nogil
+ctypedef int (*image_kernel)(ImageJob *) noexcept nogil
 ctypedef int (*window_kernel)(WindowJob *) noexcept nogil
 ctypedef void (*widen_kernel)(int dtype, const char *values, Py_ssize_t n, void *out) noexcept nogil
 ctypedef void (*widen64_kernel)(int dtype, const char *values, Py_ssize_t n, double *out) noexcept nogil
@@ -254,8 +271,10 @@ cdef struct Kernels:
     moments_kernel sequences_moments
     moments_kernel selected_columns_moments
     standardize_kernel standardize_forward
+    image_kernel image_forward
     int (*run_moments)(moments_kernel, MomentsJob *) noexcept nogil
     int (*run_standardize)(standardize_kernel, StandardizeJob *) noexcept nogil
+    int (*run_image)(image_kernel, ImageJob *) noexcept nogil
     int (*run_norm)(norm_kernel, Job *) noexcept nogil          # runs one of them
     int (*run_window)(window_kernel, WindowJob *) noexcept nogil
     widen_kernel widen       # parameters to the accumulation type of their dtype

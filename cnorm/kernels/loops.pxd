@@ -194,6 +194,10 @@ cdef extern from "loops/table.h" nogil:
     void clip_values(double *v, Py_ssize_t n, double low, double high)
     void write_elements(int dtype, const double *v, Py_ssize_t n, char *y)
     void write_selected(int dtype, const double *v, Py_ssize_t n, const char *mask, Py_ssize_t mask_stride, char *y)
+    void normalize_values(double *v, Py_ssize_t n, double max_value, double mean, double std)
+    void look_up(const unsigned char *x, Py_ssize_t x_stride, Py_ssize_t n, const void *table, Py_ssize_t size, char *y,
+                 Py_ssize_t y_stride)
+    void scatter(const char *values, Py_ssize_t n, Py_ssize_t size, char *y, Py_ssize_t stride)
     bint use_bfloat16_rounding(bint by_processor)
     unsigned enable_subnormals()
     void restore_subnormals(unsigned)

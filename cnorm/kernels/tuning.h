@@ -152,6 +152,12 @@ enum {
     STANDARDIZE_ITEM = 1 << 14,    /* elements of a piece of work, approximately */
 };
 
+/* ---- images ---- */
+enum {
+    IMAGE_TABLE_MIN_PIXELS = 1024, /* from so many on, the results of 8 bits come from a table: it costs 256 divisions a
+                                      channel, about as much as 512 pixels that are computed */
+};
+
 /* ---- window ---- */
 enum {
     SPAN_MAX = 1024,               /* elements of a channel, or positions, of one span */

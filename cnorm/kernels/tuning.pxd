@@ -78,5 +78,6 @@ cdef extern from "tuning.h" nogil:
         STANDARDIZE_CHUNK
         STANDARDIZE_SHORT_RUN
         STANDARDIZE_ITEM
+        IMAGE_TABLE_MIN_PIXELS
         SPAN_MAX
         SPAN_MULTIPLE

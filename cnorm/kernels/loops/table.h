@@ -244,6 +244,7 @@ NATIVE_BF16_END
 #endif
 
 #include "loops/wide.h"
+#include "loops/image.h"
 
 static const LoopTable *LOOPS_BY_DTYPE[DTYPES] = {
     [FLOAT32] = &table_f32, [FLOAT64] = &table_f64, [FLOAT16] = &table_f16, [BFLOAT16] = &table_bf16,
