@@ -164,9 +164,13 @@ CALLS = [
     "normalize",
     "switch",
     "window",
+    "moments",
+    "image",
 ]
 # Modules in which a call spends no time worth counting are compiled for size: a third of it.
 SMALL = {
+    "_call.image",
+    "_call.moments",
     "_call.normalize",
     "_call.observe",
     "_call.switch",

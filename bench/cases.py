@@ -27,6 +27,8 @@ class Case:
     groups: int = 32  # group norm only
     size: int = 5  # response norm only
     clip: bool = False  # ReLU6 follows: `clip=(0, 6)`; not of modules
+    axis: int = -1  # of a row; rows only
+    each: bool = False  # weight and bias differ from sample to sample
     module: bool = False  # call the layer, not the function
     overhead: bool = False  # measures the call, not the memory
     headline: bool = False  # shown in the README's chart
@@ -38,6 +40,10 @@ class Case:
             words[0] += f"({self.groups})"
         if self.op == "local_response_norm":
             words[0] += f"({self.size})"
+        if self.axis != -1:
+            words.append(f"axis {self.axis}")
+        if self.each:
+            words.append("per sample")
         if not self.training:
             words.append("eval")
         if self.layout == "last":
@@ -55,7 +61,7 @@ class Case:
         if self.op == "local_response_norm":
             return "window"
         if self.op in ROWS:
-            return "rows"
+            return "rows" if self.axis == -1 else "columns"
         is_matrix = self.op in ("batch_norm", "switch_norm") and len(self.shape) == 2
         return "columns" if self.layout == "last" or is_matrix else "segments"
 
@@ -65,7 +71,17 @@ class Case:
 
     @property
     def parameter_size(self):
-        return self.shape[-1] if self.op in ROWS else self.shape[1]
+        return self.shape[self.axis] if self.op in ROWS else self.shape[1]
+
+    @property
+    def parameter_shape(self):
+        """The shape of weight and bias: the input's rank where rows have them per sample."""
+        if not self.each:
+            return (self.parameter_size,)
+        if self.op not in ROWS:
+            return self.shape[:2]
+        row = self.axis % len(self.shape)
+        return tuple(n if i in (0, row) else 1 for i, n in enumerate(self.shape))
 
     @property
     def memory_shape(self):
@@ -96,8 +112,8 @@ def arrays(case):
 
     made = {
         "x": normal(case.memory_shape, 0.5),
-        "weight": normal(size, 1.0),
-        "bias": normal(size),
+        "weight": normal(case.parameter_shape, 1.0),
+        "bias": normal(case.parameter_shape),
         "running_mean": normal(size),
         "running_var": np.abs(normal(size, 2.0)),
     }
@@ -195,6 +211,26 @@ def _switch(direction):
     yield Case("batch_norm", (256, 128), direction)
 
 
+def _other_axes(direction):
+    for op, shape in [
+        ("layer_norm", (8, 96, 56, 56)),
+        ("layer_norm", (16, 384, 14, 14)),
+        ("rms_norm", (8, 96, 56, 56)),
+    ]:
+        yield Case(op, shape, direction, axis=1)
+    yield Case("layer_norm", (8, 96, 56, 56), direction, "bfloat16", axis=1)
+
+
+def _per_sample(direction):
+    yield Case("layer_norm", (8, 128, 768), direction, each=True)
+    yield Case("rms_norm", (8, 128, 768), direction, each=True)
+    yield Case("layer_norm", (8, 96, 56, 56), direction, axis=1, each=True)
+    for layout in ["first", "last"]:
+        yield Case("group_norm", (8, 128, 32, 32), direction, layout=layout, each=True)
+        yield Case("instance_norm", (16, 256, 32, 32), direction, layout=layout, each=True)
+        yield Case("batch_norm", (32, 64, 56, 56), direction, layout=layout, each=True)
+
+
 def _response(direction):
     yield Case("local_response_norm", (16, 96, 55, 55), direction, headline=True)
     yield Case("local_response_norm", (32, 64, 56, 56), direction)
@@ -213,7 +249,10 @@ def grid():
     """Return every case of the comparison."""
     cases = list(_overhead())
     for direction in ["forward", "backward"]:
-        for part in (_rows, _batch, _group_and_instance, _switch, _response, _normalize):
+        for part in (
+            _rows, _batch, _group_and_instance, _other_axes, _per_sample, _switch, _response,
+            _normalize,
+        ):  # fmt: skip
             cases += part(direction)
     return cases
 

@@ -95,11 +95,13 @@ class Cnorm(Implementation):
         forward, backward = getattr(F, case.op), getattr(F, f"{case.op}_backward")
         parameters = (weight,) if "rms" in case.op else (weight, bias)
         inputs = (x, a["residual"]) if case.op.startswith("add_") else (x,)
+        axis = {} if case.axis == -1 else {"axis": case.axis}
+        out = out | axis
         if case.direction == "forward":
             if len(inputs) == 2 and out:
                 out["residual_out"] = np.ones_like(x)
             return bound(forward, *inputs, shape, *parameters, **out)
-        _, *kept = forward(*inputs, shape, *parameters, return_stats=True)
+        _, *kept = forward(*inputs, shape, *parameters, return_stats=True, **axis)
         if len(inputs) == 2:
             s, *stats = kept
             return bound(backward, a["dy"], None, s, shape, *stats, weight, **out)
@@ -153,7 +155,17 @@ class CnormOut(Cnorm):
 def formula(xp, case):
     """Return f(x, weight, bias, running_mean, running_var, residual) written with `xp`."""
     last = case.layout == "last"
-    parameter_shape = (-1,) if last or case.op in ROWS else (-1,) + (1,) * (len(case.shape) - 2)
+    after = 0 if last else len(case.shape) - 2  # axes after that of the channels
+    if case.op in ROWS:
+        after = -1 - case.axis if case.axis < 0 else len(case.shape) - 1 - case.axis
+    parameter_shape = (-1,) + (1,) * after
+    if case.each:
+        parameter_shape = case.parameter_shape + (1,) * after
+        if case.op in ROWS:
+            parameter_shape = case.parameter_shape
+        elif last:
+            parameter_shape = (case.shape[0], *(1,) * (len(case.shape) - 2), case.shape[1])
+    running_shape = (-1,) + (1,) * after
 
     def apply(x, mean, var, weight, bias):
         weight, bias = weight.reshape(parameter_shape), bias.reshape(parameter_shape)
@@ -177,7 +189,8 @@ def formula(xp, case):
         return apply(x, sum(means) / 3, sum(variances) / 3, weight, bias)
 
     def rms(x, weight):
-        return x / xp.sqrt((x * x).mean(-1, keepdims=True) + EPS) * weight
+        mean = (x * x).mean(case.axis, keepdims=True)
+        return x / xp.sqrt(mean + EPS) * weight.reshape(parameter_shape)
 
     def channels(x, weight, bias, running_mean, running_var):
         axis = x.ndim - 1 if last else 1
@@ -185,7 +198,7 @@ def formula(xp, case):
         if case.op == "batch_norm":
             if case.training:
                 return over(x, (0, *spatial), weight, bias)
-            stats = running_mean.reshape(parameter_shape), running_var.reshape(parameter_shape)
+            stats = running_mean.reshape(running_shape), running_var.reshape(running_shape)
             return apply(x, *stats, weight, bias)
         if case.op == "instance_norm":
             return over(x, spatial, weight, bias)
@@ -218,7 +231,7 @@ def formula(xp, case):
         if residual is not None:
             x = x + residual
         if case.op in ROWS:
-            y = rms(x, weight) if "rms" in case.op else over(x, (-1,), weight, bias)
+            y = rms(x, weight) if "rms" in case.op else over(x, (case.axis,), weight, bias)
         elif case.op == "normalize":
             y = normalize(x)
         else:
@@ -296,7 +309,7 @@ class Torch(Implementation):
             tensor = self.torch.from_numpy(array.view(np.int16)).view(self.torch.bfloat16)
         else:
             tensor = self.torch.from_numpy(array)
-        if case.layout == "last" and tensor.ndim > 1:
+        if case.layout == "last" and tensor.ndim > 2:
             tensor = tensor.movedim(-1, 1)  # (N, C, *S) again, channels last in memory
         return tensor
 
@@ -304,9 +317,34 @@ class Torch(Implementation):
         F = self.torch.nn.functional
         shape = (case.parameter_size,)
 
+        def rows(x, weight, bias):
+            if case.op == "layer_norm":
+                return F.layer_norm(x, shape, weight, bias)
+            return F.rms_norm(x, shape, weight)
+
+        def modulated(x, weight, bias):
+            """A norm without parameters, then those of each sample, as networks have it."""
+            match case.op:
+                case "batch_norm":
+                    y = F.batch_norm(x, None, None, None, None, True)
+                case "instance_norm":
+                    y = F.instance_norm(x)
+                case "group_norm":
+                    y = F.group_norm(x, case.groups)
+                case _:
+                    y = rows(x.movedim(case.axis, -1), None, None).movedim(-1, case.axis)
+                    y = y * weight
+                    return y if case.op == "rms_norm" else y + bias
+            spatial = (1,) * (x.ndim - 2)
+            return y * weight.reshape(*weight.shape, *spatial) + bias.reshape(*bias.shape, *spatial)
+
         def f(x, weight, bias, running_mean, running_var, residual=None):
             if residual is not None:
                 x = x + residual
+            if case.each:
+                return modulated(x, weight, bias)
+            if case.axis != -1:
+                return rows(x.movedim(case.axis, -1), weight, bias).movedim(-1, case.axis)
             match case.op:
                 case "layer_norm" | "add_layer_norm":
                     y = F.layer_norm(x, shape, weight, bias)
@@ -349,7 +387,8 @@ class Torch(Implementation):
         if case.module:
             layer = self._compiled(torch.nn.LayerNorm(case.parameter_size))
             return bound(layer, a["x"])
-        if case.op in ROWS and "residual" not in a:
+        plain = case.axis == -1 and not case.each
+        if case.op in ROWS and "residual" not in a and plain:
             return self._short(case, a)
         return bound(f, **a)
 
@@ -397,6 +436,8 @@ class OnnxRuntime(Implementation):
 
         if case.direction == "backward" or case.layout == "last" or case.dtype == "bfloat16":
             raise Unsupported("forward, channels first")
+        if case.axis != -1 or case.each:
+            raise Unsupported("the last axis, parameters of all samples")
         inputs, node, opset = self._node(onnx.helper, case, a)
         kind = onnx.helper.np_dtype_to_tensor_dtype(a["x"].dtype)
         value_info = [

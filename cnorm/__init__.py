@@ -11,6 +11,7 @@ with explained():
 from ._cache import empty_cache, set_cache_limit
 from ._config import show_config
 from ._explain import Plan, explain
+from ._moments import Moments
 from ._version import __version__
 from .modules import (
     BatchNorm1d,
@@ -26,9 +27,12 @@ from .modules import (
     LazyBatchNorm1d,
     LazyBatchNorm2d,
     LazyBatchNorm3d,
+    LazyGroupNorm,
     LazyInstanceNorm1d,
     LazyInstanceNorm2d,
     LazyInstanceNorm3d,
+    LazyLayerNorm,
+    LazyRMSNorm,
     LeakyReLU,
     LocalResponseNorm,
     Module,
@@ -66,13 +70,17 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "LazyGroupNorm",
     "LazyInstanceNorm1d",
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
+    "LazyLayerNorm",
+    "LazyRMSNorm",
     "LeakyReLU",
     "LocalResponseNorm",
     "Module",
     "ModuleList",
+    "Moments",
     "PReLU",
     "Parameter",
     "Plan",

@@ -12,7 +12,8 @@ from . import checkpoint as checkpoint
 from . import functional as functional
 from . import interop as interop
 from . import steps as steps
-from .functional import _Input
+from ._moments import Moments as Moments
+from .functional import _Axis, _Input
 
 __version__: str
 
@@ -192,6 +193,10 @@ class _Lazy:
     cls_to_become: ClassVar[type[_RunningNorm]]
     def has_uninitialized_params(self) -> bool: ...
 
+class _LazySizes:
+    cls_to_become: ClassVar[type[_Norm]]
+    def has_uninitialized_params(self) -> bool: ...
+
 class _BatchNorm(_RunningNorm):
     def __init__(
         self,
@@ -207,6 +212,7 @@ class _BatchNorm(_RunningNorm):
         channel_axis: int = 1,
         activation: _Activation | None = None,
     ) -> None: ...
+    def load_moments(self, moments: Moments) -> None: ...
 
 class BatchNorm1d(_BatchNorm): ...
 class BatchNorm2d(_BatchNorm): ...
@@ -343,10 +349,25 @@ class GroupNorm(_Norm):
         activation: _Activation | None = None,
     ) -> None: ...
 
+class LazyGroupNorm(_LazySizes, GroupNorm):
+    def __init__(
+        self,
+        num_groups: int,
+        eps: builtins.float = 1e-5,
+        affine: bool = True,
+        device: _Device = None,
+        dtype: _DType = None,
+        *,
+        bias: bool = True,
+        channel_axis: int = 1,
+        activation: _Activation | None = None,
+    ) -> None: ...
+
 class LayerNorm(_Norm):
     normalized_shape: tuple[int, ...]
     eps: builtins.float
     elementwise_affine: bool
+    axis: int | tuple[int, ...] | None
     weight: Parameter | None
     bias: Parameter | None
     def __init__(
@@ -359,12 +380,28 @@ class LayerNorm(_Norm):
         dtype: _DType = None,
         *,
         activation: _Activation | None = None,
+        axis: _Axis = None,
+    ) -> None: ...
+
+class LazyLayerNorm(_LazySizes, LayerNorm):
+    def __init__(
+        self,
+        eps: builtins.float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: _Device = None,
+        dtype: _DType = None,
+        *,
+        activation: _Activation | None = None,
+        axis: _Axis = None,
     ) -> None: ...
 
 class RMSNorm(_Norm):
     normalized_shape: tuple[int, ...]
     eps: builtins.float | None
     elementwise_affine: bool
+    axis: int | tuple[int, ...] | None
+    zero_centered_gamma: bool
     weight: Parameter | None
     bias: None
     def __init__(
@@ -376,6 +413,21 @@ class RMSNorm(_Norm):
         dtype: _DType = None,
         *,
         activation: _Activation | None = None,
+        axis: _Axis = None,
+        zero_centered_gamma: bool = False,
+    ) -> None: ...
+
+class LazyRMSNorm(_LazySizes, RMSNorm):
+    def __init__(
+        self,
+        eps: builtins.float | None = None,
+        elementwise_affine: bool = True,
+        device: _Device = None,
+        dtype: _DType = None,
+        *,
+        activation: _Activation | None = None,
+        axis: _Axis = None,
+        zero_centered_gamma: bool = False,
     ) -> None: ...
 
 class LocalResponseNorm(_Norm):

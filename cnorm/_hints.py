@@ -302,7 +302,7 @@ def row(shape, normalized_shape):
         return f"normalized_shape are sizes, not numbers of axes; {last}"
     if k == 1 and normalized_shape[0] in shape:
         i = shape.index(normalized_shape[0])
-        return f"{last}; axis {i} has {shape[i]} elements: move it, by np.moveaxis(input, {i}, -1)?"
+        return f"{last}; axis {i} has {shape[i]} elements: axis={i}?"
     return last
 
 

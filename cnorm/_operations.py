@@ -1,4 +1,4 @@
-"""The registry of operations: every norm of `cnorm.functional`, and what belongs to it.
+"""The registry of operations: every function of `cnorm.functional`, and what belongs to it.
 
 `python -m cnorm check` and tools/check_install.py run the cases of each entry, and
 tests/test_registry.py names what an entry lacks, and where: a stub, a reference, a page, a
@@ -21,21 +21,34 @@ Function = Callable[..., tuple[Array, ...]]
 
 @dataclass(frozen=True)
 class Operation:
-    """A norm: a function of `cnorm.functional` and of `cnorm._reference`, and its backward."""
+    """A function of `cnorm.functional` and of `cnorm._reference`, and its backward, if any."""
 
     name: str
-    family: str  # of kernels: "rows", "channels" (segments or columns, by layout), "window"
+    # of kernels: "rows", "channels" (segments or columns, by layout), "window"; of moments in
+    # double "statistics" (sequences or columns); "image"
+    family: str
     cases: tuple[tuple[str, Function], ...]  # a call forward and backward, by what it is called
-    page: str  # docs/norms/<page>.md
+    page: str  # docs/norms/<page>.md; without a backward docs/<page>.md
     layers: tuple[str, ...] = ()  # classes of `cnorm`; without any the functions stand alone
     interop: str | None = (
         None  # class of `cnorm.interop._norms`; None: not offered to other libraries
     )
     no_benchmark: str = ""  # why bench/cases.py has no case of it
+    differentiable: bool = True  # whether it has a backward
 
     @property
     def backward(self) -> str:
         return f"{self.name}_backward"
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Its functions: forward and, if it has one, backward."""
+        return (self.name, self.backward) if self.differentiable else (self.name,)
+
+    @property
+    def document(self) -> str:
+        """Where its page is."""
+        return f"docs/norms/{self.page}.md" if self.differentiable else f"docs/{self.page}.md"
 
 
 class Inputs:
@@ -136,6 +149,28 @@ def _normalize_by_largest(F: Any, i: Inputs) -> tuple[Array, ...]:
     return y, F.normalize_backward(i.dy, i.x, norm, math.inf, axis)
 
 
+def _moments(F: Any, i: Inputs) -> tuple[Array, ...]:
+    axes = tuple(a for a in range(i.x.ndim) if a != i.axis["channel_axis"] % i.x.ndim)
+    found = []
+    for axis in (axes, -1, None):
+        m = F.moments(i.x, axis)
+        found += [m.count, m.mean, m.m2 / m.count]
+    return tuple(found)
+
+
+def _standardize(F: Any, i: Inputs) -> tuple[Array, ...]:
+    axes = tuple(a for a in range(i.x.ndim) if a != i.axis["channel_axis"] % i.x.ndim)
+    y = F.standardize(i.x, -1, ddof=1, clip=(-1, None))
+    return y, *F.standardize(i.x, axes, eps=1e-5, return_stats=True)
+
+
+def _image(F: Any, i: Inputs) -> tuple[Array, ...]:
+    pixels = (np.abs(i.x) * 40).astype(np.uint8)
+    floats = F.normalize_image(i.x, i.mean, i.var, 3.0, dtype=i.x.dtype, **i.axis)
+    y = F.normalize_image(pixels, i.mean, i.var, **i.axis, out_channel_axis=-1)
+    return y, floats
+
+
 def _dims(name: str, *, lazy: bool = False) -> tuple[str, ...]:
     eager = tuple(f"{name}{n}d" for n in (1, 2, 3))
     return eager + tuple(f"Lazy{layer}" for layer in eager) if lazy else eager
@@ -163,7 +198,7 @@ OPERATIONS = (
         "channels",
         (("group_norm", _group),),
         page="group",
-        layers=("GroupNorm",),
+        layers=("GroupNorm", "LazyGroupNorm"),
         interop="GroupNorm",
     ),
     Operation(
@@ -171,7 +206,7 @@ OPERATIONS = (
         "rows",
         (("layer_norm", _layer),),
         page="layer",
-        layers=("LayerNorm",),
+        layers=("LayerNorm", "LazyLayerNorm"),
         interop="LayerNorm",
     ),
     Operation(
@@ -179,7 +214,7 @@ OPERATIONS = (
         "rows",
         (("rms_norm", _rms),),
         page="rms",
-        layers=("RMSNorm",),
+        layers=("RMSNorm", "LazyRMSNorm"),
         interop="RMSNorm",
     ),
     Operation("add_layer_norm", "rows", (("add_layer_norm", _add_layer),), page="layer"),
@@ -216,5 +251,29 @@ OPERATIONS = (
         (("switch_norm", _switch),),
         page="switch",
         layers=_dims("SwitchNorm"),
+    ),
+    Operation(
+        "moments",
+        "statistics",
+        (("moments", _moments),),
+        page="moments",
+        no_benchmark="bench/pipelines.py compares it",
+        differentiable=False,
+    ),
+    Operation(
+        "standardize",
+        "statistics",
+        (("standardize", _standardize),),
+        page="moments",
+        no_benchmark="bench/pipelines.py compares it",
+        differentiable=False,
+    ),
+    Operation(
+        "normalize_image",
+        "image",
+        (("normalize_image", _image),),
+        page="images",
+        no_benchmark="bench/pipelines.py compares it",
+        differentiable=False,
     ),
 )

@@ -22,6 +22,8 @@ cdef struct Plan:
 
 cdef void plan_rows(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
                     int normalized, Py_ssize_t itemsize) noexcept nogil
+cdef void plan_row_axes(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
+                        const int *axes, int normalized, Py_ssize_t units_per_set, Py_ssize_t itemsize) noexcept nogil
 cdef void plan_channels(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
                         int batch_axis, int channel_axis, Py_ssize_t groups,
                         Py_ssize_t itemsize) noexcept nogil

@@ -4,7 +4,8 @@ Neighbouring axes collapse into one where every array of the call lets them. Wha
 of the families:
 
   units    (outer, inner, segments, runs, elements)   elements are contiguous
-  columns  (samples, rows, rows, rows, columns)       columns are contiguous
+  columns  (samples, rows, rows, rows, columns)       columns are contiguous; they are channels, or (layer norm
+                                                      over other axes than the last) units
 
 Otherwise the family is COPY: the caller copies the arrays to C order and plans again. The family
 follows from the order of the axes in memory; within a family the results depend on shape and values
@@ -89,6 +90,35 @@ cdef void plan_rows(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t
     put_axes(p, 0, 1, outer, outers, arrays)
     put_axes(p, 3, 4, inner, inners, arrays)
     p.family = UNITS
+
+
+cdef void plan_row_axes(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
+                        const int *axes, int normalized, Py_ssize_t units_per_set, Py_ssize_t itemsize) noexcept nogil:
+    """LayerNorm and RMSNorm over any axes: `axes` has those of the units, then the `normalized` ones, all in the order
+    in which their elements count. A unit is a row of one segment, or a column: then the samples are the axes of units
+    before that of the columns. units_per_set: how many units share weight and bias, if not all; columns of a sample do.
+    """
+    cdef Axis outer[MAX_DIMS]
+    cdef Axis inner[MAX_DIMS]
+    cdef int outers, inners
+    clear(p)
+    outers = collapse(ndim - normalized, axes, shape, strides, arrays, outer)
+    inners = collapse(normalized, axes + ndim - normalized, shape, strides, arrays, inner)
+    if outers > 2:
+        return
+    if inners == 0 or (inners <= 2 and contiguous(inner + inners - 1, arrays, itemsize)):
+        put_axes(p, 0, 1, outer, outers, arrays)
+        put_axes(p, 3, 4, inner, inners, arrays)
+        p.family = UNITS
+        return
+    if inners > 3 or outers == 0 or not contiguous(outer + outers - 1, arrays, itemsize):
+        return
+    if outer[outers - 1].size == 0 or units_per_set % outer[outers - 1].size:
+        return
+    put_axes(p, 0, 0, outer, outers - 1, arrays)
+    put_axes(p, 1, 3, inner, inners, arrays)
+    put(p, 4, outer + outers - 1, arrays)
+    p.family = COLUMNS
 
 
 cdef void plan_channels(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
@@ -243,7 +273,8 @@ cdef int plan_axes(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t 
 NAMES = {COPY: "copy", UNITS: "units", COLUMNS: "columns"}
 
 
-def plan(shape, *strides, itemsize, normalized=None, channel_axis=None, batch_axis=0, groups=0, reduced=None):
+def plan(shape, *strides, itemsize, normalized=None, axes=None, channel_axis=None, batch_axis=0, groups=0,
+         reduced=None):
     """The plan of a call, for reading and for tests: (family, shape, strides of each array).
 
     Parameters
@@ -256,6 +287,8 @@ def plan(shape, *strides, itemsize, normalized=None, channel_axis=None, batch_ax
         Bytes of an element.
     normalized : int, optional
         How many trailing axes a row has (LayerNorm, RMSNorm).
+    axes : tuple of int, optional
+        With `normalized`: all axes, the normalized ones last, where these are not the trailing ones.
     channel_axis, batch_axis : int, optional
         Of the other norms; batch_axis -1 where there is none.
     groups : int
@@ -273,6 +306,7 @@ def plan(shape, *strides, itemsize, normalized=None, channel_axis=None, batch_ax
     cdef Py_ssize_t steps[ARRAYS][MAX_DIMS]
     cdef const Py_ssize_t *pointers[ARRAYS]
     cdef int ndim = len(shape), arrays = len(strides), i, k
+    cdef int order[MAX_DIMS]
     cdef int kept[MAX_DIMS]
     cdef unsigned char marks[MAX_DIMS]
     cdef Plan p
@@ -290,6 +324,10 @@ def plan(shape, *strides, itemsize, normalized=None, channel_axis=None, batch_ax
         for i in range(ndim):
             marks[i] = i in reduced
         plan_axes(&p, ndim, sizes, pointers, arrays, marks, itemsize, kept)
+    elif axes is not None:
+        for i in range(ndim):
+            order[i] = axes[i]
+        plan_row_axes(&p, ndim, sizes, pointers, arrays, order, normalized, 0, itemsize)
     elif normalized is not None:
         plan_rows(&p, ndim, sizes, pointers, arrays, normalized, itemsize)
     else:

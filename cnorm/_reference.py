@@ -18,10 +18,12 @@ normalize  the input                any axes        none
 switch     ``(N, C, S)``            several         axis ``1``
 =========  =======================  ==============  ===============
 
-N is samples, C channels, S everything spatial, G groups, M rows, L elements of a row.
+N is samples, C channels, S everything spatial, G groups, M rows, L elements of a row. Parameters
+may differ from sample to sample: then they have axis ``0`` too.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,8 +76,17 @@ class _View:
         shape = [n if i in axes else 1 for i, n in enumerate(self.shape)]
         return np.broadcast_to(array, shape).reshape([self.shape[i] for i in axes])
 
+    def parameter_axes(self, values, axes):
+        """The axes that a parameter has: `axes`, and that of the samples where it is (N, C)."""
+        of_samples = np.ndim(values) == 2 and len(values) == self.shape[0] > 1
+        return (0, *axes) if of_samples else axes
+
+    def spread_parameter(self, values, axes):
+        return self.spread(values, self.parameter_axes(values, axes))
+
     def gather(self, array, axes, like, shape):
         """The sum over all but `axes`: the gradient of a parameter such as `like`."""
+        axes = self.parameter_axes(like, axes)
         total = array.sum(tuple(i for i in range(array.ndim) if i not in axes))
         if like is None:
             return total.reshape(shape).astype(np.promote_types(self.input.dtype, np.float32))
@@ -99,6 +110,57 @@ class _View:
         else:
             total = array.sum()
         return total.reshape(slope.shape).astype(slope.dtype)
+
+
+class _Rows(_View):
+    """An input seen as ``(M, L)``: the axes of the rows, then those of `normalized_shape`.
+
+    `offset` is added to the weight, the only parameter then.
+    """
+
+    def __init__(self, input, normalized_shape, axis, channel_axis, offset=0):
+        shape, ndim = np.shape(input), np.ndim(input)
+        self.row = (normalized_shape,) if np.ndim(normalized_shape) == 0 else normalized_shape
+        self.row = tuple(self.row)
+        if axis is None:
+            axis = range(ndim - len(self.row), ndim)
+        inner = [i % ndim for i in np.atleast_1d(list(axis) if np.ndim(axis) else axis)]
+        outer = [i for i in range(ndim) if i not in inner]
+        self.order = outer + inner
+        self.outer = tuple(shape[i] for i in outer)
+        self.stats = tuple(1 if i in inner else n for i, n in enumerate(shape))
+        self.offset = offset
+        super().__init__(input, channel_axis, (math.prod(self.outer), math.prod(self.row)))
+
+    def split(self, array):
+        return super().split(np.transpose(array, self.order))
+
+    def join(self, array, out=None):
+        if out is None:
+            out = np.empty_like(self.input, dtype=self.input.dtype.newbyteorder("="))
+        into = out.transpose(self.order)
+        into[...] = array.reshape(into.shape)
+        return out
+
+    def is_row(self, values):
+        return np.ndim(values) == len(self.row)
+
+    def spread_parameter(self, values, axes):
+        values = _wide(values) + self.offset
+        if self.is_row(values):
+            return self.spread(values, axes)
+        values = np.broadcast_to(values.transpose(self.order), self.outer + self.row)
+        return values.reshape(self.shape)
+
+    def gather(self, array, axes, like, shape):
+        if like is None or self.is_row(like):
+            return super().gather(array, axes, like, shape)
+        array = array.reshape(self.outer + self.row).transpose(np.argsort(self.order))
+        alike = tuple(i for i, n in enumerate(np.shape(like)) if n == 1)
+        return array.sum(alike, keepdims=True).astype(np.asarray(like).dtype)
+
+    def parameter_axes(self, values, axes):
+        return axes
 
 
 # --- moments, apply, epilogue, gradient -------------------------------------------------------
@@ -132,9 +194,9 @@ def _update(running, factor, batch):
 
 def _affine(view, x, axes, weight, bias):
     if weight is not None:
-        x = x * view.spread(weight, axes)
+        x = x * view.spread_parameter(weight, axes)
     if bias is not None:
-        x = x + view.spread(bias, axes)
+        x = x + view.spread_parameter(bias, axes)
     return x
 
 
@@ -169,7 +231,7 @@ def _activate_backward(view, grad, z, epilogue):
     return before, [view.gather_slope(np.where(z > 0, 0, grad * z), slope)]
 
 
-def _normalise(view, centred, var, eps, axes, weight, bias, epilogue, out):
+def _normalize(view, centred, var, eps, axes, weight, bias, epilogue, out):
     """The result, and rstd."""
     rstd = 1 / np.sqrt(var + eps)
     z = _affine(view, centred * rstd, axes, weight, bias)
@@ -177,7 +239,7 @@ def _normalise(view, centred, var, eps, axes, weight, bias, epilogue, out):
 
 
 def _affine_backward(view, grad_output, mean, rstd, axes, weight, bias, epilogue, shape=None):
-    """xhat, its gradient, and those of the parameters, of what `_normalise` computes."""
+    """xhat, its gradient, and those of the parameters, of what `_normalize` computes."""
     if shape is None:
         shape = tuple(view.shape[i] for i in axes)
     xhat = (view.split(view.input) - mean) * rstd
@@ -188,7 +250,7 @@ def _affine_backward(view, grad_output, mean, rstd, axes, weight, bias, epilogue
     return xhat, _affine(view, grad, axes, weight, None), (grad_weight, grad_bias, *grad_slope)
 
 
-def _normalise_backward(view, xhat, g, rstd, units, out, centre=True):
+def _normalize_backward(view, xhat, g, rstd, units, out, centre=True):
     """The gradient of the input whose mean and rstd were taken over the axes `units`."""
     g = g - xhat * _mean(g * xhat, units) - (_mean(g, units) if centre else 0)
     return view.join(rstd * g, out)
@@ -213,7 +275,7 @@ def _tracked(
     else:
         mean, var = view.spread(running_mean, (1,)), view.spread(running_var, (1,))
         centred = x - mean
-    y, rstd = _normalise(view, centred, var, eps, (1,), weight, bias, (negative_slope, clip), out)
+    y, rstd = _normalize(view, centred, var, eps, (1,), weight, bias, (negative_slope, clip), out)
     each = (1,) if 0 in units else (0, 1)
     return (y, view.fill(mean, each), view.fill(rstd, each)) if return_stats else y
 
@@ -229,7 +291,7 @@ def _tracked_backward(
         view, grad_output, mean, rstd, (1,), weight, bias, (negative_slope, clip)
     )
     if from_input:
-        return _normalise_backward(view, xhat, g, rstd, units, out), *grads
+        return _normalize_backward(view, xhat, g, rstd, units, out), *grads
     return view.join(rstd * g, out), *grads
 
 
@@ -275,7 +337,7 @@ def group_norm(
 ):  # fmt: skip
     view = _groups(input, num_groups, channel_axis)
     centred, mean, var = _moments(view.split(input), (2, 3))
-    y, rstd = _normalise(view, centred, var, eps, (1, 2), weight, bias, (negative_slope, clip), out)
+    y, rstd = _normalize(view, centred, var, eps, (1, 2), weight, bias, (negative_slope, clip), out)
     return (y, view.fill(mean, (0, 1)), view.fill(rstd, (0, 1))) if return_stats else y
 
 
@@ -290,71 +352,62 @@ def group_norm_backward(
     xhat, g, grads = _affine_backward(
         view, grad_output, mean, rstd, (1, 2), weight, bias, (negative_slope, clip), channels
     )
-    return _normalise_backward(view, xhat, g, rstd, (2, 3), out), *grads
+    return _normalize_backward(view, xhat, g, rstd, (2, 3), out), *grads
 
 
 # --- layer, rms, and the same after a residual add --------------------------------------------
 
 
-def _rows(input, normalized_shape, channel_axis):
-    """The rows of the input, the shape of one, and the shape of the statistics."""
-    shape = np.shape(input)
-    row = (normalized_shape,) if np.ndim(normalized_shape) == 0 else tuple(normalized_shape)
-    outer = shape[: len(shape) - len(row)]
-    view = _View(input, channel_axis, (math.prod(outer), math.prod(row)))
-    return view, row, outer + (1,) * len(row)
-
-
 @np.errstate(all="ignore")
 def layer_norm(
     input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
-    return_stats=False, negative_slope=None, clip=None,
+    return_stats=False, negative_slope=None, clip=None, axis=None,
 ):  # fmt: skip
-    view, _, stats = _rows(input, normalized_shape, channel_axis)
+    view = _Rows(input, normalized_shape, axis, channel_axis)
     centred, mean, var = _moments(view.split(input), (1,))
-    y, rstd = _normalise(view, centred, var, eps, (1,), weight, bias, (negative_slope, clip), out)
-    return (y, mean.reshape(stats), rstd.reshape(stats)) if return_stats else y
+    y, rstd = _normalize(view, centred, var, eps, (1,), weight, bias, (negative_slope, clip), out)
+    return (y, mean.reshape(view.stats), rstd.reshape(view.stats)) if return_stats else y
 
 
 @np.errstate(all="ignore")
 def layer_norm_backward(
     grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None, channel_axis=1,
-    negative_slope=None, clip=None, bias=None,
+    negative_slope=None, clip=None, bias=None, axis=None,
 ):  # fmt: skip
-    view, row, _ = _rows(input, normalized_shape, channel_axis)
+    view = _Rows(input, normalized_shape, axis, channel_axis)
     mean, rstd = view.spread(mean, (0,)), view.spread(rstd, (0,))
     xhat, g, grads = _affine_backward(
-        view, grad_output, mean, rstd, (1,), weight, bias, (negative_slope, clip), row
+        view, grad_output, mean, rstd, (1,), weight, bias, (negative_slope, clip), view.row
     )
-    return _normalise_backward(view, xhat, g, rstd, (1,), out), *grads
+    return _normalize_backward(view, xhat, g, rstd, (1,), out), *grads
 
 
 @np.errstate(all="ignore")
 def rms_norm(
     input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
-    return_stats=False, negative_slope=None, clip=None,
+    return_stats=False, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False,
 ):  # fmt: skip
-    view, _, stats = _rows(input, normalized_shape, channel_axis)
+    view = _Rows(input, normalized_shape, axis, channel_axis, bool(zero_centered_gamma))
     if eps is None:
         eps = np.finfo(np.promote_types(view.input.dtype, np.float32)).eps
     x = view.split(input)
     square = _mean(x**2, (1,))
     square = np.where(np.isfinite(square), square, np.nan)  # infinity spoils its unit, as above
-    y, rstd = _normalise(view, x, square, eps, (1,), weight, None, (negative_slope, clip), out)
-    return (y, rstd.reshape(stats)) if return_stats else y
+    y, rstd = _normalize(view, x, square, eps, (1,), weight, None, (negative_slope, clip), out)
+    return (y, rstd.reshape(view.stats)) if return_stats else y
 
 
 @np.errstate(all="ignore")
 def rms_norm_backward(
     grad_output, input, normalized_shape, rstd, weight=None, *, out=None, channel_axis=1,
-    negative_slope=None, clip=None,
+    negative_slope=None, clip=None, axis=None, zero_centered_gamma=False,
 ):  # fmt: skip
-    view, row, _ = _rows(input, normalized_shape, channel_axis)
+    view = _Rows(input, normalized_shape, axis, channel_axis, bool(zero_centered_gamma))
     rstd = view.spread(rstd, (0,))
     xhat, g, (grad_weight, _, *grad_slope) = _affine_backward(
-        view, grad_output, 0, rstd, (1,), weight, None, (negative_slope, clip), row
+        view, grad_output, 0, rstd, (1,), weight, None, (negative_slope, clip), view.row
     )
-    grad_input = _normalise_backward(view, xhat, g, rstd, (1,), out, centre=False)
+    grad_input = _normalize_backward(view, xhat, g, rstd, (1,), out, centre=False)
     return grad_input, grad_weight, *grad_slope
 
 
@@ -526,7 +579,7 @@ def switch_norm(
             running_var += (mean**2 + var).reshape(running_var.shape)
     mean = sum(p * m for p, (m, _) in zip(_softmax(mean_weight), moments, strict=True))
     var = sum(p * v for p, (_, v) in zip(_softmax(var_weight), moments, strict=True))
-    y, rstd = _normalise(view, x - mean, var, eps, (1,), weight, bias, (negative_slope, clip), out)
+    y, rstd = _normalize(view, x - mean, var, eps, (1,), weight, bias, (negative_slope, clip), out)
     return (y, (moments, mean, rstd, training)) if return_stats else y
 
 
@@ -621,4 +674,89 @@ def normalize_backward(grad_output, input, norm, p=2.0, dim=1, eps=1e-12, *, out
     if out is None:
         out = np.empty_like(input, dtype=input.dtype.newbyteorder("="))
     out[...] = g / divisor + np.where(norm >= eps, of_divisor * grad_norm, 0)
+    return out
+
+
+# --- statistics over any axes ----------------------------------------------------------------
+
+
+class Moments(NamedTuple):
+    """What `cnorm.Moments` has, in the shape of the kept axes."""
+
+    count: np.ndarray
+    mean: np.ndarray
+    m2: np.ndarray
+
+    def var(self, ddof=0):
+        freedom = self.count - ddof
+        return np.where(freedom > 0, self.m2 / np.where(freedom > 0, freedom, 1), np.nan)
+
+
+def _selected(x, where, nan_policy):
+    """Where an element counts."""
+    where = np.broadcast_to(True if where is None else where, x.shape)
+    if nan_policy == "raise" and np.isnan(x[where]).any():
+        raise ValueError("the input contains NaN")
+    return where & ~np.isnan(x) if nan_policy == "omit" else where
+
+
+def moments(input, axis=None, *, where=None, nan_policy="propagate"):
+    x = _wide(input)
+    counts = _selected(x, where, nan_policy)
+    axes = tuple(range(x.ndim)) if axis is None else axis
+    n = counts.sum(axes, keepdims=True).astype(x.dtype)
+    some = np.maximum(n, 1)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(counts, x, 0).sum(axes, keepdims=True) / some
+        mean = mean + np.where(counts, x - mean, 0).sum(axes, keepdims=True) / some
+        m2 = (np.where(counts, x - mean, 0) ** 2).sum(axes, keepdims=True)
+        mean = np.where(n > 0, mean + (m2 - m2), np.nan)  # infinity makes its unit NaN
+    return Moments(*(np.squeeze(a, axes) for a in (n, mean, m2 + (m2 - m2))))
+
+
+def standardize(
+    input, axis, mean=None, var=None, eps=0.0, *, ddof=0, where=None, nan_policy="propagate",
+    clip=None, dtype=None, out=None, return_stats=False,
+):  # fmt: skip
+    x = _wide(input)
+    axes = tuple(range(x.ndim)) if axis is None else axis
+    if mean is None:
+        m = moments(input, axis, where=where, nan_policy=nan_policy)
+        mean, var = m.mean, m.var(ddof)
+    reduced = {a % x.ndim for a in np.atleast_1d(axes)}
+    sizes = [1 if i in reduced else n for i, n in enumerate(x.shape)]
+    kept = [n for i, n in enumerate(x.shape) if i not in reduced]
+    mean, var = (
+        np.broadcast_to(a, sizes if a.ndim == x.ndim else kept).reshape(sizes)
+        for a in (_wide(mean), _wide(var))
+    )
+    std = np.sqrt(var + eps)
+    rstd = 1 / np.where(std == 0, 1, std)
+    y = (x - mean) * rstd
+    if clip is not None:
+        y = np.clip(y, *clip)
+    if dtype is None:
+        dtype = np.asarray(input).dtype if out is None else out.dtype
+        dtype = np.float32 if dtype.kind in "iub" else dtype
+    if out is None:
+        out = np.zeros(x.shape, dtype)
+    np.copyto(out, y, casting="unsafe", where=True if where is None else where)
+    return (out, mean, rstd) if return_stats else out
+
+
+def normalize_image(
+    input, mean, std, max_value=None, *, channel_axis=-1, out_channel_axis=None, dtype="float32",
+    out=None,
+):  # fmt: skip
+    x = _wide(input)
+    sizes = [1] * x.ndim
+    if np.size(mean) > 1 or np.size(std) > 1:
+        sizes[channel_axis] = x.shape[channel_axis]
+    mean, std = (np.broadcast_to(np.ravel(_wide(a)), max(sizes, default=1)) for a in (mean, std))
+    y = (x / (255 if max_value is None else max_value) - mean.reshape(sizes)) / std.reshape(sizes)
+    if out_channel_axis is not None:
+        y = np.moveaxis(y, channel_axis, out_channel_axis)
+    if out is None:
+        out = np.empty(y.shape, dtype)
+    out[...] = y
     return out

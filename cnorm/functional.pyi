@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol, SupportsIndex, TypeAlias, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from ._moments import Moments
 
 class _SupportsDLPack(Protocol):
     def __dlpack__(self) -> Any: ...
@@ -16,6 +18,7 @@ _SwitchStats: TypeAlias = Any
 _Input: TypeAlias = ArrayLike | _SupportsDLPack
 _Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 _Slope: TypeAlias = float | _Array | None
+_Axis: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | None
 _Clip: TypeAlias = tuple[float | None, float | None] | Sequence[float | None] | _Array | None
 
 @overload
@@ -127,6 +130,7 @@ def layer_norm(
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
 ) -> _Array: ...
 @overload
 def layer_norm(
@@ -141,6 +145,7 @@ def layer_norm(
     return_stats: Literal[True],
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Stat, _Stat]: ...
 @overload
 def rms_norm(
@@ -154,6 +159,8 @@ def rms_norm(
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> _Array: ...
 @overload
 def rms_norm(
@@ -167,6 +174,8 @@ def rms_norm(
     return_stats: Literal[True],
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Stat]: ...
 @overload
 def switch_norm(
@@ -223,6 +232,7 @@ def add_layer_norm(
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def add_layer_norm(
@@ -239,6 +249,7 @@ def add_layer_norm(
     return_stats: Literal[True],
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Array, _Stat, _Stat]: ...
 @overload
 def add_rms_norm(
@@ -254,6 +265,8 @@ def add_rms_norm(
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def add_rms_norm(
@@ -269,6 +282,8 @@ def add_rms_norm(
     return_stats: Literal[True],
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Array, _Stat]: ...
 def local_response_norm(
     input: _Input,
@@ -398,6 +413,7 @@ def layer_norm_backward(
     negative_slope: float | None = None,
     clip: _Clip = None,
     bias: _Input | None = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def layer_norm_backward(
@@ -413,6 +429,7 @@ def layer_norm_backward(
     negative_slope: _Array,
     clip: None = None,
     bias: _Input | None = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
 def rms_norm_backward(
@@ -426,6 +443,8 @@ def rms_norm_backward(
     channel_axis: int = 1,
     negative_slope: float | None = None,
     clip: _Clip = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def rms_norm_backward(
@@ -439,6 +458,8 @@ def rms_norm_backward(
     channel_axis: int = 1,
     negative_slope: _Array,
     clip: None = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def switch_norm_backward(
@@ -485,6 +506,7 @@ def add_layer_norm_backward(
     negative_slope: float | None = None,
     clip: _Clip = None,
     bias: _Input | None = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def add_layer_norm_backward(
@@ -501,6 +523,7 @@ def add_layer_norm_backward(
     negative_slope: _Array,
     clip: None = None,
     bias: _Input | None = None,
+    axis: _Axis = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
 def add_rms_norm_backward(
@@ -515,6 +538,8 @@ def add_rms_norm_backward(
     channel_axis: int = 1,
     negative_slope: float | None = None,
     clip: _Clip = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def add_rms_norm_backward(
@@ -529,6 +554,8 @@ def add_rms_norm_backward(
     channel_axis: int = 1,
     negative_slope: _Array,
     clip: None = None,
+    axis: _Axis = None,
+    zero_centered_gamma: bool = False,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def local_response_norm_backward(
@@ -614,5 +641,55 @@ def normalize_backward(
     dim: _Shape = 1,
     eps: float = 1e-12,
     *,
+    out: _Array | None = None,
+) -> _Array: ...
+def moments(
+    input: _Input,
+    axis: SupportsIndex | Sequence[SupportsIndex] | None = None,
+    *,
+    where: ArrayLike | None = None,
+    nan_policy: Literal["propagate", "omit", "raise"] = "propagate",
+) -> Moments: ...
+@overload
+def standardize(
+    input: _Input,
+    axis: SupportsIndex | Sequence[SupportsIndex] | None,
+    mean: ArrayLike | None = None,
+    var: ArrayLike | None = None,
+    eps: float = 0.0,
+    *,
+    ddof: float = 0,
+    where: ArrayLike | None = None,
+    nan_policy: Literal["propagate", "omit", "raise"] = "propagate",
+    clip: tuple[float | None, float | None] | None = None,
+    dtype: DTypeLike | None = None,
+    out: _Array | None = None,
+    return_stats: Literal[False] = False,
+) -> _Array: ...
+@overload
+def standardize(
+    input: _Input,
+    axis: SupportsIndex | Sequence[SupportsIndex] | None,
+    mean: ArrayLike | None = None,
+    var: ArrayLike | None = None,
+    eps: float = 0.0,
+    *,
+    ddof: float = 0,
+    where: ArrayLike | None = None,
+    nan_policy: Literal["propagate", "omit", "raise"] = "propagate",
+    clip: tuple[float | None, float | None] | None = None,
+    dtype: DTypeLike | None = None,
+    out: _Array | None = None,
+    return_stats: Literal[True],
+) -> tuple[_Array, _Array, _Array]: ...
+def normalize_image(
+    input: _Input,
+    mean: ArrayLike,
+    std: ArrayLike,
+    max_value: float | None = None,
+    *,
+    channel_axis: int = -1,
+    out_channel_axis: int | None = None,
+    dtype: DTypeLike = "float32",
     out: _Array | None = None,
 ) -> _Array: ...

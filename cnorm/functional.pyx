@@ -24,11 +24,14 @@ dense, of its memory order.
 
 from cnorm._call.channels cimport (BATCH_NORM, GROUP_NORM, INSTANCE_NORM, batch_norm_forward, channel_norm_backward,
                                    group_norm_forward, instance_norm_forward)
+from cnorm._call.image cimport image_normalized
 from cnorm._call.normalize cimport normalize_backward_of, normalize_forward
 from cnorm._call.rows cimport STATS_ARRAYS, STATS_NONE, add_norm_forward, rows_norm_backward, rows_norm_forward
 from cnorm._call.switch cimport switch_norm_forward, switch_norm_gradients
 from cnorm._call.window cimport response_norm_backward, response_norm_forward
 
+from ._call.moments import standardize as standardize_call
+from ._moments import moments as moments_of
 
 cdef extern from *:
     """
@@ -59,6 +62,9 @@ __all__ = [
     "rms_norm_backward",
     "switch_norm",
     "switch_norm_backward",
+    "moments",
+    "standardize",
+    "normalize_image",
 ]
 
 
@@ -82,8 +88,8 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
     running_mean, running_var : ndarray, shape (C,), optional
         Updated in place in training, with the unbiased variance:
         ``running = (1 - momentum) * running + momentum * batch``. Needed in evaluation.
-    weight, bias : array_like, shape (C,), optional
-        Any float dtype.
+    weight, bias : array_like, shape (C,), (1, C) or (N, C), optional
+        Any float dtype; (N, C) differ from sample to sample.
     training : bool
         Use the statistics of this batch.
     momentum : float
@@ -138,19 +144,20 @@ def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training
         Of one dtype.
     mean, rstd : array_like, shape (C,)
         As forward returned them.
-    weight : array_like, shape (C,), optional
+    weight : array_like, shape (C,), (1, C) or (N, C), optional
     training : bool
         Whether the statistics came from the input.
     out : ndarray, optional
         For grad_input; ``out=grad_output`` works in place.
     bias, negative_slope, clip
-        Of the forward pass, where an activation was fused.
+        Of the forward pass, where an activation was fused, or where bias has another shape than weight.
 
     Returns
     -------
     grad_input, grad_weight, grad_bias : ndarray
-        Parameter gradients have the parameters' dtype; without a weight, the accumulation type. With an
-        array for `negative_slope` its gradient follows.
+        Parameter gradients have the parameters' shapes and dtype, grad_bias those of bias, if given, else
+        of weight; without a weight, (C,) of the accumulation type. With an array for `negative_slope` its
+        gradient follows.
 
     Examples
     --------
@@ -178,7 +185,7 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     running_mean, running_var : ndarray, shape (C,), optional
         Updated in place with the mean over N of the samples' statistics (unbiased variance) where
         `use_input_stats`; used instead of the input's where not.
-    weight, bias : array_like, shape (C,), optional
+    weight, bias : array_like, shape (C,), (1, C) or (N, C), optional
     use_input_stats : bool
     momentum, eps : float
     out, channel_axis, return_stats, negative_slope, clip
@@ -223,7 +230,7 @@ def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_i
     ----------
     grad_output, input : array_like, shape (N, C, ...)
     mean, rstd : array_like, shape (N, C)
-    weight : array_like, shape (C,), optional
+    weight : array_like, shape (C,), (1, C) or (N, C), optional
     use_input_stats : bool
     out, channel_axis, negative_slope, clip, bias
         As `batch_norm_backward`.
@@ -257,7 +264,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
     input : array_like, shape (N, C, ...)
     num_groups : int
         Divides C.
-    weight, bias : array_like, shape (C,), optional
+    weight, bias : array_like, shape (C,), (1, C) or (N, C), optional
     eps : float
     out, channel_axis, return_stats, negative_slope, clip
         See the module's documentation. The statistics have shape (N, G).
@@ -299,7 +306,7 @@ def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None,
     grad_output, input : array_like, shape (N, C, ...)
     num_groups : int
     mean, rstd : array_like, shape (N, G)
-    weight : array_like, shape (C,), optional
+    weight : array_like, shape (C,), (1, C) or (N, C), optional
     out, channel_axis, negative_slope, clip, bias
         As `batch_norm_backward`.
 
@@ -321,8 +328,8 @@ def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None,
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
-               return_stats=False, negative_slope=None, clip=None):
-    """Normalize over the last axes.
+               return_stats=False, negative_slope=None, clip=None, axis=None):
+    """Normalize over the last axes, or over any others.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance over the
     axes that `normalized_shape` names, the weight and bias element by element.
@@ -332,14 +339,19 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
     input : array_like, shape (..., *normalized_shape)
         float32, float64, float16 or bfloat16.
     normalized_shape : int or sequence of int
-        The trailing axes.
-    weight, bias : array_like, shape normalized_shape, optional
-        Any float dtype.
+        The sizes of the trailing axes, or of those that `axis` names.
+    weight, bias : array_like, optional
+        Any float dtype. Of shape normalized_shape; or, to differ from sample to sample, of the input's
+        number of dimensions, with the input's sizes at the normalized axes and these or 1 at the others,
+        such as (N, 1, D).
     eps : float
         Added to the variance.
     out, channel_axis, return_stats, negative_slope, clip
         See the module's documentation; `channel_axis` only says along which axis the slopes of a PReLU
         run. The statistics have the input's shape with ones for the normalized axes.
+    axis : int or sequence of int, optional
+        Where the dimensions of `normalized_shape` are in the input; None: at its end. ``axis=1`` takes
+        (N, C, H, W) images over their channels as they are, channels first or last in memory.
 
     Returns
     -------
@@ -351,7 +363,8 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
     RuntimeError
         A shape or parameter that does not fit `normalized_shape`.
     ValueError, TypeError
-        An `out` of the wrong shape or dtype, an array that is not of a float dtype.
+        An `out` of the wrong shape or dtype, an `axis` that is out of bounds, named twice or not one for
+        each dimension of `normalized_shape`, an array that is not of a float dtype.
 
     References
     ----------
@@ -363,13 +376,16 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
     >>> F.layer_norm(np.array([[1.0, 3.0], [10.0, 30.0]], np.float32), 2, eps=1e-12)
     array([[-1.,  1.],
            [-1.,  1.]], dtype=float32)
+    >>> F.layer_norm(np.array([[1.0, 3.0], [10.0, 30.0]], np.float32), 2, eps=1e-12, axis=0)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
     """
     return rows_norm_forward(input, normalized_shape, weight, bias, True, eps, out, channel_axis,
-                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip)
+                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip, axis, False)
 
 
 def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None,
-                        channel_axis=1, negative_slope=None, clip=None, bias=None):
+                        channel_axis=1, negative_slope=None, clip=None, bias=None, axis=None):
     """Gradients of `layer_norm`, as `batch_norm_backward` gives those of `batch_norm`.
 
     Parameters
@@ -378,13 +394,18 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
     normalized_shape : int or sequence of int
     mean, rstd : array_like
         As forward returned them.
-    weight : array_like, shape normalized_shape, optional
+    weight : array_like, optional
+        As in `layer_norm`.
     out, channel_axis, negative_slope, clip, bias
         As `batch_norm_backward`.
+    axis : int or sequence of int, optional
+        Of the forward pass.
 
     Returns
     -------
     grad_input, grad_weight, grad_bias : ndarray
+        Parameter gradients have the shapes of the parameters; grad_bias that of bias, if given, else of
+        weight.
 
     Examples
     --------
@@ -396,12 +417,12 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
     array([2., 2., 2.])
     """
     return rows_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, True, out,
-                              channel_axis, negative_slope, clip)
+                              channel_axis, negative_slope, clip, axis, False)
 
 
 def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
-             return_stats=False, negative_slope=None, clip=None):
-    """Divide by the root of the mean square over the last axes.
+             return_stats=False, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False):
+    """Divide by the root of the mean square over the last axes, or over any others.
 
     ``y = x / sqrt(mean(x**2) + eps) * weight``.
 
@@ -409,11 +430,14 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
     ----------
     input : array_like, shape (..., *normalized_shape)
     normalized_shape : int or sequence of int
-    weight : array_like, shape normalized_shape, optional
+    weight : array_like, optional
+        Of the shapes that `layer_norm` takes.
     eps : float, optional
         None is the machine epsilon of the accumulation type: 1.19e-7, float64: 2.2e-16.
-    out, channel_axis, return_stats, negative_slope, clip
+    out, channel_axis, return_stats, negative_slope, clip, axis
         As `layer_norm`.
+    zero_centered_gamma : bool
+        Multiply by ``1 + weight``, as Gemma and others store it. No effect without a weight.
 
     Returns
     -------
@@ -438,11 +462,12 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
     array([1., 1., 1., 1.])
     """
     return rows_norm_forward(input, normalized_shape, weight, None, False, eps, out, channel_axis,
-                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip)
+                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip,
+                             axis, zero_centered_gamma)
 
 
 def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *, out=None,
-                      channel_axis=1, negative_slope=None, clip=None):
+                      channel_axis=1, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False):
     """Gradients of `rms_norm`.
 
     Parameters
@@ -451,9 +476,12 @@ def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *
     normalized_shape : int or sequence of int
     rstd : array_like
         As forward returned it.
-    weight : array_like, shape normalized_shape, optional
+    weight : array_like, optional
+        As in `rms_norm`.
     out, channel_axis, negative_slope, clip
         As `batch_norm_backward`.
+    axis, zero_centered_gamma
+        Of the forward pass.
 
     Returns
     -------
@@ -469,11 +497,11 @@ def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *
     True
     """
     return rows_norm_backward(grad_output, input, normalized_shape, None, rstd, weight, None, False, out,
-                              channel_axis, negative_slope, clip)
+                              channel_axis, negative_slope, clip, axis, zero_centered_gamma)
 
 
 def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None,
-                   residual_out=None, channel_axis=1, return_stats=False, negative_slope=None, clip=None):
+                   residual_out=None, channel_axis=1, return_stats=False, negative_slope=None, clip=None, axis=None):
     """Add a residual and normalize the sum, in one visit to memory.
 
     ``s = input + residual`` (rounded to the input's dtype), ``y = layer_norm(s, ...)``: what a
@@ -483,7 +511,7 @@ def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, ep
     ----------
     input, residual : array_like, shape (..., *normalized_shape)
         Of one dtype.
-    normalized_shape, weight, bias, eps, out, channel_axis, return_stats, negative_slope, clip
+    normalized_shape, weight, bias, eps, out, channel_axis, return_stats, negative_slope, clip, axis
         As `layer_norm`.
     residual_out : ndarray, optional
         Where the sum goes; ``residual_out=residual`` adds in place.
@@ -510,17 +538,18 @@ def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, ep
     array([[-1.,  1.]])
     """
     return add_norm_forward(input, residual, normalized_shape, weight, bias, True, eps, out, residual_out,
-                            channel_axis, return_stats, negative_slope, clip)
+                            channel_axis, return_stats, negative_slope, clip, axis, False)
 
 
 def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, out=None, residual_out=None,
-                 channel_axis=1, return_stats=False, negative_slope=None, clip=None):
+                 channel_axis=1, return_stats=False, negative_slope=None, clip=None,
+                 axis=None, zero_centered_gamma=False):
     """Add a residual and divide the sum by its root mean square: `add_layer_norm` with `rms_norm`.
 
     Parameters
     ----------
     input, residual : array_like, shape (..., *normalized_shape)
-    normalized_shape, weight, eps, out, channel_axis, return_stats, negative_slope, clip
+    normalized_shape, weight, eps, out, channel_axis, return_stats, negative_slope, clip, axis, zero_centered_gamma
         As `rms_norm`.
     residual_out : ndarray, optional
         Where the sum goes; ``residual_out=residual`` adds in place.
@@ -538,11 +567,11 @@ def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, ou
     (array([1., 1.]), array([2., 2.]))
     """
     return add_norm_forward(input, residual, normalized_shape, weight, None, False, eps, out, residual_out,
-                            channel_axis, return_stats, negative_slope, clip)
+                            channel_axis, return_stats, negative_slope, clip, axis, zero_centered_gamma)
 
 
 def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, rstd, weight=None, *,
-                            out=None, channel_axis=1, negative_slope=None, clip=None, bias=None):
+                            out=None, channel_axis=1, negative_slope=None, clip=None, bias=None, axis=None):
     """Gradients of `add_layer_norm`.
 
     Parameters
@@ -553,7 +582,7 @@ def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, 
         Of ``s``, where it was used elsewhere too.
     sum : array_like
         ``s``, as forward returned it.
-    normalized_shape, mean, rstd, weight, out, channel_axis, negative_slope, clip, bias
+    normalized_shape, mean, rstd, weight, out, channel_axis, negative_slope, clip, bias, axis
         As `layer_norm_backward`.
 
     Returns
@@ -571,17 +600,19 @@ def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, 
     array([[1., 1.]])
     """
     return rows_norm_backward(grad_output, sum, normalized_shape, mean, rstd, weight, bias, True, out,
-                              channel_axis, negative_slope, clip, grad_sum)
+                              channel_axis, negative_slope, clip, axis, False, grad_sum)
 
 
 def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, weight=None, *, out=None,
-                          channel_axis=1, negative_slope=None, clip=None):
+                          channel_axis=1, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False):
     """Gradients of `add_rms_norm`; see `add_layer_norm_backward`.
 
     Parameters
     ----------
-    grad_output, grad_sum, sum, normalized_shape, rstd, weight, out, channel_axis, negative_slope, clip
+    grad_output, grad_sum, sum, normalized_shape, rstd, weight, out, channel_axis, negative_slope, clip, axis
         As `add_layer_norm_backward`.
+    zero_centered_gamma : bool
+        Of the forward pass.
 
     Returns
     -------
@@ -597,7 +628,7 @@ def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, we
     array([[1., 1.]])
     """
     return rows_norm_backward(grad_output, sum, normalized_shape, None, rstd, weight, None, False, out,
-                              channel_axis, negative_slope, clip, grad_sum)
+                              channel_axis, negative_slope, clip, axis, zero_centered_gamma, grad_sum)
 
 
 def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1,
@@ -900,3 +931,158 @@ def switch_norm_backward(grad_output, input, stats, weight, mean_weight, var_wei
     """
     return switch_norm_gradients(grad_output, input, stats, weight, mean_weight, var_weight, bias, out,
                                  channel_axis, negative_slope, clip)
+
+
+def moments(input, axis=None, *, where=None, nan_policy="propagate"):
+    """Count, mean and variance over some axes, in one pass, as `cnorm.Moments`, which merge.
+
+    Parameters
+    ----------
+    input : array_like
+        Of a float dtype, an integer dtype or bool, and of any strides. Sums are taken in double for all of
+        them; integers beyond 2**53 are rounded to double.
+    axis : int, tuple of int or None
+        What is reduced, as in `numpy.var`.
+    where : array_like of bool, optional
+        Which elements count; broadcasts to the input. The mask of a masked array counts too.
+    nan_policy : "propagate", "omit" or "raise"
+        What NaN does: makes its unit NaN, does not count, or raises.
+
+    Returns
+    -------
+    Moments
+        With `count`, `mean` and `m2` in the shape of the kept axes, `var` and `std`.
+
+    Raises
+    ------
+    ValueError
+        An axis that the input does not have or that is named twice, a mask that does not broadcast, another
+        `nan_policy`; with "raise", NaN where the mask is True.
+    TypeError
+        An input that is complex or of objects; a mask that is not of bools.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> m = F.moments(np.array([[1, 2], [3, 6]], np.uint8), axis=0)
+    >>> m.count, m.mean, m.var()
+    (array([2., 2.]), array([2., 4.]), array([1., 4.]))
+    >>> (m + F.moments([[8, 4]], axis=0)).mean
+    array([4., 4.])
+    """
+    return moments_of(input, axis, where=where, nan_policy=nan_policy)
+
+
+def standardize(input, axis, mean=None, var=None, eps=0.0, *, ddof=0, where=None, nan_policy="propagate",
+                clip=None, dtype=None, out=None, return_stats=False):
+    """``(input - mean) / sqrt(var + eps)`` over any axes: the z-score.
+
+    Statistics are taken in double, and so is the result, which is rounded once. Where ``var + eps`` is 0 the
+    result is ``input - mean``, as scikit-learn has it: 0 for a constant.
+
+    Parameters
+    ----------
+    input : array_like
+        Of a float dtype, an integer dtype or bool, and of any strides.
+    axis : int, tuple of int or None
+        What shares its statistics, as in `numpy.var`: 0 for each column of a table.
+    mean, var : array_like, optional
+        Statistics instead of the input's: both or neither. Of the input's number of dimensions, with size 1 at
+        the reduced axes; otherwise they broadcast to the shape of the kept axes.
+    eps : float
+        Added to the variance.
+    ddof : float
+        The variance of the input is over ``count - ddof``. Where that is not positive the result is NaN.
+    where : array_like of bool, optional
+        Which elements count, and get a result; broadcasts to the input. Elsewhere `out` keeps its value, and
+        without `out` the result is 0.
+    nan_policy : "propagate", "omit" or "raise"
+        What NaN does: makes its unit NaN, stays NaN and does not count, or raises.
+    clip : (low, high), optional
+        Bounds of the result; None leaves a side open.
+    dtype : dtype, optional
+        Of the result, one of the float dtypes: that of `out`, else the input's, of integers float32.
+    out : ndarray, optional
+        For the result; ``out=input`` works in place.
+    return_stats : bool
+        Also return the statistics.
+
+    Returns
+    -------
+    ndarray or tuple
+        The result, of the input's shape; or ``(y, mean, rstd)`` with statistics of size 1 at the reduced axes,
+        float64, and rstd ``1 / sqrt(var + eps)``, or 1 where that is 0.
+
+    Raises
+    ------
+    ValueError
+        One of mean and var alone, statistics that do not broadcast, a negative variance or eps, bounds of `clip`
+        that are NaN or out of order, and what `moments` raises; an `out` of another shape.
+    TypeError
+        What `moments` raises; a dtype that is not a float dtype.
+
+    Examples
+    --------
+    >>> import numpy as np, cnorm.functional as F
+    >>> F.standardize(np.array([[1, 2], [3, 6]], np.uint8), axis=0)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> F.standardize([1.0, 2.0, 9.0], 0, mean=2, var=4, clip=(None, 3))
+    array([-0.5,  0. ,  3. ])
+    """
+    return standardize_call(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtype, out, return_stats)
+
+
+def normalize_image(input, mean, std, max_value=None, *, channel_axis=-1, out_channel_axis=None, dtype="float32",
+                    out=None):
+    """``(input / max_value - mean) / std`` per channel, in one pass: pixels as they are stored in, floats out.
+
+    Channels may move in the same pass: from ``(N, H, W, C)``, as files have them, to ``(N, C, H, W)``, as networks
+    want them.
+
+    Parameters
+    ----------
+    input : array_like
+        One image or a batch of any shape, of uint8, int8, uint16, int16 or a float dtype.
+    mean, std : float or array_like
+        One number for all channels, or one per channel, in units of the result before normalization: usually between
+        0 and 1. Single numbers take an input of any rank, such as a grey image of two axes.
+    max_value : float, optional
+        The value of a pixel that stands for 1.0. For uint8 it is 255 unless given; for other dtypes it must be given.
+    channel_axis : int, optional
+        The axis of the channels in the input.
+    out_channel_axis : int, optional
+        Their axis in the result; by default that of the input.
+    dtype : data-type, optional
+        Of the result: a float dtype.
+    out : ndarray, optional
+        Where the result goes: of its shape, and of `dtype`.
+
+    Returns
+    -------
+    ndarray
+        C-contiguous, of the shape that ``np.moveaxis(input, channel_axis, out_channel_axis)`` has. For integers each
+        value is the float64 formula, rounded once.
+
+    Raises
+    ------
+    TypeError
+        An input of another dtype, such as int32 or bool; a `dtype` that is no float dtype.
+    ValueError
+        A std of 0; a mean or std of another size than 1 and the number of channels; no `max_value` where it must be
+        given; an axis that the input does not have; an `out` of another shape.
+
+    See Also
+    --------
+    standardize : with statistics of the input, over any axes
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cnorm.functional as F
+    >>> photos = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+    >>> y = F.normalize_image(photos, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], out_channel_axis=1)
+    >>> y.shape, y.dtype
+    ((2, 3, 2, 2), dtype('float32'))
+    """
+    return image_normalized(input, mean, std, max_value, channel_axis, out_channel_axis, dtype, out)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from layouts import channels_last, contiguous
-from operations import CLIP, DTYPES, OPERATIONS, accumulation
+from operations import CLIP, DTYPES, FURTHER_OPERATIONS, OPERATIONS, STATISTICS, accumulation
 from team import team
 
 import cnorm.functional as F
@@ -36,7 +36,7 @@ def digest(results):
 
 def digests():
     found = {}
-    for operation in OPERATIONS:
+    for operation in OPERATIONS + FURTHER_OPERATIONS + STATISTICS:
         for dtype in DTYPES:
             for shape in SHAPES:
                 if operation.accepts(shape, 1):

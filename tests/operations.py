@@ -76,6 +76,11 @@ def _affine(rng, shape, dtype):
     }
 
 
+def _per_channel(operation, shape, axis):
+    """The shape of weight and bias: (C,), or with `each` (N, C)."""
+    return (shape[0], shape[axis]) if "each" in operation.fixed else shape[axis]
+
+
 def _running(rng, size, dtype):
     return {
         "running_mean": rng.uniform(-1, 1, size).astype(dtype),
@@ -101,13 +106,17 @@ class BatchNorm(Operation):
 
     def draw(self, rng, shape, axis, dtype=np.float64):
         size = shape[axis]
-        return _running(rng, size, dtype) | _affine(rng, size, dtype)
+        return _running(rng, size, dtype) | _affine(rng, _per_channel(self, shape, axis), dtype)
+
+    @property
+    def _mode(self):
+        return {k: v for k, v in self.fixed.items() if k != "each"}
 
     def forward(self, F, x, p, **options):
-        return F.batch_norm(x, **p, **self.fixed, return_stats=True, **options)
+        return F.batch_norm(x, **p, **self._mode, return_stats=True, **options)
 
     def backward(self, F, dy, x, stats, p, **options):
-        return F.batch_norm_backward(dy, x, *stats, p["weight"], **self.fixed, **options)
+        return F.batch_norm_backward(dy, x, *stats, p["weight"], **self._mode, **options)
 
 
 class InstanceNorm(BatchNorm):
@@ -118,10 +127,10 @@ class InstanceNorm(BatchNorm):
         return Operation.accepts(self, shape, axis) and len(shape) > 2 and _spatial(shape, axis) > 1
 
     def forward(self, F, x, p, **options):
-        return F.instance_norm(x, **p, **self.fixed, return_stats=True, **options)
+        return F.instance_norm(x, **p, **self._mode, return_stats=True, **options)
 
     def backward(self, F, dy, x, stats, p, **options):
-        return F.instance_norm_backward(dy, x, *stats, p["weight"], **self.fixed, **options)
+        return F.instance_norm_backward(dy, x, *stats, p["weight"], **self._mode, **options)
 
 
 class GroupNorm(Operation):
@@ -137,7 +146,7 @@ class GroupNorm(Operation):
 
     def draw(self, rng, shape, axis, dtype=np.float64):
         groups = self._groups(shape[axis])
-        return {"num_groups": groups} | _affine(rng, shape[axis], dtype)
+        return {"num_groups": groups} | _affine(rng, _per_channel(self, shape, axis), dtype)
 
     def forward(self, F, x, p, **options):
         return F.group_norm(x, **p, return_stats=True, **options)
@@ -147,23 +156,43 @@ class GroupNorm(Operation):
 
 
 class LayerNorm(Operation):
-    """Over the last axis, or over all but the first."""
+    """Over the last axis, over all but the first, over the channels, or over a tuple of axes.
+
+    `each`: the other axes along which weight and bias differ.
+    """
 
     function = "layer_norm"
     by_channel = False
 
     def accepts(self, shape, axis):
-        return len(shape) >= 1
+        axes = self.fixed["axes"]
+        if isinstance(axes, tuple):
+            return len(shape) > max(axes)
+        return len(shape) >= (2 if axes == "channels" or "each" in self.fixed else 1)
 
     def draw(self, rng, shape, axis, dtype=np.float64):
-        row = shape[-1:] if self.fixed["axes"] == "last" else (shape[1:] or shape)
-        return {"normalized_shape": row} | _affine(rng, row, dtype)
+        named = {"last": (-1,), "channels": (1,), "all": range(1, len(shape)) or (0,)}
+        axes = self.fixed["axes"]
+        given = {"axis": axes} if isinstance(axes, tuple) else {}
+        if axes == "channels":
+            given = {"axis": 1}
+        axes = [i % len(shape) for i in (named[axes] if isinstance(axes, str) else axes)]
+        row = of_parameters = tuple(shape[i] for i in axes)
+        if "each" in self.fixed:
+            kept = (*axes, *self.fixed["each"])
+            of_parameters = [n if i in kept else 1 for i, n in enumerate(shape)]
+        return {"normalized_shape": row} | given | _affine(rng, of_parameters, dtype)
+
+    @staticmethod
+    def _given(p):
+        return {k: p[k] for k in ("axis", "zero_centered_gamma") if k in p}
 
     def forward(self, F, x, p, **options):
         return F.layer_norm(x, **p, return_stats=True, **options)
 
     def backward(self, F, dy, x, stats, p, **options):
         shape, weight = p["normalized_shape"], p["weight"]
+        options |= self._given(p)
         return F.layer_norm_backward(dy, x, shape, *stats, weight, **options)
 
 
@@ -175,12 +204,13 @@ class RMSNorm(LayerNorm):
     def draw(self, rng, shape, axis, dtype=np.float64):
         p = super().draw(rng, shape, axis, dtype)
         del p["bias"]
-        return p | {"eps": 1e-6}
+        return p | {"eps": 1e-6, "zero_centered_gamma": self.fixed.get("zero_centred", False)}
 
     def forward(self, F, x, p, **options):
         return F.rms_norm(x, **p, return_stats=True, **options)
 
     def backward(self, F, dy, x, stats, p, **options):
+        options |= self._given(p)
         return F.rms_norm_backward(dy, x, p["normalized_shape"], *stats, p["weight"], **options)
 
 
@@ -204,6 +234,7 @@ class _Residual:
         function = getattr(F, f"{self.function}_backward")
         grad_sum = p["grad_sum"].astype(dy.dtype)
         shape, weight = p["normalized_shape"], p["weight"]
+        options |= self._given(p)
         return function(dy, grad_sum, total, shape, *stats, weight, **options)
 
 
@@ -311,6 +342,79 @@ OPERATIONS = [
     Normalize(p=np.inf, dim=1),
     SwitchNorm(training=True),
     SwitchNorm(training=False),
+]
+
+# Of other axes, and with parameters that differ from sample to sample: what the tests of all
+# operations run is the same code but for this.
+FURTHER_OPERATIONS = [
+    LayerNorm(axes="channels"),
+    LayerNorm(axes="last", each=(0,)),
+    LayerNorm(axes="channels", each=(0,)),
+    RMSNorm(axes="channels"),
+    RMSNorm(axes="last", each=(0,), zero_centred=True),
+    AddLayerNorm(axes="channels"),
+    AddRMSNorm(axes="channels", each=(0,)),
+    BatchNorm(training=True, each="sample"),
+    BatchNorm(training=False, each="sample"),
+    InstanceNorm(use_input_stats=True, each="sample"),
+    GroupNorm(each="sample"),
+]
+
+
+# --- without a backward -----------------------------------------------------------------------
+
+
+class Statistics(Operation):
+    """Over the last axis, over all but the channels, or over all axes; no parameters."""
+
+    by_channel = False
+    takes_slope = takes_clip = False
+    gradients = ()
+
+    def accepts(self, shape, axis):
+        return len(shape) >= 2
+
+    def draw(self, rng, shape, axis, dtype=np.float64):
+        kept = tuple(i for i in range(len(shape)) if i != axis)
+        return {"axis": {"last": -1, "channels": kept, "all": None}[self.fixed["axes"]]}
+
+    def backward(self, F, dy, x, stats, p, **options):
+        return ()
+
+
+class Moments(Statistics):
+    function = "moments"
+    statistics = ("mean", "m2")
+
+    def forward(self, F, x, p, **options):
+        m = F.moments(x, **p)
+        return m.count, m.mean, m.m2
+
+
+class Standardize(Statistics):
+    function = "standardize"
+
+    def forward(self, F, x, p, **options):
+        return F.standardize(x, **p, eps=1e-5, clip=(-1.5, None), return_stats=True)
+
+
+class NormalizeImage(Statistics):
+    """Floats, with constants per channel; tests/test_image.py has integers."""
+
+    function = "normalize_image"
+    statistics = ()
+
+    def draw(self, rng, shape, axis, dtype=np.float64):
+        mean, std = rng.uniform(0.5, 1.5, (2, shape[axis]))
+        return {"mean": mean, "std": std, "max_value": 2.0, "channel_axis": axis, "dtype": dtype}
+
+    def forward(self, F, x, p, **options):
+        return (F.normalize_image(x, **p),)
+
+
+STATISTICS = [
+    *(kind(axes=axes) for kind in (Moments, Standardize) for axes in ("last", "channels", "all")),
+    NormalizeImage(),
 ]
 
 

@@ -108,3 +108,13 @@ def test_the_notebook_runs(tmp_path):
     NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}, **options).execute()
     assert outputs(notebook) == outputs(stored)
     assert sum("image/jpeg" in kinds for cell in outputs(stored) for kinds in cell) == 4
+
+
+def test_convnext_block_is_torchs(capsys):
+    assert load("convnext_block", "torch").main((2, 16, 9, 11)) < 2e-6
+    assert "cnorm" in capsys.readouterr().out
+
+
+def test_llama_decoder_is_torchs(capsys):
+    assert load("llama_decoder", "torch").main((2, 16), (2, 4, 32)) < 1e-5
+    assert "cnorm" in capsys.readouterr().out

@@ -61,7 +61,7 @@ class Recorder:
 
 
 def lacks_function(op):
-    for name in (op.name, op.backward):
+    for name in op.functions:
         function = getattr(functional, name, None)
         if function is None:
             yield f"the function {name}"
@@ -72,13 +72,13 @@ def lacks_function(op):
 
 
 def lacks_stub(op):
-    for name in (op.name, op.backward):
+    for name in op.functions:
         if not re.search(rf"^def {name}\(", text("cnorm/functional.pyi"), re.MULTILINE):
             yield f"a stub of {name}"
 
 
 def lacks_reference(op):
-    for name in (op.name, op.backward):
+    for name in op.functions:
         twin = getattr(_reference, name, None)
         function = getattr(functional, name, None)
         if twin is None:
@@ -100,12 +100,13 @@ def lacks_case(op):
             case(recorder, _operations.Inputs((3, 6, 4, 5), 1, np.dtype(np.float32)))
         except AttributeError as error:
             yield f"a case {name} that runs: {error}"
-    for name in {op.name, op.backward} - recorder.asked:
+    for name in set(op.functions) - recorder.asked:
         yield f"a case that calls {name}"
 
 
 def lacks_driver(op):
-    if op.name not in {driver.function for driver in drivers.OPERATIONS}:
+    lists = drivers.OPERATIONS if op.differentiable else drivers.STATISTICS
+    if op.name not in {driver.function for driver in lists}:
         yield f"a class that draws arguments of {op.name} and calls it, in OPERATIONS"
 
 
@@ -147,18 +148,18 @@ def lacks_interop(op):
 
 
 def lacks_page(op):
-    page = f"docs/norms/{op.page}.md"
-    if not any(names(word, page) for word in (op.name, *op.layers)):
-        yield f"the page {page}, which names {op.name} or its layers"
+    if not any(names(word, op.document) for word in (op.name, *op.layers)):
+        yield f"the page {op.document}, which names {op.name} or its layers"
 
 
 def lacks_index(op):
-    if f"norms/{op.page}\n" not in text("docs/index.md"):
-        yield f"norms/{op.page}"
+    entry = op.document.removeprefix("docs/").removesuffix(".md")
+    if f"\n{entry}\n" not in text("docs/index.md"):
+        yield entry
 
 
 def lacks_api(op):
-    for word in (op.name, op.backward, *op.layers):
+    for word in (*op.functions, *op.layers):
         if not names(word, "docs/api.md"):
             yield word
 
@@ -219,7 +220,7 @@ def test_what_is_missing_is_named():
 
 
 def test_the_registry_has_every_function():
-    registered = {name for op in OPERATIONS for name in (op.name, op.backward)}
+    registered = {name for op in OPERATIONS for name in op.functions}
     assert registered == set(functional.__all__)
     assert len({op.name for op in OPERATIONS}) == len(OPERATIONS)
 
@@ -232,13 +233,13 @@ def test_the_registry_has_every_layer():
 
 def test_the_registry_has_every_page():
     pages = {path.stem for path in (ROOT / "docs/norms").glob("*.md")}
-    assert {op.page for op in OPERATIONS} == pages - {"sync"}
+    assert {op.page for op in OPERATIONS if op.differentiable} == pages - {"sync"}
 
 
 def test_the_cases_have_names_of_their_own():
     names = [name for op in OPERATIONS for name, _ in op.cases]
     assert len(set(names)) == len(names)
-    assert {op.family for op in OPERATIONS} == {"rows", "channels", "window"}
+    assert {op.family for op in OPERATIONS} == {"rows", "channels", "window", "statistics", "image"}
 
 
 def test_importing_cnorm_does_not_import_the_registry():

@@ -103,6 +103,10 @@ cdef cnp.ndarray from_foreign(object a, str name):
     if isinstance(a, cnp.ndarray):
         refuse_mask(a, name)
         return <cnp.ndarray> PyArray_View(<cnp.ndarray> a, NULL, <void *> cnp.ndarray)
+    if getattr(a, "__dask_graph__", None) is not None and graph_of(a) is not None:
+        raise TypeError(f"{name} must be an array in memory, but got a {type(a).__module__.partition('.')[0]} "
+                        f"{type(a).__name__} that is not computed yet: cnorm.interop.dask keeps it lazy, and "
+                        ".compute() makes it an array")
     if hasattr(a, "__dlpack__"):
         try:
             if str(getattr(a, "dtype", None)) == "torch.bfloat16":  # NumPy's import does not know it
@@ -132,6 +136,12 @@ cdef object from_torch_bfloat16(object a):
         raise hints().needs_ml_dtypes(error) from None
     import torch
     return np.from_dlpack(a.view(torch.uint16)).view(ml_dtypes.bfloat16)
+
+
+cdef object graph_of(object a):
+    """The graph of what dask would compute: that of an xarray object in memory is None."""
+    graph = a.__dask_graph__
+    return graph() if callable(graph) else graph
 
 
 cdef double converted_float(object value, str name) except? -1:

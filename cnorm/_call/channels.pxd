@@ -13,13 +13,15 @@ cdef enum NormKind:
 
 
 cdef class ChannelsCall(ChannelAxisCall):
-    cdef const double *weight     # per channel, or NULL
+    cdef const double *weight     # per channel, or (per_sample) per sample and channel; or NULL
     cdef const double *bias
+    cdef bint per_sample          # weight and bias differ from sample to sample: (N, C)
     cdef double *mean             # per unit, or NULL where nobody asks for it
     cdef double *lo
     cdef double *m2
     cdef double *rstd
-    cdef double *grads            # after backward: of weight, bias and slope, per channel
+    cdef double *grads            # after backward: of weight, bias and slope, as long as `grad_size` each
+    cdef Py_ssize_t grad_size     # per channel, or (per_sample) per sample and channel
     cdef cnp.ndarray mean_array, rstd_array   # that hold them where the caller gets or gave them
     cdef bint stats_given
     cdef double eps
@@ -27,11 +29,18 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef Py_ssize_t units(self) noexcept
     cdef Py_ssize_t unit_size(self) noexcept
     cdef const double *parameter(self, cnp.ndarray values, str name) except? NULL
-    cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias) except -1
+    cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias, bint of_samples=*) except -1
+    cdef bint has_samples(self, cnp.ndarray values) noexcept
     cdef int return_statistics(self, int ndim) except -1
     cdef int reserve(self, double **statistic) except -1
     cdef int reserve_statistics(self) except -1
+    cdef const double *as_stored(self, const double *values, bint samples_last) except? NULL
     cdef int fill_job(self, const Plan *p, Job *a) except -1
+    cdef int spread_statistics(self, Job *a) except -1
+    cdef const double *reversed_samples(self, const double *values) except? NULL
+    cdef int reverse_samples(self, Job *a) except -1
+    cdef int forward_by_sample(self, const Plan *p) except -1
+    cdef int backward_by_sample(self) except -1
     cdef cnp.ndarray forward(self, cnp.ndarray out)
     cdef int moments(self) except -1
     cdef void empty_statistics(self) noexcept

@@ -10,14 +10,14 @@ from cnorm._call.arrays cimport (as_array, as_flag, as_float, as_floats, as_int,
                                  copy_doubles, copy_if_overlapping, float64_array, float64_data, hints, shape_of,
                                  size_list)
 from cnorm._call.checks cimport (as_gradient, as_statistic, axis_of, check_dims, check_eps, check_groups,
-                                 check_length, check_tracked, check_written_together, group_count)
+                                 check_parameter, check_tracked, check_written_together, group_count)
 from cnorm._call.output cimport (ARENA_DOUBLES, ChannelAxisCall, gradient_from_sums, run_norm, set_tensor,
                                  slope_gradient)
 from cnorm._call.running cimport mean_over_samples, update_running
 from cnorm._plan cimport COPY, UNITS, Plan
 from cnorm._pool cimport new_array
 from cnorm._runtime cimport kernels, threads_for
-from cnorm.kernels.job cimport FLOAT64, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job
+from cnorm.kernels.job cimport FLOAT64, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, Tensor
 
 cnp.import_array()
 
@@ -44,16 +44,32 @@ cdef class ChannelsCall(ChannelAxisCall):
         return 0
 
     cdef const double *parameter(self, cnp.ndarray values, str name) except? NULL:
-        """A parameter per channel in float64, or NULL."""
+        """A parameter per channel, or with `per_sample` per sample and channel, in float64; or NULL."""
         cdef double *copy
+        cdef Py_ssize_t i, n = self.channels
         if values is None:
             return NULL
-        copy = self.workspace(self.channels)
-        copy_doubles(copy, self.channels, values, name)
+        if not self.per_sample:
+            copy = self.workspace(n)
+            copy_doubles(copy, n, values, name)
+            return copy
+        copy = self.workspace(self.samples, n)
+        if self.has_samples(values):
+            copy_doubles(copy, self.samples * n, values, name)
+            return copy
+        copy_doubles(copy, n, values, name)
+        for i in range(1, self.samples):
+            memcpy(copy + i * n, copy, n * sizeof(double))
         return copy
 
-    cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias) except -1:
-        """Take what is given per channel, and check the slopes."""
+    cdef bint has_samples(self, cnp.ndarray values) noexcept:
+        """Whether a parameter is (N, C)."""
+        return values is not None and cnp.PyArray_NDIM(values) == 2 and self.samples > 1 and (
+            cnp.PyArray_DIM(values, 0) == self.samples and cnp.PyArray_DIM(values, 1) == self.channels)
+
+    cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias, bint of_samples=False) except -1:
+        """Take what is given per channel, or, where that is possible, per sample; and check the slopes."""
+        self.per_sample = of_samples and (self.has_samples(weight) or self.has_samples(bias))
         self.weight = self.parameter(weight, "weight")
         self.bias = self.parameter(bias, "bias")
         self.check_slope(self.channels)
@@ -84,9 +100,23 @@ cdef class ChannelsCall(ChannelAxisCall):
         self.reserve(&self.m2)
         return 0
 
+    cdef const double *as_stored(self, const double *values, bint samples_last) except? NULL:
+        """A parameter (N, C), or with samples_last (C, N); NULL where there is none."""
+        cdef double *copy
+        cdef Py_ssize_t i, c
+        if values == NULL or not samples_last:
+            return values
+        copy = self.workspace(self.samples, self.channels)
+        for i in range(self.samples):
+            for c in range(self.channels):
+                copy[c * self.samples + i] = values[i * self.channels + c]
+        return copy
+
     cdef int fill_job(self, const Plan *p, Job *a) except -1:
         """Describe the call to a kernel."""
         cdef int i
+        # batch norm's segments are the samples of a channel: each has a weight of its own then
+        cdef bint samples_last = self.per_sample and self.groups == 0 and p.family == UNITS
         memset(a, 0, sizeof(Job))
         for i in range(5):
             a.shape[i] = p.shape[i]
@@ -99,7 +129,8 @@ cdef class ChannelsCall(ChannelAxisCall):
             set_tensor(&a.dy, self.dy, p, 2)
         a.centred = True
         a.stats_given = self.stats_given
-        a.channels.by_segment = self.groups != 0
+        a.channels.by_segment = self.groups != 0 or samples_last
+        a.channels.sample_channels = self.channels if self.per_sample and self.groups else 0
         a.activation = self.activation
         a.slope = self.slope
         a.low = self.low
@@ -110,10 +141,99 @@ cdef class ChannelsCall(ChannelAxisCall):
         a.rstd = self.rstd
         a.m2 = self.m2
         a.lo = self.lo
-        a.channels.weight = self.weight
-        a.channels.bias = self.bias
+        a.channels.weight = self.as_stored(self.weight, samples_last)
+        a.channels.bias = self.as_stored(self.bias, samples_last)
         a.channels.slopes = float64_data(self.slopes)
+        if self.per_sample and self.slopes is not None:
+            a.channels.slopes = self.as_stored(self.parameter(self.slopes, "negative_slope"), samples_last)
         return 0
+
+    cdef int spread_statistics(self, Job *a) except -1:
+        """Give a job whose units are channels of a sample the statistics of the channels."""
+        cdef Py_ssize_t n = self.channels, i
+        cdef double *mean = self.workspace(self.samples, n)
+        cdef double *rstd = self.workspace(self.samples, n)
+        cdef double *lo = self.workspace(self.samples, n)
+        for i in range(self.samples):
+            memcpy(mean + i * n, self.mean, n * sizeof(double))
+            memcpy(rstd + i * n, self.rstd, n * sizeof(double))
+            if self.lo != NULL:
+                memcpy(lo + i * n, self.lo, n * sizeof(double))
+            else:
+                memset(lo + i * n, 0, n * sizeof(double))
+        a.mean = mean
+        a.rstd = rstd
+        a.lo = lo
+        return 0
+
+    cdef const double *reversed_samples(self, const double *values) except? NULL:
+        """A parameter (N, C) from the last sample to the first; NULL where there is none."""
+        cdef double *copy
+        cdef Py_ssize_t i, n = self.channels
+        if values == NULL:
+            return NULL
+        copy = self.workspace(self.samples, n)
+        for i in range(self.samples):
+            memcpy(copy + i * n, values + (self.samples - 1 - i) * n, n * sizeof(double))
+        return copy
+
+    cdef int reverse_samples(self, Job *a) except -1:
+        """Let a job begin with the last sample: the pass before has left the last ones in cache."""
+        reverse_outer(&a.x, self.samples)
+        reverse_outer(&a.y, self.samples)
+        reverse_outer(&a.dy, self.samples)
+        a.channels.weight = self.reversed_samples(a.channels.weight)
+        a.channels.bias = self.reversed_samples(a.channels.bias)
+        a.channels.slopes = self.reversed_samples(a.channels.slopes)
+        return 0
+
+    cdef int forward_by_sample(self, const Plan *p) except -1:
+        """Batch norm with a weight per sample, in columns: the statistics, then each sample with its parameters."""
+        cdef Plan of_samples
+        cdef Job a
+        if not self.stats_given:
+            self.reserve_statistics()
+            self.fill_job(p, &a)
+            run_norm(kernels.columns_moments, &a, self.bytes, "statistics")
+        self.groups = self.channels
+        self.plan(2, &of_samples)
+        self.fill_job(&of_samples, &a)
+        self.groups = 0
+        self.spread_statistics(&a)
+        if not self.stats_given:
+            self.reverse_samples(&a)
+            a.read_before = True
+        a.stats_given = True
+        return run_norm(kernels.columns_forward, &a, self.bytes, "statistics")
+
+    cdef int backward_by_sample(self) except -1:
+        """Its backward: the sums of each sample, then those of the batch, with which each sample has its gradient."""
+        cdef Plan of_samples
+        cdef Job a
+        cdef Py_ssize_t n = 2 * self.channels, i, k
+        cdef double *sums = self.workspace(self.samples, n)
+        self.groups = self.channels
+        self.plan(3, &of_samples)
+        self.fill_job(&of_samples, &a)
+        self.groups = 0
+        self.spread_statistics(&a)
+        a.channels.grad_weight = self.grads
+        a.channels.grad_bias = self.grads + self.grad_size
+        a.channels.grad_slope = self.grads + 2 * self.grad_size
+        if self.stats_given:
+            return run_norm(kernels.columns_backward, &a, self.bytes, "sums")
+        a.channels.sums = sums
+        a.channels.sums_mode = SUMS_ONLY
+        run_norm(kernels.columns_backward, &a, self.bytes, "sums")
+        for i in range(1, self.samples):
+            for k in range(n):
+                sums[k] += sums[i * n + k]
+        for i in range(1, self.samples):
+            memcpy(sums + i * n, sums, n * sizeof(double))
+        self.reverse_samples(&a)
+        a.channels.sums_mode = SUMS_GIVEN
+        a.channels.count = <double> self.unit_size()
+        return run_norm(kernels.columns_backward, &a, self.bytes, "sums")
 
     cdef cnp.ndarray forward(self, cnp.ndarray out):
         """Compute the statistics, unless they are given, and apply them."""
@@ -123,6 +243,9 @@ cdef class ChannelsCall(ChannelAxisCall):
         if self.elements == 0:
             self.empty_statistics()
             return self.result
+        if self.per_sample and self.groups == 0 and p.family != UNITS:
+            self.forward_by_sample(&p)
+            return self.copy_out()
         if p.family != UNITS and not self.stats_given:  # the columns kernels need all of them between sums and results
             self.reserve_statistics()
         self.fill_job(&p, &a)
@@ -171,11 +294,12 @@ cdef class ChannelsCall(ChannelAxisCall):
         """
         cdef Plan p
         cdef Job a
-        cdef Py_ssize_t rows = max(self.samples, 1) if self.groups else 1
+        cdef Py_ssize_t rows = max(self.samples, 1) if self.groups or self.per_sample else 1
         cdef Py_ssize_t n = checked_product(rows, self.channels, "the gradients of the parameters of all samples")
         cdef double *g = self.workspace(n, 3)
         memset(g, 0, 3 * n * sizeof(double))
         self.grads = g
+        self.grad_size = n
         if sums_mode == SUMS_ONLY:  # nothing is written: the input stands for the result
             self.result = self.y = self.x
             self.dy = grad_output
@@ -189,6 +313,8 @@ cdef class ChannelsCall(ChannelAxisCall):
         if not self.elements:
             if sums_mode == SUMS_ONLY:
                 sums[...] = 0
+        elif self.per_sample and self.groups == 0 and p.family != UNITS:
+            self.backward_by_sample()
         else:
             # lo: the columns kernels of float64 always read it; of the segments kernels only those with given sums
             if p.family != UNITS and self.lo == NULL and self.dtype == FLOAT64:
@@ -205,8 +331,11 @@ cdef class ChannelsCall(ChannelAxisCall):
             a.channels.count = count
             run_norm(kernels.segments_backward if p.family == UNITS else kernels.columns_backward, &a, self.bytes,
                      "sums")
-        if rows > 1:
+            if self.per_sample and self.groups == 0:  # (C, N) become (N, C)
+                samples_first(g, rows, self.channels, self.workspace(n))
+        if rows > 1 and not self.per_sample:
             sum_over_samples(g, rows, self.channels)
+            self.grad_size = self.channels
         return self.copy_out() if sums_mode != SUMS_ONLY else None
 
 
@@ -224,6 +353,24 @@ cdef void sum_over_samples(double *grads, Py_ssize_t rows, Py_ssize_t channels) 
                 total[c] += row[c]
         grads += rows * channels
         total += channels
+
+
+cdef void reverse_outer(Tensor *tensor, Py_ssize_t n) noexcept:
+    """Let the first of a tensor's axes, of n elements, count from its end. A tensor of none stays as it is."""
+    if tensor.data != NULL:
+        tensor.data += (n - 1) * tensor.strides[0]
+        tensor.strides[0] = -tensor.strides[0]
+
+
+cdef void samples_first(double *grads, Py_ssize_t samples, Py_ssize_t channels, double *workspace) noexcept:
+    """(3, channels, samples) become (3, samples, channels), in place; the workspace holds one of the three."""
+    cdef Py_ssize_t k, i, c
+    for k in range(3):
+        memcpy(workspace, grads, samples * channels * sizeof(double))
+        for c in range(channels):
+            for i in range(samples):
+                grads[i * channels + c] = workspace[c * samples + i]
+        grads += samples * channels
 
 
 cdef object add_statistics(ChannelsCall call, object y):
@@ -264,7 +411,7 @@ cdef object batch_norm_forward(object input, object running_mean, object running
     if of_batch and call.unit_size() == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {size_list(x)}")
     check_eps("batch_norm", call.eps, of_batch)
-    call.parameters(w, b)
+    call.parameters(w, b, True)
     return tracked_forward(call, of_batch, mean, var, counter, factor, into, 1 if with_statistics else 0)
 
 
@@ -347,7 +494,7 @@ cdef object instance_norm_forward(object input, object running_mean, object runn
     call.use_arena(arena)
     if of_input and call.unit_size() == 1:
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {size_list(x)}")
-    call.parameters(w, b)
+    call.parameters(w, b, True)
     return tracked_forward(call, of_input, mean, var, None, factor, into, 2 if with_statistics else 0)
 
 
@@ -380,7 +527,7 @@ cdef object group_norm_forward(object input, object num_groups, object weight, o
         spatial = [n for i, n in enumerate(size_list(x)) if i not in (0, axis)]
         raise ValueError("Expected more than 1 value per channel when training, got input size "
                          f"{[call.samples * call.channels // groups, groups, *spatial]}")
-    call.parameters(w, b)
+    call.parameters(w, b, True)
     if with_statistics:
         call.return_statistics(2)
     return add_statistics(call, call.forward(into))
@@ -422,28 +569,46 @@ cdef object channel_norm_backward(object grad_output, object input, object num_g
         groups = check_groups(x, axis, num_groups, None, None)
     call.set_axes(x, batch, axis, groups)
     call.use_arena(arena)
-    check_length(w, "weight", channels, x, axis)
-    check_length(b, "bias", channels, x, axis)
+    check_parameter(w, "weight", x, axis)
+    check_parameter(b, "bias", x, axis)
     call.mean_array = as_statistic(m, "mean", call.units(), shape)
     call.mean = float64_data(call.mean_array)
     call.rstd_array = as_statistic(r, "rstd", call.units(), shape)
     call.rstd = float64_data(call.rstd_array)
-    call.parameters(w, b)
+    call.parameters(w, b, True)
     return parameter_grads(call, call.backward(dy, into), w, b)
 
 
 cdef tuple parameter_grads(ChannelsCall call, object grad_input, cnp.ndarray weight, cnp.ndarray bias):
     """What backward returns: the sums in the parameters' shapes and dtypes."""
-    cdef cnp.npy_intp shape = call.channels
-    cdef const double *g = call.grads
-    result = (
-        grad_input,
-        gradient_from_sums(g, shape, weight, call.dtype, 1, &shape),
-        gradient_from_sums(g + shape, shape, weight if bias is None else bias, call.dtype, 1, &shape),
-    )
+    result = (grad_input, parameter_grad(call, 0, weight), parameter_grad(call, 1, weight if bias is None else bias))
     if call.slope_gradient:
-        result += (slope_gradient(float64_array(g + 2 * shape, shape), call.slope_array),)
+        per_channel = channel_grads(call, 2)
+        result += (slope_gradient(float64_array(per_channel, call.channels), call.slope_array),)
     return result
+
+
+cdef object parameter_grad(ChannelsCall call, int which, cnp.ndarray parameter):
+    """The gradient of weight (0) or bias (1)."""
+    cdef cnp.npy_intp shape = call.channels
+    if call.per_sample and call.has_samples(parameter):
+        return gradient_from_sums(call.grads + which * call.grad_size, call.grad_size, parameter, call.dtype, 1, &shape)
+    return gradient_from_sums(channel_grads(call, which), shape, parameter, call.dtype, 1, &shape)
+
+
+cdef const double *channel_grads(ChannelsCall call, int which) except NULL:
+    """Gradients per channel: those of all samples added up, in their order."""
+    cdef double *grads = call.grads + which * call.grad_size
+    cdef double *total
+    cdef Py_ssize_t i, c
+    if not call.per_sample:
+        return grads
+    total = call.workspace(call.channels)
+    memset(total, 0, call.channels * sizeof(double))
+    for i in range(call.samples):
+        for c in range(call.channels):
+            total[c] += grads[i * call.channels + c]
+    return total
 
 
 def batch_norm_and_count(num_batches_tracked, input, running_mean, running_var, weight, bias, training, momentum,

@@ -27,9 +27,23 @@ cdef int check_tracked(cnp.ndarray x, int axis, cnp.ndarray running_mean, cnp.nd
         raise ValueError("running_mean and running_var must either both be None or neither be None")
     check_running(running_mean, "running_mean", channels, x, axis)
     check_running(running_var, "running_var", channels, x, axis)
-    check_length(weight, "weight", channels, x, axis)
-    check_length(bias, "bias", channels, x, axis)
+    check_parameter(weight, "weight", x, axis)
+    check_parameter(bias, "bias", x, axis)
     return 0
+
+
+cdef int check_parameter(cnp.ndarray parameter, str name, cnp.ndarray x, int axis) except -1:
+    """None, a value per channel, or one per sample and channel."""
+    if is_of_samples(parameter, x, axis):
+        return 0
+    return check_length(parameter, name, cnp.PyArray_DIM(x, axis), x, axis)
+
+
+cdef bint is_of_samples(cnp.ndarray parameter, cnp.ndarray x, int axis) noexcept:
+    """Whether a parameter is (N, C)."""
+    return parameter is not None and cnp.PyArray_NDIM(parameter) == 2 and axis > 0 and (
+        cnp.PyArray_DIM(parameter, 0) == cnp.PyArray_DIM(x, 0)
+        and cnp.PyArray_DIM(parameter, 1) == cnp.PyArray_DIM(x, axis))
 
 
 cdef int check_dims(cnp.ndarray x, str name, int least) except -1:
@@ -73,9 +87,13 @@ cdef Py_ssize_t check_groups(cnp.ndarray x, int axis, object num_groups, cnp.nda
 
 
 cdef int check_channel_vector(cnp.ndarray parameter, str name, cnp.ndarray x, int axis) except -1:
-    """None, or a vector of a value per channel."""
-    if parameter is not None and (
-            cnp.PyArray_NDIM(parameter) != 1 or cnp.PyArray_DIM(parameter, 0) != cnp.PyArray_DIM(x, axis)):
+    """None, a vector of a value per channel, the same as (1, C), or one per sample and channel."""
+    cdef int ndim
+    if parameter is None or is_of_samples(parameter, x, axis):
+        return 0
+    ndim = cnp.PyArray_NDIM(parameter)
+    if not (ndim == 1 or ndim == 2 and cnp.PyArray_DIM(parameter, 0) == 1) or (
+            cnp.PyArray_DIM(parameter, ndim - 1) != cnp.PyArray_DIM(x, axis)):
         error = RuntimeError(f"Expected {name} to be a vector of size equal to the number of channels in input, but "
                              f"got {name} of shape {size_list(parameter)} and input of shape {size_list(x)}")
         if cnp.PyArray_SIZE(parameter) == cnp.PyArray_DIM(x, axis):
@@ -91,28 +109,92 @@ cdef object group_count(object num_groups):
     return as_int(num_groups, "num_groups")
 
 
-cdef int check_row_parameter(cnp.ndarray parameter, str name, tuple shape) except -1:
-    """None, or a parameter of the shape of a row."""
-    if parameter is not None and not has_shape(parameter, shape):
+cdef int check_row_parameter(cnp.ndarray parameter, str name, tuple shape, cnp.ndarray x, tuple axes) except -1:
+    """None, or a parameter of the shape of a row; or of the input's rank, with the row at its axes and the input's
+    size or 1 at the others."""
+    cdef int i, ndim = cnp.PyArray_NDIM(x), first = ndim - len(shape)
+    cdef bint fits
+    if parameter is None or has_shape(parameter, shape):
+        return 0
+    fits = cnp.PyArray_NDIM(parameter) == ndim and first > 0
+    for i in range(ndim if fits else 0):
+        if cnp.PyArray_DIM(parameter, i) != cnp.PyArray_DIM(x, i) and (
+                cnp.PyArray_DIM(parameter, i) != 1 or (i >= first if axes is None else i in axes)):
+            fits = False
+    if not fits:
+        check_given_shape(parameter, name, shape, ndim)
+        raise RuntimeError(f"Expected {name} to be of normalized_shape = {list(shape)}, or to have the sizes of the input "
+                           f"{size_list(x)} at the normalized axes and these or 1 at the others, but got {name} of shape "
+                           f"{size_list(parameter)}")
+    return 0
+
+
+cdef int check_row(cnp.ndarray x, tuple shape, tuple axes, cnp.ndarray weight, cnp.ndarray bias) except -1:
+    """An input whose last axes, or `axes`, are a row's, and parameters of its shape."""
+    cdef int ndim = cnp.PyArray_NDIM(x), k = len(shape)
+    if k == 0:
+        raise RuntimeError("Expected normalized_shape to be at least 1-dimensional, i.e., containing at least "
+                           f"one element, but got normalized_shape = {list(shape)}")
+    if axes is None:
+        fits = ndim >= k and (<object> x).shape[ndim - k:] == shape
+    else:
+        fits = tuple([cnp.PyArray_DIM(x, axis) for axis in axes]) == shape
+    if not fits:
+        check_given_shape(weight, "weight", shape, ndim)
+        check_given_shape(bias, "bias", shape, ndim)
+        where = "" if axes is None else f" at axes {axes}"
+        expected = ", ".join((["*"] if axes is None else []) + [str(n) for n in shape])
+        error = RuntimeError(f"Given normalized_shape={list(shape)}, expected input with shape [{expected}]{where}, "
+                             f"but got input of size{size_list(x)}")
+        raise hints().noted(error, hints().row(shape_of(x), shape)) if axes is None else error
+    check_row_parameter(weight, "weight", shape, x, axes)
+    check_row_parameter(bias, "bias", shape, x, axes)
+    return 0
+
+
+cdef int check_given_shape(cnp.ndarray parameter, str name, tuple shape, int ndim) except -1:
+    """Refuse, in torch's words, a parameter that is neither of the shape of a row nor of the input's rank."""
+    if parameter is not None and (cnp.PyArray_NDIM(parameter) != ndim or ndim <= len(shape)) and (
+            not has_shape(parameter, shape)):
         raise RuntimeError(f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
                            f"{size_list(parameter)} and normalized_shape = {list(shape)}")
     return 0
 
 
-cdef int check_row(cnp.ndarray x, tuple shape, cnp.ndarray weight, cnp.ndarray bias) except -1:
-    """An input whose last axes are a row's, and parameters of its shape."""
-    cdef int ndim = cnp.PyArray_NDIM(x), k = len(shape)
-    if k == 0:
-        raise RuntimeError("Expected normalized_shape to be at least 1-dimensional, i.e., containing at least "
-                           f"one element, but got normalized_shape = {list(shape)}")
-    check_row_parameter(weight, "weight", shape)
-    check_row_parameter(bias, "bias", shape)
-    if ndim < k or (<object> x).shape[ndim - k:] != shape:
-        expected = "".join(f", {n}" for n in shape)
-        raise hints().noted(
-            RuntimeError(f"Given normalized_shape={list(shape)}, expected input with shape [*{expected}], "
-                         f"but got input of size{size_list(x)}"), hints().row(shape_of(x), shape))
-    return 0
+cdef tuple as_axes(object axis):
+    """The argument `axis` as a tuple of ints, or None."""
+    if axis is None:
+        return None
+    if type(axis) is int or (hasattr(axis, "__index__") and not isinstance(axis, cnp.ndarray)):
+        return (as_int(axis, "axis"),)
+    try:
+        axis = tuple(axis)
+    except TypeError as error:
+        raise TypeError(f"axis must be None, an integer or a sequence of integers, but got {type(axis).__name__}: "
+                        f"{error}") from error
+    return tuple([as_int(n, "axis") for n in <tuple> axis])
+
+
+cdef tuple row_axes(tuple axis, cnp.ndarray x, tuple shape):
+    """The axes of an input that belong to the dimensions of normalized_shape; None where they are the last ones."""
+    cdef int ndim = cnp.PyArray_NDIM(x)
+    cdef Py_ssize_t number
+    if axis is None:
+        return None
+    if len(axis) != len(shape):
+        raise ValueError(f"axis must name one axis for each dimension of normalized_shape = {list(shape)}, but got "
+                         f"axis = {axis if len(axis) != 1 else axis[0]}")
+    found = []
+    for given in axis:
+        number = as_size(given)
+        if not -ndim <= number < ndim:
+            raise ValueError(f"axis {given} is out of bounds for an input with {ndim} dimensions")
+        if number < 0:
+            number += ndim
+        if number in found:
+            raise ValueError(f"axis must name each axis once, but got {axis}")
+        found.append(number)
+    return None if found == list(range(ndim - len(found), ndim)) else tuple(found)
 
 
 cdef tuple as_row_shape(object normalized_shape):

@@ -10,9 +10,10 @@ import time
 from cnorm cimport _runtime
 from cnorm._runtime cimport POLICY_SAMPLE, PolicyCall, begin_team, end_team, kernels, likely_team
 from cnorm.kernels.job cimport (ACT_CLIP, ACT_NONE, ACT_SLOPE, COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER,
-                                PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES, SAMPLES_PER_THREAD,
-                                TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Job, Schedule, WindowJob,
-                                norm_kernel, window_kernel)
+                                PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES, RUNS, SAMPLES_PER_THREAD,
+                                TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Axes, ImageJob, Job, MomentsJob,
+                                Schedule, StandardizeJob, WindowJob, image_kernel, moments_kernel, norm_kernel,
+                                standardize_kernel, window_kernel)
 
 STRATEGIES = {
     ROW_BATCHES: "row batches",
@@ -27,8 +28,10 @@ STRATEGIES = {
     COLUMN_BLOCKS: "column blocks",
     ROW_RANGES: "row ranges",
     WINDOW_SPANS: "spans",
+    RUNS: "runs in order of memory",
 }
-DTYPES = ("float32", "float64", "float16", "bfloat16")
+DTYPES = ("float32", "float64", "float16", "bfloat16", "float32", "float16", "bfloat16", "int8", "uint8", "int16",
+          "uint16", "int32", "uint32", "int64", "uint64")
 AXES = {
     "rows": ("outer", "rows", "segments", "runs", "elements"),
     "segments": ("outer", "units", "segments", "runs", "elements"),
@@ -100,12 +103,18 @@ cdef str activation_text(int activation, double slope, double low, double high):
 
 cdef dict described(str family, str direction, int dtype, const Py_ssize_t *shape, const Schedule *schedule,
                     str activation, int wanted, int reason):
+    return plan_of(family, direction, dtype, {
+        AXES[family][i] + ("" if AXES[family].count(AXES[family][i]) == 1 else f" {i}"): shape[i] for i in range(5)},
+        schedule, activation, wanted, reason)
+
+
+cdef dict plan_of(str family, str direction, int dtype, dict layout, const Schedule *schedule, str activation,
+                  int wanted, int reason):
     return {
         "family": family,
         "direction": direction,
         "dtype": DTYPES[dtype],
-        "layout": {AXES[family][i] + ("" if AXES[family].count(AXES[family][i]) == 1 else f" {i}"): shape[i]
-                   for i in range(5)},
+        "layout": layout,
         "activation": activation,
         "strategy": STRATEGIES[schedule.strategy],
         "threads": schedule.threads,
@@ -220,3 +229,79 @@ cdef int choose(PolicyCall *call, unsigned kind, Py_ssize_t size, int *threads) 
     elif threads[0] > 1:
         threads[0] = begin_team(call, kind, size, threads[0])
     return 0
+
+
+cdef dict layout_of(const Axes *axes, str name):
+    """The sizes of axes, which are one where there are none."""
+    cdef int i
+    if axes.count < 2:
+        return {name: axes.shape[0] if axes.count else 1}
+    return {f"{name} {i}": axes.shape[i] for i in range(axes.count)}
+
+
+cdef int observe_moments(moments_kernel kernel, MomentsJob *job, Py_ssize_t size) except? -2:
+    """Run a kernel of moments in double likewise."""
+    cdef Schedule schedule
+    cdef PolicyCall call
+    cdef int failed, wanted = job.threads
+    cdef double began
+    choose(&call, kind_of_moments(kernel, job), size, &job.threads)
+    job.schedule_only = &schedule
+    kernels.run_moments(kernel, job)
+    job.schedule_only = NULL
+    step = plan_of("columns" if kernel == kernels.selected_columns_moments else "sequences", "moments", job.dtype,
+                   {**layout_of(&job.kept, "kept"), **layout_of(&job.reduced, "reduced")}, &schedule, "", wanted,
+                   call.reason)
+    hand_over(step)
+    began = time.perf_counter()
+    with nogil:
+        failed = kernels.run_moments(kernel, job)
+        end_team(&call)
+    if verbose:
+        report(step, time.perf_counter() - began)
+    return failed
+
+
+cdef int observe_standardize(standardize_kernel kernel, StandardizeJob *job, Py_ssize_t size) except? -2:
+    """Run a kernel of standardize likewise."""
+    cdef Schedule schedule
+    cdef PolicyCall call
+    cdef int failed, wanted = job.threads
+    cdef double began
+    choose(&call, kind_of_standardize(kernel, job), size, &job.threads)
+    job.schedule_only = &schedule
+    kernels.run_standardize(kernel, job)
+    job.schedule_only = NULL
+    step = plan_of("runs", "inverse" if job.inverse else "standardize", job.dtype, layout_of(&job.axes, "axis"),
+                   &schedule, "clip" if job.clips else "", wanted, call.reason)
+    hand_over(step)
+    began = time.perf_counter()
+    with nogil:
+        failed = kernels.run_standardize(kernel, job)
+        end_team(&call)
+    if verbose:
+        report(step, time.perf_counter() - began)
+    return failed
+
+
+cdef int observe_image(image_kernel kernel, ImageJob *job, Py_ssize_t size) except? -2:
+    """Run a kernel of images likewise."""
+    cdef Schedule schedule
+    cdef PolicyCall call
+    cdef int failed, wanted = job.threads
+    cdef double began
+    choose(&call, kind_of_image(kernel, job), size, &job.threads)
+    job.schedule_only = &schedule
+    kernels.run_image(kernel, job)
+    job.schedule_only = NULL
+    layout = {name: job.shape[i] for i, name in enumerate(("images", "channels", "rows", "pixels"))}
+    step = plan_of("image", "table" if job.table != NULL else "formula", job.dtype, layout, &schedule, "", wanted,
+                   call.reason)
+    hand_over(step)
+    began = time.perf_counter()
+    with nogil:
+        failed = kernels.run_image(kernel, job)
+        end_team(&call)
+    if verbose:
+        report(step, time.perf_counter() - began)
+    return failed

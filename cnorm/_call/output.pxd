@@ -31,6 +31,8 @@ cdef class Call:
     cdef int resolve_output(self, Plan *p, cnp.ndarray out, cnp.ndarray grad_output, cnp.ndarray addend=*) except -1
     cdef int copy_for_plan(self, int arrays, Plan *p) except -1
     cdef int note_copies(self, cnp.ndarray out, cnp.ndarray grad_output) except -1
+    cdef cnp.ndarray copy_in_order(self, cnp.ndarray a)
+    cdef int copy_for_plan(self, int arrays, Plan *p) except -1
     cdef cnp.ndarray copy_out(self)
     cdef int convert_activation(self, object negative_slope, object clip) except -1
     cdef int convert_slope(self, object negative_slope) except -1

@@ -111,11 +111,15 @@ cdef class Call:
             note("grad_output is copied: no kernel reads its strides together with the input's")
         return 0
 
+    cdef cnp.ndarray copy_in_order(self, cnp.ndarray a):
+        """A copy of which a kernel takes the layout, or the array itself if it is one."""
+        return np.ascontiguousarray(a)
+
     cdef int copy_for_plan(self, int arrays, Plan *p) except -1:
         """Copy arrays, as few as can be, until a kernel takes the layout of all."""
         self.plan(1, p)
         if p.family == COPY:
-            self.x = np.ascontiguousarray(self.x)
+            self.x = self.copy_in_order(self.x)
             if _runtime.observing:
                 note("the input is copied: no kernel reads its strides")
         self.plan(2, p)
@@ -123,7 +127,7 @@ cdef class Call:
             self.y = empty_like(self.x)
             self.plan(2, p)
         if p.family == COPY:
-            self.x = np.ascontiguousarray(self.x)
+            self.x = self.copy_in_order(self.x)
             self.y = empty_like(self.x)
             self.plan(2, p)
         if self.dy is not None:
@@ -133,10 +137,10 @@ cdef class Call:
                 self.addend = copy_like(self.addend, self.x) if self.addend is not None else None
                 self.plan(arrays, p)
             if p.family == COPY:
-                self.x = np.ascontiguousarray(self.x)
+                self.x = self.copy_in_order(self.x)
                 self.y = empty_like(self.x)
-                self.dy = np.ascontiguousarray(self.dy)
-                self.addend = np.ascontiguousarray(self.addend) if self.addend is not None else None
+                self.dy = self.copy_in_order(self.dy)
+                self.addend = self.copy_in_order(self.addend) if self.addend is not None else None
                 self.plan(arrays, p)
         return 0
 

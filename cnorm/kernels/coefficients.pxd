@@ -82,7 +82,7 @@ cdef inline bint split_means(const LoopTable *loops, double eps, Py_ssize_t n, c
 
 cdef inline void coefficients(Pass what, Py_ssize_t n, const double *mean_lo, const double *rstd,
                               const ChannelValues *values, const double *sum_g, const double *sum_gdev, double count,
-                              CoefficientArrays *coeffs) noexcept nogil:
+                              bint centred, CoefficientArrays *coeffs) noexcept nogil:
     """Fill all arrays but mean_hi and rstd; those that the pass does not use stay as they are.
 
     For PASS_BACKWARD: sum_g and sum_gdev are the sums of g and of g * dev over `count` elements; sum_g is NULL with
@@ -121,4 +121,4 @@ cdef inline void coefficients(Pass what, Py_ssize_t n, const double *mean_lo, co
     for i in range(n):
         dev_coeff[i] = dev_coeff_from_sum(rstd[i], sum_gdev[i], count)
     for i in range(n):
-        grad_offset[i] = grad_offset_from_sum(rstd[i], sum_g[i], count, mean_lo[i], dev_coeff[i], True)
+        grad_offset[i] = grad_offset_from_sum(rstd[i], sum_g[i], count, mean_lo[i], dev_coeff[i], centred)

@@ -1,5 +1,7 @@
 # Columns, forward: sums down the columns, a weight per column. BatchNorm of (N, C) and of channels last; and,
 # a sample at a time, GroupNorm and InstanceNorm of channels last. columns_backward.pyx has the gradients.
+# With a weight per row instead (ElementParams): LayerNorm and RMSNorm over an axis that is not the last in memory,
+# whose units are columns.
 #
 # a) Fewer than MIN_COLUMNS columns would leave lanes idle: consecutive rows then count as one packed row. How
 #    many follows from C alone; rows that are not contiguous are gathered.
@@ -23,10 +25,10 @@ from cnorm.kernels.columns_apply cimport (
     N_COLUMN_COEFFICIENTS, all_rows_contiguous, apply_column_block, apply_row_range, bind_coefficients,
     coefficient_bytes, column_range_coefficients, sample_coefficients)
 from cnorm.kernels.columns_layout cimport (
-    ColumnLayout, column_block_begin, column_block_size, column_layout, rows_are_contiguous)
+    ColumnLayout, column_block_begin, column_block_size, column_layout, row_at, rows_are_contiguous)
 from cnorm.kernels.columns_moments cimport (
     column_block_moments, columns_statistics, group_statistics, merge_packed, merge_row_ranges, partial_at)
-from cnorm.kernels.job cimport COLUMN_BLOCKS, Job
+from cnorm.kernels.job cimport COLUMN_BLOCKS, Job, Tensor
 from cnorm.kernels.loops cimport ColumnCoefficients
 from cnorm.kernels.schedule cimport (
     min_chunk, reversed_within_thread_range, samples_per_thread, schedule_columns, schedule_columns_moments)
@@ -37,10 +39,27 @@ from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
 # ---- the statistics of a sample ----
 
 
+cdef void add_column_block(const Job *job, const ColumnLayout *layout, Py_ssize_t sample, Py_ssize_t row_range,
+                           Py_ssize_t block) noexcept nogil:
+    """x = addend[0] + addend[1] over one column block of one row range, just before it is summed."""
+    cdef Py_ssize_t column = 0, n = layout.columns, rows = layout.range_rows * layout.rows_packed, row, bytes
+    cdef const Tensor *one = &job.elements.addend[0]
+    cdef const Tensor *other = &job.elements.addend[1]
+    if layout.rows_packed == 1:
+        column = column_block_begin(layout, block)
+        n = column_block_size(layout, block)
+    bytes = column * layout.loops.size
+    for row in range(row_range * rows, min((row_range + 1) * rows, layout.rows)):
+        layout.loops.add(row_at(job, one, sample, row) + bytes, row_at(job, other, sample, row) + bytes,
+                         row_at(job, &job.x, sample, row) + bytes, n)
+
+
 cdef inline void column_block_item(const Job *job, const ColumnLayout *layout, bint gathered,
                                    Py_ssize_t sample, Py_ssize_t item, double *partials) noexcept nogil:
     """The moments of one column block in one row range; items count the blocks of each range in turn."""
     cdef Py_ssize_t row_range = item // layout.column_blocks
+    if job.elements.fuse_add:
+        add_column_block(job, layout, sample, row_range, item - row_range * layout.column_blocks)
     column_block_moments(job, layout, gathered, sample, row_range, item - row_range * layout.column_blocks,
                          partials)
     if layout.rows_packed > 1:  # there is then one column block
@@ -130,8 +149,10 @@ cdef int sample_apply(const Job *job, const ColumnLayout *layout, const double *
 cdef void forward_column_block(Job *job, const ColumnLayout *layout, bint gathered, Py_ssize_t sample,
                                Py_ssize_t block, double *partials, char *workspace) noexcept nogil:
     """Statistics and results of one column block; blocks share the workspaces, each at its own columns."""
-    cdef ColumnCoefficients coeffs = bind_coefficients(job, layout, workspace)
+    cdef ColumnCoefficients coeffs = bind_coefficients(job, layout, sample, workspace)
     cdef Py_ssize_t first = column_block_begin(layout, block), n = column_block_size(layout, block)
+    if job.elements.fuse_add:
+        add_column_block(job, layout, sample, 0, block)
     column_block_moments(job, layout, gathered, sample, 0, block, partials)
     columns_statistics(job, layout, sample, partials, first, n)
     column_range_coefficients(job, layout, sample, NULL, 0, PASS_FORWARD, first, n, &coeffs)

@@ -5,10 +5,12 @@ from cnorm.kernels.coefficients cimport (
     PASS_BACKWARD, PASS_FORWARD, PASS_SUMS, ChannelValues, Pass, channel_values_from, coefficients, fill,
     split_means)
 from cnorm.kernels.columns_layout cimport (
-    ColumnLayout, addresses_of_rows, column_block_begin, column_block_size, row_at, rows_are_contiguous)
-from cnorm.kernels.job cimport NORM_2, NORM_MAX, Job, has_slopes
+    ColumnLayout, addresses_of_rows, column_block_begin, column_block_size, row_at, rows_are_contiguous,
+    rows_have_parameters)
+from cnorm.kernels.job cimport ACT_SLOPE, ACT_SLOPES, NORM_2, NORM_MAX, Job, has_slopes
 from cnorm.kernels.loops cimport LANES_ALIGN, CoefficientArrays, ColumnCoefficients, store_fence
 from cnorm.kernels.tuning cimport COEFFICIENT_CHUNK, COLUMN_BLOCK_ROWS, PEEL_MAX_ELEMENTS, PEEL_MIN_BYTES
+from cnorm.kernels.units cimport param_set_at, param_set_of
 
 
 cdef enum:
@@ -31,12 +33,23 @@ cdef inline ColumnCoefficients coefficients_from(const ColumnCoefficients *coeff
     moved.dev_coeff = <const char *> coeffs.dev_coeff + bytes
     moved.grad_offset = <const char *> coeffs.grad_offset + bytes
     moved.rstd = <const char *> coeffs.rstd + bytes
+    moved.row_weight = coeffs.row_weight
+    moved.row_bias = coeffs.row_bias
+    moved.row_slope = coeffs.row_slope
     return moved
 
 
+cdef inline void move_to_row(const ColumnLayout *layout, Py_ssize_t row, ColumnCoefficients *coeffs) noexcept nogil:
+    """Let the parameters of rows begin at a row of the sample."""
+    cdef Py_ssize_t size = layout.loops.acc_size
+    coeffs.row_weight = param_set_at(coeffs.row_weight, row, size)
+    coeffs.row_bias = param_set_at(coeffs.row_bias, row, size)
+    coeffs.row_slope = param_set_at(coeffs.row_slope, row, size)
+
+
 cdef inline bint all_rows_contiguous(const Job *job, bint backward) noexcept nogil:
-    """Whether the rows of every array lie end to end."""
-    return (rows_are_contiguous(job, &job.x) and rows_are_contiguous(job, &job.y)
+    """Whether the rows of every array lie end to end, and may be taken as one."""
+    return (not rows_have_parameters(job) and rows_are_contiguous(job, &job.x) and rows_are_contiguous(job, &job.y)
             and (not backward or rows_are_contiguous(job, &job.dy)))
 
 
@@ -80,6 +93,20 @@ cdef inline bint split_column_means(const Job *job, const ColumnLayout *layout, 
     return split_means(layout.loops, job.eps, n, mean, lo if job.lo != NULL else NULL, rstd, mean_hi, mean_lo)
 
 
+cdef inline ChannelValues column_values(const Job *job, const ColumnLayout *layout, Py_ssize_t sample,
+                                        Py_ssize_t first) noexcept nogil:
+    """The parameters of the columns from `first` on: channels, or units of their own, which may have slopes."""
+    cdef ChannelValues values = channel_values_from(
+        first + sample * job.channels.sample_channels, job.channels.weight, job.channels.bias, job.channels.slopes,
+        job.slope, job.low, job.high, job.activation)
+    if job.elements.unit_slopes != NULL:
+        values.slopes = job.elements.unit_slopes + sample * layout.columns + first
+        values.activation = ACT_SLOPES
+    elif values.slopes == NULL and has_slopes(values.activation):
+        values.activation = ACT_SLOPE
+    return values
+
+
 cdef inline void chunk_coefficients(const Job *job, const ColumnLayout *layout, Py_ssize_t sample,
                                     const double *sums, double count, Pass what, Py_ssize_t first,
                                     Py_ssize_t n, ColumnCoefficients *coeffs) noexcept nogil:
@@ -92,16 +119,15 @@ cdef inline void chunk_coefficients(const Job *job, const ColumnLayout *layout, 
     cdef double sum_gdev[COEFFICIENT_CHUNK]
     cdef double workspace[5 * COEFFICIENT_CHUNK]
     cdef Py_ssize_t size = job.channels.channels_per_group, bytes = first * layout.loops.acc_size
-    cdef bint with_sums = what == PASS_BACKWARD and not job.stats_given
+    cdef bint with_sums = what == PASS_BACKWARD and not job.stats_given, rowwise = rows_have_parameters(job)
     cdef CoefficientArrays arrays
     cdef ChannelValues values
     expand_to_columns(job.rstd + sample * (layout.columns // size), 1, size, first, n, rstd)
     coeffs.shifted |= split_column_means(job, layout, sample, first, n, rstd, mean_hi, mean_lo)
     layout.loops.narrow(mean_hi, n, <char *> coeffs.mean_hi + bytes)
-    if what == PASS_SUMS and not job.activation:
+    if what == PASS_SUMS and not job.activation and not rowwise:
         return
-    values = channel_values_from(first, job.channels.weight, job.channels.bias, job.channels.slopes,
-                                 job.slope, job.low, job.high, job.activation)
+    values = column_values(job, layout, sample, first)
     arrays.shifted = coeffs.shifted
     arrays.mean_hi = mean_hi
     arrays.rstd = rstd
@@ -113,9 +139,11 @@ cdef inline void chunk_coefficients(const Job *job, const ColumnLayout *layout, 
     if with_sums:
         expand_to_columns(sums, 2, size, first, n, sum_g)
         expand_to_columns(sums + 1, 2, size, first, n, sum_gdev)
-    coefficients(what, n, mean_lo, rstd, &values, sum_g if with_sums else NULL, sum_gdev, count, &arrays)
+    # the sums along rows need what forward does
+    coefficients(PASS_FORWARD if rowwise and what == PASS_SUMS else what, n, mean_lo, rstd, &values,
+                 sum_g if with_sums else NULL, sum_gdev, count, job.centred, &arrays)
     layout.loops.narrow(arrays.scale, n, <char *> coeffs.scale + bytes)
-    if what == PASS_FORWARD or job.activation:
+    if what == PASS_FORWARD or job.activation or (rowwise and what == PASS_SUMS):
         layout.loops.narrow(arrays.bias, n, <char *> coeffs.bias + bytes)
     if has_slopes(job.activation):
         layout.loops.narrow(arrays.slope, n, <char *> coeffs.slope + bytes)
@@ -130,10 +158,11 @@ cdef inline Py_ssize_t coefficient_bytes(const ColumnLayout *layout) noexcept no
     return (layout.repeat * layout.columns + PEEL_MAX_ELEMENTS) * layout.loops.acc_size
 
 
-cdef inline ColumnCoefficients bind_coefficients(const Job *job, const ColumnLayout *layout,
+cdef inline ColumnCoefficients bind_coefficients(const Job *job, const ColumnLayout *layout, Py_ssize_t sample,
                                                  char *workspace) noexcept nogil:
     """Coefficients to be filled, in a workspace of N_COLUMN_COEFFICIENTS * coefficient_bytes."""
-    cdef Py_ssize_t bytes = coefficient_bytes(layout)
+    cdef Py_ssize_t bytes = coefficient_bytes(layout), set_bytes = layout.rows * layout.loops.acc_size
+    cdef Py_ssize_t param_set = param_set_of(job, sample * layout.columns)
     cdef ColumnCoefficients coeffs
     coeffs.mean_hi = workspace
     coeffs.scale = workspace + bytes
@@ -147,6 +176,9 @@ cdef inline ColumnCoefficients bind_coefficients(const Job *job, const ColumnLay
     coeffs.shifted = False
     coeffs.low = job.low
     coeffs.high = job.high
+    coeffs.row_weight = param_set_at(job.elements.weight, param_set, set_bytes)
+    coeffs.row_bias = param_set_at(job.elements.bias, param_set, set_bytes)
+    coeffs.row_slope = job.elements.slopes
     return coeffs
 
 
@@ -169,7 +201,7 @@ cdef inline void sample_coefficients(const Job *job, const ColumnLayout *layout,
     """Coefficients of all columns of a sample, repeated as packed rows need them."""
     cdef Py_ssize_t row_bytes = layout.columns * layout.loops.acc_size, bytes = coefficient_bytes(layout)
     cdef Py_ssize_t used, k, done, step
-    coeffs[0] = bind_coefficients(job, layout, workspace)
+    coeffs[0] = bind_coefficients(job, layout, sample, workspace)
     column_range_coefficients(job, layout, sample, sums, count, what, 0, layout.columns, coeffs)
     if layout.rows == 1:
         return
@@ -187,11 +219,11 @@ cdef inline void sample_coefficients(const Job *job, const ColumnLayout *layout,
 
 
 cdef inline void apply_row_block(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
-                                 bint backward, const char **x, const char **dy, char **y, Py_ssize_t rows,
-                                 Py_ssize_t columns) noexcept nogil:
+                                 bint backward, const char **x, const char **dy, const char **addend, char **y,
+                                 Py_ssize_t rows, Py_ssize_t columns) noexcept nogil:
     """Forward or the gradient of the input over rows at these addresses."""
     if backward:
-        layout.loops.column_grad_apply(x, dy, y, rows, columns, layout.lanes_rows_per_pass, coeffs,
+        layout.loops.column_grad_apply(x, dy, addend, y, rows, columns, layout.lanes_rows_per_pass, coeffs,
                                        job.activation)
     else:
         layout.loops.column_apply(x, y, rows, columns, layout.lanes_rows_per_pass, coeffs, job.activation)
@@ -203,15 +235,25 @@ cdef inline void apply_rows(const Job *job, const ColumnLayout *layout, const Co
     """Over `columns` columns from `column` on, of rows first .. last; `coeffs` begins with `column`."""
     cdef const char *x[COLUMN_BLOCK_ROWS]
     cdef const char *dy[COLUMN_BLOCK_ROWS]
+    cdef const char *addend[COLUMN_BLOCK_ROWS]
     cdef char *y[COLUMN_BLOCK_ROWS]
+    cdef bint add_to_grad = backward and job.elements.add_to_grad
     cdef Py_ssize_t rows, bytes = column * layout.loops.size
+    cdef ColumnCoefficients row_coeffs = coeffs[0]
     while first < last:
         rows = min(COLUMN_BLOCK_ROWS, last - first)
         addresses_of_rows(job, &job.x, sample, first, 1, rows, bytes, <char **> x)
         addresses_of_rows(job, &job.y, sample, first, 1, rows, bytes, y)
         if backward:
             addresses_of_rows(job, &job.dy, sample, first, 1, rows, bytes, <char **> dy)
-        apply_row_block(job, layout, coeffs, backward, x, dy, y, rows, columns)
+        if add_to_grad:
+            addresses_of_rows(job, &job.elements.addend[0], sample, first, 1, rows, bytes, <char **> addend)
+        row_coeffs.row_weight = coeffs.row_weight
+        row_coeffs.row_bias = coeffs.row_bias
+        row_coeffs.row_slope = coeffs.row_slope
+        move_to_row(layout, first, &row_coeffs)
+        apply_row_block(job, layout, &row_coeffs, backward, x, dy, addend if add_to_grad else NULL, y, rows,
+                        columns)
         first += rows
 
 
@@ -236,7 +278,7 @@ cdef inline void apply_run(const Job *job, const ColumnLayout *layout, const Col
             for i in range(rows):
                 dy_rows[i] = dy + i * row_bytes
             dy += rows * row_bytes
-        apply_row_block(job, layout, coeffs, backward, x_rows, dy_rows, y_rows, rows, columns)
+        apply_row_block(job, layout, coeffs, backward, x_rows, dy_rows, NULL, y_rows, rows, columns)
         x += rows * row_bytes
         y += rows * row_bytes
         n -= rows * columns

@@ -7,7 +7,9 @@
 # b) Row ranges, then packed columns of one column, add up in the order of their numbers. The totals give the
 #    gradients of the columns' parameters and two weighted sums per group, from which follow the coefficients
 #    of the gradient of the input.
-# c) With given statistics the gradient of the input does not depend on sums, so one pass computes both.
+# c) Where rows have parameters, their gradients are sums along the rows, of ROW_SUM_COLUMNS columns at a time, in
+#    numbered slots that add up in the order of samples and chunks of columns.
+# d) With given statistics the gradient of the input does not depend on sums, so one pass computes both.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -16,16 +18,17 @@ from cnorm.kernels.coefficients cimport N_GRAD_SUMS, PASS_BACKWARD, PASS_SUMS, f
 from cnorm.kernels.columns_apply cimport (
     N_COLUMN_COEFFICIENTS, all_rows_contiguous, apply_column_block, apply_contiguous_rows, apply_rows,
     bind_coefficients, coefficient_bytes, coefficients_from, column_range_coefficients, expand_to_columns,
-    sample_coefficients, split_column_means)
+    move_to_row, sample_coefficients, split_column_means)
 from cnorm.kernels.columns_layout cimport (
     ColumnLayout, PackedRows, column_block_begin, column_block_size, column_layout, rows_are_contiguous,
-    set_packed_rows)
+    set_packed_rows, sums_rows)
 from cnorm.kernels.columns_moments cimport whole_rows
 from cnorm.kernels.job cimport COLUMN_BLOCKS, NORM_NONE, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, has_slopes
 from cnorm.kernels.loops cimport ColumnCoefficients, store_fence
 from cnorm.kernels.schedule cimport min_chunk, samples_per_thread, schedule_columns
 from cnorm.kernels.statistics cimport gdev_from_norm, mean_hi_part
-from cnorm.kernels.tuning cimport COEFFICIENT_CHUNK, COLUMN_BLOCK_ROWS, PACKED_COLUMNS_MAX, STACK_DOUBLES
+from cnorm.kernels.tuning cimport (
+    COEFFICIENT_CHUNK, COLUMN_BLOCK_ROWS, PACKED_COLUMNS_MAX, ROW_SUM_COLUMNS, STACK_DOUBLES)
 from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
 
 
@@ -41,6 +44,46 @@ cdef inline bint takes_sum(const Job *job, const ColumnLayout *layout, Py_ssize_
 
 
 # ---- the sums of a row range over one column block ----
+
+
+cdef void row_chunks_grad_sums(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
+                               Py_ssize_t sample, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t n,
+                               PackedRows *x, PackedRows *dy, double *sums) noexcept nogil:
+    """The sums down n columns of some rows, and, of each chunk of ROW_SUM_COLUMNS columns, along these rows."""
+    cdef Py_ssize_t width = layout.packed_columns, chunk = column // ROW_SUM_COLUMNS, begin, count, k, i
+    cdef double *row_sums[3]
+    cdef ColumnCoefficients chunk_coeffs
+    for begin from 0 <= begin < n by ROW_SUM_COLUMNS:
+        count = min(<Py_ssize_t> ROW_SUM_COLUMNS, n - begin)
+        chunk_coeffs = coefficients_from(coeffs, begin * layout.loops.acc_size)
+        move_to_row(layout, row, &chunk_coeffs)
+        for k in range(3):
+            row_sums[k] = layout.row_sums + ((sample * layout.row_chunks + chunk) * 3 + k) * layout.rows + row
+        layout.loops.column_grad_sums(x.at, dy.at, rows, count, layout.rows_per_pass, &chunk_coeffs, job.activation,
+                                      sums, sums + width, sums + 2 * width, sums + 3 * width, row_sums)
+        for i in range(rows):
+            x.at[i] += count * layout.loops.size
+            dy.at[i] += count * layout.loops.size
+        sums += count
+        chunk += 1
+
+
+cdef void row_totals(const Job *job, const ColumnLayout *layout) noexcept nogil:
+    """The gradients of the parameters of rows: of all samples, or of each run of samples with a set of their own."""
+    cdef Py_ssize_t samples = job.shape[0], rows = layout.rows, sample, chunk, k, i
+    cdef double *total = job.elements.grad_weight
+    cdef const double *sums = layout.row_sums
+    if job.elements.param_sets > 1:
+        samples = job.elements.units_per_set // layout.columns
+    for sample in range(job.shape[0]):
+        if sample % samples == 0:
+            total = job.elements.grad_weight + 3 * rows * (sample // samples)
+            memset(total, 0, 3 * rows * sizeof(double))
+        for chunk in range(layout.row_chunks):
+            for k in range(3 if has_slopes(job.activation) else 2):
+                for i in range(rows):
+                    total[k * rows + i] += sums[k * rows + i]
+            sums += 3 * rows
 
 
 cdef void column_block_grad_sums(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
@@ -75,8 +118,11 @@ cdef void column_block_grad_sums(const Job *job, const ColumnLayout *layout, con
                     return
         set_packed_rows(job, layout, &job.x, gathered, sample, row, rows, column, <char *> x_buffer, &x)
         set_packed_rows(job, layout, &job.dy, gathered, sample, row, rows, column, <char *> dy_buffer, &dy)
-        x.loops.column_grad_sums(x.at, dy.at, rows, n, layout.rows_per_pass, &block_coeffs, job.activation,
-                                 sums, sums + width, sums + 2 * width, sums + 3 * width)
+        if sums_rows(job):
+            row_chunks_grad_sums(job, layout, &block_coeffs, sample, row, rows, column, n, &x, &dy, sums)
+        else:
+            x.loops.column_grad_sums(x.at, dy.at, rows, n, layout.rows_per_pass, &block_coeffs, job.activation,
+                                     sums, sums + width, sums + 2 * width, sums + 3 * width, NULL)
         first = row * layout.rows_packed
         last = min((row + rows) * layout.rows_packed, layout.rows)
         if timing == GRAD_CONTIGUOUS:
@@ -118,7 +164,8 @@ cdef void add_row_ranges(const Job *job, const ColumnLayout *layout, double *par
 
 cdef void chunk_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample, double *totals,
                        Py_ssize_t first, Py_ssize_t n, double *sums) noexcept nogil:
-    """The gradients of n columns' parameters, at most COEFFICIENT_CHUNK; their terms of sums (groups, 2)."""
+    """The gradients of n columns' parameters, if they have any, at most COEFFICIENT_CHUNK; their terms of sums
+    (groups, 2)."""
     cdef Py_ssize_t size = job.channels.channels_per_group, groups = layout.columns // size
     cdef Py_ssize_t out = sample * layout.columns + first, group = first // size, left, j
     cdef double mean_hi[COEFFICIENT_CHUNK]
@@ -126,20 +173,22 @@ cdef void chunk_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample, 
     cdef double rstd[COEFFICIENT_CHUNK]
     cdef double weight[COEFFICIENT_CHUNK]
     cdef double gdev[COEFFICIENT_CHUNK]   # sum of g * (x - mean)
-    cdef double *grad_weight = job.channels.grad_weight + out
     cdef const double *g = totals + first
     cdef const double *gd = totals + layout.packed_columns + first
     expand_to_columns(job.rstd + sample * groups, 1, size, first, n, rstd)
     split_column_means(job, layout, sample, first, n, rstd, mean_hi, mean_lo)
     for j in range(n):
         gdev[j] = gd[j] - mean_lo[j] * g[j]
-    for j in range(n):
-        grad_weight[j] = rstd[j] * gdev[j]
-    memcpy(job.channels.grad_bias + out, g, n * sizeof(double))
-    if has_slopes(job.activation):
-        memcpy(job.channels.grad_slope + out, totals + 3 * layout.packed_columns + first, n * sizeof(double))
+    if job.channels.grad_weight != NULL:
+        for j in range(n):
+            job.channels.grad_weight[out + j] = rstd[j] * gdev[j]
+        memcpy(job.channels.grad_bias + out, g, n * sizeof(double))
+        if has_slopes(job.activation):
+            memcpy(job.channels.grad_slope + out, totals + 3 * layout.packed_columns + first, n * sizeof(double))
+    if job.elements.unit_slope_grads != NULL:
+        memcpy(job.elements.unit_slope_grads + out, totals + 3 * layout.packed_columns + first, n * sizeof(double))
     if job.channels.weight != NULL:
-        memcpy(weight, job.channels.weight + first, n * sizeof(double))
+        memcpy(weight, job.channels.weight + sample * job.channels.sample_channels + first, n * sizeof(double))
     else:
         fill(1, n, weight)
     if job.norm != NORM_NONE:  # no groups
@@ -238,7 +287,7 @@ cdef void backward_column_block(Job *job, const ColumnLayout *layout, bint gathe
                                 Py_ssize_t block, double *partials, double *sums,
                                 char *workspace) noexcept nogil:
     """All gradients of one column block; blocks share the workspaces, each at its own columns."""
-    cdef ColumnCoefficients coeffs = bind_coefficients(job, layout, workspace)
+    cdef ColumnCoefficients coeffs = bind_coefficients(job, layout, sample, workspace)
     cdef Py_ssize_t first = column_block_begin(layout, block), n = column_block_size(layout, block)
     cdef double count = <double> layout.rows
     column_range_coefficients(job, layout, sample, NULL, 0, PASS_SUMS, first, n, &coeffs)
@@ -295,22 +344,37 @@ cdef int backward_sample(Job *job, const ColumnLayout *layout, Py_ssize_t sample
     return failed
 
 
-cdef int columns_backward(Job *job) noexcept nogil:
-    """The gradients of the input (y) and, per sample and column, of the parameters."""
-    cdef bint by_sample = samples_per_thread(job)
-    cdef ColumnLayout layout = column_layout(job, 1 if by_sample else job.threads)
+cdef int backward_samples(Job *job, const ColumnLayout *layout, bint by_sample) noexcept nogil:
+    """The gradients of all samples."""
     cdef Py_ssize_t i
     cdef int failed = 0
+    if by_sample:
+        for i in prange(job.shape[0], num_threads=job.threads, schedule="guided",
+                        chunksize=min_chunk(job.shape[0], job.threads)):
+            failed += backward_sample(job, layout, i, 1)  # summed over the threads
+        return -1 if failed else 0
+    for i in range(job.shape[0]):
+        if backward_sample(job, layout, i, job.threads) < 0:
+            return -1
+    return 0
+
+
+cdef int columns_backward(Job *job) noexcept nogil:
+    """The gradients of the input (y) and of the parameters: per sample and column, or per row."""
+    cdef bint by_sample = samples_per_thread(job)
+    cdef ColumnLayout layout = column_layout(job, 1 if by_sample else job.threads)
+    cdef int failed
     schedule_columns(job, &layout, True)
     if job.schedule_only != NULL:
         job.schedule_only[0] = layout.schedule
         return 0
-    if by_sample:
-        for i in prange(job.shape[0], num_threads=job.threads, schedule="guided",
-                        chunksize=min_chunk(job.shape[0], job.threads)):
-            failed += backward_sample(job, &layout, i, 1)  # summed over the threads
-        return -1 if failed else 0
-    for i in range(job.shape[0]):
-        if backward_sample(job, &layout, i, job.threads) < 0:
-            return -1
-    return 0
+    if not sums_rows(job):
+        return backward_samples(job, &layout, by_sample)
+    layout.row_sums = <double *> malloc(3 * job.shape[0] * layout.row_chunks * layout.rows * sizeof(double))
+    if layout.row_sums == NULL:
+        return -1
+    failed = backward_samples(job, &layout, by_sample)
+    if not failed:
+        row_totals(job, &layout)
+    free(layout.row_sums)
+    return failed

@@ -5,7 +5,7 @@ from cnorm.kernels.machine cimport columns_from_memory
 from cnorm.kernels.tuning cimport (
     COEFFICIENT_CHUNK, COLUMN_BLOCK_DOUBLES, COLUMN_BLOCK_MIN, COLUMN_BLOCK_MULTIPLE, COLUMN_BLOCK_ROWS,
     COLUMN_ROWS_PER_PASS, LANE_MULTIPLE, MIN_COLUMNS, PACKED_COLUMNS_MAX, PAGE_BYTES, ROW_RANGE_MULTIPLE,
-    ROW_RANGE_ROWS, ROW_RANGES_MAX)
+    ROW_RANGE_ROWS, ROW_RANGES_MAX, ROW_SUM_COLUMNS)
 from cnorm.kernels.workspace cimport power_of_two, round_up
 
 
@@ -28,7 +28,19 @@ cdef struct ColumnLayout:
     Py_ssize_t rows_per_pass        # packed rows that the loops take together
     Py_ssize_t lanes_rows_per_pass  # groups of rows_per_lanes rows that the loops take together
     int norm                        # of the job
+    double *row_sums                # backward, where rows have parameters: (samples, row_chunks, 3, rows)
+    Py_ssize_t row_chunks           # chunks of ROW_SUM_COLUMNS columns of a row
     Schedule schedule
+
+
+cdef inline bint rows_have_parameters(const Job *job) noexcept nogil:
+    """Whether each row has a weight, instead of each column."""
+    return job.elements.weight != NULL
+
+
+cdef inline bint sums_rows(const Job *job) noexcept nogil:
+    """Whether backward takes sums along the rows too."""
+    return rows_have_parameters(job) and job.dy.data != NULL
 
 
 cdef inline Py_ssize_t column_rows_per_pass(Py_ssize_t row_bytes, bint from_memory,
@@ -64,14 +76,16 @@ cdef inline void set_column_blocks(const Job *job, int threads, ColumnLayout *la
     that leaves threads idle."""
     cdef Py_ssize_t columns = layout.packed_columns, least = COLUMN_BLOCK_MULTIPLE, blocks, most
     most = COLUMN_BLOCK_DOUBLES * (8 // layout.loops.acc_size) - COLUMN_BLOCK_MULTIPLE
+    cdef Py_ssize_t multiple = ROW_SUM_COLUMNS if sums_rows(job) else COLUMN_BLOCK_MULTIPLE
     layout.peel = 0
     blocks = (columns + most - 1) // most
     if layout.row_ranges < threads:
-        layout.peel = columns_to_peel(&job.y, layout.loops.size)
+        if not sums_rows(job):  # whose chunks begin at columns of the shape
+            layout.peel = columns_to_peel(&job.y, layout.loops.size)
         blocks = (columns + COEFFICIENT_CHUNK - 1) // COEFFICIENT_CHUNK
         blocks = round_up(blocks, (threads + layout.row_ranges - 1) // layout.row_ranges)
         least = COLUMN_BLOCK_MIN
-    layout.block_columns = round_up(max((columns + blocks - 1) // blocks, least), COLUMN_BLOCK_MULTIPLE)
+    layout.block_columns = round_up(max((columns + blocks - 1) // blocks, least), multiple)
     blocks = (columns - layout.peel + layout.block_columns - 1) // layout.block_columns
     layout.column_blocks = max(1, blocks)
 
@@ -85,7 +99,9 @@ cdef inline ColumnLayout column_layout(const Job *job, int threads) noexcept nog
     layout.norm = job.norm
     layout.rows = job.shape[1] * job.shape[2] * job.shape[3]
     layout.columns = job.shape[4]
-    layout.rows_packed = 1 if layout.columns >= MIN_COLUMNS else PACKED_COLUMNS_MAX // layout.columns
+    layout.rows_packed = 1
+    if layout.columns < MIN_COLUMNS and not sums_rows(job):
+        layout.rows_packed = PACKED_COLUMNS_MAX // layout.columns
     layout.packed_columns = layout.rows_packed * layout.columns
     layout.packed_rows = (layout.rows + layout.rows_packed - 1) // layout.rows_packed
     layout.last_columns = (layout.rows - (layout.packed_rows - 1) * layout.rows_packed) * layout.columns
@@ -97,6 +113,8 @@ cdef inline ColumnLayout column_layout(const Job *job, int threads) noexcept nog
     layout.range_rows = round_up(layout.range_rows, ROW_RANGE_MULTIPLE)
     layout.row_ranges = (layout.packed_rows + layout.range_rows - 1) // layout.range_rows
     set_column_blocks(job, threads, &layout)
+    layout.row_sums = NULL
+    layout.row_chunks = (layout.columns + ROW_SUM_COLUMNS - 1) // ROW_SUM_COLUMNS
     layout.rows_per_lanes = rows_of_whole_lanes(layout.columns)
     layout.repeat = max(layout.rows_per_lanes, layout.rows_packed)
     from_memory = job.shape[0] * layout.rows * layout.columns * size > columns_from_memory()

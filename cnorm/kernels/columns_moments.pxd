@@ -3,7 +3,7 @@ from libc.string cimport memcpy, memset
 
 from cnorm.kernels.coefficients cimport set_value, value_at
 from cnorm.kernels.columns_layout cimport (
-    ColumnLayout, PackedRows, column_block_begin, column_block_size, set_packed_rows)
+    ColumnLayout, PackedRows, column_block_begin, column_block_size, row_at, set_packed_rows)
 from cnorm.kernels.job cimport NORM_MAX, NORM_NONE, Job
 from cnorm.kernels.loops cimport LOOPS_BY_DTYPE
 from cnorm.kernels.moments cimport finite, terms_of
@@ -157,6 +157,24 @@ cdef inline void redo_overflowed_in_double(const Job *job, const ColumnLayout *l
                 sum_dd[j + k] = new_sum_dd[k]
 
 
+cdef inline void shift_to_first(const Job *job, const ColumnLayout *layout, Py_ssize_t sample, Py_ssize_t row_range,
+                                Py_ssize_t column, Py_ssize_t count, double *shift, const double *sum_d,
+                                const double *sum_dd) noexcept nogil:
+    """Take the first element of a row range as the shift of those columns whose sums of float64 overflowed: squares of
+    large numbers do, those of their differences may not."""
+    cdef Py_ssize_t j, row
+    cdef double value
+    for j in range(count):
+        if finite(sum_d[j]) and finite(sum_dd[j]):
+            continue
+        row = row_range * layout.range_rows * layout.rows_packed + (column + j) // layout.columns
+        if row < layout.rows:
+            layout.loops.widen64(row_at(job, &job.x, sample, row) + (column + j) % layout.columns * layout.loops.size,
+                                 1, &value)
+            if finite(value):
+                shift[j] = value
+
+
 cdef inline void column_block_moments(const Job *job, const ColumnLayout *layout, bint gathered,
                                       Py_ssize_t sample, Py_ssize_t row_range, Py_ssize_t block,
                                       double *partials) noexcept nogil:
@@ -180,6 +198,9 @@ cdef inline void column_block_moments(const Job *job, const ColumnLayout *layout
             elements = rows + 1 if j < tail else rows
             if shift_is_poor(elements, sum_d[j], sum_dd[j]):
                 set_value(layout.loops, acc, j, value_at(layout.loops, acc, j) + sum_d[j] / elements)
+        column_block_sums(job, layout, gathered, sample, row_range, column, count, False, acc, sum_d, sum_dd)
+    if job.channels.shift_overflows and any_overflowed(count, -1, sum_d, sum_dd):
+        shift_to_first(job, layout, sample, row_range, column, count, acc_shift, sum_d, sum_dd)
         column_block_sums(job, layout, gathered, sample, row_range, column, count, False, acc, sum_d, sum_dd)
     LOOPS_BY_DTYPE[layout.loops.acc_dtype].widen64(acc, count, shift)
     if layout.loops.acc_size != 8 and any_overflowed(count, tiny, sum_d, sum_dd):

@@ -17,6 +17,18 @@ cdef extern from "enums.h" nogil:  # which describes the values
         FLOAT64
         FLOAT16
         BFLOAT16
+        WIDE_FLOAT32
+        WIDE_FLOAT16
+        WIDE_BFLOAT16
+        WIDE_INT8
+        WIDE_UINT8
+        WIDE_INT16
+        WIDE_UINT16
+        WIDE_INT32
+        WIDE_UINT32
+        WIDE_INT64
+        WIDE_UINT64
+        DTYPES
 
     enum Activation:
         ACT_NONE
@@ -65,6 +77,7 @@ cdef enum Strategy:
     COLUMN_BLOCKS = 10     # columns: each column block from its first sum to its last result
     ROW_RANGES = 11        # columns: sums of row ranges and column blocks, a merge, then the results
     WINDOW_SPANS = 12      # window: spans of elements or of positions
+    RUNS = 13              # standardize, images: runs in the order of memory
 
 cdef struct Schedule:
     int strategy                   # Strategy
@@ -77,25 +90,30 @@ cdef struct Schedule:
     Py_ssize_t prefetch_segments   # where segments lie apart: to the one to prefetch, or 0
 
 cdef struct ElementParams:
-    # The rows family: parameters of one value per element of a row. Pointers may be NULL but for the gradients.
+    # The rows family, and columns that are units: parameters of one value per element of a unit. Pointers may be NULL
+    # but for the gradients.
     Tensor addend[2]         # forward with fuse_add: x = addend[0] + addend[1]; backward: addend[0] is added to y
     bint fuse_add            # forward: x is OUT, the sum of the addends, and then normalized
     bint add_to_grad         # backward: add addend[0] to the gradient of the input
-    const void *weight       # of the accumulation type
+    const void *weight       # of the accumulation type; (param_sets, elements)
     const void *bias
-    const void *slopes
+    const void *slopes       # of one set
+    Py_ssize_t param_sets    # 0, 1: all units share weight and bias; else unit u has set u // units_per_set % param_sets
+    Py_ssize_t units_per_set
     const double *unit_slopes    # a slope per row instead of the slopes above
     double *unit_slope_grads     # OUT, per row, with unit_slopes
-    double *grad_weight          # OUT, per element
+    double *grad_weight          # OUT, per element. With sets: for each run of units_per_set units, (3, elements)
     double *grad_bias
     double *grad_slope
-    void *final_weight           # OUT: grad_weight in the accumulation type; grad_weight is then undefined
-    void *final_bias
+    void *final_weight           # OUT: grad_weight in the accumulation type, (runs, elements); grad_weight is then
+    void *final_bias             # undefined
 
 cdef struct ChannelParams:
     # The segments and columns families: parameters of one value per channel. weight, bias and slopes may be NULL.
     bint by_segment                  # segments: a weight per (inner, segment); else one per inner
     Py_ssize_t channels_per_group    # columns: how many share their statistics
+    Py_ssize_t sample_channels       # from an outer index's (columns: a sample's) parameters to the next; 0: all share
+    bint shift_overflows             # columns of float64 sums: where squares overflow, sums about a column's first element
     const double *weight
     const double *bias
     const double *slopes
@@ -125,6 +143,7 @@ cdef struct Job:
     Tensor dy
     bint centred         # False: root mean square
     bint stats_given     # mean and rstd are IN
+    bint read_before     # these were taken of x just before, so that some of it is in cache: of speed alone
     int activation       # Activation
     double slope
     double low           # with ACT_CLIP: the bounds, NaN where a side is open
@@ -162,7 +181,73 @@ cdef struct WindowJob:
     const double *slopes   # per channel
     Schedule *schedule_only    # as in Job
 
+cdef enum:
+    JOB_AXES = 64      # of an array; _plan.pxd has the same bound
+
+cdef struct Axes:
+    # Axes of some arrays, outermost first: sizes, and strides in bytes; of `unit` in units.
+    int count
+    Py_ssize_t shape[JOB_AXES]
+    Py_ssize_t x[JOB_AXES]
+    Py_ssize_t y[JOB_AXES]
+    Py_ssize_t mask[JOB_AXES]
+    Py_ssize_t unit[JOB_AXES]
+
+cdef struct MomentsJob:
+    # Moments of any array, in double. Units are numbered along the kept axes.
+    int dtype              # Dtype that is read as double
+    int threads
+    Axes kept              # columns: the last is contiguous
+    Axes reduced           # the elements of a unit, in their order
+    const char *x
+    const char *mask       # bytes, where not 0 an element counts; NULL: everywhere
+    bint omit_nan          # NaN does not count
+    Py_ssize_t units
+    Py_ssize_t elements    # of a unit
+    double *count          # per unit, OUT; mean, lo and m2 of a unit without elements are 0
+    double *mean
+    double *lo
+    double *m2
+    Schedule *schedule_only    # as in Job
+
+cdef struct StandardizeJob:
+    # y = (x - mean - lo) * scale, or x * scale + mean + lo, of any array, in double.
+    int dtype              # Dtype that is read as double
+    int out_dtype          # one of the first four
+    int threads
+    Axes axes              # of x, y and mask; `unit` leads to the statistics, and is 0 or 1 for the last axis
+    const char *x
+    char *y
+    const char *mask       # where 0, y keeps its value
+    bint inverse
+    bint clips
+    double low
+    double high
+    const double *mean     # per unit
+    const double *lo
+    const double *scale
+    Schedule *schedule_only
+
+cdef struct ImageJob:
+    # y = (x / max_value - mean) / std per channel.
+    int dtype              # Dtype that is read as double
+    int out_dtype          # one of the first four
+    int threads
+    Py_ssize_t shape[4]    # images, channels, rows, pixels of a row
+    const char *x
+    Py_ssize_t x_strides[4]
+    char *y
+    Py_ssize_t y_strides[4]
+    const double *mean     # per channel
+    const double *std
+    double max_value
+    const char *table      # dtypes of 8 bits: the results of all 256 values, per channel; or NULL
+    Schedule *schedule_only
+
 ctypedef int (*norm_kernel)(Job *) noexcept nogil
+ctypedef int (*moments_kernel)(MomentsJob *) noexcept nogil
+ctypedef int (*standardize_kernel)(StandardizeJob *) noexcept nogil
+ctypedef int (*image_kernel)(ImageJob *) noexcept nogil
 ctypedef int (*window_kernel)(WindowJob *) noexcept nogil
 ctypedef void (*widen_kernel)(int dtype, const char *values, Py_ssize_t n, void *out) noexcept nogil
 ctypedef void (*widen64_kernel)(int dtype, const char *values, Py_ssize_t n, double *out) noexcept nogil
@@ -183,6 +268,13 @@ cdef struct Kernels:
     norm_kernel crossed_backward
     window_kernel window_forward
     window_kernel window_backward
+    moments_kernel sequences_moments
+    moments_kernel selected_columns_moments
+    standardize_kernel standardize_forward
+    image_kernel image_forward
+    int (*run_moments)(moments_kernel, MomentsJob *) noexcept nogil
+    int (*run_standardize)(standardize_kernel, StandardizeJob *) noexcept nogil
+    int (*run_image)(image_kernel, ImageJob *) noexcept nogil
     int (*run_norm)(norm_kernel, Job *) noexcept nogil          # runs one of them
     int (*run_window)(window_kernel, WindowJob *) noexcept nogil
     widen_kernel widen       # parameters to the accumulation type of their dtype

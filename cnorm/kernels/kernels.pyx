@@ -1,7 +1,9 @@
 # The kernels of one build: the shims _baseline.pyx, _avx2.pyx and _avx512.pyx include this file.
 from cpython.pycapsule cimport PyCapsule_New
 
-from cnorm.kernels.job cimport Job, Kernels, WindowJob, norm_kernel, window_kernel
+from cnorm.kernels.job cimport (
+    ImageJob, Job, Kernels, MomentsJob, StandardizeJob, WindowJob, image_kernel, moments_kernel, norm_kernel,
+    standardize_kernel, window_kernel)
 from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, enable_subnormals, restore_subnormals, use_bfloat16_rounding
 from cnorm.kernels.machine cimport MACHINE
 from cnorm.kernels.statistics cimport rstd_from_variance
@@ -14,6 +16,10 @@ include "columns.pyx"
 include "columns_backward.pyx"
 include "crossed.pyx"
 include "window.pyx"
+include "sequences.pyx"
+include "columns_selected.pyx"
+include "standardize.pyx"
+include "image.pyx"
 
 
 # ---- what the table offers ----
@@ -31,6 +37,30 @@ cdef int run_norm(norm_kernel kernel, Job *job) noexcept nogil:
 
 cdef int run_window(window_kernel kernel, WindowJob *job) noexcept nogil:
     """Run a kernel of the window family; 0, or -1 where memory ran out."""
+    cdef unsigned before = enable_subnormals()
+    cdef int failed = kernel(job)
+    restore_subnormals(before)
+    return failed
+
+
+cdef int run_moments(moments_kernel kernel, MomentsJob *job) noexcept nogil:
+    """Run a kernel of moments in double; 0, or -1 where memory ran out."""
+    cdef unsigned before = enable_subnormals()
+    cdef int failed = kernel(job)
+    restore_subnormals(before)
+    return failed
+
+
+cdef int run_standardize(standardize_kernel kernel, StandardizeJob *job) noexcept nogil:
+    """Run a kernel of standardize; 0, or -1 where memory ran out."""
+    cdef unsigned before = enable_subnormals()
+    cdef int failed = kernel(job)
+    restore_subnormals(before)
+    return failed
+
+
+cdef int run_image(image_kernel kernel, ImageJob *job) noexcept nogil:
+    """Run a kernel of images; 0."""
     cdef unsigned before = enable_subnormals()
     cdef int failed = kernel(job)
     restore_subnormals(before)
@@ -80,6 +110,13 @@ _kernels.crossed_forward = crossed_forward
 _kernels.crossed_backward = crossed_backward
 _kernels.window_forward = window_forward
 _kernels.window_backward = window_backward
+_kernels.sequences_moments = sequences_moments
+_kernels.selected_columns_moments = selected_columns_moments
+_kernels.standardize_forward = standardize_forward
+_kernels.image_forward = image_forward
+_kernels.run_moments = run_moments
+_kernels.run_standardize = run_standardize
+_kernels.run_image = run_image
 _kernels.run_norm = run_norm
 _kernels.run_window = run_window
 _kernels.widen = widen

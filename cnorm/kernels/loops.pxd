@@ -1,5 +1,7 @@
 # The loops of loops/*.h as Cython sees them. The C headers are the definition: what is declared here is checked
 # against them by the C compiler wherever it is used.
+from cnorm.kernels.job cimport DTYPES
+
 cdef extern from "loops/table.h" nogil:
     ctypedef struct Coefficients:
         double mean_hi, mean_lo, scale, bias, dev_coeff, grad_offset, rstd, slope, low, high
@@ -30,6 +32,9 @@ cdef extern from "loops/table.h" nogil:
         const void *grad_offset
         const void *rstd
         const void *slope
+        const void *row_weight
+        const void *row_bias
+        const void *row_slope
 
     enum:
         UNCENTRED
@@ -156,9 +161,11 @@ cdef extern from "loops/table.h" nogil:
                              const ColumnCoefficients *, int activation) noexcept nogil
         void (*column_grad_sums)(const char **, const char **, Py_ssize_t rows, Py_ssize_t columns,
                                  Py_ssize_t rows_per_pass, const ColumnCoefficients *, int activation, double *sum_g,
-                                 double *sum_gd, double *sum_d, double *sum_slope) noexcept nogil
-        void (*column_grad_apply)(const char **, const char **, char **, Py_ssize_t rows, Py_ssize_t columns,
-                                  Py_ssize_t rows_per_pass, const ColumnCoefficients *, int activation) noexcept nogil
+                                 double *sum_gd, double *sum_d, double *sum_slope,
+                                 double **row_sums) noexcept nogil
+        void (*column_grad_apply)(const char **, const char **, const char **addend, char **, Py_ssize_t rows,
+                                  Py_ssize_t columns, Py_ssize_t rows_per_pass, const ColumnCoefficients *,
+                                  int activation) noexcept nogil
         void (*crossed_apply)(const CrossedBlock *) noexcept nogil
         void (*crossed_grad_sums)(CrossedBlock *, double **total) noexcept nogil
         void (*crossed_grad_apply)(const CrossedBlock *) noexcept nogil
@@ -167,7 +174,30 @@ cdef extern from "loops/table.h" nogil:
         void (*window_prepare)(const WindowTile *) noexcept nogil
         void (*window_grad)(const WindowTile *) noexcept nogil
 
-    const LoopTable *LOOPS_BY_DTYPE[4]
+    const LoopTable *LOOPS_BY_DTYPE[DTYPES]
+    ctypedef void (*read_elements)(const char *x, Py_ssize_t stride, Py_ssize_t n, double *out) noexcept nogil
+    const read_elements READ_BY_DTYPE[DTYPES]
+    Py_ssize_t keep_selected(double *values, Py_ssize_t n, const char *mask, Py_ssize_t stride, bint omit_nan)
+    void selected_column_probe(read_elements read, Py_ssize_t size, const char **x, const char **mask,
+                               Py_ssize_t mask_stride, bint omit_nan, Py_ssize_t rows, Py_ssize_t columns, double *shift)
+    void selected_column_sums(read_elements read, Py_ssize_t size, const char **x, const char **mask,
+                              Py_ssize_t mask_stride, bint omit_nan, Py_ssize_t rows, Py_ssize_t columns,
+                              const double *shift, double *counts, double *sum_d, double *sum_dd)
+    bint short_rows_moments(read_elements read, Py_ssize_t size, const char *x, Py_ssize_t stride, Py_ssize_t rows,
+                            Py_ssize_t n, double *mean, double *lo, double *m2, unsigned char *needs_fallback)
+    void standardize_runs(double *v, Py_ssize_t runs, Py_ssize_t n, const double *mean, const double *lo,
+                          const double *scale, Py_ssize_t step)
+    void standardize_each(double *v, Py_ssize_t n, const double *mean, const double *lo, const double *scale)
+    void restore_runs(double *v, Py_ssize_t runs, Py_ssize_t n, const double *mean, const double *lo,
+                      const double *scale, Py_ssize_t step)
+    void restore_each(double *v, Py_ssize_t n, const double *mean, const double *lo, const double *scale)
+    void clip_values(double *v, Py_ssize_t n, double low, double high)
+    void write_elements(int dtype, const double *v, Py_ssize_t n, char *y)
+    void write_selected(int dtype, const double *v, Py_ssize_t n, const char *mask, Py_ssize_t mask_stride, char *y)
+    void normalize_values(double *v, Py_ssize_t n, double max_value, double mean, double std)
+    void look_up(const unsigned char *x, Py_ssize_t x_stride, Py_ssize_t n, const void *table, Py_ssize_t size, char *y,
+                 Py_ssize_t y_stride)
+    void scatter(const char *values, Py_ssize_t n, Py_ssize_t size, char *y, Py_ssize_t stride)
     bint use_bfloat16_rounding(bint by_processor)
     unsigned enable_subnormals()
     void restore_subnormals(unsigned)

@@ -4,6 +4,7 @@
 #    is summed in the accumulation type; the sums of blocks add up in double, in one of a few partial sums.
 #    Blocks and partials are numbered by the shape, never by the thread, so results do not depend on the
 #    number of threads.
+#    Rows that share a set of parameters (job.pxd) are summed by themselves, as a job of their own.
 # b) The partials add up in a reduction tree. A thread that computes neighbouring partials adds up their
 #    branch of the tree itself; the threads then share the elements of the branches (total_partials).
 # c) Partials too few to keep the threads busy (TWO_SWEEPS): first the sums over each row, which its gradient
@@ -24,7 +25,7 @@ from cnorm.kernels.tuning cimport (
     ELEMENT_RANGE, PARALLEL_TOTALS_MIN, PARTIAL_STRIDE_MULTIPLE, PARTIALS_CHUNK, PREFETCH_READ_ROW_MAX,
     PREFETCH_WRITE_ROW_MAX, ROW_BLOCK_BYTES, ROW_BLOCK_MIN_ROWS, ROW_BLOCK_ROWS, ROW_PARTIALS_ELEMENTS,
     ROW_PARTIALS_MAX, TILE)
-from cnorm.kernels.units cimport unit_at, unit_coefficients, units_of
+from cnorm.kernels.units cimport param_set_at, param_set_of, unit_at, unit_coefficients, units_of
 from cnorm.kernels.workspace cimport power_of_two, round_up
 
 
@@ -39,10 +40,10 @@ cdef struct RowBlocks:
     double *sums                    # each partial's (3, elements): gradients of weight, bias, slope
 
 
-cdef inline RowBlocks row_blocks_of(const Job *job, const UnitBlocks *blocks) noexcept nogil:
+cdef inline RowBlocks row_blocks_of(const Job *job, const UnitBlocks *blocks, Py_ssize_t runs) noexcept nogil:
     """Cut the rows into blocks, and the blocks into partials, by the shape alone.
 
-    The number of blocks is rounded up to a power of two, or to a multiple of ROW_PARTIALS_MAX where there are
+    `runs`: how many such jobs the call has, which share the threads. The number of blocks is rounded up to a power of two, or to a multiple of ROW_PARTIALS_MAX where there are
     more, so that partials hold equally many blocks."""
     cdef RowBlocks cut
     cdef Py_ssize_t row_bytes = blocks.elements * blocks.loops.size
@@ -56,7 +57,7 @@ cdef inline RowBlocks row_blocks_of(const Job *job, const UnitBlocks *blocks) no
     cut.rows_per_block = round_up((cut.rows + cut.blocks - 1) // cut.blocks, 2)
     cut.rows_per_block = max(<Py_ssize_t> ROW_BLOCK_MIN_ROWS, cut.rows_per_block)
     cut.blocks = (cut.rows + cut.rows_per_block - 1) // cut.rows_per_block
-    cut.partials = min(<Py_ssize_t> ROW_PARTIALS_MAX, ROW_PARTIALS_ELEMENTS // cut.elements)
+    cut.partials = min(<Py_ssize_t> ROW_PARTIALS_MAX // runs, ROW_PARTIALS_ELEMENTS // cut.elements)
     cut.partials = max(1, min(cut.blocks, cut.partials))
     cut.partials_per_thread = 1
     cut.stride = round_up(3 * cut.elements, PARTIAL_STRIDE_MULTIPLE) + PARTIALS_CHUNK
@@ -363,13 +364,13 @@ cdef void total_partials(const Job *job, const UnitBlocks *blocks, const RowBloc
             total_element_range(job, blocks, cut, i * ELEMENT_RANGE)
 
 
-cdef int rows_backward(Job *job) noexcept nogil:
-    """The gradients of the input (y) and of the parameters.
+cdef int rows_backward_run(Job *job, Py_ssize_t runs) noexcept nogil:
+    """The gradients of the input (y) and of the parameters, where all rows share them; one of `runs` such jobs.
 
     grad_weight, grad_bias and, where the activation has slopes, grad_slope are written: (3, elements) in one
     array. Where final_weight or final_bias is given, it is written instead."""
     cdef UnitBlocks blocks = unit_blocks(job, True)
-    cdef RowBlocks cut = row_blocks_of(job, &blocks)
+    cdef RowBlocks cut = row_blocks_of(job, &blocks, runs)
     cdef Py_ssize_t i, items
     cdef void *copies
     cdef int failed = 0
@@ -402,3 +403,74 @@ cdef int rows_backward(Job *job) noexcept nogil:
         free(cut.sums)
     free(copies)
     return failed
+
+
+# ---- sets of parameters ----
+
+
+cdef inline void move_to_unit(const Job *job, Tensor *tensor, Py_ssize_t unit) noexcept nogil:
+    """Let a tensor begin at a unit."""
+    if tensor.data != NULL:
+        tensor.data = unit_at(job, tensor, unit)
+
+
+cdef inline void to_units(Job *job, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Restrict a job to `count` units from `first` on: a part of one outer index, or whole ones."""
+    cdef Job whole = job[0]
+    move_to_unit(&whole, &job.x, first)
+    move_to_unit(&whole, &job.y, first)
+    move_to_unit(&whole, &job.dy, first)
+    move_to_unit(&whole, &job.elements.addend[0], first)
+    if count <= job.shape[1]:
+        job.shape[0] = 1
+        job.shape[1] = count
+    else:
+        job.shape[0] = count // job.shape[1]
+    if job.mean != NULL:
+        job.mean += first
+    job.rstd += first
+    if job.elements.unit_slopes != NULL:
+        job.elements.unit_slopes += first
+        job.elements.unit_slope_grads += first
+
+
+cdef int rows_backward_set(const Job *whole, Py_ssize_t run, Py_ssize_t runs, int threads) noexcept nogil:
+    """The gradients of one run of rows that share a set of parameters."""
+    cdef Job job = whole[0]
+    cdef Py_ssize_t elements = job.shape[2] * job.shape[3] * job.shape[4], first = run * job.elements.units_per_set
+    cdef Py_ssize_t bytes = elements * LOOPS_BY_DTYPE[job.dtype].acc_size, param_set = param_set_of(whole, first)
+    to_units(&job, first, job.elements.units_per_set)
+    job.threads = threads
+    job.elements.param_sets = 1
+    job.elements.weight = param_set_at(job.elements.weight, param_set, bytes)
+    job.elements.bias = param_set_at(job.elements.bias, param_set, bytes)
+    job.elements.grad_weight += 3 * elements * run
+    job.elements.grad_bias += 3 * elements * run
+    job.elements.grad_slope += 3 * elements * run
+    job.elements.final_weight = <void *> param_set_at(job.elements.final_weight, run, bytes)
+    job.elements.final_bias = <void *> param_set_at(job.elements.final_bias, run, bytes)
+    return rows_backward_run(&job, runs)
+
+
+cdef int rows_backward(Job *job) noexcept nogil:
+    """The gradients of the input (y) and of the parameters: of all rows, or for each run of rows that share a set of
+    parameters by itself."""
+    cdef Py_ssize_t runs = 1, i
+    cdef int failed = 0, threads = job.threads
+    if job.elements.param_sets <= 1:
+        return rows_backward_run(job, 1)
+    runs = units_of(job) // job.elements.units_per_set
+    if runs >= threads:
+        threads = 1
+    if job.schedule_only != NULL:
+        failed = rows_backward_set(job, 0, runs, threads)
+        job.schedule_only.threads = job.threads
+        return failed
+    if threads == 1 and job.threads > 1:
+        for i in prange(runs, num_threads=job.threads, schedule="guided", chunksize=min_chunk(runs, job.threads)):
+            failed += rows_backward_set(job, i, runs, 1)  # summed over the threads
+        return -1 if failed else 0
+    for i in range(runs):
+        if rows_backward_set(job, i, runs, threads) < 0:
+            return -1
+    return 0

@@ -5,16 +5,16 @@ from cnorm.kernels.columns_layout cimport ColumnLayout
 from cnorm.kernels.job cimport (
     COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER, NORM_2, PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES,
     SAMPLES_PER_THREAD, SUMS_GIVEN, SUMS_INTERNAL, TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Job,
-    Schedule, Tensor, WindowJob)
-from cnorm.kernels.loops cimport ROWS_UNROLLED
+    MomentsJob, Schedule, Tensor, WindowJob)
+from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, ROWS_UNROLLED
 from cnorm.kernels.machine cimport (
     MACHINE, batch_bytes, batch_bytes_cached, cached_traffic, nontemporal_one_read, nontemporal_rows_grad,
     nontemporal_two_reads, row_pass_bytes, row_pass_bytes_from_memory)
 from cnorm.kernels.moments cimport UnitBlocks
 from cnorm.kernels.tuning cimport (
     BATCH_BYTES_FROM_MEMORY, BATCH_GIVEN_SEGMENT_MAX, BATCH_MIN_CALL_BYTES, BATCH_MIN_UNITS, BATCH_UNITS,
-    CHUNKS_PER_THREAD, PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN, ROW_BATCH_MAX,
-    ROW_PASS_MAX_LONG, ROW_PASS_SHORT_BYTES, STACK_PARTIALS, STATIC_ROWS_MAX, SWEEP_UNITS_PER_THREAD)
+    CHUNKS_PER_THREAD, MOMENT_ROW_MAX, MOMENT_ROWS, PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN, ROW_BATCH_MAX,
+    ROW_PASS_MAX_LONG, ROW_PASS_SHORT_BYTES, STACK_PARTIALS, STATIC_ROWS_MAX, SWEEP_UNITS_PER_THREAD, TILE)
 from cnorm.kernels.units cimport has_element_params, units_of
 
 
@@ -236,7 +236,8 @@ cdef inline void schedule_columns(const Job *job, ColumnLayout *layout, bint bac
     schedule.prefetch_segments = 0
     schedule.nontemporal = stores_nontemporal(
         &job.y, &job.x, &job.dy, traffic_of(job, bytes),
-        nontemporal_one_read() if job.stats_given and not backward else nontemporal_two_reads())
+        nontemporal_one_read() if job.stats_given and not job.read_before and not backward
+        else nontemporal_two_reads())
     schedule.strategy = ROW_RANGES
     if independent and job.channels.sums_mode == SUMS_INTERNAL and (layout.column_blocks > 1 or forced(COLUMN_BLOCKS)):
         if not forced(ROW_RANGES):
@@ -256,6 +257,47 @@ cdef inline void schedule_crossed(const Job *job, ColumnLayout *layout, Py_ssize
     schedule_columns_moments(job, layout)
     layout.schedule.items = items
     layout.schedule.nontemporal = False
+
+
+# ---- moments in double, standardize ----
+
+cdef inline Schedule plain_schedule(int strategy, int threads, Py_ssize_t items) noexcept nogil:
+    """A schedule that has no more than pieces of work which threads share."""
+    cdef Schedule schedule
+    schedule.strategy = strategy
+    schedule.threads = threads
+    schedule.items = items
+    schedule.rows_per_pass = 1
+    schedule.units_per_batch = 1
+    schedule.nontemporal = False
+    schedule.prefetch_bytes = 0
+    schedule.prefetch_segments = 0
+    return schedule
+
+
+cdef inline Py_ssize_t short_rows_together(const MomentsJob *job) noexcept nogil:
+    """Rows that one call of the loops for short rows takes: of one run each, without a selection; else 0."""
+    if job.mask != NULL or job.omit_nan or job.reduced.count != 1 or job.elements > MOMENT_ROW_MAX or (
+            job.reduced.x[0] != LOOPS_BY_DTYPE[job.dtype].size):
+        return 0
+    return min(<Py_ssize_t> MOMENT_ROWS, TILE // job.elements)
+
+
+cdef inline Schedule schedule_sequences(const MomentsJob *job, Py_ssize_t blocks) noexcept nogil:
+    """blocks: of a unit, at most."""
+    cdef Schedule schedule
+    if short_rows_together(job) and not (forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS)):
+        schedule = plain_schedule(ROW_BATCHES, job.threads, job.units)
+        schedule.rows_per_pass = short_rows_together(job)
+        return schedule
+    if (needs_two_sweeps(job.units, blocks, job.threads) or forced(TWO_SWEEPS)) and not forced(UNIT_BY_UNIT):
+        return plain_schedule(TWO_SWEEPS, job.threads, job.units * blocks)
+    return plain_schedule(UNIT_BY_UNIT, job.threads, job.units)
+
+
+cdef inline bint samples_in_parallel(const MomentsJob *job, Py_ssize_t samples) noexcept nogil:
+    """Columns: whether each thread takes samples of its own."""
+    return job.threads > 1 and (samples >= 2 * job.threads or forced(SAMPLES_PER_THREAD)) and not forced(ROW_RANGES)
 
 
 # ---- window ----

@@ -41,7 +41,7 @@ cdef void forward_unit_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t firs
         save_statistics(job, first + i, m, batch.rstd[i])
     batch.coeffs.shifted = split_means(blocks.loops, job.eps, n, mean, lo, batch.rstd, batch.mean_hi,
                                        batch.mean_lo)
-    coefficients(PASS_FORWARD, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, &batch.coeffs)
+    coefficients(PASS_FORWARD, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, True, &batch.coeffs)
     blocks.loops.apply_batch(unit_at(job, &job.x, first), unit_at(job, &job.y, first), blocks.segments,
                              job.x.strides[2], job.y.strides[2], n, job.x.strides[1], job.y.strides[1],
                              blocks.elements, &batch.coeffs, job.activation)
@@ -99,7 +99,7 @@ cdef int segments_given_batches(const Job *job, const UnitBlocks *blocks) noexce
     coeffs.rstd = NULL
     coeffs.shifted = split_means(blocks.loops, job.eps, units, job.mean, job.lo, job.rstd, coeffs.mean_hi,
                                  mean_lo)
-    coefficients(PASS_FORWARD, units, mean_lo, job.rstd, &values, NULL, NULL, 0, &coeffs)
+    coefficients(PASS_FORWARD, units, mean_lo, job.rstd, &values, NULL, NULL, 0, True, &coeffs)
     if job.threads == 1:
         for i in range(items):
             given_batch_item(job, blocks, i, batches, &coeffs)

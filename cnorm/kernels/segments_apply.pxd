@@ -7,9 +7,12 @@ from cnorm.kernels.moments cimport ElementRange, UnitBlocks, element_at
 from cnorm.kernels.tuning cimport BATCH_UNITS, SHORT_SEGMENT_BYTES
 
 
-cdef inline Py_ssize_t channel_of(const Job *job, Py_ssize_t inner, Py_ssize_t segment) noexcept nogil:
-    """The channel whose weight a segment takes: one per segment (by_segment), or one per unit."""
-    return inner * job.shape[2] + segment if job.channels.by_segment else inner
+cdef inline Py_ssize_t channel_of(const Job *job, Py_ssize_t unit, Py_ssize_t segment) noexcept nogil:
+    """The index of the weight that a segment takes: one per segment (by_segment), or one per unit."""
+    cdef Py_ssize_t outer = unit // job.shape[1], inner = unit - outer * job.shape[1]
+    if job.channels.by_segment:
+        inner = inner * job.shape[2] + segment
+    return outer * job.channels.sample_channels + inner
 
 
 cdef inline void set_channel(const Job *job, Coefficients *coeffs, Py_ssize_t channel) noexcept nogil:
@@ -77,21 +80,21 @@ cdef inline void segment_batch_coefficients(const Job *job, const Coefficients *
     fill(unit_coeffs.mean_hi, n, batch.mean_hi)
     fill(unit_coeffs.mean_lo, n, batch.mean_lo)
     fill(unit_coeffs.rstd, n, batch.rstd)
-    coefficients(PASS_FORWARD, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, &batch.coeffs)
+    coefficients(PASS_FORWARD, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, True, &batch.coeffs)
     if backward:
         fill(unit_coeffs.dev_coeff, n, batch.dev_coeff)
         fill(unit_coeffs.grad_offset, n, batch.grad_offset)
 
 
 cdef inline void apply_segment_batch(const Job *job, const UnitBlocks *blocks,
-                                     const Coefficients *unit_coeffs, Py_ssize_t inner, const char *x,
+                                     const Coefficients *unit_coeffs, Py_ssize_t unit, const char *x,
                                      char *y, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
     """Forward over the whole segments first .. stop of the unit at x, BATCH_UNITS in one call."""
     cdef UnitBatch batch
     cdef Py_ssize_t n
     while first < stop:
         n = min(<Py_ssize_t> BATCH_UNITS, stop - first)
-        segment_batch_coefficients(job, unit_coeffs, channel_of(job, inner, first), n, False, &batch)
+        segment_batch_coefficients(job, unit_coeffs, channel_of(job, unit, first), n, False, &batch)
         blocks.loops.apply_batch(x + first * job.x.strides[2], y + first * job.y.strides[2], 1, 0, 0, n,
                                  job.x.strides[2], job.y.strides[2], blocks.elements, &batch.coeffs,
                                  job.activation)
@@ -106,14 +109,14 @@ cdef inline void segment_apply(const Job *job, const UnitBlocks *blocks, const C
     x and y are the addresses of the unit. All segments in one call of the loops where a segment is one run
     and they share their parameters; else one contiguous run at a time."""
     cdef Coefficients coeffs
-    cdef Py_ssize_t segment, element, step, size = blocks.loops.size, inner = unit % job.shape[1]
+    cdef Py_ssize_t segment, element, step, size = blocks.loops.size
     cdef Py_ssize_t stop = extent.segment + extent.count
     if has_short_segments(job, blocks):
-        apply_segment_batch(job, blocks, unit_coeffs, inner, x, y, extent.segment, stop)
+        apply_segment_batch(job, blocks, unit_coeffs, unit, x, y, extent.segment, stop)
         return
     coeffs = unit_coeffs[0]
     if not job.channels.by_segment:
-        set_channel(job, &coeffs, inner)
+        set_channel(job, &coeffs, channel_of(job, unit, 0))
         if blocks.runs == 1:
             blocks.loops.apply(x + extent.segment * job.x.strides[2] + extent.begin * size,
                                y + extent.segment * job.y.strides[2] + extent.begin * size, extent.count,
@@ -122,7 +125,7 @@ cdef inline void segment_apply(const Job *job, const UnitBlocks *blocks, const C
             return
     for segment in range(extent.segment, stop):
         if job.channels.by_segment:
-            set_channel(job, &coeffs, channel_of(job, inner, segment))
+            set_channel(job, &coeffs, channel_of(job, unit, segment))
         element = extent.begin
         while element < extent.end:
             step = min(blocks.length - element % blocks.length, extent.end - element)

@@ -62,7 +62,7 @@ cdef void partial_grad_sums(const Job *job, const UnitBlocks *blocks, const Coef
     cdef ElementRange extent
     cdef ContiguousTile x_tile, dy_tile
     memset(sums, 0, N_GRAD_SUMS * sizeof(double))
-    set_channel(job, &coeffs, channel_of(job, unit % job.shape[1], partial))
+    set_channel(job, &coeffs, channel_of(job, unit, partial))
     for tile in range(first_tile(job, blocks, partial), last_tile(job, blocks, partial)):
         extent = tile_range(blocks, tile)
         x_tile = contiguous_tile(blocks, &job.x, x, &extent, False, <char *> x_buffer)
@@ -90,7 +90,7 @@ cdef void partial_grad_apply(const Job *job, const UnitBlocks *blocks, const Coe
     cdef Py_ssize_t tile = first_tile(job, blocks, partial), stop = last_tile(job, blocks, partial)
     cdef Py_ssize_t segment, element, step, size = blocks.loops.size
     cdef ElementRange extent
-    set_channel(job, &coeffs, channel_of(job, unit % job.shape[1], partial))
+    set_channel(job, &coeffs, channel_of(job, unit, partial))
     while tile < stop:
         extent = range_of_tiles(blocks, tile, stop)
         if blocks.runs == 1:
@@ -127,15 +127,14 @@ cdef void segment_totals(const Job *job, Coefficients *coeffs, Py_ssize_t unit, 
     """by_segment: the gradients of each segment's parameters, and the unit's two sums weighted by segment.
 
     partials: (segments, N_GRAD_SUMS)."""
-    cdef Py_ssize_t inner = unit % job.shape[1], outer = unit // job.shape[1]
-    cdef Py_ssize_t channels = job.shape[1] * segments, segment, channel, out
+    cdef Py_ssize_t segment, channel, out
     cdef const double *sums
     cdef double g, gdev, weight
     sum_g[0] = 0
     sum_gdev[0] = 0
     for segment in range(segments):
-        channel = channel_of(job, inner, segment)
-        out = outer * channels + channel
+        channel = channel_of(job, unit, segment)
+        out = unit * segments + segment
         sums = partials + N_GRAD_SUMS * segment
         g = sums[0]
         gdev = sums[1] - coeffs.mean_lo * g
@@ -171,7 +170,7 @@ cdef void unit_totals(const Job *job, const UnitBlocks *blocks, Coefficients *co
     job.channels.grad_weight[unit] = coeffs.rstd * gdev
     if has_slopes(job.activation):
         job.channels.grad_slope[unit] = slope
-    weight = job.channels.weight[unit % job.shape[1]] if job.channels.weight != NULL else 1
+    weight = job.channels.weight[channel_of(job, unit, 0)] if job.channels.weight != NULL else 1
     sum_g[0] = weight * g
     sum_gdev[0] = weight * gdev
 
@@ -215,11 +214,11 @@ cdef void segment_batch_grad_sums(const Job *job, const UnitBlocks *blocks, cons
     cdef UnitBatch batch
     cdef const char *x = unit_at(job, &job.x, unit)
     cdef const char *dy = unit_at(job, &job.dy, unit)
-    cdef Py_ssize_t first = 0, inner = unit % job.shape[1], n, i, k
+    cdef Py_ssize_t first = 0, n, i, k
     memset(batch.sums, 0, sizeof(batch.sums))
     while first < blocks.segments:
         n = min(<Py_ssize_t> BATCH_UNITS, blocks.segments - first)
-        segment_batch_coefficients(job, unit_coeffs, channel_of(job, inner, first), n, False, &batch)
+        segment_batch_coefficients(job, unit_coeffs, channel_of(job, unit, first), n, False, &batch)
         blocks.loops.grad_sums_batch(x + first * job.x.strides[2], dy + first * job.dy.strides[2], 1, 0, 0, n,
                                      job.x.strides[2], job.dy.strides[2], blocks.elements, &batch.coeffs,
                                      job.activation, batch.sums)
@@ -236,10 +235,10 @@ cdef void segment_batch_grad_apply(const Job *job, const UnitBlocks *blocks, con
     cdef const char *x = unit_at(job, &job.x, unit)
     cdef const char *dy = unit_at(job, &job.dy, unit)
     cdef char *dx = unit_at(job, &job.y, unit)
-    cdef Py_ssize_t first = 0, inner = unit % job.shape[1], n
+    cdef Py_ssize_t first = 0, n
     while first < blocks.segments:
         n = min(<Py_ssize_t> BATCH_UNITS, blocks.segments - first)
-        segment_batch_coefficients(job, unit_coeffs, channel_of(job, inner, first), n, True, &batch)
+        segment_batch_coefficients(job, unit_coeffs, channel_of(job, unit, first), n, True, &batch)
         blocks.loops.grad_apply_batch(x + first * job.x.strides[2], dy + first * job.dy.strides[2],
                                       dx + first * job.y.strides[2], 1, 0, 0, 0, n, job.x.strides[2],
                                       job.dy.strides[2], job.y.strides[2], blocks.elements, &batch.coeffs,
@@ -323,8 +322,8 @@ cdef void unit_batch_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssiz
     cdef Py_ssize_t i, k, partial
     if blocks.tiles == 1 and (blocks.segments == 1 or blocks.elements >= SHORT_SEGMENT):
         if job.activation:
-            values = channel_values(job, unit % job.shape[1])
-            coefficients(PASS_SUMS, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, &batch.coeffs)
+            values = channel_values(job, channel_of(job, unit, 0))
+            coefficients(PASS_SUMS, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, True, &batch.coeffs)
         blocks.loops.grad_sums_batch(unit_at(job, &job.x, unit), unit_at(job, &job.dy, unit), blocks.segments,
                                      job.x.strides[2], job.dy.strides[2], n, job.x.strides[1],
                                      job.dy.strides[1], blocks.elements, &batch.coeffs, job.activation,
@@ -348,14 +347,14 @@ cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize
                               Py_ssize_t n) noexcept nogil:
     """All gradients of n units of one outer index, bit for bit as by backward_unit."""
     cdef UnitBatch batch
-    cdef Py_ssize_t i, inner = unit % job.shape[1]
+    cdef Py_ssize_t i, channel = channel_of(job, unit, 0)
     cdef double count = <double> (blocks.segments * blocks.elements)
     cdef double *g = batch.sums
     cdef double *gdev = g + BATCH_UNITS
     cdef const double *d = gdev + BATCH_UNITS
     cdef const double *slope = d + BATCH_UNITS
     cdef double *grad_weight = job.channels.grad_weight + unit
-    cdef ChannelValues values = channel_values(job, inner)
+    cdef ChannelValues values = channel_values(job, channel)
     bind_batch(&batch)
     memset(batch.sums, 0, sizeof(batch.sums))
     memcpy(batch.rstd, job.rstd + unit, n * sizeof(double))
@@ -374,14 +373,14 @@ cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize
         memcpy(job.channels.grad_slope + unit, slope, n * sizeof(double))
     if job.channels.weight != NULL:
         for i in range(n):
-            g[i] *= job.channels.weight[inner + i]
-            gdev[i] *= job.channels.weight[inner + i]
+            g[i] *= job.channels.weight[channel + i]
+            gdev[i] *= job.channels.weight[channel + i]
     if job.norm != NORM_NONE:
         for i in range(n):
             gdev[i] = gdev_from_norm(gdev[i], g[i], batch.rstd[i], count, job.rstd_max, job.norm)
             g[i] = 0
     coefficients(PASS_BACKWARD, n, batch.mean_lo, batch.rstd, &values, NULL if job.stats_given else g, gdev,
-                 count, &batch.coeffs)
+                 count, True, &batch.coeffs)
     blocks.loops.grad_apply_batch(unit_at(job, &job.x, unit), unit_at(job, &job.dy, unit),
                                   unit_at(job, &job.y, unit), blocks.segments, job.x.strides[2],
                                   job.dy.strides[2], job.y.strides[2], n, job.x.strides[1], job.dy.strides[1],

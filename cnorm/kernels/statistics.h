@@ -42,6 +42,31 @@ INLINE void merge_moments(double *mean, double *lo, double *m2, double other_mea
     *m2 = *m2 + other_m2 + delta * delta * weight;
 }
 
+/* The mean as the nearest double and the rest. NaN and infinity make all of a unit NaN. */
+INLINE void settle_moments(double *mean, double *lo, double *m2) {
+    const double nothing = (*mean - *mean) + (*lo - *lo); /* 0, or NaN */
+    const double shift = *lo + nothing, settled = *mean + shift;
+    *lo = (*mean - settled) + shift;
+    *mean = settled;
+    *m2 = *m2 + nothing;
+}
+
+/* Merges the moments of one unit into others; either may be of nothing. */
+INLINE void merge_counted_moments(double *count, double *mean, double *lo, double *m2, double other_count,
+                                  double other_mean, double other_lo, double other_m2) {
+    if (other_count == 0) return;
+    if (*count == 0) {
+        *count = other_count;
+        *mean = other_mean;
+        *lo = other_lo;
+        *m2 = other_m2;
+        return;
+    }
+    const double share = other_count / (*count + other_count);
+    merge_moments(mean, lo, m2, other_mean, other_lo, other_m2, share, *count * share);
+    *count += other_count;
+}
+
 /* Whether a probe's sums of x and x*x ask for a shift: |mean| is more than the standard deviation,
  * mean**2 > variance, times count**2. */
 INLINE int probe_needs_shift(double count, double sum_d, double sum_dd) { return 2 * sum_d * sum_d > count * sum_dd; }

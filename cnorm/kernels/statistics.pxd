@@ -2,6 +2,9 @@ cdef extern from "statistics.h" nogil:
     void moments_about(double shift, double step, double sum_d, double sum_dd, double *mean, double *lo, double *m2)
     void merge_moments(double *mean, double *lo, double *m2, double other_mean, double other_lo, double other_m2,
                        double share, double weight)
+    void settle_moments(double *mean, double *lo, double *m2)
+    void merge_counted_moments(double *count, double *mean, double *lo, double *m2, double other_count,
+                               double other_mean, double other_lo, double other_m2)
     bint shift_is_poor(double count, double sum_d, double sum_dd)
     double rstd_from_variance(double variance, double eps)
     double larger(double a, double b)

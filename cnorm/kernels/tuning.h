@@ -53,6 +53,8 @@ enum {
     ROW_RANGE_ROWS = 512,      /* rows of a range, while there are fewer than ROW_RANGES_MAX: a range costs a merge */
     ROW_RANGE_MULTIPLE = 16,   /* rows of a range are a multiple of this */
     PROBE_ROWS = 16,           /* rows at a range's head that decide whether a column's sums need a shift */
+    ROW_SUM_COLUMNS = 512,     /* columns of a row whose gradients of the row's parameters add up in the accumulation
+                                  type: a multiple of COLUMN_BLOCK_MULTIPLE */
 };
 
 /* ---- tables with statistics of rows and of columns ---- */
@@ -131,6 +133,29 @@ enum {
     PEEL_MIN_BYTES = 1 << 12,      /* of a contiguous run from which on its first elements are peeled */
     PEEL_MAX_ELEMENTS = 32,        /* peeled before a cache line */
     COLUMN_PREFETCH_BYTES = 1 << 11, /* prefetch distance of the column loops */
+    WIDE_ROWS = 8,                 /* rows and columns that are converted to double at a time: 16 KiB, */
+    WIDE_COLUMNS = 256,            /* which stay in L1 until they are summed */
+};
+
+/* ---- moments in double ---- */
+enum {
+    MOMENT_ROWS = 16,              /* short rows of one call of the loops, at most: what is done once a row is done for
+                                      them side by side */
+    MOMENT_ROW_MAX = 512,          /* elements of such a row, at most: of longer ones a call of the loops each is small */
+};
+
+/* ---- standardize ---- */
+enum {
+    STANDARDIZE_CHUNK = 512,       /* elements that are converted to double, changed and rounded at a time: 4 KiB, with
+                                      their coefficients 16 KiB */
+    STANDARDIZE_SHORT_RUN = 128,   /* elements of a run below which coefficients are spread out, and runs joined */
+    STANDARDIZE_ITEM = 1 << 14,    /* elements of a piece of work, approximately */
+};
+
+/* ---- images ---- */
+enum {
+    IMAGE_TABLE_MIN_PIXELS = 1024, /* from so many on, the results of 8 bits come from a table: it costs 256 divisions a
+                                      channel, about as much as 512 pixels that are computed */
 };
 
 /* ---- window ---- */

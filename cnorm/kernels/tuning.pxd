@@ -27,6 +27,7 @@ cdef extern from "tuning.h" nogil:
         CROSSED_COLUMNS_MAX
         N_CROSSED_SUMS
         CROSSED_EXPONENT_MAX
+        ROW_SUM_COLUMNS
         GIL_RELEASE_MIN_BYTES
         PARALLEL_MIN_BYTES
         STACK_DOUBLES
@@ -70,5 +71,13 @@ cdef extern from "tuning.h" nogil:
         PEEL_MIN_BYTES
         PEEL_MAX_ELEMENTS
         COLUMN_PREFETCH_BYTES
+        WIDE_ROWS
+        WIDE_COLUMNS
+        MOMENT_ROWS
+        MOMENT_ROW_MAX
+        STANDARDIZE_CHUNK
+        STANDARDIZE_SHORT_RUN
+        STANDARDIZE_ITEM
+        IMAGE_TABLE_MIN_PIXELS
         SPAN_MAX
         SPAN_MULTIPLE

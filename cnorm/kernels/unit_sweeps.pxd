@@ -18,7 +18,8 @@ from cnorm.kernels.schedule cimport min_chunk
 from cnorm.kernels.statistics cimport rstd_from_m2
 from cnorm.kernels.tuning cimport BLOCK_TILES, TINY_SQUARE
 from cnorm.kernels.units cimport (
-    given_coefficients, has_element_params, save_statistics, unit_at, unit_coefficients, units_of)
+    given_coefficients, has_element_params, param_set_at, param_set_of, save_statistics, unit_at, unit_coefficients,
+    units_of)
 
 
 cdef inline void apply_block(const Job *job, const UnitBlocks *blocks, const Coefficients *coeffs, Py_ssize_t unit,
@@ -182,6 +183,8 @@ cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_
     """Units inner .. stop of one outer index; without a y their moments alone."""
     cdef RowBatch batch
     cdef Py_ssize_t unit = outer * job.shape[1] + inner, i, rows = blocks.schedule.rows_per_pass
+    cdef Py_ssize_t param_set = 0, bytes = blocks.elements * blocks.loops.acc_size
+    cdef Py_ssize_t channel = outer * job.channels.sample_channels
     batch.x_stride = job.x.strides[1]
     batch.y_stride = job.y.strides[1]
     batch.n = blocks.elements
@@ -202,15 +205,20 @@ cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_
     batch.coeffs.slopes = job.elements.slopes
     while inner < stop:
         batch.rows = min(rows, stop - inner)
+        if job.elements.param_sets > 1:
+            batch.rows = min(batch.rows, job.elements.units_per_set - unit % job.elements.units_per_set)
+            param_set = param_set_of(job, unit)
+            batch.coeffs.weights = param_set_at(job.elements.weight, param_set, bytes)
+            batch.coeffs.biases = param_set_at(job.elements.bias, param_set, bytes)
         batch.x = job.x.data + outer * job.x.strides[0] + inner * job.x.strides[1]
         batch.y = NULL
         if job.y.data != NULL:
             batch.y = job.y.data + outer * job.y.strides[0] + inner * job.y.strides[1]
-        batch.weight = job.channels.weight + inner if job.channels.weight != NULL else NULL
-        batch.bias = job.channels.bias + inner if job.channels.bias != NULL else NULL
+        batch.weight = job.channels.weight + channel + inner if job.channels.weight != NULL else NULL
+        batch.bias = job.channels.bias + channel + inner if job.channels.bias != NULL else NULL
         batch.slopes = NULL
         if job.activation == ACT_SLOPES and job.channels.slopes != NULL:
-            batch.slopes = job.channels.slopes + inner
+            batch.slopes = job.channels.slopes + channel + inner
         if job.elements.fuse_add:
             for i in range(batch.rows):
                 add_unit(job, blocks, unit + i)

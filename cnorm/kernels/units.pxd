@@ -20,6 +20,18 @@ cdef inline bint has_element_params(const Job *job) noexcept nogil:
     return job.elements.weight != NULL
 
 
+cdef inline Py_ssize_t param_set_of(const Job *job, Py_ssize_t unit) noexcept nogil:
+    """The set of weights and biases that a unit takes."""
+    if job.elements.param_sets <= 1:
+        return 0
+    return unit // job.elements.units_per_set % job.elements.param_sets
+
+
+cdef inline const void *param_set_at(const void *values, Py_ssize_t param_set, Py_ssize_t bytes) noexcept nogil:
+    """A set, of so many bytes; NULL where there are no values."""
+    return <const char *> values + param_set * bytes if values != NULL else NULL
+
+
 cdef inline void save_statistics(Job *job, Py_ssize_t unit, Moments m, double rstd) noexcept nogil:
     if job.mean != NULL:
         job.mean[unit] = m.mean
@@ -35,6 +47,7 @@ cdef inline Coefficients unit_coefficients(const Job *job, const UnitBlocks *blo
                                            double lo, double rstd) noexcept nogil:
     """What is applied to a unit, forward, before its channel's parameters (set_channel) or with those per element."""
     cdef Coefficients coeffs
+    cdef Py_ssize_t param_set = param_set_of(job, unit), bytes = blocks.elements * blocks.loops.acc_size
     coeffs.mean_hi = mean_hi_part(mean, blocks.loops.rounded(mean), rstd, job.eps)
     coeffs.mean_lo = (mean - coeffs.mean_hi) + lo
     coeffs.rstd = rstd
@@ -49,8 +62,8 @@ cdef inline Coefficients unit_coefficients(const Job *job, const UnitBlocks *blo
     coeffs.slope = job.elements.unit_slopes[unit] if job.elements.unit_slopes != NULL else job.slope
     coeffs.low = job.low
     coeffs.high = job.high
-    coeffs.weights = job.elements.weight
-    coeffs.biases = job.elements.bias
+    coeffs.weights = param_set_at(job.elements.weight, param_set, bytes)
+    coeffs.biases = param_set_at(job.elements.bias, param_set, bytes)
     coeffs.slopes = job.elements.slopes
     return coeffs
 

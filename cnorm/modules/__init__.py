@@ -14,7 +14,7 @@ from .batch import (
     LazyBatchNorm3d,
 )
 from .containers import ModuleList, Sequential
-from .group import GroupNorm
+from .group import GroupNorm, LazyGroupNorm
 from .instance import (
     InstanceNorm1d,
     InstanceNorm2d,
@@ -23,9 +23,9 @@ from .instance import (
     LazyInstanceNorm2d,
     LazyInstanceNorm3d,
 )
-from .layer import LayerNorm
+from .layer import LayerNorm, LazyLayerNorm
 from .response import CrossMapLRN2d, LocalResponseNorm
-from .rms import RMSNorm
+from .rms import LazyRMSNorm, RMSNorm
 from .switch import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 from .sync import SyncBatchNorm
 
@@ -43,9 +43,12 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "LazyGroupNorm",
     "LazyInstanceNorm1d",
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
+    "LazyLayerNorm",
+    "LazyRMSNorm",
     "LeakyReLU",
     "LocalResponseNorm",
     "Module",

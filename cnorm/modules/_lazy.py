@@ -74,8 +74,73 @@ class UninitializedBuffer(_Uninitialized, np.ndarray):
 _START = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}
 
 
-class LazyNorm:
-    """A mixin: a norm without `num_features`, which becomes `cls_to_become` when it knows them."""
+class Lazy:
+    """A mixin: a norm without its sizes, which becomes `cls_to_become` when it knows them.
+
+    A subclass says what the sizes are: `_sizes_of` an input, `_set_sizes` of the module, and
+    `_check_sizes` of what is loaded.
+    """
+
+    def _uninitialize(self, device):
+        """Let the parameters and buffers have no shape yet."""
+        for name in _START:
+            if (array := getattr(self, name, None)) is not None:
+                is_parameter = isinstance(array, Parameter)
+                kind = UninitializedParameter if is_parameter else UninitializedBuffer
+                setattr(self, name, kind(is_parameter, device, array.dtype))
+
+    def has_uninitialized_params(self):
+        """Whether a parameter or a buffer has no shape yet."""
+        return any(isinstance(getattr(self, name, None), _Uninitialized) for name in _START)
+
+    def reset_parameters(self):
+        """Nothing to reset yet."""
+
+    def forward(self, input):
+        return self._lock.run(Lazy._first_forward, self, as_array(input))
+
+    def _first_forward(self, input):
+        if not isinstance(self, Lazy):  # another thread was here first
+            return self.forward(input)
+        before = type(self), self.__dict__.copy()
+        try:
+            self._materialize(self._sizes_of(input))
+            return self.forward(input)
+        except BaseException:
+            self.__class__ = before[0]
+            self.__dict__.update(before[1])
+            raise
+
+    def _materialize(self, sizes):
+        self._set_sizes(sizes)
+        for name, start in _START.items():
+            if isinstance(array := getattr(self, name, None), _Uninitialized):
+                setattr(self, name, array.materialize(sizes, self._start(name, start)))
+        self.__class__ = self.cls_to_become
+
+    def _start(self, name, start):
+        """What a parameter starts from."""
+        return start
+
+    def _check_sizes(self, sizes):
+        """Whether parameters may have this shape."""
+        return len(sizes) == 1
+
+    _expected = "one 1-dimensional shape"
+
+    def _materialize_from(self, shapes):
+        found = {shape for name, shape in shapes.items() if name in _START}
+        if len(found) > 1 or not all(map(self._check_sizes, found)):
+            raise RuntimeError(
+                f"Error(s) in loading state_dict for {type(self).__name__}:\n\t"
+                f"expected {self._expected} for all parameters, but got {sorted(found)}."
+            )
+        for sizes in found:
+            self._materialize(sizes)
+
+
+class LazyNorm(Lazy):
+    """Of batch and instance norm: a norm without `num_features`."""
 
     def __init__(
         self, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, device=None,
@@ -85,51 +150,71 @@ class LazyNorm:
             0, eps, momentum, affine, track_running_stats, device, dtype, bias=bias,
             channel_axis=channel_axis, activation=activation,
         )  # fmt: skip
-        for name in _START:
-            if (array := getattr(self, name)) is not None:
-                is_parameter = isinstance(array, Parameter)
-                kind = UninitializedParameter if is_parameter else UninitializedBuffer
-                setattr(self, name, kind(is_parameter, device, array.dtype))
+        self._uninitialize(device)
 
-    def has_uninitialized_params(self):
-        """Whether a parameter or a buffer has no shape yet."""
-        return any(isinstance(getattr(self, name), _Uninitialized) for name in _START)
-
-    def reset_parameters(self):
-        """Nothing to reset yet."""
-
-    def forward(self, input):
-        input = as_array(input)
+    def _sizes_of(self, input):
         self._check_input_dim(input)
-        return self._lock.run(LazyNorm._first_forward, self, input)
+        return (self._batched(input).shape[self.channel_axis],)
 
-    def _first_forward(self, input):
-        if not isinstance(self, LazyNorm):  # another thread was here first
-            return self.forward(input)
-        before = type(self), self.__dict__.copy()
-        try:
-            self._materialize(self._batched(input).shape[self.channel_axis])
-            return self.forward(input)
-        except BaseException:
-            self.__class__ = before[0]
-            self.__dict__.update(before[1])
-            raise
-
-    def _materialize(self, num_features):
-        for name, start in _START.items():
-            if isinstance(array := getattr(self, name), _Uninitialized):
-                setattr(self, name, array.materialize((num_features,), start))
+    def _set_sizes(self, sizes):
         if self.num_batches_tracked is not None:  # a new one too: the old is for the way back
             self.num_batches_tracked = self.num_batches_tracked.copy()
-        self.num_features = num_features
-        self.__class__ = self.cls_to_become
+        (self.num_features,) = sizes
 
-    def _materialize_from(self, shapes):
-        found = {shape for name, shape in shapes.items() if name in _START}
-        if len(found) > 1 or any(len(shape) != 1 for shape in found):
+
+class LazyGroups(Lazy):
+    """Of group norm: a norm without `num_channels`."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._uninitialize(None)
+
+    def _sizes_of(self, input):
+        if input.ndim < 2:
             raise RuntimeError(
-                f"Error(s) in loading state_dict for {type(self).__name__}:\n\t"
-                f"expected one 1-dimensional shape for all parameters, but got {sorted(found)}."
+                f"Expected at least 2 dimensions for input tensor but received {input.ndim}"
             )
-        for (num_features,) in found:
-            self._materialize(num_features)
+        return (input.shape[self.channel_axis],)
+
+    def _set_sizes(self, sizes):
+        (channels,) = sizes
+        if channels % self.num_groups != 0:
+            raise ValueError(
+                f"num_channels ({channels}) must be divisible by num_groups ({self.num_groups})"
+            )
+        self.num_channels = channels
+
+
+class LazyRows(Lazy):
+    """Of layer and rms norm: a norm without `normalized_shape`."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._uninitialize(None)
+
+    def _axes(self):
+        """The axes that are normalized."""
+        if self.axis is None:
+            return (-1,)
+        return self.axis if isinstance(self.axis, tuple) else (self.axis,)
+
+    def _sizes_of(self, input):
+        for axis in self._axes():
+            if not -input.ndim <= axis < input.ndim:
+                raise ValueError(
+                    f"axis {axis} is out of bounds for an input with {input.ndim} dimensions"
+                )
+        return tuple(input.shape[axis] for axis in self._axes())
+
+    def _set_sizes(self, sizes):
+        self.normalized_shape = sizes
+
+    def _start(self, name, start):
+        return 0 if getattr(self, "zero_centered_gamma", False) else start
+
+    def _check_sizes(self, sizes):
+        return len(sizes) == len(self._axes())
+
+    @property
+    def _expected(self):
+        return f"one {len(self._axes())}-dimensional shape"

@@ -1,5 +1,7 @@
 """What all norms share: parameters, an optional activation, repr, and the way back."""
 
+import operator
+
 import numpy as np
 
 from .._call.arrays import to_int
@@ -8,6 +10,13 @@ from ._base import Module
 from ._grad_mode import get_grad_mode
 from ._parameter import Parameter
 from .activation import Activation
+
+
+def as_axis(axis):
+    """The argument `axis`: None, an int or a tuple of ints."""
+    if axis is None or hasattr(axis, "__index__"):
+        return axis if axis is None else operator.index(axis)
+    return tuple(operator.index(i) for i in axis)
 
 
 class Norm(Module):

@@ -2,6 +2,8 @@
 
 from .. import functional as F
 from .._call.channels import batch_norm_and_count
+from .._call.running import assign
+from .._moments import Moments
 from ._docs import parameters_of
 from ._lazy import LazyNorm
 from ._running import RunningNorm
@@ -31,6 +33,51 @@ class _BatchNorm(RunningNorm):
             return result, None
         output, mean, rstd = result
         return output, (use_input_stats, mean, rstd)
+
+    def load_moments(self, moments):
+        """Set the running statistics from moments of data ("precise batch norm").
+
+        The running variance is the unbiased one, and `num_batches_tracked` becomes 1: as after one
+        batch of all these data.
+
+        Parameters
+        ----------
+        moments : Moments
+            Of each channel of what the layer will be given: of shape ``(num_features,)``.
+
+        Raises
+        ------
+        RuntimeError
+            The layer tracks no running statistics.
+        ValueError
+            Moments of another shape, or of fewer than two elements in a channel.
+
+        Examples
+        --------
+        >>> import cnorm, numpy as np, cnorm.functional as F
+        >>> norm = cnorm.BatchNorm1d(2)
+        >>> parts = (np.float32([[0, 1], [2, 3]]), np.float32([[4, 5]]))
+        >>> norm.load_moments(sum(F.moments(part, 0) for part in parts))
+        >>> norm.running_mean, norm.running_var
+        (array([2., 3.], dtype=float32), array([4., 4.], dtype=float32))
+        """
+        if not isinstance(moments, Moments):
+            raise TypeError(f"moments must be Moments, but got {type(moments).__name__}")
+        if self.running_mean is None or self.running_var is None:
+            raise RuntimeError("this layer tracks no running statistics, so it loads no moments")
+        if moments.shape != (self.num_features,):
+            raise ValueError(
+                f"moments must have shape ({self.num_features},), one value per channel, but got "
+                f"{moments.shape}: those of each sample and channel become it by reduce(0)"
+            )
+        if (moments.count < 2).any():
+            raise ValueError("each channel must have at least 2 elements: the variance is unbiased")
+        targets = [self.running_mean, self.running_var]
+        values = [moments.mean, moments.var(1)]
+        if self.num_batches_tracked is not None:
+            targets.append(self.num_batches_tracked)
+            values.append(1)
+        self._lock.run(assign, targets, values)
 
     def _backward(self, grad_output, slope, clip, input, use_input_stats, mean, rstd):
         return F.batch_norm_backward(

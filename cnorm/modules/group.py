@@ -4,6 +4,8 @@ import operator
 
 from .. import functional as F
 from ._arrays import as_shape, check_number
+from ._docs import parameters_of
+from ._lazy import LazyGroups
 from ._norm import Norm
 
 
@@ -92,3 +94,30 @@ class GroupNorm(Norm):
             f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}, "
             f"bias={self.bias is not None}"
         )
+
+
+@parameters_of(GroupNorm)
+class LazyGroupNorm(LazyGroups, GroupNorm):
+    """`GroupNorm` that takes the number of channels from its first input, or from a load.
+
+    After that it is a `GroupNorm`: its class changes too. Before, its parameters have no shape.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> norm = cnorm.LazyGroupNorm(2)
+    >>> y = norm(np.zeros((4, 6, 8, 8), np.float32))
+    >>> type(norm).__name__, norm.num_channels
+    ('GroupNorm', 6)
+    """
+
+    cls_to_become = GroupNorm
+
+    def __init__(
+        self, num_groups, eps=1e-5, affine=True, device=None, dtype=None, *, bias=True,
+        channel_axis=1, activation=None,
+    ):  # fmt: skip
+        super().__init__(
+            num_groups, 0, eps, affine, device, dtype, bias=bias, channel_axis=channel_axis,
+            activation=activation,
+        )  # fmt: skip

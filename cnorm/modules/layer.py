@@ -1,14 +1,16 @@
-"""Layer normalization: the last axes of the input."""
+"""Layer normalization: the last axes of the input, or any others."""
 
 from .. import functional as F
 from .._call.rows import layer_norm_and_saved
 from ._arrays import as_shape, check_number
+from ._docs import parameters_of
 from ._grad_mode import get_grad_mode
-from ._norm import Norm
+from ._lazy import LazyRows
+from ._norm import Norm, as_axis
 
 
 class LayerNorm(Norm):
-    """Layer normalization over the last axes.
+    """Layer normalization over the last axes, or over any others.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, where mean and (biased) variance are
     those of one row: the elements of `normalized_shape`.
@@ -16,7 +18,7 @@ class LayerNorm(Norm):
     Parameters
     ----------
     normalized_shape : int or sequence of int
-        The last sizes of the input.
+        The last sizes of the input, or those at `axis`.
     eps : float
         Added to the variance.
     elementwise_affine, bias : bool
@@ -26,6 +28,10 @@ class LayerNorm(Norm):
         Of the parameters; float32 by default.
     activation : None, ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6
         Applied to the result in the same pass.
+    axis : None, int or sequence of int
+        Where the dimensions of `normalized_shape` are in the input; None is its end. With
+        ``axis=1`` images are ``(N, C, H, W)``, as in ConvNeXt's ``LayerNorm2d``. The state is the
+        same.
 
     References
     ----------
@@ -39,12 +45,15 @@ class LayerNorm(Norm):
            [ 1., -1.]], dtype=float32)
     """
 
+    axis = None  # of layers that were pickled before there was one
+
     def __init__(
         self, normalized_shape, eps=1e-5, elementwise_affine=True, bias=True, device=None,
-        dtype=None, *, activation=None,
+        dtype=None, *, activation=None, axis=None,
     ):  # fmt: skip
         super().__init__(getattr(activation, "channel_axis", 1), activation)
         self.normalized_shape = as_shape(normalized_shape, "normalized_shape")
+        self.axis = as_axis(axis)
         self.eps = check_number(eps, "eps")
         self.elementwise_affine = elementwise_affine
         self._new_parameters(
@@ -62,7 +71,7 @@ class LayerNorm(Norm):
             slope, clip = activation.slope, activation.clip
         output, self._pass[0] = layer_norm_and_saved(
             input, self.normalized_shape, self.weight, self.bias, self.eps, self.channel_axis,
-            slope, clip, keep,
+            slope, clip, keep, self.axis,
         )  # fmt: skip
         return output
 
@@ -70,10 +79,42 @@ class LayerNorm(Norm):
         return F.layer_norm_backward(
             grad_output, input, self.normalized_shape, None, stats, self.weight,
             channel_axis=self.channel_axis, negative_slope=slope, clip=clip, bias=self.bias,
+            axis=self.axis,
         )  # fmt: skip
 
     def extra_repr(self):
         return (
             f"{self.normalized_shape}, eps={self.eps}, "
             f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
+        )
+
+    def _options_repr(self):
+        axis = "" if self.axis is None else f", axis={self.axis}"
+        return axis + super()._options_repr()
+
+
+@parameters_of(LayerNorm)
+class LazyLayerNorm(LazyRows, LayerNorm):
+    """`LayerNorm` that takes the normalized shape from its first input, or from a load.
+
+    It is the size of the last axis, or those at `axis`. After that it is a `LayerNorm`: its class
+    changes too. Before, its parameters have no shape.
+
+    Examples
+    --------
+    >>> import cnorm, numpy as np
+    >>> norm = cnorm.LazyLayerNorm(axis=1)
+    >>> y = norm(np.zeros((4, 3, 8, 8), np.float32))
+    >>> type(norm).__name__, norm.normalized_shape
+    ('LayerNorm', (3,))
+    """
+
+    cls_to_become = LayerNorm
+
+    def __init__(
+        self, eps=1e-5, elementwise_affine=True, bias=True, device=None, dtype=None, *,
+        activation=None, axis=None,
+    ):  # fmt: skip
+        super().__init__(
+            0, eps, elementwise_affine, bias, device, dtype, activation=activation, axis=axis
         )

@@ -109,3 +109,67 @@ def test_a_first_call_that_raises(wrong):
     assert type(lazy) is cnorm.LazyBatchNorm1d
     assert lazy.has_uninitialized_params()
     assert (lazy.num_features, int(lazy.num_batches_tracked)) == (0, 0)
+
+
+ROWS = [
+    ("LayerNorm", {}, (7,)), ("LayerNorm", {"axis": 1}, (6,)), ("RMSNorm", {}, (7,)),
+    ("LayerNorm", {"axis": (-1, 1), "bias": False}, (7, 6)), ("RMSNorm", {"axis": -3}, (6,)),
+    ("RMSNorm", {"axis": 2, "zero_centered_gamma": True}, (5,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options", "shape"), ROWS)
+def test_rows_take_their_shape(name, options, shape, rng):
+    check_sizes(getattr(cnorm, f"Lazy{name}"), getattr(cnorm, name), (), (shape,), options, rng)
+
+
+@pytest.mark.parametrize(
+    ("options", "channels"), [({}, 6), ({"channel_axis": -1, "bias": False}, 7)]
+)
+def test_groups_take_their_channels(options, channels, rng):
+    groups = 3 if channels == 6 else 7
+    arguments = (groups,), (groups, channels)
+    check_sizes(cnorm.LazyGroupNorm, cnorm.GroupNorm, *arguments, options, rng)
+
+
+def check_sizes(lazy_class, plain_class, lazy_arguments, arguments, options, rng):
+    """The first call, a load, and copies of a lazy norm make the norm that is told its sizes."""
+    x = rng.normal(size=(4, 6, 5, 7)).astype(np.float32)
+    plain = plain_class(*arguments, **options)
+    y, dx = plain(x), plain.backward(x)
+    made = [lazy_class(*lazy_arguments, **options) for _ in range(3)]
+    made[1], loaded = copy.deepcopy(made[1]), made[2]
+    made[2] = pickle.loads(pickle.dumps(loaded))
+    for lazy in made:
+        assert lazy.has_uninitialized_params()
+        np.testing.assert_array_equal(lazy(x), y)
+        assert type(lazy) is plain_class
+        assert repr(lazy) == repr(plain)
+        np.testing.assert_array_equal(lazy.backward(x), dx)
+        for mine, other in zip(lazy.parameters(), plain.parameters(), strict=True):
+            np.testing.assert_array_equal(mine, other)
+            np.testing.assert_array_equal(mine.grad, other.grad)
+    for parameter in plain.parameters():
+        parameter[...] = rng.normal(size=parameter.shape)
+    loaded.load_state_dict(plain.state_dict())
+    assert type(loaded) is plain_class
+    np.testing.assert_array_equal(loaded(x), plain(x))
+
+
+def test_sizes_that_do_not_fit_leave_a_norm_lazy():
+    x = np.ones((4, 6, 5), np.float32)
+    for norm, input, error, words in [
+        (cnorm.LazyGroupNorm(4), x, ValueError, r"num_channels \(6\) must be divisible"),
+        (cnorm.LazyGroupNorm(4), x[0, 0], RuntimeError, "at least 2 dimensions"),
+        (cnorm.LazyLayerNorm(axis=3), x, ValueError, "axis 3 is out of bounds"),
+    ]:
+        kind = type(norm)
+        with pytest.raises(error, match=words):
+            norm(input)
+        assert type(norm) is kind and norm.has_uninitialized_params()
+    norm = cnorm.LazyLayerNorm(axis=(1, 2))
+    with pytest.raises(RuntimeError, match="expected one 2-dimensional shape for all parameters"):
+        norm.load_state_dict({"weight": np.ones(6), "bias": np.ones(6)})
+    with pytest.raises(ValueError, match="must be divisible"):
+        cnorm.LazyGroupNorm(4).load_state_dict({"weight": np.ones(6), "bias": np.ones(6)})
+    assert type(norm) is cnorm.LazyLayerNorm

@@ -107,13 +107,9 @@ INLINE void FN(column_sums_block)(const char *const *x, ptrdiff_t begin, ptrdiff
     }
 }
 
-/* Per column: sum_d += sum of d, sum_dd += sum of d*d, d = x - shift; MAGNITUDES, LARGEST: sum_dd gets them. COLUMN_BLOCK_ROWS rows and SUMMED_COLUMNS_MAX
- * columns at most. */
-static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
-                            const void *shift, int terms, double *sum_d, double *sum_dd) {
-    A sums_d[SUMMED_COLUMNS_MAX], sums_dd[SUMMED_COLUMNS_MAX];
-    FN(sums_clear)(sums_d, columns);
-    FN(sums_clear)(sums_dd, columns);
+/* Adds the terms d and d*d, d = x - shift, of some rows to the sums of each column, which are whole vectors. */
+INLINE void FN(column_sums_into)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
+                                 const void *shift, int terms, A *sums_d, A *sums_dd) {
     const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
 #define SUMS_BLOCK(K, partial) \
     FN(column_sums_block)(x, begin, end, j, partial, shift, sums_d, sums_dd, prefetch_bytes, centred, halves, K)
@@ -123,6 +119,16 @@ static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
     else if (SPLITS_LINE((const S *)x[0])) { enum { centred = CENTRED, halves = 1 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
     else { enum { centred = CENTRED, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
 #undef SUMS_BLOCK
+}
+
+/* Per column: sum_d += sum of d, sum_dd += sum of d*d, d = x - shift; MAGNITUDES, LARGEST: sum_dd gets them.
+ * COLUMN_BLOCK_ROWS rows and SUMMED_COLUMNS_MAX columns at most. */
+static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
+                            const void *shift, int terms, double *sum_d, double *sum_dd) {
+    A sums_d[SUMMED_COLUMNS_MAX], sums_dd[SUMMED_COLUMNS_MAX];
+    FN(sums_clear)(sums_d, columns);
+    FN(sums_clear)(sums_dd, columns);
+    FN(column_sums_into)(x, rows, columns, rows_per_pass, shift, terms, sums_d, sums_dd);
     FN(sums_add_to)(sums_d, columns, sum_d);
     if (terms == LARGEST) FN(sums_larger_to)(sums_dd, columns, sum_dd);
     else FN(sums_add_to)(sums_dd, columns, sum_dd);
@@ -130,7 +136,10 @@ static void FN(column_sums)(const char *const *x, ptrdiff_t rows, ptrdiff_t colu
 
 INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
                                    ptrdiff_t partial, const ColumnCoefficients *coeffs, ptrdiff_t prefetch_bytes,
-                                   const int centred, const int activation, const int nontemporal, const int K) {
+                                   const int centred, const int activation, const int rowwise, const int nontemporal,
+                                   const int K) {
+    const A *const row_weight = coeffs->row_weight, *const row_bias = coeffs->row_bias,
+            *const row_slope = coeffs->row_slope;
     VECTOR mean_hi[VECTORS_PER_COLUMN_BLOCK], scale[VECTORS_PER_COLUMN_BLOCK];
     VECTOR bias[VECTORS_PER_COLUMN_BLOCK], slope[VECTORS_PER_COLUMN_BLOCK];
     FOR_VECTORS {
@@ -148,76 +157,105 @@ INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff
             PREFETCH_COLUMN(x_row);
             VECTOR z = FN(vector_load)(x_row, COLUMN, PARTIAL_OF_VECTOR, mean_hi[k]);
             if (centred == SHIFTED) z = SUB(z, mean_hi[k]);
-            z = FN(activated)(ADD(MUL(z, scale[k]), bias[k]), slope[k], low, high, activation);
+            z = ADD(MUL(z, scale[k]), bias[k]);
+            if (rowwise) z = ADD(MUL(z, SET(row_weight[row])), SET(row_bias ? row_bias[row] : 0));
+            z = FN(activated)(z, rowwise && row_slope ? SET(row_slope[row]) : slope[k], low, high, activation);
             FN(vector_store)(y_row, COLUMN, PARTIAL_OF_VECTOR, z, nontemporal && WHOLE_LINES(K));
         }
     }
 }
 
-/* The column blocks of a pass that writes the rows at `out`: BLOCK with the constants centred, activated and
+/* The column blocks of a pass that writes the rows at `out`: BLOCK with the constants centred, activated, rowwise and
  * nontemporal of the variant that the coefficients ask for. Captures coeffs, activation and the names that
  * FOR_COLUMN_BLOCKS captures. */
 #define FOR_WRITTEN_BLOCKS(BLOCK, out)                                                                       \
     const ptrdiff_t peel = coeffs->nontemporal && !activation ? FN(common_peel)(out, rows, columns, 1) : -1; \
-    if (activation == ACT_CLIP) {                                                                            \
-        enum { centred = SHIFTED, activated = ACT_CLIP, nontemporal = 0 };                                   \
+    if (coeffs->row_weight && activation == ACT_CLIP) {                                                      \
+        enum { centred = SHIFTED, activated = ACT_CLIP, rowwise = 1, nontemporal = 0 };                      \
+        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
+    }                                                                                                        \
+    else if (coeffs->row_weight && activation) {                                                             \
+        enum { centred = SHIFTED, activated = ACT_SLOPES, rowwise = 1, nontemporal = 0 };                    \
+        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
+    }                                                                                                        \
+    else if (coeffs->row_weight && peel >= 0) {                                                              \
+        enum { centred = SHIFTED, activated = ACT_NONE, rowwise = 1, nontemporal = 1 };                      \
+        FOR_COLUMN_BLOCKS_PEELED(peel, BLOCK)                                                                \
+    }                                                                                                        \
+    else if (coeffs->row_weight) {                                                                           \
+        enum { centred = SHIFTED, activated = ACT_NONE, rowwise = 1, nontemporal = 0 };                      \
+        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
+    }                                                                                                        \
+    else if (activation == ACT_CLIP) {                                                                       \
+        enum { centred = SHIFTED, activated = ACT_CLIP, rowwise = 0, nontemporal = 0 };                      \
         FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
     }                                                                                                        \
     else if (activation) {                                                                                   \
-        enum { centred = SHIFTED, activated = ACT_SLOPES, nontemporal = 0 };                                 \
+        enum { centred = SHIFTED, activated = ACT_SLOPES, rowwise = 0, nontemporal = 0 };                    \
         FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
     }                                                                                                        \
     else if (peel >= 0) {                                                                                    \
-        enum { centred = SHIFTED, activated = ACT_NONE, nontemporal = 1 };                                   \
+        enum { centred = SHIFTED, activated = ACT_NONE, rowwise = 0, nontemporal = 1 };                      \
         FOR_COLUMN_BLOCKS_PEELED(peel, BLOCK)                                                                \
     }                                                                                                        \
     else if (coeffs->shifted) {                                                                              \
-        enum { centred = SHIFTED, activated = ACT_NONE, nontemporal = 0 };                                   \
+        enum { centred = SHIFTED, activated = ACT_NONE, rowwise = 0, nontemporal = 0 };                      \
         FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
     }                                                                                                        \
     else {                                                                                                   \
-        enum { centred = CENTRED, activated = ACT_NONE, nontemporal = 0 };                                   \
+        enum { centred = CENTRED, activated = ACT_NONE, rowwise = 0, nontemporal = 0 };                      \
         FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
     }
 
-/* y = (x - mean_hi) * scale + bias, then the activation. */
+/* y = (x - mean_hi) * scale + bias, then the parameters of the row, if any, then the activation. */
 static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
                              ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs, int activation) {
     const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
 #define APPLY_BLOCK(K, partial) \
-    FN(column_apply_block)(x, y, begin, end, j, partial, coeffs, prefetch_bytes, centred, activated, nontemporal, K)
+    FN(column_apply_block)(x, y, begin, end, j, partial, coeffs, prefetch_bytes, centred, activated, rowwise, \
+                           nontemporal, K)
     FOR_WRITTEN_BLOCKS(APPLY_BLOCK, y)
 #undef APPLY_BLOCK
 }
 
 /* ---- backward: sums, apply ---- */
 
-/* What the activation needs of the columns of a block. Captures coeffs and activation, declares z_scale, z_bias,
- * z_slope (with slopes; else it is not used), low and high. */
+/* What the activation and the parameters of rows need of the columns of a block. Captures coeffs, activation and
+ * rowwise, declares z_scale, z_bias, z_slope (with slopes; else it is not used), low, high and the parameters of rows. */
 #define LOAD_ACTIVATION                                                                                            \
+    const A *const row_weight = coeffs->row_weight, *const row_bias = coeffs->row_bias,                            \
+            *const row_slope = coeffs->row_slope;                                                                  \
     VECTOR z_scale[VECTORS_PER_COLUMN_BLOCK], z_bias[VECTORS_PER_COLUMN_BLOCK], z_slope[VECTORS_PER_COLUMN_BLOCK]; \
     const VECTOR low = SET(coeffs->low), high = SET(coeffs->high);                                                 \
-    FOR_VECTORS if (activation) {                                                                                  \
+    FOR_VECTORS if (activation || rowwise) {                                                                       \
         z_scale[k] = FN(acc_load)(coeffs->scale, COLUMN, PARTIAL_OF_VECTOR);                                       \
         z_bias[k] = FN(acc_load)(coeffs->bias, COLUMN, PARTIAL_OF_VECTOR);                                         \
         z_slope[k] = FN(acc_load)(has_slopes(activation) ? coeffs->slope : coeffs->scale, COLUMN,                  \
                                   PARTIAL_OF_VECTOR);                                                              \
     }
-/* g becomes the gradient of z, the input of the activation, which is computed again from d. Captures the names that
- * LOAD_ACTIVATION declares and sum_slope_out, an array over the vectors of the block or NULL. */
-#define ACTIVATION_BACKWARD(g, d)                                                                \
-    if (activation) {                                                                            \
-        const VECTOR z = ADD(MUL(d, z_scale[k]), z_bias[k]);                                     \
-        g = FN(activation_backward)(g, z, z_slope[k], low, high,                                 \
-                                    sum_slope_out ? &sum_slope_out[k] : NULL, activation);       \
+/* Of vector k of a row: z is the normalized value without the row's parameters, or with those of its column, computed
+ * again from d. g becomes the gradient of the input of the activation; `slopes` takes the gradient of the slope, or is
+ * NULL. Captures the names that LOAD_ACTIVATION declares. */
+#define NORMALIZED_AGAIN(d) ADD(MUL(d, z_scale[k]), z_bias[k])
+#define ACTIVATION_BACKWARD(g, z, slopes)                                                                     \
+    if (activation) {                                                                                         \
+        VECTOR before = z;                                                                                    \
+        if (rowwise) before = ADD(MUL(z, SET(row_weight[row])), SET(row_bias ? row_bias[row] : 0));           \
+        g = FN(activation_backward)(g, before, rowwise && row_slope ? SET(row_slope[row]) : z_slope[k], low,  \
+                                    high, slopes, activation);                                                \
     }
+/* The sums along the rows of a call: of the gradients of weight, bias and slope, a vector of each per row. */
+typedef struct {
+    VECTOR weight[COLUMN_BLOCK_ROWS], bias[COLUMN_BLOCK_ROWS], slope[COLUMN_BLOCK_ROWS];
+} FN(RowSums);
 
 INLINE void FN(column_grad_sums_block)(const char *const *x, const char *const *dy, ptrdiff_t begin, ptrdiff_t end,
                                        ptrdiff_t j, ptrdiff_t partial, const ColumnCoefficients *coeffs,
-                                       A *const sums[4], ptrdiff_t prefetch_bytes, const int centred,
-                                       const int halves, const int activation, const int K) {
+                                       A *const sums[4], FN(RowSums) *row_sums, ptrdiff_t prefetch_bytes,
+                                       const int centred, const int halves, const int activation, const int rowwise,
+                                       const int K) {
     VECTOR mean_hi[VECTORS_PER_COLUMN_BLOCK], sum_g[VECTORS_PER_COLUMN_BLOCK], sum_gd[VECTORS_PER_COLUMN_BLOCK],
-           sum_d[VECTORS_PER_COLUMN_BLOCK], sum_slope[VECTORS_PER_COLUMN_BLOCK], *const sum_slope_out = sum_slope;
+           sum_d[VECTORS_PER_COLUMN_BLOCK], sum_slope[VECTORS_PER_COLUMN_BLOCK];
     LOAD_ACTIVATION
     FOR_VECTORS {
         mean_hi[k] = FN(acc_load)(coeffs->mean_hi, COLUMN, PARTIAL_OF_VECTOR);
@@ -228,17 +266,42 @@ INLINE void FN(column_grad_sums_block)(const char *const *x, const char *const *
     }
     for (ptrdiff_t row = begin; row < end; ++row) {
         const char *const x_row = x[row], *const dy_row = dy[row];
+        VECTOR row_sum_weight, row_sum_bias, row_sum_slope;
+        if (rowwise) {
+            row_sum_weight = row_sums->weight[row];
+            row_sum_bias = row_sums->bias[row];
+            if (has_slopes(activation)) row_sum_slope = row_sums->slope[row];
+        }
         FOR_VECTORS {
             PREFETCH_COLUMN(x_row);
             PREFETCH_COLUMN(dy_row);
             VECTOR d = FN(column_load)(x_row, COLUMN, PARTIAL_OF_VECTOR, mean_hi[k], halves);
             if (centred == SHIFTED) d = SUB(d, mean_hi[k]);
             VECTOR g = FN(column_load)(dy_row, COLUMN, PARTIAL_OF_VECTOR, SET(0), halves);
-            ACTIVATION_BACKWARD(g, d)
+            if (rowwise) {
+                const VECTOR z = NORMALIZED_AGAIN(d);
+                VECTOR slope_term = SET(0);
+                ACTIVATION_BACKWARD(g, z, &slope_term)
+                if (has_slopes(activation)) {
+                    sum_slope[k] = ADD(sum_slope[k], slope_term);
+                    row_sum_slope = ADD(row_sum_slope, slope_term);
+                }
+                row_sum_weight = ADD(row_sum_weight, MUL(g, z));
+                row_sum_bias = ADD(row_sum_bias, g);
+                g = MUL(g, SET(row_weight[row]));
+            } else if (activation) {
+                const VECTOR z = NORMALIZED_AGAIN(d);
+                ACTIVATION_BACKWARD(g, z, &sum_slope[k])
+            }
             const VECTOR sign = SIGN_OF_LARGE(d, mean_hi[k]);
             sum_g[k] = ADD(sum_g[k], centred == SIGNS ? MUL(sign, sign) : g);
             sum_gd[k] = ADD(sum_gd[k], MUL(g, d));
             if (SUMS_DEVIATIONS) sum_d[k] = ADD(sum_d[k], d);
+        }
+        if (rowwise) {
+            row_sums->weight[row] = row_sum_weight;
+            row_sums->bias[row] = row_sum_bias;
+            if (has_slopes(activation)) row_sums->slope[row] = row_sum_slope;
         }
     }
     FOR_VECTORS {
@@ -249,11 +312,14 @@ INLINE void FN(column_grad_sums_block)(const char *const *x, const char *const *
     }
 }
 
-/* Per column: adds the sums of g, of g*d, of d (float64 only) and of the gradient of the slope. COLUMN_BLOCK_ROWS rows
- * and SUMMED_COLUMNS_MAX columns at most. */
+/* Per column: adds the sums of g, of g*d, of d (float64 only) and of the gradient of the slope. Where rows have
+ * parameters, row_sums has the addresses of the gradients of weight, bias and slope of each row, which are written.
+ * COLUMN_BLOCK_ROWS rows and SUMMED_COLUMNS_MAX columns at most. */
 static void FN(column_grad_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows, ptrdiff_t columns,
                                  ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs, int activation,
-                                 double *sum_g, double *sum_gd, double *sum_d, double *sum_slope) {
+                                 double *sum_g, double *sum_gd, double *sum_d, double *sum_slope,
+                                 double *const *row_sums) {
+    FN(RowSums) of_rows;
     A buffer[4][SUMMED_COLUMNS_MAX], *const sums[4] = {buffer[0], buffer[1], buffer[2], buffer[3]};
     FN(sums_clear)(sums[0], columns);
     FN(sums_clear)(sums[1], columns);
@@ -261,25 +327,41 @@ static void FN(column_grad_sums)(const char *const *x, const char *const *dy, pt
     if (has_slopes(activation)) FN(sums_clear)(sums[3], columns);
     const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
 #define GRAD_SUMS_BLOCK(K, partial)                                                                          \
-    FN(column_grad_sums_block)(x, dy, begin, end, j, partial, coeffs, sums, prefetch_bytes, centred, halves, \
-                               activated, K)
+    FN(column_grad_sums_block)(x, dy, begin, end, j, partial, coeffs, sums, &of_rows, prefetch_bytes, centred, \
+                               halves, activated, rowwise, K)
     if (coeffs->signs) {
-        enum { centred = SIGNS, halves = 0, activated = 0 };
+        enum { centred = SIGNS, halves = 0, activated = ACT_NONE, rowwise = 0 };
         FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
+    } else if (coeffs->row_weight) {
+        for (ptrdiff_t row = 0; row < rows; ++row)
+            of_rows.weight[row] = of_rows.bias[row] = of_rows.slope[row] = SET(0);
+        if (activation == ACT_CLIP) {
+            enum { centred = SHIFTED, halves = 0, activated = ACT_CLIP, rowwise = 1 };
+            FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
+        } else if (activation) {
+            enum { centred = SHIFTED, halves = 0, activated = ACT_SLOPES, rowwise = 1 };
+            FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
+            CAT(A, hsum_all)(of_rows.slope, rows, row_sums[2]);
+        } else {
+            enum { centred = SHIFTED, halves = 0, activated = ACT_NONE, rowwise = 1 };
+            FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
+        }
+        CAT(A, hsum_all)(of_rows.weight, rows, row_sums[0]);
+        CAT(A, hsum_all)(of_rows.bias, rows, row_sums[1]);
     } else if (activation == ACT_CLIP) {
-        enum { centred = SHIFTED, halves = 0, activated = ACT_CLIP };
+        enum { centred = SHIFTED, halves = 0, activated = ACT_CLIP, rowwise = 0 };
         FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
     } else if (activation) {
-        enum { centred = SHIFTED, halves = 0, activated = ACT_SLOPES };
+        enum { centred = SHIFTED, halves = 0, activated = ACT_SLOPES, rowwise = 0 };
         FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
     } else if (coeffs->shifted) {
-        enum { centred = SHIFTED, halves = 0, activated = ACT_NONE };
+        enum { centred = SHIFTED, halves = 0, activated = ACT_NONE, rowwise = 0 };
         FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
     } else if (SPLITS_LINE((const S *)x[0])) {
-        enum { centred = CENTRED, halves = 1, activated = ACT_NONE };
+        enum { centred = CENTRED, halves = 1, activated = ACT_NONE, rowwise = 0 };
         FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
     } else {
-        enum { centred = CENTRED, halves = 0, activated = ACT_NONE };
+        enum { centred = CENTRED, halves = 0, activated = ACT_NONE, rowwise = 0 };
         FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
     }
 #undef GRAD_SUMS_BLOCK
@@ -289,13 +371,14 @@ static void FN(column_grad_sums)(const char *const *x, const char *const *dy, pt
     if (has_slopes(activation)) FN(sums_add_to)(sums[3], columns, sum_slope);
 }
 
-INLINE void FN(column_grad_apply_block)(const char *const *x, const char *const *dy, char *const *dx,
-                                        ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j, ptrdiff_t partial,
-                                        const ColumnCoefficients *coeffs, ptrdiff_t prefetch_bytes, const int centred,
-                                        const int activation, const int nontemporal, const int K) {
+INLINE void FN(column_grad_apply_block)(const char *const *x, const char *const *dy, const char *const *addend,
+                                        char *const *dx, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j,
+                                        ptrdiff_t partial, const ColumnCoefficients *coeffs, ptrdiff_t prefetch_bytes,
+                                        const int centred, const int activation, const int rowwise,
+                                        const int nontemporal, const int K) {
     VECTOR mean_hi[VECTORS_PER_COLUMN_BLOCK], scale[VECTORS_PER_COLUMN_BLOCK], dev_coeff[VECTORS_PER_COLUMN_BLOCK],
            grad_offset[VECTORS_PER_COLUMN_BLOCK];
-    VECTOR rstd[VECTORS_PER_COLUMN_BLOCK], *const sum_slope_out = NULL;
+    VECTOR rstd[VECTORS_PER_COLUMN_BLOCK];
     LOAD_ACTIVATION
     FOR_VECTORS {
         mean_hi[k] = FN(acc_load)(coeffs->mean_hi, COLUMN, PARTIAL_OF_VECTOR);
@@ -314,23 +397,29 @@ INLINE void FN(column_grad_apply_block)(const char *const *x, const char *const 
             if (centred == SHIFTED) d = SUB(d, mean_hi[k]);
             if (centred == SIGNS) d = SIGN_OF_LARGE(d, mean_hi[k]);
             VECTOR g = FN(vector_load)(dy_row, COLUMN, PARTIAL_OF_VECTOR, SET(0));
-            ACTIVATION_BACKWARD(g, d)
+            if (activation) {
+                const VECTOR z = NORMALIZED_AGAIN(d);
+                ACTIVATION_BACKWARD(g, z, NULL)
+            }
+            if (rowwise) g = MUL(g, SET(row_weight[row]));
             g = SUB(SUB(MUL(g, scale[k]), grad_offset[k]), MUL(MUL(d, rstd[k]), dev_coeff[k]));
+            if (rowwise && addend) g = ADD(g, FN(vector_load)(addend[row], COLUMN, PARTIAL_OF_VECTOR, SET(0)));
             FN(vector_store)(dx_row, COLUMN, PARTIAL_OF_VECTOR, g, nontemporal && WHOLE_LINES(K));
         }
     }
 }
 
-/* dx = (g * scale - grad_offset) - (x - mean_hi) * rstd * dev_coeff */
-static void FN(column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx, ptrdiff_t rows,
-                                  ptrdiff_t columns, ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs,
-                                  int activation) {
+/* dx = (g * scale - grad_offset) - (x - mean_hi) * rstd * dev_coeff, with g times the row's weight, if any; then
+ * `addend` is added, if there is one: where rows have parameters. */
+static void FN(column_grad_apply)(const char *const *x, const char *const *dy, const char *const *addend,
+                                  char *const *dx, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
+                                  const ColumnCoefficients *coeffs, int activation) {
     const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
 #define GRAD_APPLY_BLOCK(K, partial)                                                                           \
-    FN(column_grad_apply_block)(x, dy, dx, begin, end, j, partial, coeffs, prefetch_bytes, centred, activated, \
-                                nontemporal, K)
+    FN(column_grad_apply_block)(x, dy, addend, dx, begin, end, j, partial, coeffs, prefetch_bytes, centred, \
+                                activated, rowwise, nontemporal, K)
     if (coeffs->signs) {
-        enum { centred = SIGNS, activated = 0, nontemporal = 0 };
+        enum { centred = SIGNS, activated = ACT_NONE, rowwise = 0, nontemporal = 0 };
         FOR_COLUMN_BLOCKS(GRAD_APPLY_BLOCK)
         return;
     }
@@ -347,4 +436,5 @@ static void FN(column_grad_apply)(const char *const *x, const char *const *dy, c
 #undef SUMMED_COLUMNS_MAX
 #undef FOR_WRITTEN_BLOCKS
 #undef LOAD_ACTIVATION
+#undef NORMALIZED_AGAIN
 #undef ACTIVATION_BACKWARD

@@ -57,13 +57,17 @@ typedef struct {
     double *mean_hi, *scale, *bias, *slope, *dev_coeff, *grad_offset, *rstd;
 } CoefficientArrays;
 
-/* Coefficients of columns: each an array over the columns, of the accumulation type. */
+/* Coefficients of columns: each an array over the columns, of the accumulation type; and, where each row has a weight of
+ * its own, parameters of the rows of a call, of the accumulation type. Then xhat = (x - mean_hi) * scale + bias, and the
+ * normalized value is xhat * row_weight + row_bias. */
 typedef struct {
     int nontemporal;
     int signs;        /* backward: SIGNS */
     int shifted;      /* whether some mean_hi is not 0 */
     double low, high; /* as in Coefficients */
     const void *mean_hi, *scale, *bias, *dev_coeff, *grad_offset, *rstd, *slope;
+    const void *row_weight, *row_bias; /* or NULL */
+    const void *row_slope;             /* or NULL: the slope of each column */
 } ColumnCoefficients;
 
 /* A batch of whole rows, each of one tile: the arguments of forward_rows, and the statistics that it computes. */
@@ -188,10 +192,10 @@ typedef struct LoopTable {
                          ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs, int activation);
     void (*column_grad_sums)(const char *const *x, const char *const *dy, ptrdiff_t rows, ptrdiff_t columns,
                              ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs, int activation, double *sum_g,
-                             double *sum_gd, double *sum_d, double *sum_slope);
-    void (*column_grad_apply)(const char *const *x, const char *const *dy, char *const *dx, ptrdiff_t rows,
-                              ptrdiff_t columns, ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs,
-                              int activation);
+                             double *sum_gd, double *sum_d, double *sum_slope, double *const *row_sums);
+    void (*column_grad_apply)(const char *const *x, const char *const *dy, const char *const *addend, char *const *dx,
+                              ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
+                              const ColumnCoefficients *coeffs, int activation);
 
     /* crossed statistics of rows and columns */
     void (*crossed_apply)(const CrossedBlock *block);
@@ -239,8 +243,14 @@ NATIVE_BF16_BEGIN
 NATIVE_BF16_END
 #endif
 
-static const LoopTable *LOOPS_BY_DTYPE[4] = {
+#include "loops/wide.h"
+#include "loops/image.h"
+
+static const LoopTable *LOOPS_BY_DTYPE[DTYPES] = {
     [FLOAT32] = &table_f32, [FLOAT64] = &table_f64, [FLOAT16] = &table_f16, [BFLOAT16] = &table_bf16,
+    [WIDE_FLOAT32] = &wide_f32, [WIDE_FLOAT16] = &wide_f16, [WIDE_BFLOAT16] = &wide_bf16, [WIDE_INT8] = &wide_i8,
+    [WIDE_UINT8] = &wide_u8, [WIDE_INT16] = &wide_i16, [WIDE_UINT16] = &wide_u16, [WIDE_INT32] = &wide_i32,
+    [WIDE_UINT32] = &wide_u32, [WIDE_INT64] = &wide_i64, [WIDE_UINT64] = &wide_u64,
 };
 
 /* Chooses how bfloat16 is rounded: by the processor where it can (AVX512_BF16), or in integer arithmetic, with equal

@@ -1,0 +1,613 @@
+"""Moments and standardize: any dtype, any axes, from arguments to kernels; and the merge of moments.
+
+Axes are taken in the order of memory, the largest stride first, so that a transposed or Fortran-ordered array is read
+as it lies. Where the innermost axis is reduced, the units are sequences (kernels/sequences.pyx), whatever lies outside.
+Where it is kept, they are columns (kernels/columns_selected.pyx), of which at most one kept axis and three reduced axes
+may lie outside. All else is copied, once, so that the reduced axes come last.
+"""
+
+import numpy as np
+
+cimport numpy as cnp
+
+from cnorm._call.arrays cimport (
+    as_array, as_doubles, as_float, as_out, check_written, copy_if_overlapping, dtype_code, float64_data, is_native,
+    may_overlap, new_float64, same_memory, shape_of)
+from cnorm._call.checks cimport clip_bounds
+from cnorm cimport _runtime
+from cnorm._call.observe cimport kind_of_moments, kind_of_standardize, note, observe_moments, observe_standardize
+from cnorm._pool cimport empty_like
+from cnorm._runtime cimport PolicyCall, begin_team, end_team, kernels, threads_for
+from cnorm.kernels.job cimport (
+    BFLOAT16, FLOAT16, FLOAT32, FLOAT64, WIDE_BFLOAT16, WIDE_FLOAT16, WIDE_FLOAT32, WIDE_INT8, WIDE_INT16, WIDE_INT32,
+    WIDE_INT64, WIDE_UINT8, WIDE_UINT16, WIDE_UINT32, WIDE_UINT64, Axes, MomentsJob, StandardizeJob, moments_kernel,
+    standardize_kernel)
+from cnorm.kernels.statistics cimport merge_counted_moments, settle_moments
+from cnorm.kernels.tuning cimport GIL_RELEASE_MIN_BYTES
+
+cnp.import_array()
+
+POLICIES = ("propagate", "omit", "raise")
+
+
+# ---- what is accepted ----
+
+
+cdef int wide_code(cnp.ndarray a) noexcept:
+    """The Dtype as which kernels read an array as double, or -1."""
+    cdef int code = dtype_code(a)
+    if code >= 0:
+        return (WIDE_FLOAT32, FLOAT64, WIDE_FLOAT16, WIDE_BFLOAT16)[code]
+    kind = (<object> cnp.PyArray_DESCR(a)).kind
+    if kind == "b":
+        return WIDE_UINT8
+    if kind == "i" and cnp.PyArray_TYPE(a) < 256:
+        return {1: WIDE_INT8, 2: WIDE_INT16, 4: WIDE_INT32, 8: WIDE_INT64}.get(cnp.PyArray_ITEMSIZE(a), -1)
+    if kind == "u" and cnp.PyArray_TYPE(a) < 256:
+        return {1: WIDE_UINT8, 2: WIDE_UINT16, 4: WIDE_UINT32, 8: WIDE_UINT64}.get(cnp.PyArray_ITEMSIZE(a), -1)
+    return -1
+
+
+cdef cnp.ndarray as_numbers(cnp.ndarray a, str name):
+    """A native array of a dtype that can be read as double."""
+    if a is None:
+        raise TypeError(f"{name} must be an array, but got None")
+    if wide_code(a) < 0:
+        raise TypeError(f"{name} must be a float16, bfloat16, float32, float64, integer or bool array, but got dtype "
+                        f"{a.dtype}")
+    if not is_native(a):
+        if _runtime.observing:
+            note(f"{name} is copied: it is not aligned, or not in this machine's byte order")
+        a = a.astype(a.dtype.newbyteorder("="))
+    return a
+
+
+def as_axes(axis):
+    """The argument `axis` as a sorted tuple of ints, which may be negative; None stays None."""
+    if axis is None:
+        return None
+    if hasattr(axis, "__index__"):
+        return (axis.__index__(),)
+    if not isinstance(axis, (tuple, list)):
+        raise TypeError(f"axis must be None, an integer or a tuple of integers, but got {type(axis).__name__}")
+    try:
+        return tuple(sorted([one.__index__() for one in axis]))
+    except AttributeError:
+        raise TypeError(f"axis must be None, an integer or a tuple of integers, but got {axis!r}") from None
+
+
+def resolve_axes(axes, int ndim):
+    """Axes of an input of `ndim` dimensions, not negative, in order; of None all."""
+    if axes is None:
+        return tuple(range(ndim))
+    found = set()
+    for axis in axes:
+        if not -ndim <= axis < ndim:
+            raise np.exceptions.AxisError(axis, ndim)
+        if axis % ndim in found:
+            raise ValueError(f"axis names axis {axis % ndim} of the input twice: got {axes}")
+        found.add(axis % ndim)
+    return tuple(sorted(found))
+
+
+cdef cnp.ndarray as_mask(cnp.ndarray where, cnp.ndarray x):
+    """`where` as a mask of the input's shape, or None."""
+    if where is None:
+        return None
+    if cnp.PyArray_TYPE(where) != cnp.NPY_BOOL:
+        raise TypeError(f"where must be a bool array, but got dtype {where.dtype}: a mask of numbers becomes one by "
+                        "comparison, for example mask > 0")
+    try:
+        return np.broadcast_to(where, shape_of(x))
+    except ValueError:
+        raise ValueError(f"where must broadcast to the input's shape {shape_of(x)}, but got "
+                         f"{shape_of(where)}") from None
+
+
+def check_policy(nan_policy):
+    if not isinstance(nan_policy, str) or nan_policy not in POLICIES:
+        raise ValueError(f"nan_policy must be 'propagate', 'omit' or 'raise', but got {nan_policy!r}")
+
+
+def to_doubles(values, str name):
+    """Statistics of any float or integer dtype as a new float64 array."""
+    cdef cnp.ndarray a = as_numbers(as_array(values, name), name)
+    return np.array(a, np.float64, order="C")
+
+
+# ---- axes in the order of memory ----
+
+
+cdef list memory_order(cnp.ndarray a):
+    """The axes of an array, the largest stride first; those along which nothing moves before all others."""
+    cdef list strides = [cnp.PyArray_STRIDE(a, i) if cnp.PyArray_DIM(a, i) > 1 else 0
+                         for i in range(cnp.PyArray_NDIM(a))]
+    return sorted(range(cnp.PyArray_NDIM(a)), key=lambda i: -abs(strides[i]) if strides[i] else -(1 << 62))
+
+
+cdef void add_axis(Axes *axes, Py_ssize_t size, Py_ssize_t x, Py_ssize_t y, Py_ssize_t mask, Py_ssize_t unit) noexcept:
+    """Append an axis inside the others, or let the last one grow where the two are one in memory."""
+    cdef int last = axes.count - 1
+    if size == 1:
+        return
+    if last >= 0 and axes.x[last] == size * x and axes.y[last] == size * y and (
+            axes.mask[last] == size * mask and axes.unit[last] == size * unit):
+        axes.shape[last] *= size
+    else:
+        axes.count += 1
+        last += 1
+        axes.shape[last] = size
+    axes.x[last] = x
+    axes.y[last] = y
+    axes.mask[last] = mask
+    axes.unit[last] = unit
+
+
+cdef class Measurement:
+    """The moments of an input over some of its axes."""
+
+    cdef cnp.ndarray x, mask
+    cdef tuple reduced, kept          # axes of the input
+    cdef list order                   # the kept axes as the kernels number units
+    cdef bint omit
+    cdef cnp.ndarray count, mean, lo, m2   # in the shape of the kept axes
+
+    cdef int take(self, cnp.ndarray x, cnp.ndarray mask, tuple reduced, bint omit) except -1:
+        self.x = x
+        self.mask = mask
+        self.reduced = reduced
+        self.kept = tuple([i for i in range(cnp.PyArray_NDIM(x)) if i not in reduced])
+        self.omit = omit and wide_code(x) in (FLOAT64, WIDE_FLOAT32, WIDE_FLOAT16, WIDE_BFLOAT16)
+        return 0
+
+    cdef tuple kept_shape(self):
+        return tuple([cnp.PyArray_DIM(self.x, i) for i in self.kept])
+
+    cdef bint plan(self, MomentsJob *job, bint with_mask) except -1:
+        """Fill in the axes of the job; whether its units are columns: the innermost axis is kept."""
+        cdef Py_ssize_t size, x, mask
+        cdef bint columns = False
+        cdef int i
+        job.kept.count = 0
+        job.reduced.count = 0
+        self.order = []
+        job.x = cnp.PyArray_BYTES(self.x)
+        job.mask = cnp.PyArray_BYTES(self.mask) if self.mask is not None else NULL
+        for i in memory_order(self.x):
+            size = cnp.PyArray_DIM(self.x, i)
+            x = cnp.PyArray_STRIDE(self.x, i)
+            mask = cnp.PyArray_STRIDE(self.mask, i) if with_mask else 0
+            if i in self.reduced:
+                if x < 0:  # a sum has no direction
+                    job.x += (size - 1) * x
+                    x = -x
+                    if job.mask != NULL:
+                        job.mask += (size - 1) * mask
+                        mask = -mask
+                add_axis(&job.reduced, size, x, 0, mask, 0)
+            else:
+                self.order.append(i)
+                add_axis(&job.kept, size, x, 0, mask, 0)
+            if size > 1:
+                columns = i not in self.reduced
+        return columns
+
+    cdef bint fits_columns(self, const MomentsJob *job) noexcept:
+        return job.kept.count <= 2 and job.reduced.count <= 3 and (
+            job.kept.x[job.kept.count - 1] == cnp.PyArray_ITEMSIZE(self.x))
+
+    cdef int run(self) except -1:
+        """Fill in the moments."""
+        cdef MomentsJob job
+        cdef bint columns
+        cdef moments_kernel kernel
+        cdef cnp.ndarray results
+        cdef tuple shape = self.kept_shape()
+        cdef Py_ssize_t units = 1, n, size
+        cdef PolicyCall call
+        cdef int failed, axes
+        for n in shape:
+            units *= n
+        results = np.zeros((4, units))
+        if units == 0 or cnp.PyArray_SIZE(self.x) == 0:
+            self.order = list(self.kept)
+            self.save(results)
+            return 0
+        job.elements = cnp.PyArray_SIZE(self.x) // units
+        # the family follows from the input alone: a mask changes no bits by its strides
+        columns = self.plan(&job, False)
+        if columns and not self.fits_columns(&job):
+            columns = False  # units are sequences: of a copy, or of single elements
+            if job.elements > 1:
+                if _runtime.observing:
+                    note("the input is copied: no kernel reads its strides over these axes")
+                self.copy()
+        if self.mask is not None:
+            axes = job.kept.count
+            self.plan(&job, True)
+            if columns and (job.kept.count != axes or not self.fits_columns(&job)):
+                if _runtime.observing:
+                    note("the mask is copied: no kernel reads its strides together with the input's")
+                self.copy_mask()
+                self.plan(&job, True)
+        elif not columns:
+            self.plan(&job, False)
+        job.dtype = wide_code(self.x)
+        job.omit_nan = self.omit
+        job.units = units
+        job.threads = threads_for(cnp.PyArray_NBYTES(self.x))
+        job.count = float64_data(results)
+        job.mean = job.count + units
+        job.lo = job.mean + units
+        job.m2 = job.lo + units
+        job.schedule_only = NULL
+        kernel = kernels.selected_columns_moments if columns else kernels.sequences_moments
+        size = cnp.PyArray_NBYTES(self.x)
+        if _runtime.observing:
+            failed = observe_moments(kernel, &job, size)
+        elif size < GIL_RELEASE_MIN_BYTES:
+            failed = kernels.run_moments(kernel, &job)
+        elif job.threads == 1:
+            with nogil:
+                failed = kernels.run_moments(kernel, &job)
+        else:
+            with nogil:
+                job.threads = begin_team(&call, kind_of_moments(kernel, &job), size, job.threads)
+                failed = kernels.run_moments(kernel, &job)
+                end_team(&call)
+        if failed:
+            raise MemoryError("cnorm could not allocate the sums of this call")
+        self.save(results)
+        return 0
+
+    cdef int copy(self) except -1:
+        """Copy the input so that the kept axes come first."""
+        cdef list axes = [*self.kept, *self.reduced]
+        back = np.argsort(axes)
+        self.x = np.ascontiguousarray(self.x.transpose(axes)).transpose(back)
+        return 0
+
+    cdef int copy_mask(self) except -1:
+        """Copy the mask in the input's order of memory, along the kept axes, or the reduced ones, or both: not along
+        those where it is one for all."""
+        cdef list order = memory_order(self.x), axes = []
+        cdef cnp.ndarray part, copy
+        for group in (self.kept, self.reduced):
+            if any([cnp.PyArray_STRIDE(self.mask, i) and cnp.PyArray_DIM(self.mask, i) > 1 for i in group]):
+                axes.extend(group)
+        part = self.mask[tuple([slice(None) if i in axes else slice(0, 1) for i in range(cnp.PyArray_NDIM(self.x))])]
+        copy = np.ascontiguousarray(part.transpose(order)).transpose(np.argsort(order))
+        self.mask = np.broadcast_to(copy, shape_of(self.x))
+        return 0
+
+    cdef int save(self, cnp.ndarray results) except -1:
+        """Take the results, in the order in which the kernels number units, in the shape of the kept axes."""
+        shape = [cnp.PyArray_DIM(self.x, i) for i in self.order]
+        back = np.argsort(self.order) if self.order != sorted(self.order) else None
+        self.count, self.mean, self.lo, self.m2 = [ordered(one.reshape(shape), back) for one in results]
+        return 0
+
+
+cdef cnp.ndarray ordered(cnp.ndarray a, object back):
+    """A C-contiguous array of permuted axes, no view of a larger one."""
+    return np.array(a if back is None else a.transpose(back), order="C")
+
+
+cdef int refuse_nan(Measurement m) except -1:
+    """Raise for a NaN that counts. The moments are known: without a NaN among them there is none in the input."""
+    cdef Measurement others
+    if not np.isnan(m.mean).any():
+        return 0
+    others = Measurement.__new__(Measurement)
+    others.take(m.x, m.mask, m.reduced, True)
+    if others.omit:
+        others.run()
+        if not np.array_equal(others.count, m.count):
+            raise ValueError("the input contains NaN, and nan_policy is 'raise'")
+    return 0
+
+
+cdef Measurement measured(cnp.ndarray x, cnp.ndarray mask, tuple reduced, str nan_policy):
+    cdef Measurement m = Measurement.__new__(Measurement)
+    m.take(x, mask, reduced, nan_policy == "omit")
+    m.run()
+    if nan_policy == "raise":
+        refuse_nan(m)
+    return m
+
+
+cdef tuple without_mask(object input, object where):
+    """The data of a masked array, and `where` and not its mask; of anything else, what was given."""
+    if type(input) is not np.ndarray and isinstance(input, np.ma.MaskedArray):
+        mask = np.ma.getmask(input)
+        if mask is not np.ma.nomask:
+            where = ~mask if where is None else ~mask & as_array(where, "where")
+        input = np.ma.getdata(input)
+    return input, where
+
+
+def measure(input, axes, where, nan_policy):
+    """The moments of an input over `axes`, as `as_axes` gives them: (ndim, count, mean, lo, m2)."""
+    cdef cnp.ndarray x, mask
+    cdef Measurement m
+    input, where = without_mask(input, where)
+    x, mask = as_array(input, "input"), as_array(where, "where")
+    x = as_numbers(x, "input")
+    check_policy(nan_policy)
+    mask = as_mask(mask, x)
+    m = measured(x, mask, resolve_axes(axes, cnp.PyArray_NDIM(x)), nan_policy)
+    return cnp.PyArray_NDIM(x), m.count, m.mean, m.lo, m.m2
+
+
+# ---- merging ----
+
+
+cdef void merge_arrays(Py_ssize_t n, double *count, double *mean, double *lo, double *m2, const double *other_count,
+                       const double *other_mean, const double *other_lo, const double *other_m2) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        merge_counted_moments(&count[i], &mean[i], &lo[i], &m2[i], other_count[i], other_mean[i], other_lo[i],
+                              other_m2[i])
+        settle_moments(&mean[i], &lo[i], &m2[i])
+
+
+def merge(one, other):
+    """Merge moments, each (count, mean, lo, m2) of one shape: new arrays."""
+    cdef list into = [np.array(a, np.float64, order="C") for a in one]
+    cdef list rest = [np.ascontiguousarray(a, np.float64) for a in other]
+    cdef cnp.ndarray a
+    cdef double *to[4]
+    cdef const double *read[4]
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(<cnp.ndarray> into[0]), i
+    for i in range(4):
+        a = into[i]
+        to[i] = float64_data(a)
+        a = rest[i]
+        if cnp.PyArray_SIZE(a) != n or cnp.PyArray_SIZE(<cnp.ndarray> into[i]) != n:
+            raise ValueError(f"moments of shapes {shape_of(into[0])} and {shape_of(a)} do not merge")
+        read[i] = float64_data(a)
+    with nogil:
+        merge_arrays(n, to[0], to[1], to[2], to[3], read[0], read[1], read[2], read[3])
+    return tuple(into)
+
+
+# ---- standardize ----
+
+
+cdef int float_code(object dtype) except -2:
+    return dtype_code(np.empty(0, dtype))
+
+
+cdef object result_dtype(cnp.ndarray x, object dtype, cnp.ndarray out):
+    """The dtype of the result, one of the four float dtypes, native."""
+    if dtype is not None:
+        dtype = np.dtype(dtype)
+        if float_code(dtype) < 0:
+            raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, but got {dtype}")
+        if out is not None and float_code(out.dtype) != float_code(dtype):
+            raise TypeError(f"out must have dtype {dtype}, but got {out.dtype}")
+    elif out is not None:
+        dtype = out.dtype
+        if float_code(dtype) < 0:
+            raise TypeError(f"out must be a float32, float64, float16 or bfloat16 array, but got dtype {dtype}")
+    else:
+        dtype = x.dtype if dtype_code(x) >= 0 else np.dtype(np.float32)
+    return dtype.newbyteorder("=")
+
+
+cdef tuple as_bounds(object clip):
+    """The argument `clip` as (low, high), of which an open side is NaN, or None."""
+    cdef double low, high
+    return (low, high) if clip_bounds(clip, &low, &high) else None
+
+
+def given_statistic(values, str name, shape, axes, kept_shape):
+    """Statistics that were given, float64, in the shape of the kept axes."""
+    cdef cnp.ndarray a
+    a = as_array(values, name)
+    if dtype_code(a) < 0 and a.dtype.kind in "iub":
+        a = a.astype(np.float64)
+    if dtype_code(a) < 0:
+        raise TypeError(f"{name} must be a float or integer array, but got dtype {a.dtype}")
+    if cnp.PyArray_NDIM(a) == len(shape) and cnp.PyArray_NDIM(a) > 0 and len(kept_shape) < len(shape):
+        if any([cnp.PyArray_DIM(a, i) != 1 for i in axes]):
+            raise ValueError(f"{name} must have size 1 at the reduced axes {axes}, but got shape {shape_of(a)}")
+        a = a.reshape([n for i, n in enumerate(shape_of(a)) if i not in axes])
+    try:
+        return np.array(np.broadcast_to(as_doubles(a, name), kept_shape), order="C")
+    except ValueError:
+        raise ValueError(f"{name} must broadcast to the shape {kept_shape} of the kept axes, or have the input's "
+                         f"number of dimensions with size 1 at the axes {axes}, but got shape {shape_of(values)}"
+                         if hasattr(values, "shape") else
+                         f"{name} must broadcast to the shape {kept_shape} of the kept axes") from None
+
+
+def scale_from(var, double eps, bint inverse):
+    """1 / sqrt(var + eps), 1 where that is 0; inverse: sqrt(var + eps), and 1 there."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        std = np.sqrt(var + eps)
+        std = np.where(std == 0, 1.0, std)
+        return std if inverse else 1 / std
+
+
+def variance(count, m2, double ddof):
+    """m2 / (count - ddof), NaN where count <= ddof."""
+    return np.divide(m2, count - ddof, out=np.full(np.shape(m2), np.nan), where=np.asarray(count) > ddof)
+
+
+def check_eps(double eps):
+    if not eps >= 0:
+        raise ValueError(f"eps must be non-negative, but got {eps}")
+
+
+cdef class Application:
+    """One pass over an input: standardize, or its inverse, with statistics in the shape of the kept axes."""
+
+    cdef cnp.ndarray x, mask, y, result
+    cdef cnp.ndarray mean, lo, scale
+    cdef tuple kept
+    cdef bint inverse
+    cdef tuple bounds
+
+    cdef int plan(self, StandardizeJob *job) except -1:
+        cdef list order = memory_order(self.y), kept = [i for i in order if i in self.kept]
+        cdef dict unit = {}
+        cdef Py_ssize_t step = 1
+        cdef int i
+        for i in reversed(kept):
+            unit[i] = step
+            step *= cnp.PyArray_DIM(self.x, i)
+        if kept != list(self.kept):
+            axes = [self.kept.index(i) for i in kept]
+            self.mean, self.lo, self.scale = [np.ascontiguousarray(one.transpose(axes))
+                                              for one in (self.mean, self.lo, self.scale)]
+        job.axes.count = 0
+        for i in order:
+            add_axis(&job.axes, cnp.PyArray_DIM(self.x, i), cnp.PyArray_STRIDE(self.x, i),
+                     cnp.PyArray_STRIDE(self.y, i),
+                     cnp.PyArray_STRIDE(self.mask, i) if self.mask is not None else 0, unit.get(i, 0))
+        job.x = cnp.PyArray_BYTES(self.x)
+        job.y = cnp.PyArray_BYTES(self.y)
+        job.mask = cnp.PyArray_BYTES(self.mask) if self.mask is not None else NULL
+        return 0
+
+    cdef int resolve_output(self, object dtype, cnp.ndarray out) except -1:
+        """Choose where the result goes: memory of its own where `out` cannot be written while the input is read."""
+        cdef bint same
+        if out is None:
+            if self.mask is not None:
+                self.y = np.zeros_like(self.x, dtype)
+            elif self.x.dtype == dtype:
+                self.y = empty_like(self.x)
+            else:
+                self.y = np.empty_like(self.x, dtype)
+            self.result = self.y
+            return 0
+        if shape_of(out) != shape_of(self.x):
+            raise ValueError(f"out must have shape {shape_of(self.x)}, but got {shape_of(out)}")
+        self.result = check_written(out, "out")
+        self.mask = copy_if_overlapping(self.mask, out)
+        self.y = out
+        same = out.dtype == self.x.dtype and same_memory(out, self.x)
+        if not is_native(out) or not same and may_overlap(out, self.x) or not self.has_dense_run(out):
+            if _runtime.observing:
+                note("the result goes through memory of its own: out overlaps the input, or its innermost axis is not "
+                     "contiguous, or it is not aligned, or not in this machine's byte order")
+            self.y = np.empty(shape_of(out), dtype)
+            if self.mask is not None and not _runtime.observing:
+                self.y[...] = out
+        return 0
+
+    cdef bint has_dense_run(self, cnp.ndarray a) except -1:
+        """Whether the elements of the innermost axis lie side by side."""
+        for i in reversed(memory_order(a)):
+            if cnp.PyArray_DIM(a, i) > 1:
+                return cnp.PyArray_STRIDE(a, i) == cnp.PyArray_ITEMSIZE(a)
+        return True
+
+    cdef cnp.ndarray run(self, object dtype, cnp.ndarray out):
+        cdef StandardizeJob job
+        cdef PolicyCall call
+        cdef Py_ssize_t size
+        self.resolve_output(dtype, out)
+        if cnp.PyArray_SIZE(self.x) == 0:
+            return self.result
+        self.plan(&job)
+        job.dtype = wide_code(self.x)
+        job.out_dtype = dtype_code(self.y)
+        job.threads = threads_for(cnp.PyArray_NBYTES(self.x))
+        job.inverse = self.inverse
+        job.clips = self.bounds is not None
+        job.low, job.high = self.bounds if self.bounds is not None else (0.0, 0.0)
+        job.mean = float64_data(self.mean)
+        job.lo = float64_data(self.lo)
+        job.scale = float64_data(self.scale)
+        job.schedule_only = NULL
+        size = cnp.PyArray_NBYTES(self.x)
+        if _runtime.observing:
+            observe_standardize(kernels.standardize_forward, &job, size)
+        elif size < GIL_RELEASE_MIN_BYTES:
+            kernels.run_standardize(kernels.standardize_forward, &job)
+        elif job.threads == 1:
+            with nogil:
+                kernels.run_standardize(kernels.standardize_forward, &job)
+        else:
+            with nogil:
+                job.threads = begin_team(&call, kind_of_standardize(kernels.standardize_forward, &job), size,
+                                         job.threads)
+                kernels.run_standardize(kernels.standardize_forward, &job)
+                end_team(&call)
+        if self.y is not self.result:
+            cnp.PyArray_CopyInto(self.result, self.y)
+        return self.result
+
+
+cdef Application application(cnp.ndarray x, cnp.ndarray mask, tuple kept, object mean, object lo, object scale,
+                             tuple bounds, bint inverse):
+    cdef Application call = Application.__new__(Application)
+    call.x, call.mask, call.kept = x, mask, kept
+    call.mean, call.lo, call.scale = [np.ascontiguousarray(one, np.float64) for one in (mean, lo, scale)]
+    call.bounds, call.inverse = bounds, inverse
+    return call
+
+
+def standardize(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtype, out, return_stats):
+    """`cnorm.functional.standardize`."""
+    cdef cnp.ndarray x, mask, into = as_out(out, "out")
+    cdef Measurement m
+    cdef double added = as_float(eps, "eps"), less = as_float(ddof, "ddof")
+    cdef tuple bounds = as_bounds(clip), axes, kept, shape
+    cdef bint with_stats = return_stats, masked = isinstance(input, np.ma.MaskedArray)
+    whole = input
+    input, where = without_mask(input, where)
+    x, mask = as_array(input, "input"), as_array(where, "where")
+    x = as_numbers(x, "input")
+    check_policy(nan_policy)
+    mask = as_mask(mask, x)
+    axes = resolve_axes(as_axes(axis), cnp.PyArray_NDIM(x))
+    kept = tuple([i for i in range(cnp.PyArray_NDIM(x)) if i not in axes])
+    shape = tuple([cnp.PyArray_DIM(x, i) for i in kept])
+    check_eps(added)
+    dtype = result_dtype(x, dtype, into)
+    if (mean is None) != (var is None):
+        raise ValueError("mean and var must either both be given or neither")
+    if mean is None:
+        m = measured(x, mask, axes, nan_policy)
+        lo = m.lo
+        average = np.where(m.count > 0, m.mean, np.nan)
+        spread = variance(m.count, m.m2, less)
+    else:
+        average = given_statistic(mean, "mean", shape_of(x), axes, shape)
+        spread = given_statistic(var, "var", shape_of(x), axes, shape)
+        if (spread < 0).any():
+            raise ValueError("var must not be negative")
+        lo = np.zeros(shape)
+        if nan_policy == "raise":
+            measured(x, mask, tuple(range(cnp.PyArray_NDIM(x))), nan_policy)
+    rstd = scale_from(spread, added, False)
+    y = application(x, mask, kept, average, lo, rstd, bounds, False).run(dtype, into)
+    if masked and into is None:
+        y = np.ma.masked_array(y, np.ma.getmaskarray(whole).copy())
+    if not with_stats:
+        return y
+    sizes = [1 if i in axes else n for i, n in enumerate(shape_of(x))]
+    return y, average.reshape(sizes), rstd.reshape(sizes)
+
+
+def apply_moments(input, axes, mean, lo, var, eps, clip, dtype, out, bint inverse):
+    """`Moments.standardize` and `Moments.inverse`, of moments over `axes`."""
+    cdef cnp.ndarray x, into = as_out(out, "out")
+    cdef tuple kept
+    cdef double added = as_float(eps, "eps")
+    cdef tuple bounds = as_bounds(clip)
+    cdef tuple reduced
+    x = as_array(input, "input")
+    x = as_numbers(x, "input")
+    reduced = resolve_axes(axes, cnp.PyArray_NDIM(x))
+    kept = tuple([i for i in range(cnp.PyArray_NDIM(x)) if i not in reduced])
+    check_eps(added)
+    dtype = result_dtype(x, dtype, into)
+    if tuple([cnp.PyArray_DIM(x, i) for i in kept]) != np.shape(mean):
+        raise ValueError(f"the input must have the shape {np.shape(mean)} of these moments at the kept axes {kept}, "
+                         f"but its shape is {shape_of(x)}")
+    return application(x, None, kept, mean, lo, scale_from(var, added, inverse), bounds, inverse).run(dtype, into)

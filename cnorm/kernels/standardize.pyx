@@ -1,0 +1,185 @@
+# Standardize: (x - mean) * rstd of any dtype into any float dtype, over any axes, in double; and the inverse.
+#
+# a) Axes are in the order of memory. The innermost is a run: all of one unit, or each element of the next unit.
+# b) A chunk of a run is converted to double in L1, changed, clipped, and rounded once to the dtype of y. So a dtype costs
+#    a conversion, and the result is that of float64 arithmetic.
+# c) Short runs that lie end to end are joined. Where each element of a run is of the next unit, their coefficients are
+#    spread out, one per element of a chunk.
+from cython.parallel cimport prange
+
+from cnorm.kernels.job cimport FLOAT64, JOB_AXES, RUNS, Axes, StandardizeJob
+from cnorm.kernels.loops cimport (
+    LOOPS_BY_DTYPE, READ_BY_DTYPE, clip_values, restore_each, restore_runs, standardize_each, standardize_runs,
+    write_elements, write_selected)
+from cnorm.kernels.schedule cimport min_chunk, plain_schedule
+from cnorm.kernels.tuning cimport STANDARDIZE_CHUNK, STANDARDIZE_ITEM, STANDARDIZE_SHORT_RUN
+
+
+cdef struct Spread:
+    # Statistics of the elements of a chunk, one per element.
+    double mean[STANDARDIZE_CHUNK]
+    double lo[STANDARDIZE_CHUNK]
+    double scale[STANDARDIZE_CHUNK]
+
+
+cdef struct Runs:
+    # How the elements are cut. `length` elements of a run, of which `joined` lie end to end; runs are counted along the
+    # axes outside.
+    int outer            # axes outside
+    Py_ssize_t runs, length, joined
+    Py_ssize_t x_stride, y_stride, mask_stride     # from element to element
+    Py_ssize_t unit_stride                         # from element to element of a run that is not joined: 0 or 1
+    Py_ssize_t unit_step                           # from one joined run to the next
+    Py_ssize_t x_size, y_size
+    Py_ssize_t pieces, piece                       # of a run, if it is long: how many, of how many elements
+    Py_ssize_t runs_per_item
+
+
+cdef inline Runs cut_runs(const StandardizeJob *job) noexcept nogil:
+    cdef const Axes *axes = &job.axes
+    cdef Runs cut
+    cdef int last = axes.count - 1, i
+    cdef Py_ssize_t n
+    cut.x_size = LOOPS_BY_DTYPE[job.dtype].size
+    cut.y_size = LOOPS_BY_DTYPE[job.out_dtype].size
+    cut.outer = max(last, 0)
+    cut.length = 1
+    cut.joined = 1
+    cut.x_stride = cut.x_size
+    cut.y_stride = cut.y_size
+    cut.mask_stride = 0
+    cut.unit_stride = 0
+    cut.unit_step = 0
+    if last >= 0:
+        cut.length = axes.shape[last]
+        cut.x_stride = axes.x[last]
+        cut.y_stride = axes.y[last]
+        cut.mask_stride = axes.mask[last]
+        cut.unit_stride = axes.unit[last]
+    n = cut.length
+    if last >= 1 and n < STANDARDIZE_SHORT_RUN and axes.x[last - 1] == n * axes.x[last] and (
+            axes.y[last - 1] == n * axes.y[last] and axes.mask[last - 1] == n * axes.mask[last]):
+        cut.outer = last - 1
+        cut.joined = axes.shape[last - 1]
+        cut.unit_step = axes.unit[last - 1]
+    cut.runs = 1
+    for i in range(cut.outer):
+        cut.runs *= axes.shape[i]
+    # a piece is whole joined runs, or a part of one run
+    n = cut.length if cut.joined > 1 else 1
+    cut.piece = max(n, STANDARDIZE_ITEM // n * n)
+    cut.pieces = (cut.length * cut.joined + cut.piece - 1) // cut.piece
+    cut.runs_per_item = max(<Py_ssize_t> 1, STANDARDIZE_ITEM // (cut.length * cut.joined))
+    return cut
+
+
+cdef inline void spread_statistics(const StandardizeJob *job, const Runs *cut, Py_ssize_t unit, Py_ssize_t runs,
+                                   Spread *spread) noexcept nogil:
+    """Statistics of the elements of some joined runs, from the first unit of the first."""
+    cdef Py_ssize_t run, i, u, at = 0
+    for run in range(runs):
+        for i in range(cut.length):
+            u = unit + i * cut.unit_stride
+            spread.mean[at] = job.mean[u]
+            spread.lo[at] = job.lo[u]
+            spread.scale[at] = job.scale[u]
+            at += 1
+        unit += cut.unit_step
+
+
+cdef inline void change_chunk(const StandardizeJob *job, const Runs *cut, const char *x, char *y, const char *mask,
+                              Py_ssize_t n, const double *mean, const double *lo, const double *scale,
+                              Py_ssize_t runs) noexcept nogil:
+    """y of n elements: of some runs with the statistics of one unit each, or (0) with those of a unit per element."""
+    cdef double values[STANDARDIZE_CHUNK]
+    READ_BY_DTYPE[job.dtype](x, cut.x_stride, n, values)
+    if runs > 0 and job.inverse:
+        restore_runs(values, runs, n // runs, mean, lo, scale, cut.unit_step)
+    elif runs > 0:
+        standardize_runs(values, runs, n // runs, mean, lo, scale, cut.unit_step)
+    elif job.inverse:
+        restore_each(values, n, mean, lo, scale)
+    else:
+        standardize_each(values, n, mean, lo, scale)
+    if job.clips:
+        clip_values(values, n, job.low, job.high)
+    if job.mask != NULL:
+        write_selected(job.out_dtype, values, n, mask, cut.mask_stride, y)
+    else:
+        write_elements(job.out_dtype, values, n, y)
+
+
+cdef inline void change_piece(const StandardizeJob *job, const Runs *cut, Py_ssize_t run, Py_ssize_t first,
+                              Spread *spread) noexcept nogil:
+    """y of one piece of a run, from its element `first` on."""
+    cdef const Axes *axes = &job.axes
+    cdef const char *x = job.x + first * cut.x_stride
+    cdef const char *mask = job.mask + first * cut.mask_stride if job.mask != NULL else NULL
+    cdef char *y = job.y + first * cut.y_stride
+    cdef Py_ssize_t unit = 0, n = min(cut.piece, cut.length * cut.joined - first), chunk, runs, i, k, rest, spreads = -1
+    for i in range(cut.outer - 1, -1, -1):
+        rest = run // axes.shape[i]
+        k = run - rest * axes.shape[i]
+        x += k * axes.x[i]
+        y += k * axes.y[i]
+        if mask != NULL:
+            mask += k * axes.mask[i]
+        unit += k * axes.unit[i]
+        run = rest
+    if cut.joined > 1:
+        unit += first // cut.length * cut.unit_step
+    else:
+        unit += first * cut.unit_stride
+    while n > 0:
+        if cut.joined > 1:
+            runs = min(STANDARDIZE_CHUNK // cut.length, n // cut.length)
+            chunk = runs * cut.length
+            if cut.unit_stride == 0:
+                change_chunk(job, cut, x, y, mask, chunk, job.mean + unit, job.lo + unit, job.scale + unit, runs)
+            else:
+                if cut.unit_step != 0 or spreads < runs:
+                    spread_statistics(job, cut, unit, runs, spread)
+                    spreads = runs
+                change_chunk(job, cut, x, y, mask, chunk, spread.mean, spread.lo, spread.scale, 0)
+            unit += runs * cut.unit_step
+        else:
+            chunk = min(<Py_ssize_t> STANDARDIZE_CHUNK, n)
+            change_chunk(job, cut, x, y, mask, chunk, job.mean + unit, job.lo + unit, job.scale + unit,
+                         1 - cut.unit_stride)
+            unit += chunk * cut.unit_stride
+        x += chunk * cut.x_stride
+        y += chunk * cut.y_stride
+        if mask != NULL:
+            mask += chunk * cut.mask_stride
+        n -= chunk
+
+
+cdef void change_item(const StandardizeJob *job, const Runs *cut, Py_ssize_t item) noexcept nogil:
+    """Some short runs, or one piece of a long one."""
+    cdef Spread spread
+    cdef Py_ssize_t run, first
+    if cut.pieces > 1:
+        run = item // cut.pieces
+        change_piece(job, cut, run, (item - run * cut.pieces) * cut.piece, &spread)
+        return
+    first = item * cut.runs_per_item
+    for run in range(first, min(first + cut.runs_per_item, cut.runs)):
+        change_piece(job, cut, run, 0, &spread)
+
+
+cdef int standardize_forward(StandardizeJob *job) noexcept nogil:
+    """y = (x - mean - lo) * scale, or its inverse."""
+    cdef Runs cut = cut_runs(job)
+    cdef Py_ssize_t items = cut.runs * cut.pieces, i
+    if cut.pieces == 1:
+        items = (cut.runs + cut.runs_per_item - 1) // cut.runs_per_item
+    if job.schedule_only != NULL:
+        job.schedule_only[0] = plain_schedule(RUNS, job.threads, items)
+        return 0
+    if job.threads == 1:
+        for i in range(items):
+            change_item(job, &cut, i)
+    else:
+        for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+            change_item(job, &cut, i)
+    return 0
