@@ -193,7 +193,7 @@ setup(
             *(extension(name) for name in ["_runtime", "_plan"]),
             extension("_pool", depends=[str(p) for p in Path("cnorm").glob("*.h")]),
             *(extension(f"_call.{name}") for name in CALLS),
-            *(extension(name) for name in ["steps", "functional"]),
+            *(extension(name, depends=["cnorm/_hints.h"]) for name in ["steps", "functional"]),
             extension("kernels._cpu"),
             extension("kernels.mixing", depends=["cnorm/kernels/exponential.h"]),
             extension("kernels.api", depends=["cnorm/kernels/api.pxd", "cnorm/kernels/job.pxd"]),

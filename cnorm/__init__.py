@@ -112,7 +112,11 @@ __all__ = [
 def __getattr__(name):
     if name in _LATER:
         return _import_module(f"cnorm.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name.startswith("_"):  # programs that look for what modules may have
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import _hints
+
+    raise AttributeError(_hints.attribute(__name__, name, __dir__(), functional.__all__))
 
 
 def __dir__():

@@ -32,7 +32,7 @@ def set_cache_limit(limit):
     >>> cnorm.set_cache_limit(256 << 20)
     """
     if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit must be an int, but got {type(limit).__name__}")
+        raise TypeError(f"limit must be a number of bytes, an int, but got {type(limit).__name__}")
     if limit < 0:
         raise ValueError(f"limit must not be negative, but got {limit}")
     _pool.set_limit(limit)

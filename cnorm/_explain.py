@@ -98,6 +98,13 @@ def explain(function, /, *args, **kwargs):
     strategy  row batches
     ...
     """
+    if not callable(function):
+        from ._hints import described
+
+        raise TypeError(
+            "function must be a function of cnorm.functional or a layer, such as "
+            f"cnorm.functional.layer_norm, but got {described(function)}"
+        )
     name = getattr(function, "__name__", type(function).__name__)
     step, copies = observe.explain_call(function, args, kwargs)
     return Plan(name, step, copies)

@@ -16,7 +16,7 @@ class Moments:
 
     Each part of the data, wherever it is, has moments; those of all data are their sum. Everything
     is in double, whatever the dtype of the data. The mean is kept as two doubles, and merging is
-    Chan's formula [1]_: for any split of the data the mean is within 4 eps of ``|mean| + std``, and
+    Chan's formula: for any split of the data the mean is within 4 eps of ``|mean| + std``, and
     `m2` within 64 eps, with the eps of float64. The same parts in the same order give equal bits,
     for every number of threads.
 
@@ -38,7 +38,7 @@ class Moments:
 
     References
     ----------
-    .. [1] T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating Formulae and a Pairwise Algorithm for
+    T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating Formulae and a Pairwise Algorithm for
        Computing Sample Variances", 1979.
 
     Examples
@@ -117,7 +117,7 @@ class Moments:
         Parameters
         ----------
         ddof : float
-            0 for the biased variance, with which norms normalise; 1 for the unbiased one.
+            0 for the biased variance, with which norms normalize; 1 for the unbiased one.
 
         Returns
         -------

@@ -231,7 +231,7 @@ def _activate_backward(view, grad, z, epilogue):
     return before, [view.gather_slope(np.where(z > 0, 0, grad * z), slope)]
 
 
-def _normalise(view, centred, var, eps, axes, weight, bias, epilogue, out):
+def _normalize(view, centred, var, eps, axes, weight, bias, epilogue, out):
     """The result, and rstd."""
     rstd = 1 / np.sqrt(var + eps)
     z = _affine(view, centred * rstd, axes, weight, bias)
@@ -239,7 +239,7 @@ def _normalise(view, centred, var, eps, axes, weight, bias, epilogue, out):
 
 
 def _affine_backward(view, grad_output, mean, rstd, axes, weight, bias, epilogue, shape=None):
-    """xhat, its gradient, and those of the parameters, of what `_normalise` computes."""
+    """xhat, its gradient, and those of the parameters, of what `_normalize` computes."""
     if shape is None:
         shape = tuple(view.shape[i] for i in axes)
     xhat = (view.split(view.input) - mean) * rstd
@@ -250,7 +250,7 @@ def _affine_backward(view, grad_output, mean, rstd, axes, weight, bias, epilogue
     return xhat, _affine(view, grad, axes, weight, None), (grad_weight, grad_bias, *grad_slope)
 
 
-def _normalise_backward(view, xhat, g, rstd, units, out, centre=True):
+def _normalize_backward(view, xhat, g, rstd, units, out, centre=True):
     """The gradient of the input whose mean and rstd were taken over the axes `units`."""
     g = g - xhat * _mean(g * xhat, units) - (_mean(g, units) if centre else 0)
     return view.join(rstd * g, out)
@@ -275,7 +275,7 @@ def _tracked(
     else:
         mean, var = view.spread(running_mean, (1,)), view.spread(running_var, (1,))
         centred = x - mean
-    y, rstd = _normalise(view, centred, var, eps, (1,), weight, bias, (negative_slope, clip), out)
+    y, rstd = _normalize(view, centred, var, eps, (1,), weight, bias, (negative_slope, clip), out)
     each = (1,) if 0 in units else (0, 1)
     return (y, view.fill(mean, each), view.fill(rstd, each)) if return_stats else y
 
@@ -291,7 +291,7 @@ def _tracked_backward(
         view, grad_output, mean, rstd, (1,), weight, bias, (negative_slope, clip)
     )
     if from_input:
-        return _normalise_backward(view, xhat, g, rstd, units, out), *grads
+        return _normalize_backward(view, xhat, g, rstd, units, out), *grads
     return view.join(rstd * g, out), *grads
 
 
@@ -337,7 +337,7 @@ def group_norm(
 ):  # fmt: skip
     view = _groups(input, num_groups, channel_axis)
     centred, mean, var = _moments(view.split(input), (2, 3))
-    y, rstd = _normalise(view, centred, var, eps, (1, 2), weight, bias, (negative_slope, clip), out)
+    y, rstd = _normalize(view, centred, var, eps, (1, 2), weight, bias, (negative_slope, clip), out)
     return (y, view.fill(mean, (0, 1)), view.fill(rstd, (0, 1))) if return_stats else y
 
 
@@ -352,7 +352,7 @@ def group_norm_backward(
     xhat, g, grads = _affine_backward(
         view, grad_output, mean, rstd, (1, 2), weight, bias, (negative_slope, clip), channels
     )
-    return _normalise_backward(view, xhat, g, rstd, (2, 3), out), *grads
+    return _normalize_backward(view, xhat, g, rstd, (2, 3), out), *grads
 
 
 # --- layer, rms, and the same after a residual add --------------------------------------------
@@ -365,7 +365,7 @@ def layer_norm(
 ):  # fmt: skip
     view = _Rows(input, normalized_shape, axis, channel_axis)
     centred, mean, var = _moments(view.split(input), (1,))
-    y, rstd = _normalise(view, centred, var, eps, (1,), weight, bias, (negative_slope, clip), out)
+    y, rstd = _normalize(view, centred, var, eps, (1,), weight, bias, (negative_slope, clip), out)
     return (y, mean.reshape(view.stats), rstd.reshape(view.stats)) if return_stats else y
 
 
@@ -379,7 +379,7 @@ def layer_norm_backward(
     xhat, g, grads = _affine_backward(
         view, grad_output, mean, rstd, (1,), weight, bias, (negative_slope, clip), view.row
     )
-    return _normalise_backward(view, xhat, g, rstd, (1,), out), *grads
+    return _normalize_backward(view, xhat, g, rstd, (1,), out), *grads
 
 
 @np.errstate(all="ignore")
@@ -393,7 +393,7 @@ def rms_norm(
     x = view.split(input)
     square = _mean(x**2, (1,))
     square = np.where(np.isfinite(square), square, np.nan)  # infinity spoils its unit, as above
-    y, rstd = _normalise(view, x, square, eps, (1,), weight, None, (negative_slope, clip), out)
+    y, rstd = _normalize(view, x, square, eps, (1,), weight, None, (negative_slope, clip), out)
     return (y, rstd.reshape(view.stats)) if return_stats else y
 
 
@@ -407,7 +407,7 @@ def rms_norm_backward(
     xhat, g, (grad_weight, _, *grad_slope) = _affine_backward(
         view, grad_output, 0, rstd, (1,), weight, None, (negative_slope, clip), view.row
     )
-    grad_input = _normalise_backward(view, xhat, g, rstd, (1,), out, centre=False)
+    grad_input = _normalize_backward(view, xhat, g, rstd, (1,), out, centre=False)
     return grad_input, grad_weight, *grad_slope
 
 
@@ -579,7 +579,7 @@ def switch_norm(
             running_var += (mean**2 + var).reshape(running_var.shape)
     mean = sum(p * m for p, (m, _) in zip(_softmax(mean_weight), moments, strict=True))
     var = sum(p * v for p, (_, v) in zip(_softmax(var_weight), moments, strict=True))
-    y, rstd = _normalise(view, x - mean, var, eps, (1,), weight, bias, (negative_slope, clip), out)
+    y, rstd = _normalize(view, x - mean, var, eps, (1,), weight, bias, (negative_slope, clip), out)
     return (y, (moments, mean, rstd, training)) if return_stats else y
 
 

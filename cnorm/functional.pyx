@@ -33,6 +33,12 @@ from cnorm._call.window cimport response_norm_backward, response_norm_forward
 from ._call.moments import standardize as standardize_call
 from ._moments import moments as moments_of
 
+cdef extern from *:
+    """
+    #define CNORM_MODULE "cnorm.functional"
+    #include "_hints.h"
+    """
+
 __all__ = [
     "add_layer_norm",
     "add_layer_norm_backward",
@@ -70,10 +76,10 @@ def __dir__():
 def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=None, training=False,
                momentum=0.1, eps=1e-5, *, out=None, channel_axis=1, return_stats=False,
                negative_slope=None, clip=None):
-    """Normalise each channel over the batch and all spatial positions.
+    """Normalize each channel over the batch and all spatial positions.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance of each
-    channel (training), or the running ones (evaluation) [1]_.
+    channel (training), or the running ones (evaluation).
 
     Parameters
     ----------
@@ -110,7 +116,7 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
 
     References
     ----------
-    .. [1] S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015, arXiv:1502.03167.
+    Ioffe and Szegedy, "Batch Normalization", ICML 2015, https://arxiv.org/abs/1502.03167.
 
     Examples
     --------
@@ -169,9 +175,9 @@ def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training
 def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=None,
                   use_input_stats=True, momentum=0.1, eps=1e-5, *, out=None, channel_axis=1,
                   return_stats=False, negative_slope=None, clip=None):
-    """Normalise each channel of each sample over its spatial positions.
+    """Normalize each channel of each sample over its spatial positions.
 
-    This is `group_norm` with one group per channel [1]_.
+    This is `group_norm` with one group per channel.
 
     Parameters
     ----------
@@ -202,7 +208,7 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
 
     References
     ----------
-    .. [1] D. Ulyanov, A. Vedaldi, V. Lempitsky, "Instance Normalization", arXiv:1607.08022.
+    Ulyanov, Vedaldi and Lempitsky, "Instance Normalization", https://arxiv.org/abs/1607.08022.
 
     Examples
     --------
@@ -248,7 +254,7 @@ def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_i
 
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
                return_stats=False, negative_slope=None, clip=None):
-    """Normalise each group of channels of each sample [1]_.
+    """Normalize each group of channels of each sample.
 
     ``num_groups=C`` is `instance_norm`, ``num_groups=1`` is `layer_norm` over (C, ...) with a weight
     per channel.
@@ -278,7 +284,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
 
     References
     ----------
-    .. [1] Y. Wu, K. He, "Group Normalization", ECCV 2018, arXiv:1803.08494.
+    Wu and He, "Group Normalization", ECCV 2018, https://arxiv.org/abs/1803.08494.
 
     Examples
     --------
@@ -323,7 +329,7 @@ def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None,
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
                return_stats=False, negative_slope=None, clip=None, axis=None):
-    """Normalise over the last axes, or over any others [1]_.
+    """Normalize over the last axes, or over any others.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance over the
     axes that `normalized_shape` names, the weight and bias element by element.
@@ -336,13 +342,13 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
         The sizes of the trailing axes, or of those that `axis` names.
     weight, bias : array_like, optional
         Any float dtype. Of shape normalized_shape; or, to differ from sample to sample, of the input's
-        number of dimensions, with the input's sizes at the normalised axes and these or 1 at the others,
+        number of dimensions, with the input's sizes at the normalized axes and these or 1 at the others,
         such as (N, 1, D).
     eps : float
         Added to the variance.
     out, channel_axis, return_stats, negative_slope, clip
         See the module's documentation; `channel_axis` only says along which axis the slopes of a PReLU
-        run. The statistics have the input's shape with ones for the normalised axes.
+        run. The statistics have the input's shape with ones for the normalized axes.
     axis : int or sequence of int, optional
         Where the dimensions of `normalized_shape` are in the input; None: at its end. ``axis=1`` takes
         (N, C, H, W) images over their channels as they are, channels first or last in memory.
@@ -362,7 +368,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
 
     References
     ----------
-    .. [1] J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", arXiv:1607.06450.
+    Ba, Kiros and Hinton, "Layer Normalization", https://arxiv.org/abs/1607.06450.
 
     Examples
     --------
@@ -416,7 +422,7 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
 
 def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
              return_stats=False, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False):
-    """Divide by the root of the mean square over the last axes, or over any others [1]_.
+    """Divide by the root of the mean square over the last axes, or over any others.
 
     ``y = x / sqrt(mean(x**2) + eps) * weight``.
 
@@ -447,7 +453,7 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
 
     References
     ----------
-    .. [1] B. Zhang, R. Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, arXiv:1910.07467.
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, https://arxiv.org/abs/1910.07467.
 
     Examples
     --------
@@ -496,7 +502,7 @@ def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *
 
 def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None,
                    residual_out=None, channel_axis=1, return_stats=False, negative_slope=None, clip=None, axis=None):
-    """Add a residual and normalise the sum, in one visit to memory.
+    """Add a residual and normalize the sum, in one visit to memory.
 
     ``s = input + residual`` (rounded to the input's dtype), ``y = layer_norm(s, ...)``: what a
     transformer block does between two layers.
@@ -627,7 +633,7 @@ def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, we
 
 def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1,
                         negative_slope=None, clip=None):
-    """Divide each element by a power of the sum of squares over neighbouring channels [1]_.
+    """Divide each element by a power of the sum of squares over neighbouring channels.
 
     ``y[c] = x[c] / (k + alpha / size * sum(x[j]**2))**beta``, j from ``c - size // 2`` to
     ``c + (size - 1) // 2`` within the channels.
@@ -654,8 +660,8 @@ def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, 
 
     References
     ----------
-    .. [1] A. Krizhevsky, I. Sutskever, G. E. Hinton, "ImageNet Classification with Deep Convolutional
-       Neural Networks", NeurIPS 2012, section 3.3.
+    Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Convolutional
+    Neural Networks", NeurIPS 2012, section 3.3.
 
     Examples
     --------
@@ -780,11 +786,11 @@ def normalize(input, p=2.0, dim=1, eps=1e-12, out=None, *, return_stats=False):
     Notes
     -----
     Norms are taken in the accumulation type, so float16 does not overflow, and again in double where squares of
-    float32 overflow or underflow. torch's function of this name computes float16 in float16 [1]_.
+    float32 overflow or underflow. torch's function of this name computes float16 in float16.
 
     References
     ----------
-    .. [1] PyTorch, `torch.nn.functional.normalize`.
+    PyTorch, `torch.nn.functional.normalize`.
 
     Examples
     --------
@@ -841,7 +847,7 @@ def normalize_backward(grad_output, input, norm, p=2.0, dim=1, eps=1e-12, *, out
 def switch_norm(input, running_mean, running_var, weight, bias, mean_weight, var_weight, training=False,
                 momentum=0.9, eps=1e-5, using_moving_average=True, *, out=None, channel_axis=1,
                 return_stats=False, negative_slope=None, clip=None):
-    """Normalise with a learned mix of instance, layer and batch statistics [1]_.
+    """Normalize with a learned mix of instance, layer and batch statistics.
 
     ``y = (x - sum(p * mean)) / sqrt(sum(q * var) + eps) * weight + bias``, p and q the softmax of
     `mean_weight` and `var_weight` in the order instance, layer, batch; of 2-D input: layer, batch. The
@@ -880,8 +886,8 @@ def switch_norm(input, running_mean, running_var, weight, bias, mean_weight, var
 
     References
     ----------
-    .. [1] P. Luo, J. Ren, Z. Peng, R. Zhang, J. Li, "Differentiable Learning-to-Normalize via
-       Switchable Normalization", ICLR 2019, arXiv:1806.10779.
+    Luo, Ren, Peng, Zhang and Li, "Differentiable Learning-to-Normalize via
+    Switchable Normalization", ICLR 2019, https://arxiv.org/abs/1806.10779.
 
     Examples
     --------

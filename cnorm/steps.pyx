@@ -42,6 +42,12 @@ from cnorm.kernels.job cimport SUMS_GIVEN, SUMS_ONLY
 
 __all__ = ["apply", "grad_apply", "grad_moments", "grad_sums", "moments"]
 
+cdef extern from *:
+    """
+    #define CNORM_MODULE "cnorm.steps"
+    #include "_hints.h"
+    """
+
 cnp.import_array()
 
 

@@ -3,7 +3,7 @@
     python docs/_draw_axes.py        # writes docs/pictures/*.svg
 
 A batch is drawn as a block: samples N to the right, channels C into the page, everything
-spatial S downwards. Coloured values are one unit: they are normalised together. Plain SVG, so
+spatial S downwards. Coloured values are one unit: they are normalized together. Plain SVG, so
 that no drawing library is needed and the files stay readable.
 """
 

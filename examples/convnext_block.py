@@ -1,6 +1,6 @@
 """A ConvNeXt block in NumPy with torch's weights: the same numbers, and the time of its norm.
 
-The block normalises the channels of (N, C, H, W) images. torch permutes, normalises the last axis
+The block normalizes the channels of (N, C, H, W) images. torch permutes, normalizes the last axis
 and permutes back; cnorm takes `axis=1`.
 """
 

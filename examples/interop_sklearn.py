@@ -10,7 +10,7 @@ from cnorm.interop.sklearn import BatchNorm
 X, y = load_wine(return_X_y=True)
 classifier = SGDClassifier(random_state=0)
 print(f"raw:        {cross_val_score(classifier, X, y).mean():.2f}")
-print(f"normalised: {cross_val_score(make_pipeline(BatchNorm(), classifier), X, y).mean():.2f}")
+print(f"normalized: {cross_val_score(make_pipeline(BatchNorm(), classifier), X, y).mean():.2f}")
 
 norm = BatchNorm()
 for batch in (X[:50], X[50:120], X[120:]):

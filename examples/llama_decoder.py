@@ -1,6 +1,6 @@
 """A small Llama-like decoder in NumPy with torch's weights: the same logits, and its norms' time.
 
-Each layer adds to the residual and normalises the sum: `add_rms_norm` does both in one visit.
+Each layer adds to the residual and normalizes the sum: `add_rms_norm` does both in one visit.
 """
 
 import timeit

@@ -1,4 +1,4 @@
-"""Normalise two photographs with each norm, and draw what happened.
+"""Normalize two photographs with each norm, and draw what happened.
 
 The photographs are the two that ship inside scikit-learn. They stay as they are in memory,
 (sample, height, width, channel): ``channel_axis=-1`` tells a norm where the channels are.
@@ -132,8 +132,8 @@ def draw(photographs, panels, results, path):
         4, len(columns), figsize=(3.1 * len(columns), 8.6), height_ratios=(3, 1.3, 3, 1.3)
     )
     for column, (title, shares, effect, batch) in enumerate(columns):
-        normalised = column > 0
-        low, high = (-2.2, 2.2) if normalised else (0, 1)
+        normalized = column > 0
+        low, high = (-2.2, 2.2) if normalized else (0, 1)
         for i, photo in enumerate(batch):
             picture, histogram = grid[2 * i, column], grid[2 * i + 1, column]
             picture.imshow(np.clip((photo - low) / (high - low), 0, 1))
@@ -145,7 +145,7 @@ def draw(photographs, panels, results, path):
                 histogram.axvline(values.mean(), color=colour, linestyle=":", linewidth=1)
             histogram.set_xlim(low, high)
             histogram.set_yticks([])
-            histogram.set_xticks([-2, -1, 0, 1, 2] if normalised else [0, 0.5, 1])
+            histogram.set_xticks([-2, -1, 0, 1, 2] if normalized else [0, 0.5, 1])
             histogram.spines[["left", "right", "top"]].set_visible(False)
         grid[0, column].set_title(
             f"$\\bf{{{title.replace(' ', '~')}}}$\n{shares}\n→ {effect}", fontsize=11
@@ -153,7 +153,7 @@ def draw(photographs, panels, results, path):
     figure.suptitle(
         "A norm subtracts a mean and divides by a standard deviation. "
         "The norms differ in which pixels share them (second line of each title).\n"
-        "Normalised photos: grey is 0, black -2.2, white 2.2.  "
+        "Normalized photos: grey is 0, black -2.2, white 2.2.  "
         "Below each photo: histogram of red, green and blue; dotted: their means.",
         fontsize=12,
     )

@@ -52,6 +52,16 @@ def test_snippets_run(page, tmp_path, monkeypatch):
         pytest.skip(f"the other snippets ran; these need {', '.join(sorted(missing))}")
 
 
+@pytest.mark.parametrize("name", ["docs/recipes.md", "docs/zh/recipes.md"])
+def test_a_recipe_stands_alone(name, tmp_path, monkeypatch):
+    """Each section by itself, as somebody takes it who came for that."""
+    monkeypatch.chdir(tmp_path)
+    for section in re.split(r"^## ", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE):
+        names = {"__name__": "snippet"}
+        for code in re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE):
+            exec(compile(code, section.partition("\n")[0], "exec"), names)
+
+
 def test_pages_are_found():
     names = {page.name for page in PAGES}
     assert {"README.md", "README.zh.md", "getting_started.md", "batch.md"} <= names
@@ -81,6 +91,16 @@ def test_local_links_lead_somewhere():
             if not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert not broken
+
+
+def test_there_is_one_spelling():
+    """Normalize, as in the names of the functions: in pages, comments and docstrings."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").iterdir()]
+    sources = [p for p in Path(cnorm.__file__).parent.rglob("*.py*") if p.suffix in (".py", ".pyx")]
+    for path in [*pages, *sources]:
+        if "_build" not in path.parts and "kernels" not in path.parts and path.is_file():
+            found = re.search(r"\b[Nn]ormalis\w+", path.read_text(encoding="utf-8"))
+            assert found is None, f"{path}: {found[0]}"
 
 
 def modules():

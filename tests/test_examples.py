@@ -1,6 +1,7 @@
 """The examples run, and what they print and draw is right."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,31 @@ def test_digits_linear_has_the_right_gradient(train_digits):
             below = (layer(x) * dy).sum()
             array[index] = value
             assert grad[index] == pytest.approx((above - below) / (2 * step), rel=1e-6, abs=1e-8)
+
+
+def test_the_notebook_runs(tmp_path):
+    """Every cell, and the pictures and texts that are stored in it are those of these cells."""
+    for module in ("nbclient", "ipykernel", "sklearn", "matplotlib"):
+        pytest.importorskip(module, reason=f"the extras [examples] and [notebook] bring {module}")
+    import nbformat
+    from nbclient import NotebookClient
+
+    def outputs(notebook):
+        """What each cell gave: kinds of data, and the words of texts, without the numbers."""
+        return [
+            [
+                sorted(o["data"]) if "data" in o else re.sub(r"[-\d.]+", "", o["text"]).split()
+                for o in cell.get("outputs", ())
+            ]
+            for cell in notebook.cells
+        ]
+
+    stored = nbformat.read(EXAMPLES / "norms.ipynb", as_version=4)
+    notebook = nbformat.read(EXAMPLES / "norms.ipynb", as_version=4)
+    options = {"timeout": 300, "kernel_name": "python3", "coalesce_streams": True}
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}, **options).execute()
+    assert outputs(notebook) == outputs(stored)
+    assert sum("image/jpeg" in kinds for cell in outputs(stored) for kinds in cell) == 4
 
 
 def test_convnext_block_is_torchs(capsys):

@@ -9,7 +9,7 @@ from cnorm import _reference as R
 EPS = 1e-5
 
 
-def _normalised(unit, eps=EPS):
+def _normalized(unit, eps=EPS):
     return (unit - unit.mean()) / np.sqrt(unit.var() + eps)
 
 
@@ -30,7 +30,7 @@ def _columns(values):
 def test_batch_norm(x, affine):
     y = R.batch_norm(x, None, None, *affine, training=True)
     for c, (weight, bias) in enumerate(zip(*affine, strict=True)):
-        np.testing.assert_allclose(y[:, c], _normalised(x[:, c]) * weight + bias)
+        np.testing.assert_allclose(y[:, c], _normalized(x[:, c]) * weight + bias)
 
 
 def test_batch_norm_in_evaluation(x, affine):
@@ -45,7 +45,7 @@ def test_batch_norm_in_evaluation(x, affine):
 def test_instance_norm(x, affine):
     y = R.instance_norm(x, None, None, *affine)
     for n, c in np.ndindex(4, 6):
-        expected = _normalised(x[n, c]) * affine[0][c] + affine[1][c]
+        expected = _normalized(x[n, c]) * affine[0][c] + affine[1][c]
         np.testing.assert_allclose(y[n, c], expected)
 
 
@@ -53,7 +53,7 @@ def test_instance_norm(x, affine):
 def test_group_norm(x, affine, groups):
     y = R.group_norm(x, groups, *affine)
     for sample, result in zip(x, y, strict=True):
-        expected = np.concatenate([_normalised(g) for g in np.split(sample, groups)])
+        expected = np.concatenate([_normalized(g) for g in np.split(sample, groups)])
         expected = expected * _columns(affine[0]) + _columns(affine[1])
         np.testing.assert_allclose(result, expected)
 
@@ -62,7 +62,7 @@ def test_layer_norm(x, rng):
     weight, bias = rng.normal(size=(2, 3, 5))
     y = R.layer_norm(x, (3, 5), weight, bias)
     for i in np.ndindex(4, 6):
-        np.testing.assert_allclose(y[i], _normalised(x[i]) * weight + bias)
+        np.testing.assert_allclose(y[i], _normalized(x[i]) * weight + bias)
 
 
 def test_rms_norm(x, rng):

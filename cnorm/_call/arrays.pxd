@@ -29,6 +29,8 @@ cpdef cnp.ndarray as_running(object a, str name)
 cdef cnp.ndarray from_foreign(object a, str name)
 cdef double converted_float(object value, str name) except? -1
 cdef object converted_int(object value, str name)
+cdef bint converted_flag(object value, str name) except -1
+cdef object hints()
 cdef Py_ssize_t as_size(object value) except? -1
 cdef Py_ssize_t checked_product(Py_ssize_t a, Py_ssize_t b, str what) except -1
 cpdef cnp.ndarray as_floats(cnp.ndarray array, str name)
@@ -162,6 +164,11 @@ cdef inline double *float64_data(object a) noexcept:
 cdef inline double as_float(object value, str name) except? -1:
     """An argument as a float."""
     return <double> value if type(value) is float else converted_float(value, name)
+
+
+cdef inline bint as_flag(object value, str name) except -1:
+    """An argument as true or false."""
+    return value is True if value is True or value is False else converted_flag(value, name)
 
 
 cdef inline object as_int(object value, str name):

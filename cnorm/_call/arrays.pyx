@@ -69,9 +69,15 @@ def to_int(value, str name):
     return as_int(value, name)
 
 
+cdef object hints():
+    """The module that knows common mistakes: imported when a call has failed."""
+    from cnorm import _hints
+    return _hints
+
+
 cdef int refuse_mask(object a, str name) except -1:
     if hasattr(a, "mask"):
-        raise TypeError(f"{name} must not be a masked array: fill it first, for example with .filled(0)")
+        raise TypeError(hints().masked(name))
     return 0
 
 
@@ -80,7 +86,7 @@ cpdef cnp.ndarray as_out(object a, str name):
     if a is None or is_trusted(a):
         return <cnp.ndarray> a
     if not isinstance(a, cnp.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, but got {type(a).__name__}")
+        raise TypeError(hints().not_writable_array(name, a))
     refuse_mask(a, name)
     return <cnp.ndarray> a
 
@@ -102,19 +108,34 @@ cdef cnp.ndarray from_foreign(object a, str name):
                         f"{type(a).__name__} that is not computed yet: cnorm.interop.dask keeps it lazy, and "
                         ".compute() makes it an array")
     if hasattr(a, "__dlpack__"):
-        if str(getattr(a, "dtype", None)) == "torch.bfloat16":  # NumPy's import does not know it
-            import ml_dtypes
-            import torch
-            return np.from_dlpack(a.view(torch.uint16)).view(ml_dtypes.bfloat16)
         try:
+            if str(getattr(a, "dtype", None)) == "torch.bfloat16":  # NumPy's import does not know it
+                return from_torch_bfloat16(a)
             return np.from_dlpack(a)
         except (AttributeError, BufferError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             refused = error
-    array = np.asarray(a)
-    if refused is not None and cnp.PyArray_TYPE(array) == cnp.NPY_OBJECT:
+    try:
+        array = np.asarray(a)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise hints().unreadable(name, a, error) from error
+    if cnp.PyArray_TYPE(array) != cnp.NPY_OBJECT:
+        return array
+    if refused is not None:
         raise TypeError(f"{name} cannot be read as an array: its __dlpack__ raised {type(refused).__name__}: "
                         f"{refused}. Pass a NumPy array, or one that can be exported from the memory of the CPU") from refused
+    if cnp.PyArray_NDIM(array) == 0:
+        raise TypeError(hints().no_array(name, a))
     return array
+
+
+cdef object from_torch_bfloat16(object a):
+    """A torch tensor of bfloat16."""
+    try:
+        import ml_dtypes
+    except ModuleNotFoundError as error:
+        raise hints().needs_ml_dtypes(error) from None
+    import torch
+    return np.from_dlpack(a.view(torch.uint16)).view(ml_dtypes.bfloat16)
 
 
 cdef object graph_of(object a):
@@ -128,7 +149,7 @@ cdef double converted_float(object value, str name) except? -1:
     try:
         return value
     except TypeError as error:
-        raise TypeError(f"{name} must be a number, but got {type(value).__name__}: {error}") from error
+        raise TypeError(hints().number(name, value)) from error
 
 
 cdef object converted_int(object value, str name):
@@ -136,7 +157,14 @@ cdef object converted_int(object value, str name):
     try:
         return PyNumber_Index(value)
     except TypeError as error:
-        raise TypeError(f"{name} must be an integer, but got {type(value).__name__}: {error}") from error
+        raise TypeError(hints().number(name, value, "an integer")) from error
+
+
+cdef bint converted_flag(object value, str name) except -1:
+    """`as_flag` of what is neither True nor False."""
+    if isinstance(value, str):  # which is true, whatever it says
+        raise TypeError(hints().flag(name, value))
+    return bool(value)
 
 
 cdef Py_ssize_t as_size(object value) except? -1:
@@ -154,9 +182,9 @@ cdef Py_ssize_t checked_product(Py_ssize_t a, Py_ssize_t b, str what) except -1:
 cpdef cnp.ndarray as_floats(cnp.ndarray array, str name):
     """A native float array."""
     if array is None:
-        raise TypeError(f"{name} must be an array, but got None")
+        raise TypeError(hints().no_array(name, None))
     if dtype_code(array) < 0:
-        raise TypeError(f"{name} must be a float32, float64, float16 or bfloat16 array, but got dtype {array.dtype}")
+        raise TypeError(hints().floats(name, array))
     if not is_native(array):
         if _runtime.observing:
             note(f"{name} is copied: it is not aligned, or not in this machine's byte order")
@@ -219,7 +247,7 @@ cdef cnp.ndarray as_plain(cnp.ndarray a, str name):
     if a is None:
         raise TypeError(f"{name} must be a float array, but got None")
     if dtype_code(a) < 0:
-        raise TypeError(f"{name} must be a float array, but got dtype {a.dtype}")
+        raise TypeError(hints().floats(name, a, "a float array"))
     if not cnp.PyArray_IS_C_CONTIGUOUS(a) or not is_native(a):
         return a.astype(a.dtype.newbyteorder("="), order="C")
     return a

@@ -6,8 +6,9 @@ cimport numpy as cnp
 from libc.math cimport INFINITY, sqrt
 from libc.string cimport memcpy, memset
 
-from cnorm._call.arrays cimport (as_array, as_float, as_floats, as_int, as_out, as_running, checked_product,
-                                 copy_doubles, copy_if_overlapping, float64_array, float64_data, shape_of, size_list)
+from cnorm._call.arrays cimport (as_array, as_flag, as_float, as_floats, as_int, as_out, as_running, checked_product,
+                                 copy_doubles, copy_if_overlapping, float64_array, float64_data, hints, shape_of,
+                                 size_list)
 from cnorm._call.checks cimport (as_gradient, as_statistic, axis_of, check_dims, check_eps, check_groups,
                                  check_parameter, check_tracked, check_written_together, group_count)
 from cnorm._call.output cimport (ARENA_DOUBLES, ChannelAxisCall, gradient_from_sums, run_norm, set_tensor,
@@ -388,7 +389,7 @@ cdef object batch_norm_forward(object input, object running_mean, object running
     cdef cnp.ndarray var = as_running(running_var, "running_var")
     cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
     cdef bint with_statistics = return_stats
-    cdef bint of_batch = training
+    cdef bint of_batch = as_flag(training, "training")
     cdef double factor = as_float(momentum, "momentum") if of_batch and mean is not None else 0
     cdef int axis
     cdef double arena[ARENA_DOUBLES]
@@ -400,10 +401,11 @@ cdef object batch_norm_forward(object input, object running_mean, object running
     check_dims(x, "batch_norm", 2)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     if axis == 0:
-        raise ValueError("channel_axis 0 is the batch")
+        raise ValueError(hints().channel_axis_of_batch())
     check_tracked(x, axis, mean, var, w, b)
     if not of_batch and mean is None:
-        raise RuntimeError("running_mean must be defined in evaluation mode")
+        raise hints().noted(RuntimeError("running_mean must be defined in evaluation mode"),
+                            "training=True takes the statistics of this batch")
     call.set_axes(x, 0, axis, 0)
     call.use_arena(arena)
     if of_batch and call.unit_size() == 1:
@@ -474,7 +476,7 @@ cdef object instance_norm_forward(object input, object running_mean, object runn
     cdef cnp.ndarray var = as_running(running_var, "running_var")
     cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
     cdef bint with_statistics = return_stats
-    cdef bint of_input = use_input_stats
+    cdef bint of_input = as_flag(use_input_stats, "use_input_stats")
     cdef double factor = as_float(momentum, "momentum") if of_input and mean is not None else 0
     cdef int axis
     cdef double arena[ARENA_DOUBLES]
@@ -517,7 +519,7 @@ cdef object group_norm_forward(object input, object num_groups, object weight, o
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {cnp.PyArray_NDIM(x)}")
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
     if axis == 0:
-        raise ValueError("channel_axis 0 is the batch")
+        raise ValueError(hints().channel_axis_of_batch())
     groups = check_groups(x, axis, num_groups, w, b)
     call.set_axes(x, 0, axis, groups)
     call.use_arena(arena)
@@ -562,7 +564,7 @@ cdef object channel_norm_backward(object grad_output, object input, object num_g
         batch = -1 if axis == 0 else 0
         groups = channels
     elif axis == 0:
-        raise ValueError("channel_axis 0 is the batch")
+        raise ValueError(hints().channel_axis_of_batch())
     if kind == GROUP_NORM:
         groups = check_groups(x, axis, num_groups, None, None)
     call.set_axes(x, batch, axis, groups)

@@ -4,7 +4,8 @@ cimport numpy as cnp
 from libc.math cimport NAN
 
 from cnorm._call.arrays cimport (as_doubles, as_float, as_floats, as_int, as_size, check_no_overlap, check_written,
-                                 dtype_code, dtype_of, is_native, is_plain_vector, same_shape, shape_of, size_list)
+                                 dtype_code, dtype_of, hints, is_native, is_plain_vector, same_shape, shape_of,
+                                 size_list)
 
 cnp.import_array()
 
@@ -24,8 +25,8 @@ cdef int check_tracked(cnp.ndarray x, int axis, cnp.ndarray running_mean, cnp.nd
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis)
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")
-    check_running(running_mean, "running_mean", channels)
-    check_running(running_var, "running_var", channels)
+    check_running(running_mean, "running_mean", channels, x, axis)
+    check_running(running_var, "running_var", channels, x, axis)
     check_parameter(weight, "weight", x, axis)
     check_parameter(bias, "bias", x, axis)
     return 0
@@ -35,7 +36,7 @@ cdef int check_parameter(cnp.ndarray parameter, str name, cnp.ndarray x, int axi
     """None, a value per channel, or one per sample and channel."""
     if is_of_samples(parameter, x, axis):
         return 0
-    return check_length(parameter, name, cnp.PyArray_DIM(x, axis))
+    return check_length(parameter, name, cnp.PyArray_DIM(x, axis), x, axis)
 
 
 cdef bint is_of_samples(cnp.ndarray parameter, cnp.ndarray x, int axis) noexcept:
@@ -76,8 +77,10 @@ cdef Py_ssize_t check_groups(cnp.ndarray x, int axis, object num_groups, cnp.nda
     if groups <= 0:
         raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
     if cnp.PyArray_DIM(x, axis) % groups:
-        raise RuntimeError("Expected number of channels in input to be divisible by num_groups, but got input of "
-                           f"shape {size_list(x)} and num_groups={num_groups}")
+        raise wrong_channels(RuntimeError(
+            "Expected number of channels in input to be divisible by num_groups, but got input of "
+            f"shape {size_list(x)} and num_groups={num_groups}"),
+            x, axis, -1 if weight is None else cnp.PyArray_SIZE(weight), groups)
     check_channel_vector(weight, "weight", x, axis)
     check_channel_vector(bias, "bias", x, axis)
     return groups
@@ -91,15 +94,18 @@ cdef int check_channel_vector(cnp.ndarray parameter, str name, cnp.ndarray x, in
     ndim = cnp.PyArray_NDIM(parameter)
     if not (ndim == 1 or ndim == 2 and cnp.PyArray_DIM(parameter, 0) == 1) or (
             cnp.PyArray_DIM(parameter, ndim - 1) != cnp.PyArray_DIM(x, axis)):
-        raise RuntimeError(f"Expected {name} to be a vector of size equal to the number of channels in input, but "
-                           f"got {name} of shape {size_list(parameter)} and input of shape {size_list(x)}")
+        error = RuntimeError(f"Expected {name} to be a vector of size equal to the number of channels in input, but "
+                             f"got {name} of shape {size_list(parameter)} and input of shape {size_list(x)}")
+        if cnp.PyArray_SIZE(parameter) == cnp.PyArray_DIM(x, axis):
+            raise hints().noted(error, f"pass {name}.reshape(-1)")
+        raise wrong_channels(error, x, axis, cnp.PyArray_SIZE(parameter), 0)
     return 0
 
 
 cdef object group_count(object num_groups):
     """The argument `num_groups` as an int."""
     if isinstance(num_groups, cnp.ndarray):
-        raise TypeError("num_groups must be an integer, but got an array")
+        raise TypeError(hints().number("num_groups", num_groups, "an integer"))
     return as_int(num_groups, "num_groups")
 
 
@@ -118,7 +124,7 @@ cdef int check_row_parameter(cnp.ndarray parameter, str name, tuple shape, cnp.n
     if not fits:
         check_given_shape(parameter, name, shape, ndim)
         raise RuntimeError(f"Expected {name} to be of normalized_shape = {list(shape)}, or to have the sizes of the input "
-                           f"{size_list(x)} at the normalised axes and these or 1 at the others, but got {name} of shape "
+                           f"{size_list(x)} at the normalized axes and these or 1 at the others, but got {name} of shape "
                            f"{size_list(parameter)}")
     return 0
 
@@ -138,8 +144,9 @@ cdef int check_row(cnp.ndarray x, tuple shape, tuple axes, cnp.ndarray weight, c
         check_given_shape(bias, "bias", shape, ndim)
         where = "" if axes is None else f" at axes {axes}"
         expected = ", ".join((["*"] if axes is None else []) + [str(n) for n in shape])
-        raise RuntimeError(f"Given normalized_shape={list(shape)}, expected input with shape [{expected}]{where}, "
-                           f"but got input of size{size_list(x)}")
+        error = RuntimeError(f"Given normalized_shape={list(shape)}, expected input with shape [{expected}]{where}, "
+                             f"but got input of size{size_list(x)}")
+        raise hints().noted(error, hints().row(shape_of(x), shape)) if axes is None else error
     check_row_parameter(weight, "weight", shape, x, axes)
     check_row_parameter(bias, "bias", shape, x, axes)
     return 0
@@ -198,8 +205,8 @@ cdef tuple as_row_shape(object normalized_shape):
         try:
             normalized_shape = tuple(normalized_shape)
         except TypeError as error:
-            raise TypeError("normalized_shape must be an integer or a sequence of integers, but got "
-                            f"{type(normalized_shape).__name__}: {error}") from error
+            raise TypeError(hints().number("normalized_shape", normalized_shape,
+                                           "an integer or a sequence of integers")) from error
     return tuple([as_int(n, "normalized_shape") for n in <tuple> normalized_shape])
 
 
@@ -228,13 +235,14 @@ cdef cnp.ndarray as_statistic(cnp.ndarray values, str name, Py_ssize_t n, str sh
     return a
 
 
-cpdef int check_running(cnp.ndarray running, str name, Py_ssize_t channels) except -1:
-    """None, or a float array of a value per channel."""
+cpdef int check_running(cnp.ndarray running, str name, Py_ssize_t channels, cnp.ndarray x=None,
+                        int axis=0) except -1:
+    """None, or a float array of a value per channel: of the input on that axis, where these are given."""
     if running is None or is_plain_vector(running, cnp.NPY_FLOAT32, channels):
         return 0
-    check_length(running, name, channels)
+    check_length(running, name, channels, x, axis)
     if dtype_code(running) < 0:
-        raise TypeError(f"{name} must be a float array, but got dtype {running.dtype}")
+        raise TypeError(hints().floats(name, running, "a float array"))
     return 0
 
 
@@ -261,18 +269,27 @@ cdef bint is_counter(cnp.ndarray count) noexcept:
         cnp.PyArray_NDIM(count) == 0 and is_native(count) and cnp.PyArray_TYPE(count) == cnp.NPY_INT64)
 
 
-cdef int check_length(cnp.ndarray parameter, str name, Py_ssize_t channels) except -1:
-    """None, or a value per channel."""
+cdef int check_length(cnp.ndarray parameter, str name, Py_ssize_t channels, cnp.ndarray x, int axis) except -1:
+    """None, or a value per channel: of the input on that axis, unless the input is None."""
     if parameter is not None and cnp.PyArray_SIZE(parameter) != channels:
-        raise RuntimeError(f"{name} should contain {channels} elements not {cnp.PyArray_SIZE(parameter)}")
+        raise wrong_channels(RuntimeError(f"{name} should contain {channels} elements not "
+                                          f"{cnp.PyArray_SIZE(parameter)}"), x, axis, cnp.PyArray_SIZE(parameter), 0)
     return 0
+
+
+cdef object wrong_channels(object error, cnp.ndarray x, int axis, Py_ssize_t channels, Py_ssize_t groups):
+    """The error of a call that takes another axis for the channels; `channels` or `groups` says which ones fit."""
+    if x is None:
+        return error
+    return hints().noted(error, hints().other_axis(shape_of(x), axis, channels, groups))
 
 
 cdef int axis_of(object channel_axis, int ndim) except -1:
     """The axis that an int names."""
     cdef Py_ssize_t axis = as_size(channel_axis)
     if not -ndim <= axis < ndim:
-        raise ValueError(f"channel_axis {channel_axis} is out of bounds for an input with {ndim} dimensions")
+        raise ValueError(f"channel_axis {channel_axis} is out of bounds for an input with {ndim} dimensions: "
+                         "1 is channels first, -1 channels last")
     return axis + ndim if axis < 0 else axis
 
 

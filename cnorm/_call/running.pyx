@@ -109,8 +109,8 @@ def update(running_mean, running_var, factor, mean, var, count=None):
     means, variances = as_doubles(means, "mean"), as_doubles(variances, "var")
     if cnp.PyArray_SIZE(variances) != cnp.PyArray_SIZE(means):
         raise ValueError(f"var must have shape {shape_of(means)}, but got {shape_of(variances)}")
-    check_length(of_mean, "running_mean", cnp.PyArray_SIZE(means))
-    check_length(of_var, "running_var", cnp.PyArray_SIZE(means))
+    check_length(of_mean, "running_mean", cnp.PyArray_SIZE(means), None, 0)
+    check_length(of_var, "running_var", cnp.PyArray_SIZE(means), None, 0)
     check_written_together(of_mean, of_var, counter, None)
     update_running(of_mean, of_var, share, float64_data(means), float64_data(variances), 1,
                    cnp.PyArray_SIZE(means), counter)

@@ -81,8 +81,8 @@ cdef int check_input(cnp.ndarray x, int axis, bint with_batch, cnp.ndarray runni
                      bint training) except -1:
     """Running statistics that fit, and enough elements for every variance."""
     cdef Py_ssize_t channels = cnp.PyArray_DIM(x, axis), samples = cnp.PyArray_DIM(x, 0)
-    check_running(running_mean, "running_mean", channels)
-    check_running(running_var, "running_var", channels)
+    check_running(running_mean, "running_mean", channels, x, axis)
+    check_running(running_var, "running_var", channels, x, axis)
     if with_batch and not training and (running_mean is None or running_var is None):
         raise RuntimeError("running_mean must be defined in evaluation mode")
     if (running_mean is None) != (running_var is None):
@@ -238,8 +238,8 @@ cdef object switch_norm_forward(object input, object running_mean, object runnin
     axis = channel_axis_of(x, channel_axis)
     mixed = check_mixes(mean_mix, var_mix, True, ndim > 2)
     check_input(x, axis, ndim == 2 or mixed == 3, mean, var, of_batch)
-    check_length(w, "weight", cnp.PyArray_DIM(x, axis))
-    check_length(b, "bias", cnp.PyArray_DIM(x, axis))
+    check_length(w, "weight", cnp.PyArray_DIM(x, axis), x, axis)
+    check_length(b, "bias", cnp.PyArray_DIM(x, axis), x, axis)
     call.set_axes(x, 0, axis, 0 if ndim == 2 else cnp.PyArray_DIM(x, axis))
     call.use_arena(arena)
     call.parameters(w, b)
@@ -413,8 +413,8 @@ cdef object switch_norm_gradients(object grad_output, object input, object stats
                          f"{cnp.PyArray_DIM(x, axis)}")
     mixed = stats.shares.shape[1]
     check_mixes(as_values(mean_mix, "mean_weight"), as_values(var_mix, "var_weight"), mixed == 2, mixed == 3)
-    check_length(w, "weight", stats.channels)
-    check_length(b, "bias", stats.channels)
+    check_length(w, "weight", stats.channels, x, axis)
+    check_length(b, "bias", stats.channels, x, axis)
     call.eps = stats.eps
     call.set_axes(x, 0, axis, 0 if ndim == 2 else stats.channels)
     call.use_arena(arena)

@@ -7,7 +7,7 @@ from libc.string cimport memset
 
 from cnorm cimport _runtime
 from cnorm._call.arrays cimport (as_array, as_float, as_floats, as_int, as_out, as_size, checked_out, checked_product,
-                                 float64_data, writable_in_place)
+                                 float64_data, hints, writable_in_place)
 from cnorm._call.checks cimport as_gradient, axis_of
 from cnorm._call.observe cimport kind_of_window, observe_window
 from cnorm._call.output cimport ChannelAxisCall, set_tensor, slope_gradient
@@ -48,7 +48,7 @@ cdef class WindowCall(ChannelAxisCall):
             raise ValueError(f"Expected 3D or higher dimensionality input (got {cnp.PyArray_NDIM(x)} dimensions)")
         axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
         if axis == 0:
-            raise ValueError("channel_axis 0 is the batch")
+            raise ValueError(hints().channel_axis_of_batch())
         self.set_axes(x, 0, axis, cnp.PyArray_DIM(x, axis))
         self.job.before = min(self.job.before, self.channels)
         self.job.after = min(self.job.after, self.channels)

@@ -186,9 +186,14 @@ def save(path: str | os.PathLike[str], state_dict: Mapping[str, Any]) -> None:
     """
     path = _path(path)
     check_regular(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path must be in a folder that exists, got {path}")
     writer = _by_suffix(path, _WRITERS, "written")
     if not isinstance(state_dict, Mapping):
-        raise TypeError(f"state_dict must be a dict of arrays, got {type(state_dict).__name__}")
+        way_out = ": pass its state_dict()" if hasattr(state_dict, "state_dict") else ""
+        raise TypeError(
+            f"state_dict must be a dict of arrays, got {type(state_dict).__name__}{way_out}"
+        )
     try:
         leaves, _ = flatten(state_dict, lambda value: not _nests(value), _nests, Budget())
     except CheckpointError as error:
@@ -202,7 +207,10 @@ def _path(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path)
     except TypeError:
-        raise TypeError(f"path must be the name of a file, got {path!r}") from None
+        got = f"got {path!r}"
+        if isinstance(path, Mapping):
+            got = f"got {type(path).__name__}: the order is save(path, state_dict)"
+        raise TypeError(f"path must be the name of a file, {got}") from None
 
 
 def _readable(path: str | os.PathLike[str]) -> tuple[Path, ModuleType]:

@@ -14,7 +14,7 @@ __all__ = ["BatchNorm"]
 
 
 class BatchNorm(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
-    """Normalise each feature by the mean and the biased variance seen in training.
+    """Normalize each feature by the mean and the biased variance seen in training.
 
     ``(X - mean_) / sqrt(var_ + eps)``. `partial_fit` takes the training data in batches: either
     merged exactly, so that the batches give what `fit` on all of them would, or averaged with
@@ -34,7 +34,7 @@ class BatchNorm(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     n_samples_seen_ : int
         Samples of all batches.
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Where `X` has feature names.
 
     Examples
@@ -85,7 +85,7 @@ class BatchNorm(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self._update(X, first=not hasattr(self, "n_samples_seen_"))
 
     def transform(self, X):
-        """Normalise.
+        """Normalize.
 
         Parameters
         ----------
@@ -100,7 +100,7 @@ class BatchNorm(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return F.batch_norm(self._checked(X), self.mean_, self.var_, eps=self.eps)
 
     def inverse_transform(self, X):
-        """Give normalised features their mean and variance back.
+        """Give normalized features their mean and variance back.
 
         Parameters
         ----------

@@ -1,22 +1,19 @@
 """What a module takes as an array, a dtype, a device, and how errors print a shape."""
 
+from operator import index
+
 import numpy as np
 
-from .._call.arrays import to_array
+from .._call.arrays import to_array, to_float, to_int
 
 
-def as_array(value):
+def as_array(value, name="input"):
     """`value` as an ndarray, without a copy where it already is one or shares CPU memory."""
     if isinstance(value, np.ndarray):
         return value
-    if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which NumPy cannot read
-        import ml_dtypes
-        import torch
-
-        return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-        return to_array(value, "input")
-    return np.asarray(value)
+    if value is None:
+        raise TypeError(f"{name} must be an array, but got None")
+    return to_array(value, name)
 
 
 def is_float(dtype):
@@ -28,16 +25,22 @@ def as_dtype(dtype):
     """The dtype of new parameters: float32 unless told otherwise."""
     if dtype is None:
         return np.dtype(np.float32)
-    if dtype == "bfloat16":
-        import ml_dtypes  # optional, and needed for this dtype alone
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        try:
+            import ml_dtypes  # optional, and needed for this dtype alone
+        except ModuleNotFoundError as error:
+            raise _hints().needs_ml_dtypes(error) from None
 
         return np.dtype(ml_dtypes.bfloat16)
-    dtype = np.dtype(dtype)
-    if not is_float(dtype):
+    try:
+        numpy_dtype = np.dtype(dtype)
+    except TypeError:
+        raise _hints().not_a_dtype(dtype) from None
+    if not is_float(numpy_dtype):
         raise TypeError(
-            f"parameters must be float32, float64, float16 or bfloat16, not {dtype.name}"
+            f"parameters must be float32, float64, float16 or bfloat16, not {numpy_dtype.name}"
         )
-    return dtype
+    return numpy_dtype
 
 
 def check_device(device):
@@ -46,15 +49,51 @@ def check_device(device):
         raise ValueError(f"device must be None or 'cpu', but got {str(device)!r}")
 
 
-def as_shape(shape):
+def as_shape(shape, name):
     """`shape`, one integer or several, as a tuple without negative sizes."""
-    shape = (shape,) if hasattr(shape, "__index__") else tuple(shape)
-    for size in shape:
+    try:
+        if hasattr(shape, "__index__") and not isinstance(shape, np.ndarray):
+            sizes = (index(shape),)
+        else:
+            sizes = tuple(map(index, shape))
+    except TypeError:
+        kind = "an integer or a sequence of integers" if "shape" in name else "an integer"
+        raise TypeError(_hints().number(name, shape, kind)) from None
+    for size in sizes:
         if size < 0:
             raise RuntimeError(
-                f"Trying to create an array with negative dimension {size}: {size_text(shape)}"
+                f"Trying to create an array with negative dimension {size}: {name} is "
+                f"{size_text(sizes)}"
             )
-    return shape
+    return sizes
+
+
+def check_number(value, name, *, optional=False):
+    """`value`, if it is a number, or None where that is allowed."""
+    if not (optional and value is None):
+        to_float(value, name)
+    return value
+
+
+def check_size(value, name):
+    """`value`, if it is an integer of at least 1."""
+    if to_int(value, name) < 1:
+        raise ValueError(f"{name} must be a positive integer, but got {value}")
+    return value
+
+
+def wrong_rank(module, input, ranks):
+    """The error of a module whose input has another number of dimensions."""
+    expected = " or ".join(f"{rank}D" for rank in ranks)
+    error = ValueError(f"expected {expected} input (got {input.ndim}D input)")
+    return _hints().noted(error, _hints().rank(type(module).__name__, input.ndim, ranks))
+
+
+def _hints():
+    """The module that knows common mistakes: imported when something has failed."""
+    from .. import _hints
+
+    return _hints
 
 
 def size_text(shape):
@@ -72,7 +111,7 @@ def as_gradient(grad_output, output):
     TypeError
         If the dtypes do.
     """
-    grad_output, output = as_array(grad_output), as_array(output)
+    grad_output, output = as_array(grad_output, "grad_output"), as_array(output)
     if grad_output.shape != output.shape:
         raise RuntimeError(
             f"Mismatch in shape: grad_output has a shape of {size_text(grad_output.shape)} and "

@@ -1,5 +1,7 @@
 """Module: what every layer and container is made of."""
 
+from functools import wraps
+
 import numpy as np
 
 from .. import _runtime
@@ -8,6 +10,27 @@ from ._grad_mode import get_grad_mode
 from ._parameter import Parameter
 from ._state import State
 from ._traversal import Traversal
+
+
+def _explained(init):
+    """`__init__` whose error about unknown or missing arguments says what the class takes."""
+
+    @wraps(init)
+    def __init__(self, *args, **kwargs):
+        try:
+            init(self, *args, **kwargs)
+        except TypeError as error:
+            if error.__traceback__.tb_next is not None:  # raised inside, not by the call itself
+                raise
+            from inspect import signature
+
+            from .. import _hints
+
+            klass = type(self)
+            text = str(error).replace(f"{init.__qualname__}()", f"{klass.__name__}()")
+            raise TypeError(_hints.arguments(text, klass.__name__, signature(klass))) from None
+
+    return __init__
 
 
 class Module(Traversal, Conversion, State):
@@ -38,6 +61,16 @@ class Module(Traversal, Conversion, State):
     array([[1., 1.],
            [1., 1.]])
     """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if not cls.__module__.startswith(__package__):
+            return
+        if "__init__" in vars(cls):
+            cls.__init__ = _explained(cls.__init__)
+        for name in ("forward", "backward"):  # errors about arguments name no class but the user's
+            if name in vars(cls):
+                vars(cls)[name].__qualname__ = name
 
     def __init__(self):
         # Names only: the values are ordinary attributes, so that reading one costs nothing more.
@@ -173,10 +206,13 @@ class Module(Traversal, Conversion, State):
     def _check_value(self, kind, name, value):
         expected = {"parameter": Parameter, "buffer": np.ndarray, "module": Module}[kind]
         if value is not None and not isinstance(value, expected):
-            raise TypeError(
+            from .. import _hints
+
+            error = TypeError(
                 f"cannot assign '{type(value).__name__}' as {kind} '{name}' "
                 f"({expected.__name__} or None expected)"
             )
+            raise _hints.noted(error, _hints.assignment(kind, name, value))
 
     def _register(self, kind, name, value):
         if not isinstance(name, str):

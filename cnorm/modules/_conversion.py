@@ -15,7 +15,10 @@ class Conversion:
         """
         if str(dtype) == "cpu":
             return self
-        dtype = as_dtype(dtype)
+        try:
+            dtype = as_dtype(dtype)
+        except ValueError as error:
+            raise ValueError(f"to() takes a dtype, or 'cpu': {error}") from None
         converted = {}
         changes = []
         for module in self.modules():

@@ -18,7 +18,8 @@ def parameters_of(model):
             return cls
         own, others = _sections(cls.__doc__), _sections(model.__doc__)
         entries = _entries(others["Parameters"]) | _entries(own.get("Parameters", ""))
-        code = cls.__init__.__code__
+        init = cls.__init__
+        code = getattr(init, "__wrapped__", init).__code__  # see `Module.__init_subclass__`
         names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
         chosen = dict.fromkeys(entries[name] for name in names if name in entries)
         sections = {

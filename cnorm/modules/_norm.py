@@ -4,7 +4,8 @@ import operator
 
 import numpy as np
 
-from ._arrays import as_array, as_dtype, as_gradient, as_shape, check_device
+from .._call.arrays import to_int
+from ._arrays import as_array, as_dtype, as_gradient, check_device
 from ._base import Module
 from ._grad_mode import get_grad_mode
 from ._parameter import Parameter
@@ -30,11 +31,14 @@ class Norm(Module):
 
     def __init__(self, channel_axis=1, activation=None):
         super().__init__()
+        to_int(channel_axis, "channel_axis")
         self.channel_axis = channel_axis
         if not isinstance(activation, Activation | None):
+            from .. import _hints
+
             raise TypeError(
                 "activation must be None, or a ReLU, LeakyReLU, PReLU, Hardtanh or ReLU6 module, "
-                f"not {type(activation).__name__}"
+                f"such as activation=cnorm.ReLU(), but got {_hints.described(activation)}"
             )
         self.register_module("activation", activation)
 
@@ -48,7 +52,7 @@ class Norm(Module):
         check_device(device)
         dtype = as_dtype(dtype)
         for name, want in wanted.items():
-            parameter = Parameter(np.empty(as_shape(shape), dtype)) if want else None
+            parameter = Parameter(np.empty(shape, dtype)) if want else None
             self.register_parameter(name, parameter)
 
     def reset_parameters(self):
@@ -59,7 +63,7 @@ class Norm(Module):
             self.bias.fill(0)
 
     def forward(self, input):
-        """Return the normalised input: a new array of its shape and dtype."""
+        """Return the normalized input: a new array of its shape and dtype."""
         mode = get_grad_mode()
         keep = self.training if mode is None else mode
         activation = self.activation

@@ -39,9 +39,12 @@ class Parameter(np.ndarray):
     def __new__(cls, data, requires_grad=True):
         self = np.asarray(data).view(cls)
         if requires_grad and not is_float(self.dtype):
-            raise RuntimeError(
+            from .. import _hints
+
+            error = RuntimeError(
                 f"Only arrays of floating point dtype can require gradients, not {self.dtype}"
             )
+            raise _hints.noted(error, _hints.cast("data", self))
         self.requires_grad = bool(requires_grad)
         return self
 

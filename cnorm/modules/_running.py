@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._arrays import as_array, as_dtype, as_shape
+from ._arrays import as_array, as_dtype, as_shape, check_number, wrong_rank
 from ._norm import Norm
 
 
@@ -20,12 +20,12 @@ class RunningNorm(Norm):
     ):  # fmt: skip
         super().__init__(channel_axis, activation)
         self.num_features = num_features
-        self.eps = eps
-        self.momentum = momentum
+        self.eps = check_number(eps, "eps")
+        self.momentum = check_number(momentum, "momentum", optional=True)
         self.affine = affine
         self.track_running_stats = track_running_stats
         # with neither, num_features is not used, and may be anything
-        shape = as_shape(num_features) if affine or track_running_stats else None
+        shape = as_shape(num_features, "num_features") if affine or track_running_stats else None
         self._new_parameters(shape, device, dtype, weight=affine, bias=affine and bias)
         for name in ("running_mean", "running_var"):
             buffer = np.empty(shape, as_dtype(dtype)) if track_running_stats else None
@@ -49,8 +49,7 @@ class RunningNorm(Norm):
 
     def _check_input_dim(self, input):
         if input.ndim not in self._ranks:
-            expected = " or ".join(f"{rank}D" for rank in self._ranks)
-            raise ValueError(f"expected {expected} input (got {input.ndim}D input)")
+            raise wrong_rank(self, input, self._ranks)
 
     def _batched(self, input):
         """`input`, of a rank that was checked, with its axis of samples."""

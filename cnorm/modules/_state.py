@@ -77,7 +77,10 @@ class State:
             Everything that does not fit, in one error.
         """
         if not isinstance(state_dict, Mapping):
-            raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
+            from .. import _hints
+
+            error = TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
+            raise _hints.noted(error, _hints.state(state_dict))
         plan = _Plan(getattr(state_dict, "_metadata", None) or {})
         plan.add(self, dict(state_dict), "")
         plan.check(self, strict)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .._call.checks import as_clip
-from ._arrays import as_array, as_dtype, as_gradient, as_shape, check_device, is_float
+from ._arrays import as_array, as_dtype, as_gradient, as_shape, check_device, check_number, is_float
 from ._base import Module
 from ._parameter import Parameter
 
@@ -25,7 +25,9 @@ class Activation(Module):
     def forward(self, input):
         x = as_array(input)
         if not is_float(x.dtype):
-            raise TypeError(f"{type(self).__name__} expects floating point input, not {x.dtype}")
+            from .. import _hints
+
+            raise TypeError(_hints.floats("input", x))
         y = self._activate(x)
         self.keep(x)
         return y
@@ -58,10 +60,14 @@ class _Slope(Activation):
             shape = [1] * x.ndim
             shape[self.channel_axis] = slope.size
             if x.shape[self.channel_axis] != slope.size:
-                raise RuntimeError(
+                from .. import _hints
+
+                error = RuntimeError(
                     "Mismatch of parameter numbers and input channel size. Found parameter numbers"
                     f" = {slope.size} and channel size = {x.shape[self.channel_axis]}."
                 )
+                hint = _hints.other_axis(x.shape, self.channel_axis, slope.size)
+                raise _hints.noted(error, hint)
             return np.asarray(slope).reshape(shape)
         slope = np.asarray(slope).item()
         return slope if x.itemsize > 2 else np.float32(slope)
@@ -110,7 +116,7 @@ class LeakyReLU(_Slope):
 
     def __init__(self, negative_slope=0.01):
         super().__init__()
-        self.negative_slope = negative_slope
+        self.negative_slope = check_number(negative_slope, "negative_slope")
 
     @property
     def slope(self):
@@ -150,9 +156,11 @@ class PReLU(_Slope):
         super().__init__()
         check_device(device)
         self.num_parameters = num_parameters
-        self.init = init
+        self.init = check_number(init, "init")
         self.channel_axis = channel_axis
-        self.weight = Parameter(np.empty(as_shape(num_parameters), as_dtype(dtype)))
+        self.weight = Parameter(
+            np.empty(as_shape(num_parameters, "num_parameters"), as_dtype(dtype))
+        )
         self.reset_parameters()
 
     def reset_parameters(self):

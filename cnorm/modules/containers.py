@@ -51,7 +51,14 @@ class _Indexed(Module):
 
     def extend(self, modules):
         """Add modules at the end; returns the container."""
-        for module in list(modules):
+        try:
+            modules = list(modules)
+        except TypeError:
+            raise TypeError(
+                f"{type(self).__name__} takes a sequence of modules, but got "
+                f"{type(modules).__name__}: put it into a list"
+            ) from None
+        for module in modules:
             self.append(module)
         return self
 

@@ -3,6 +3,7 @@
 import operator
 
 from .. import functional as F
+from ._arrays import as_shape, check_number
 from ._docs import parameters_of
 from ._lazy import LazyGroups
 from ._norm import Norm
@@ -55,13 +56,19 @@ class GroupNorm(Norm):
         num_groups = operator.index(num_groups)
         if num_groups == 0:
             raise ValueError("num_groups must be a positive integer, but got 0")
-        if num_channels % num_groups != 0:
-            raise ValueError(
+        fraction = isinstance(num_channels, float)  # torch: first whether it divides
+        channels = num_channels if fraction else as_shape(num_channels, "num_channels")[0]
+        if channels % num_groups != 0:
+            from .. import _hints
+
+            error = ValueError(
                 f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups})"
             )
+            raise _hints.noted(error, _hints.groups(num_groups, channels))
+        as_shape(num_channels, "num_channels")
         self.num_groups = num_groups
         self.num_channels = num_channels
-        self.eps = eps
+        self.eps = check_number(eps, "eps")
         self.affine = affine
         self._new_parameters(num_channels, device, dtype, weight=affine, bias=affine and bias)
         self.reset_parameters()

@@ -37,16 +37,21 @@ class _InstanceNorm(RunningNorm):
 
     def _other_channels(self, batched, axes_added):
         """Input of other channels than `num_features`: an error, or a warning."""
+        from .. import _hints
+
         channels = batched.shape[self.channel_axis]
         axis = self.channel_axis % batched.ndim - axes_added
+        hint = _hints.other_axis(batched.shape, self.channel_axis, self.num_features)
         if self.affine:
-            raise ValueError(
+            error = ValueError(
                 f"expected input's size at dim={axis} to match num_features "
                 f"({self.num_features}), but got: {channels}."
             )
+            raise _hints.noted(error, hint)
         warnings.warn(
             f"input's size at dim={axis} does not match num_features. You can silence this warning "
-            "by not passing in num_features, which is not used because affine=False",
+            "by not passing in num_features, which is not used because affine=False"
+            + (hint and f". {hint}"),
             stacklevel=6,
         )
 

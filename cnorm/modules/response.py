@@ -1,7 +1,7 @@
 """Local response normalization: each element over a window of neighbouring channels."""
 
 from .. import functional as F
-from ._arrays import as_array
+from ._arrays import as_array, check_number, check_size
 from ._norm import Norm
 
 
@@ -10,10 +10,10 @@ class _ResponseNorm(Norm):
 
     def __init__(self, size, alpha, beta, k, channel_axis, activation):
         super().__init__(channel_axis, activation)
-        self.size = size
-        self.alpha = alpha
-        self.beta = beta
-        self.k = k
+        self.size = check_size(size, "size")
+        self.alpha = check_number(alpha, "alpha")
+        self.beta = check_number(beta, "beta")
+        self.k = check_number(k, "k")
 
     def extra_repr(self):
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"

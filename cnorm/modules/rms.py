@@ -2,7 +2,7 @@
 
 from .. import functional as F
 from .._call.rows import rms_norm_and_saved
-from ._arrays import as_shape
+from ._arrays import as_shape, check_number
 from ._docs import parameters_of
 from ._grad_mode import get_grad_mode
 from ._lazy import LazyRows
@@ -56,10 +56,10 @@ class RMSNorm(Norm):
         activation=None, axis=None, zero_centered_gamma=False,
     ):  # fmt: skip
         super().__init__(getattr(activation, "channel_axis", 1), activation)
-        self.normalized_shape = as_shape(normalized_shape)
+        self.normalized_shape = as_shape(normalized_shape, "normalized_shape")
         self.axis = as_axis(axis)
         self.zero_centered_gamma = bool(zero_centered_gamma)
-        self.eps = eps
+        self.eps = check_number(eps, "eps", optional=True)
         self.elementwise_affine = elementwise_affine
         self._new_parameters(self.normalized_shape, device, dtype, weight=elementwise_affine)
         self.reset_parameters()

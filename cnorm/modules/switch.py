@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import functional as F
 from .._call.running import assign
-from ._arrays import as_array, as_dtype, as_shape
+from ._arrays import as_array, as_dtype, as_shape, check_number, wrong_rank
 from ._docs import parameters_of
 from ._norm import Norm
 
@@ -16,10 +16,10 @@ class _SwitchNorm(Norm):
     def _create(self, num_features, eps, momentum, using_moving_average, mixed, device, dtype):
         """The state, under the names and shapes of the authors' layer."""
         self.num_features = num_features
-        self.eps = eps
-        self.momentum = momentum
+        self.eps = check_number(eps, "eps")
+        self.momentum = check_number(momentum, "momentum")
         self.using_moving_average = using_moving_average
-        (channels,) = as_shape(num_features)
+        (channels,) = as_shape(num_features, "num_features")
         spatial = (1,) * (self._rank - 2)
         shape = (1, channels, *spatial)
         self._new_parameters(shape, device, dtype, weight=True, bias=True)
@@ -62,7 +62,7 @@ class _SwitchNorm(Norm):
 
     def _check_input_dim(self, input):
         if input.ndim != self._rank:
-            raise ValueError(f"expected {self._rank}D input (got {input.ndim}D input)")
+            raise wrong_rank(self, input, (self._rank,))
 
     def forward(self, input):
         input = as_array(input)

@@ -45,5 +45,5 @@ def test_jax_example(capsys):
 def test_sklearn_example(capsys):
     pytest.importorskip("sklearn")
     runpy.run_path(str(EXAMPLES / "interop_sklearn.py"))
-    raw, normalised = (float(line.split()[-1]) for line in capsys.readouterr().out.splitlines())
-    assert normalised > 0.95 > raw
+    raw, normalized = (float(line.split()[-1]) for line in capsys.readouterr().out.splitlines())
+    assert normalized > 0.95 > raw

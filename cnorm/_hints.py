@@ -1,0 +1,329 @@
+"""What messages say about mistakes that are often made.
+
+Imported when a call has failed, and not before: a call that succeeds pays nothing for it. A message
+of cnorm's own ends with the way out. Torch's messages keep their words, which people search for:
+the way out is a note (`BaseException.add_note`), which a traceback shows below them.
+"""
+
+import difflib
+import inspect
+import os
+import re
+import reprlib
+import sys
+
+from ._version import install
+
+# What people write, and what it is called here: the first name that a function takes, and in what
+# words. None stands for the name itself.
+_ROW = (
+    "normalized_shape",
+    "normalized_shape, the sizes of the last axes, says which are normalized",
+)
+_LAST = ("channel_axis", "channel_axis=-1 takes channels last")
+_AXIS = (("axis", None), _ROW, ("channel_axis", None))
+_MEANT = {
+    **dict.fromkeys(("channels_last", "data_format"), (_ROW, _LAST)),
+    "channel_axis": (_ROW,),
+    **dict.fromkeys(("axis", "axes", "dim", "dims", "channel_dim", "channels_axis"), _AXIS),
+    **dict.fromkeys(("epsilon", "variance_epsilon"), (("eps", None),)),
+    **dict.fromkeys(("gamma", "scale"), (("weight", None), ("affine", None))),
+    **dict.fromkeys(("beta", "shift", "offset", "center"), (("bias", None),)),
+    **dict.fromkeys(("x", "X", "a", "inputs", "data"), (("input", None),)),
+    **dict.fromkeys(("inplace", "in_place"), (("out", "out=input works in place"),)),
+    **dict.fromkeys(
+        ("channels", "num_channels", "features", "n_features", "in_channels"),
+        (("num_channels", None), ("num_features", None), ("normalized_shape", None)),
+    ),
+    **dict.fromkeys(("groups", "n_groups"), (("num_groups", None),)),
+    **dict.fromkeys(("shape", "dims", "hidden_size"), (("normalized_shape", None),)),
+    **dict.fromkeys(("mean", "moving_mean"), (("running_mean", None),)),
+    **dict.fromkeys(("var", "variance", "moving_var"), (("running_var", None),)),
+    **dict.fromkeys(("train", "is_training"), (("training", None),)),
+    **dict.fromkeys(("decay", "alpha"), (("momentum", "momentum, the share of the new batch"),)),
+    **dict.fromkeys(("relu", "act"), (("activation", None), ("negative_slope", None))),
+    "affine": (("elementwise_affine", None),),
+    "elementwise_affine": (("affine", None),),
+    "activation": (("negative_slope", "negative_slope=0.0 is ReLU"),),
+}  # fmt: skip
+
+# The way out where a number is expected.
+_NUMBERS = {
+    "channel_axis": "1 is channels first, -1 channels last",
+    "momentum": "what a layer's momentum=None takes is 1 / (num_batches_tracked + 1)",
+    "negative_slope": "0.0 is ReLU, 0.01 LeakyReLU",
+}
+
+
+def noted(error, hint):
+    """The error, with the hint as a note where there is one."""
+    if hint:
+        error.add_note(hint)
+    return error
+
+
+def described(value):
+    """A value as a message names it."""
+    if value is None:
+        return "None"
+    if type(value) in (str, int, float, complex, bool, tuple, list):
+        return f"{type(value).__name__} {reprlib.repr(value)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    shape = getattr(value, "shape", None)
+    if type(shape) is tuple:
+        return f"{type(value).__name__} of shape {shape}"
+    return type(value).__name__
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+def arguments(text, name, signature):
+    """The text of a TypeError about unknown or missing arguments, and what the callable takes."""
+    names = list(signature.parameters)
+    if match := re.search(r"unexpected keyword argument '(.*?)'", text):
+        return f"{text}: {_meant(match[1], names) or f'{name}{signature}'}"
+    return f"{text}: {name}{signature}"
+
+
+def _meant(word, names):
+    for name, words in _MEANT.get(word, ()):
+        if name in names:
+            return words or f"did you mean {name}?"
+    close = difflib.get_close_matches(word, names, 1)
+    return f"did you mean {close[0]}?" if close else None
+
+
+def of_function(module, error):
+    """The message of a compiled function's TypeError, which `_hints.h` asks for."""
+    name = str(error).partition("(")[0].rpartition(".")[2]
+    function = getattr(sys.modules.get(module), name, None)
+    if function is None:
+        return str(error)
+    return arguments(str(error), name, inspect.signature(function))
+
+
+def attribute(module, name, names, functions):
+    """The message of an AttributeError of the package."""
+    text = f"module {module!r} has no attribute {name!r}"
+    if name in functions:
+        return f"{text}: did you mean {module}.functional.{name}?"
+    lower = {known.lower(): known for known in names}
+    close = [known for small, known in lower.items() if re.sub(r"\dd$", "", small) == name.lower()]
+    close = close or [lower[m] for m in difflib.get_close_matches(name.lower(), lower, 1, 0.75)]
+    return f"{text}: did you mean {' or '.join(close)}?" if close else text
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def number(name, value, kind="a number"):
+    """The message where an argument is not a number, or not an integer."""
+    text = f"{name} must be {kind}, but got {described(value)}"
+    if hint := _number_hint(name, value, kind):
+        text = f"{text}: {hint}"
+    return text
+
+
+def _number_hint(name, value, kind):
+    if name in _NUMBERS and (value is None or name != "momentum"):
+        return _NUMBERS[name]
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return ""
+        return f"write {name}={value}, without quotes"
+    if isinstance(value, float) and value.is_integer() and "integer" in kind:
+        return f"write {int(value)}"
+    return ""
+
+
+def flag(name, value):
+    """The message where an argument is neither true nor false."""
+    return f"{name} must be True or False, but got {described(value)}"
+
+
+def channel_axis_of_batch():
+    return "channel_axis 0 is the batch: 1 is channels first, -1 channels last"
+
+
+# --- arrays -------------------------------------------------------------------------------------
+
+
+def floats(name, array, what="a float32, float64, float16 or bfloat16 array"):
+    """The message where an array has another dtype."""
+    dtype = array.dtype
+    return f"{name} must be {what}, but got dtype {dtype}: {cast(name, array)}"
+
+
+def cast(name, array):
+    """How an array of another dtype becomes one of floats."""
+    dtype = array.dtype
+    if dtype.kind in "iub":
+        others = [f for f in ("standardize", "normalize_image") if f in _functions()]
+        if name == "input" and others:
+            takes = " and ".join(f"cnorm.functional.{other}" for other in others)
+            return f"pass {name}.astype(np.float32), or see {takes}"
+        return f"pass {name}.astype(np.float32)"
+    if dtype.kind == "c":
+        return f"pass {name}.real and {name}.imag, each by itself"
+    if dtype.kind == "f":
+        return f"pass {name}.astype(np.float64)"
+    if dtype.kind == "O":
+        return f"if all its elements are numbers, pass {name}.astype(np.float32)"
+    if name in _NUMBERS:
+        return _NUMBERS[name]
+    if dtype.kind in "US":
+        return f"it holds text; if that is numbers, pass {name}.astype(np.float32)"
+    if dtype.str.endswith("V2"):
+        return "bfloat16 that np.load read: cnorm.checkpoint.load knows it"
+    return f"pass an array of numbers, such as {name}.astype(np.float32)"
+
+
+def _functions():
+    return getattr(sys.modules.get("cnorm.functional"), "__all__", ())
+
+
+def masked(name):
+    """The message where an array must not be masked."""
+    text = f"{name} must not be a masked array"
+    if name != "input":
+        return f"{text}: pass {name}.data, or {name}.filled with the value that is meant"
+    return (
+        f"{text}: filled values would count in the statistics. Pass {name}.data where all elements "
+        f"count, or those that count by themselves, such as one sample's {name}.compressed()"
+    )
+
+
+def not_writable_array(name, value):
+    """The message where what is to be written is no array."""
+    text = f"{name} must be a NumPy array, but got {described(value)}"
+    if name.startswith("running"):
+        return f"{text}: it is updated in place; pass np.asarray({name}, np.float32)"
+    return f"{text}: make one by np.empty_like(input)"
+
+
+def no_array(name, value):
+    """The message where something cannot be taken for an array at all."""
+    text = f"{name} must be an array, but got {described(value)}"
+    if hasattr(value, "toarray"):
+        return f"{text}: pass {name}.toarray()"
+    if name == "negative_slope":
+        return f"{text}: {_NUMBERS[name]}"
+    if hasattr(value, "items"):
+        return f"{text}: pass one of its arrays"
+    return text
+
+
+def unreadable(name, value, error):
+    """What to raise where NumPy cannot read a value."""
+    if getattr(value, "requires_grad", False) is True:
+        return TypeError(
+            f"{name} is a torch tensor that requires grad, and these functions have no autograd: "
+            f"use cnorm.interop.torch, which has, or pass {name}.detach()"
+        )
+    text = f"{name} cannot be read as an array: {error}"
+    return (type(error) if type(error) in (TypeError, ValueError) else TypeError)(text)
+
+
+def needs_ml_dtypes(error):
+    """The error where bfloat16 is wanted and ml_dtypes is not installed."""
+    message = f"dtype bfloat16 needs ml_dtypes: {install('half')}"
+    return ModuleNotFoundError(message, name=error.name)
+
+
+def not_a_dtype(value):
+    """What to raise where a dtype is wanted, and a device or something else was given."""
+    name = str(value)
+    if re.fullmatch(r"(cuda|mps|xpu|gpu|tpu|hip|meta)(:\d+)?", name):
+        return ValueError(f"cnorm computes on the CPU alone, but got {name!r}")
+    text = "dtype must be float32, float64, float16 or bfloat16, but got"
+    if name.startswith("torch."):
+        return TypeError(f"{text} {name}: pass {name.removeprefix('torch.')!r}")
+    return TypeError(f"{text} {described(value)}")
+
+
+def state(value):
+    """How a path or a module becomes a state."""
+    if isinstance(value, (str, os.PathLike)):
+        return f"cnorm.checkpoint.load({str(value)!r}) reads one"
+    return "pass its state_dict()" if hasattr(value, "state_dict") else ""
+
+
+def assignment(kind, name, value):
+    """How an array, a class or a list gets where a parameter, a buffer or a module belongs."""
+    if kind == "module":
+        if isinstance(value, type):
+            return f"{value.__name__} is a class: pass an object of it, {value.__name__}(...)"
+        if isinstance(value, (list, tuple)):
+            return "pass the modules themselves, Sequential(*modules), or a ModuleList"
+        return "what runs in a network is a Module: give it a forward, and a backward to train"
+    if kind == "parameter":
+        return f"{name}[...] = values changes its values, cnorm.Parameter(array) is a new one"
+    return f"{name}[...] = values changes its values, np.asarray(values) is a new array"
+
+
+# --- shapes -------------------------------------------------------------------------------------
+
+
+def other_axis(shape, axis, channels=-1, groups=0):
+    """Name the axis on which the channels seem to be, where it is not the one given.
+
+    There are as many as `channels`, and `groups` divides their number. Where `channels` is -1, only
+    the last axis is meant: many axes can be divided.
+    """
+    axis %= len(shape)
+    found = [
+        i
+        for i, n in enumerate(shape)
+        if i not in (0, axis) and (n == channels or (channels == -1 and i == len(shape) - 1))
+        if not groups or n % groups == 0
+    ]
+    if len(shape) < 3 or not found:
+        return ""
+    last = len(shape) - 1
+    if last not in found and len(found) > 1:
+        return ""
+    i = -1 if last in found else found[0]
+    where = "its last axis" if i == -1 else f"axis {i}"
+    return f"input has {shape[i]} channels on {where}: channel_axis={i}?"
+
+
+def row(shape, normalized_shape):
+    """Say what the last axes are, where normalized_shape is not theirs."""
+    k = len(normalized_shape)
+    if k > len(shape):
+        return f"input has {len(shape)} axes, normalized_shape {k}"
+    last = f"the last {k} axes are" if k > 1 else "the last axis is"
+    last = f"{last} {shape[len(shape) - k :] if k > 1 else shape[-1]}"
+    if any(n < 0 for n in normalized_shape):
+        return f"normalized_shape are sizes, not numbers of axes; {last}"
+    if k == 1 and normalized_shape[0] in shape:
+        i = shape.index(normalized_shape[0])
+        return f"{last}; axis {i} has {shape[i]} elements: axis={i}?"
+    return last
+
+
+def rank(klass, ndim, ranks):
+    """What to do with an input of another rank."""
+    if ndim + 1 in ranks and ndim > 1:
+        return "one sample? input[None] is a batch of one"
+    if re.search(r"[123]d$", klass) and (fits := ndim - 2) in (1, 2, 3):
+        return f"{klass[:-2]}{fits}d takes {ndim}D input"
+    return ""
+
+
+def groups(num_groups, num_channels):
+    """Numbers of groups that divide the channels, near the one given."""
+    if num_channels < 1:
+        return ""
+    if not isinstance(num_channels, int) or num_groups < 1 or num_channels > 1 << 16:
+        return ""
+    fits = [n for n in range(1, num_channels + 1) if num_channels % n == 0]
+    near = sorted(sorted(fits, key=lambda n: abs(n - num_groups))[:2])
+    text = f"num_groups={' or '.join(map(str, near))} would do"
+    if num_channels < num_groups:
+        text = f"the order is GroupNorm(num_groups, num_channels); {text}"
+    return text

@@ -1,0 +1,280 @@
+"""Common mistakes: each message names the argument, what came, and the way out."""
+
+import re
+import subprocess
+import sys
+import traceback
+
+import numpy as np
+import pytest
+
+import cnorm
+import cnorm.functional as F
+from cnorm import checkpoint, steps
+
+
+class Arrays:
+    """What the calls take."""
+
+    x = np.random.default_rng(0).normal(size=(2, 6, 4, 5)).astype(np.float32)
+    last = np.ones((2, 8, 8, 3), np.float32)  # channels last
+    mean, var, weight = np.zeros(6, np.float32), np.ones(6, np.float32), np.ones(6, np.float32)
+    mask = np.ma.masked_greater(x, 1)
+
+
+class NeedsGrad:
+    """A tensor of torch's that autograd follows."""
+
+    requires_grad = True
+
+    def __dlpack__(self, **options):
+        raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+
+    def __array__(self, *arguments, **options):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
+class Sparse:
+    """A matrix of scipy.sparse."""
+
+    shape = (2, 5)
+
+    def toarray(self):
+        return np.ones(self.shape)
+
+
+LAST = "input has 3 channels on its last axis: channel_axis=-1?"
+NUMBER = "eps must be a number, but got str '1e-5': write eps=1e-5, without quotes"
+FLOATS = "input must be a float32, float64, float16 or bfloat16 array, but got dtype"
+AUTOGRAD = "is a torch tensor that requires grad"
+FIRST_LAST = "1 is channels first, -1 channels last"
+RELU = "such as activation=cnorm.ReLU(), but got"
+
+# The call, the class, and what its text must hold.
+CALLS = [
+    # channels last, without channel_axis
+    (lambda a: cnorm.BatchNorm2d(3)(a.last), RuntimeError, "running_mean", LAST),
+    (lambda a: cnorm.SyncBatchNorm(3, process_group=Alone())(a.last), RuntimeError, LAST),
+    (lambda a: cnorm.SwitchNorm2d(3)(a.last), RuntimeError, "running_mean", LAST),
+    (lambda a: cnorm.GroupNorm(3, 3)(a.last), RuntimeError, "num_groups=3", LAST),
+    (lambda a: cnorm.InstanceNorm2d(3, affine=True)(a.last), ValueError, "num_features (3)", LAST),
+    (lambda a: cnorm.PReLU(3)(a.last), RuntimeError, "parameter", LAST),
+    (lambda a: F.batch_norm(a.last, np.zeros(3), np.ones(3)), RuntimeError, "running_mean", LAST),
+    (lambda a: F.instance_norm(a.last, weight=np.ones(3)), RuntimeError, "weight", LAST),
+    (lambda a: F.group_norm(a.last, 4, np.ones(3)), RuntimeError, "weight", LAST),
+    (
+        lambda a: cnorm.BatchNorm2d(6, channel_axis=-1)(a.x),
+        RuntimeError,
+        "running_mean",
+        "input has 6 channels on axis 1: channel_axis=1?",
+    ),
+    # the channel axis under other names, and other values of it
+    (
+        lambda a: cnorm.BatchNorm2d(3, channels_last=True),
+        TypeError,
+        "BatchNorm2d() got an unexpected keyword argument 'channels_last'",
+        "channel_axis=-1",
+    ),
+    (lambda a: cnorm.GroupNorm(3, 6, data_format="NHWC"), TypeError, "channel_axis=-1"),
+    (lambda a: cnorm.InstanceNorm2d(3, dim=1), TypeError, "InstanceNorm2d()", "channel_axis?"),
+    (lambda a: cnorm.BatchNorm1d(3, axis=1), TypeError, "BatchNorm1d()", "channel_axis?"),
+    (lambda a: F.batch_norm(a.x, axis=1), TypeError, "'axis'", "did you mean channel_axis?"),
+    (lambda a: F.group_norm(a.x, 2, axis=1), TypeError, "'axis'", "did you mean channel_axis?"),
+    (lambda a: F.instance_norm(a.x, channels_last=True), TypeError, "channel_axis=-1"),
+    (lambda a: F.local_response_norm(a.x, 3, dim=1), TypeError, "'dim'", "channel_axis?"),
+    (lambda a: cnorm.BatchNorm2d(3, channel_axis=None), TypeError, "channel_axis", FIRST_LAST),
+    (lambda a: cnorm.GroupNorm(2, 6, channel_axis="last"), TypeError, "'last'", FIRST_LAST),
+    (lambda a: F.group_norm(a.x, 2, channel_axis=None), TypeError, "channel_axis", FIRST_LAST),
+    (lambda a: F.group_norm(a.x, 2, channel_axis=0), ValueError, "channel_axis 0", FIRST_LAST),
+    (lambda a: F.batch_norm(a.x, channel_axis=4), ValueError, "channel_axis 4", FIRST_LAST),
+    # other names that other libraries use, and none
+    (lambda a: cnorm.LayerNorm(5, epsilon=1e-5), TypeError, "'epsilon'", "did you mean eps?"),
+    (lambda a: cnorm.LayerNorm(5, affine=False), TypeError, "mean elementwise_affine?"),
+    (lambda a: cnorm.LayerNorm(5, channel_axis=1), TypeError, "'channel_axis'", "last axes"),
+    (lambda a: cnorm.BatchNorm2d(num_channels=3), TypeError, "did you mean num_features?"),
+    (lambda a: cnorm.BatchNorm2d(), TypeError, "'num_features'", "BatchNorm2d(num_features, eps"),
+    (lambda a: cnorm.RMSNorm(5, bias=True), TypeError, "'bias'", "RMSNorm(normalized_shape, eps"),
+    (lambda a: F.layer_norm(a.x, 5, gamma=a.x), TypeError, "'gamma'", "did you mean weight?"),
+    (lambda a: F.layer_norm(a.x, 5, wieght=a.x), TypeError, "'wieght'", "did you mean weight?"),
+    (lambda a: F.layer_norm(a.x), TypeError, "layer_norm(input, normalized_shape, "),
+    (lambda a: F.layer_norm(a.x, 5, inplace=True), TypeError, "'inplace'", "out=input"),
+    (lambda a: steps.moments(a.x, axis=1), TypeError, "'axis'", "did you mean channel_axis?"),
+    (lambda a: cnorm.BatchNorm2d(3)(), TypeError, "forward() missing", "'input'"),
+    (lambda a: cnorm.BatchNorm2d(3)(a.last, channel_axis=-1), TypeError, "'channel_axis'"),
+    (lambda a: cnorm.LayerNorm(3).backward(), TypeError, "backward() missing", "'grad_output'"),
+    # what is no array of floats
+    (lambda a: F.layer_norm(np.arange(5), 5), TypeError, FLOATS, "input.astype(np.float32)"),
+    (lambda a: cnorm.BatchNorm2d(3)(np.ones((2, 3, 4, 4), np.uint8)), TypeError, FLOATS, "uint8"),
+    (lambda a: cnorm.ReLU()(np.arange(3)), TypeError, FLOATS, "input.astype(np.float32)"),
+    (lambda a: F.layer_norm(a.x, 5, np.ones(5, int)), TypeError, "weight.astype(np.float32)"),
+    (lambda a: F.layer_norm(a.x * 1j, 5), TypeError, FLOATS, "complex64", "input.real"),
+    (lambda a: F.layer_norm(a.x.astype(object), 5), TypeError, FLOATS, "if all its elements"),
+    (lambda a: F.layer_norm(["a", "b"], 2), TypeError, FLOATS, "it holds text"),
+    (
+        lambda a: F.layer_norm([[1.0, 2.0], [3.0]], 2),
+        ValueError,
+        "input cannot be read as an array",
+    ),
+    (lambda a: F.layer_norm(None, 2), TypeError, "input must be an array, but got None"),
+    (lambda a: cnorm.BatchNorm2d(3)(None), TypeError, "input must be an array, but got None"),
+    (lambda a: F.layer_norm({"x": a.x}, 5), TypeError, "input must be an array, but got dict"),
+    (lambda a: F.layer_norm(Sparse(), 5), TypeError, "Sparse of shape (2, 5)", "input.toarray()"),
+    (lambda a: F.layer_norm(a.x, 5, a.mask[0, 0, 0]), TypeError, "weight", "weight.filled"),
+    (lambda a: F.layer_norm(NeedsGrad(), 5), TypeError, AUTOGRAD, "cnorm.interop.torch"),
+    (lambda a: cnorm.BatchNorm1d(3)(NeedsGrad()), TypeError, AUTOGRAD, "input.detach()"),
+    (lambda a: F.layer_norm(a.x, 5, NeedsGrad()), TypeError, AUTOGRAD, "weight.detach()"),
+    # numbers
+    (lambda a: F.layer_norm(a.x, 5, eps="1e-5"), TypeError, NUMBER),
+    (lambda a: cnorm.LayerNorm(5, eps="1e-5"), TypeError, NUMBER),
+    (lambda a: cnorm.BatchNorm2d(3, eps="1e-5"), TypeError, NUMBER),
+    (lambda a: cnorm.GroupNorm(1, 3, eps="1e-5"), TypeError, NUMBER),
+    (lambda a: cnorm.BatchNorm2d(3, momentum="0.1"), TypeError, "write momentum=0.1, without"),
+    (lambda a: cnorm.LayerNorm(6.0), TypeError, "normalized_shape", "float 6.0: write 6"),
+    (lambda a: cnorm.RMSNorm("6"), TypeError, "normalized_shape", "without quotes"),
+    (lambda a: cnorm.BatchNorm2d("3"), TypeError, "num_features", "write num_features=3, without"),
+    (lambda a: cnorm.SwitchNorm2d("3"), TypeError, "num_features", "write num_features=3, without"),
+    (lambda a: cnorm.BatchNorm2d(-3), RuntimeError, "negative dimension -3", "num_features"),
+    (lambda a: cnorm.GroupNorm(2, "6"), TypeError, "num_channels", "write num_channels=6, without"),
+    (lambda a: cnorm.GroupNorm(6, 3), ValueError, "order is GroupNorm(num_groups, num_channels)"),
+    (lambda a: cnorm.GroupNorm(32, 48), ValueError, "num_groups=16 or 24 would do"),
+    (lambda a: cnorm.LocalResponseNorm("3"), TypeError, "size", "write size=3, without quotes"),
+    (lambda a: cnorm.LocalResponseNorm(0), ValueError, "size must be a positive integer"),
+    (lambda a: cnorm.LeakyReLU("a"), TypeError, "negative_slope", "0.0 is ReLU"),
+    (lambda a: F.group_norm(a.x, 2.0), TypeError, "num_groups", "float 2.0: write 2"),
+    (lambda a: F.layer_norm(a.x, 5, negative_slope="relu"), TypeError, "0.0 is ReLU"),
+    (lambda a: F.layer_norm(a.x, 5, negative_slope=cnorm.ReLU()), TypeError, "0.0 is ReLU"),
+    (lambda a: F.batch_norm(a.x, a.mean, a.var, training="no"), TypeError, "training must be True"),
+    # shapes
+    (lambda a: F.layer_norm(a.x, -1), RuntimeError, "normalized_shape", "the last axis is 5"),
+    (lambda a: cnorm.LayerNorm(6)(a.x), RuntimeError, "normalized_shape", "axis 1 has 6 elements"),
+    (lambda a: cnorm.BatchNorm2d(6)(a.x[0]), ValueError, "got 3D input", "input[None]"),
+    (lambda a: cnorm.BatchNorm1d(6)(a.x), ValueError, "got 4D input", "BatchNorm2d takes 4D input"),
+    (
+        lambda a: F.group_norm(a.x, 2, np.ones((1, 6, 1, 1))),
+        RuntimeError,
+        "weight of shape [1, 6, 1, 1]",
+        "weight.reshape(-1)",
+    ),
+    # running statistics, out, gradients
+    (lambda a: F.batch_norm(a.x, [0.0] * 6, a.var), TypeError, "running_mean", "np.asarray"),
+    (lambda a: F.batch_norm(a.x, a.mean, np.ones(6, int)), TypeError, "running_var.astype"),
+    (lambda a: F.batch_norm(a.x), RuntimeError, "running_mean", "training=True"),
+    (lambda a: F.layer_norm(a.x, 5, out=[1]), TypeError, "out", "np.empty_like(input)"),
+    (lambda a: cnorm.LayerNorm(5).backward(a.x), RuntimeError, "enable_grad"),
+    # layers and containers
+    (lambda a: cnorm.BatchNorm2d(3, activation="relu"), TypeError, "activation", RELU, "'relu'"),
+    (lambda a: cnorm.BatchNorm2d(3, activation=cnorm.ReLU), TypeError, RELU, "the class ReLU"),
+    (lambda a: cnorm.Sequential(cnorm.ReLU), TypeError, "module '0'", "ReLU(...)"),
+    (lambda a: cnorm.Sequential([cnorm.ReLU()]), TypeError, "module '0'", "Sequential(*modules)"),
+    (lambda a: cnorm.ModuleList(cnorm.ReLU()), TypeError, "ModuleList", "put it into a list"),
+    (
+        lambda a: setattr(cnorm.LayerNorm(5), "weight", np.ones(5)),
+        TypeError,
+        "parameter 'weight'",
+        "weight[...] = values",
+    ),
+    (lambda a: cnorm.Parameter([1, 2]), RuntimeError, "int64", "data.astype(np.float32)"),
+    # devices and dtypes
+    (lambda a: cnorm.BatchNorm2d(3).to("cuda"), ValueError, "'cuda'", "takes a dtype, or 'cpu'"),
+    (lambda a: cnorm.BatchNorm2d(3, device="cuda"), ValueError, "device must be None or 'cpu'"),
+    (
+        lambda a: cnorm.BatchNorm2d(3, dtype="banana"),
+        TypeError,
+        "dtype must be float32",
+        "'banana'",
+    ),
+    # files
+    (lambda a: checkpoint.load("."), checkpoint.CheckpointError, "path", "folder", "a file in it"),
+    (lambda a: checkpoint.load("model.h5"), checkpoint.CheckpointError, "expected one of", ".h5"),
+    (lambda a: checkpoint.save({"w": a.x}, "w.npz"), TypeError, "the order is save(path, state"),
+    (lambda a: checkpoint.save("a.npz", cnorm.ReLU()), TypeError, "state_dict", "pass its state_"),
+    (lambda a: checkpoint.save("no/a.npz", {}), FileNotFoundError, "path must be in a folder"),
+    (lambda a: cnorm.ReLU().load_state_dict("a.pt"), TypeError, "cnorm.checkpoint.load('a.pt')"),
+    # names
+    (lambda a: cnorm.BatchNorm(3), AttributeError, "BatchNorm1d or BatchNorm2d or BatchNorm3d?"),
+    (lambda a: cnorm.Layernorm(3), AttributeError, "did you mean LayerNorm?"),
+    (lambda a: cnorm.layer_norm(a.x, 5), AttributeError, "did you mean cnorm.functional.layer_no"),
+    (lambda a: cnorm.explain("layer_norm"), TypeError, "function must be a function of cnorm.func"),
+    (lambda a: cnorm.set_num_threads("2"), TypeError, "threads", "an int, not str"),
+    (lambda a: cnorm.set_cache_limit("1 MB"), TypeError, "limit", "bytes"),
+]
+
+
+class Alone:
+    """A communicator of one rank."""
+
+    def Get_size(self):
+        return 1
+
+
+def shown(error):
+    """The text that ends a traceback: the message, and its notes."""
+    return "".join(traceback.format_exception_only(error))
+
+
+@pytest.mark.parametrize("case", CALLS, ids=range(len(CALLS)))
+def test_message(case):
+    call, kind, *texts = case
+    with pytest.raises(kind) as caught:
+        call(Arrays)
+    text = shown(caught.value)
+    for expected in texts:
+        assert expected in text
+    assert not re.search(r"\b_[A-Z]\w+|RunningNorm|__init__|converted_", text), text
+
+
+def test_there_are_many():
+    assert len(CALLS) >= 60
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array")
+def test_tensors_of_torch():
+    torch = pytest.importorskip("torch")
+    tensor = torch.zeros(2, 3, requires_grad=True)
+    for call in (lambda: F.layer_norm(tensor, 3), lambda: cnorm.LayerNorm(3)(tensor)):
+        with pytest.raises(TypeError, match=r"cnorm\.interop\.torch, which has"):
+            call()
+    with pytest.raises(TypeError, match="pass 'float16'"):
+        cnorm.LayerNorm(3).to(torch.float16)
+
+
+def test_a_layer_that_warns_says_where_the_channels_are():
+    with pytest.warns(UserWarning, match=r"channel_axis=-1\?"):
+        cnorm.InstanceNorm2d(3)(Arrays.last)
+
+
+def test_masked_input_is_never_told_to_fill_zeros():
+    try:
+        F.batch_norm(Arrays.mask, training=True)
+    except TypeError as error:  # where masks are not taken
+        assert "filled(0)" not in shown(error) and "count in the statistics" in shown(error)
+
+
+def test_bfloat16_without_ml_dtypes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    words = r"dtype bfloat16 needs ml_dtypes: pip install 'cnorm-layers\[half\]'"
+    for call in (lambda: cnorm.LayerNorm(3, dtype="bfloat16"), cnorm.LayerNorm(3).bfloat16):
+        with pytest.raises(ModuleNotFoundError, match=words):
+            call()
+
+
+def test_a_layer_of_ones_own_keeps_its_errors():
+    class Mine(cnorm.LayerNorm):
+        def __init__(self, size):
+            super().__init__(size)
+            raise TypeError("of mine")
+
+    with pytest.raises(TypeError, match=r"^of mine$"):
+        Mine(3)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'sizes'$"):
+        Mine(sizes=3)
+
+
+def test_calls_that_succeed_know_no_mistakes():
+    code = (
+        "import sys, numpy as np, cnorm, cnorm.functional as F\n"
+        "F.layer_norm(np.ones((2, 5)), 5, out=None)\n"
+        "cnorm.BatchNorm2d(3, eps=1e-3)(np.ones((2, 3, 4, 4)))\n"
+        "assert 'cnorm._hints' not in sys.modules and 'difflib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
