@@ -39,7 +39,7 @@ class Moments:
     References
     ----------
     T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating Formulae and a Pairwise Algorithm for
-       Computing Sample Variances", 1979.
+    Computing Sample Variances", 1979.
 
     Examples
     --------
