@@ -20,8 +20,7 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef double *lo
     cdef double *m2
     cdef double *rstd
-    cdef double *grads            # after backward: of weight, bias and slope, as long as `grad_size` each
-    cdef Py_ssize_t grad_size     # per channel, or (per_sample) per sample and channel
+    cdef double *grads            # after backward: of weight, bias and slope, `grad_size()` of each
     cdef cnp.ndarray mean_array, rstd_array   # that hold them where the caller gets or gave them
     cdef bint stats_given
     cdef double eps
@@ -31,6 +30,7 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef const double *parameter(self, cnp.ndarray values, str name) except? NULL
     cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias, bint of_samples=*) except -1
     cdef bint has_samples(self, cnp.ndarray values) noexcept
+    cdef Py_ssize_t grad_size(self) noexcept
     cdef int return_statistics(self, int ndim) except -1
     cdef int reserve(self, double **statistic) except -1
     cdef int reserve_statistics(self) except -1

@@ -67,6 +67,10 @@ cdef class ChannelsCall(ChannelAxisCall):
         return values is not None and cnp.PyArray_NDIM(values) == 2 and self.samples > 1 and (
             cnp.PyArray_DIM(values, 0) == self.samples and cnp.PyArray_DIM(values, 1) == self.channels)
 
+    cdef Py_ssize_t grad_size(self) noexcept:
+        """Elements of the gradient of a parameter in `grads`: per channel, or (per_sample) per sample and channel."""
+        return self.samples * self.channels if self.per_sample else self.channels
+
     cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias, bint of_samples=False) except -1:
         """Take what is given per channel, or, where that is possible, per sample; and check the slopes."""
         self.per_sample = of_samples and (self.has_samples(weight) or self.has_samples(bias))
@@ -218,8 +222,8 @@ cdef class ChannelsCall(ChannelAxisCall):
         self.groups = 0
         self.spread_statistics(&a)
         a.channels.grad_weight = self.grads
-        a.channels.grad_bias = self.grads + self.grad_size
-        a.channels.grad_slope = self.grads + 2 * self.grad_size
+        a.channels.grad_bias = self.grads + self.grad_size()
+        a.channels.grad_slope = self.grads + 2 * self.grad_size()
         if self.stats_given:
             return run_norm(kernels.columns_backward, &a, self.bytes, "sums")
         a.channels.sums = sums
@@ -299,7 +303,6 @@ cdef class ChannelsCall(ChannelAxisCall):
         cdef double *g = self.workspace(n, 3)
         memset(g, 0, 3 * n * sizeof(double))
         self.grads = g
-        self.grad_size = n
         if sums_mode == SUMS_ONLY:  # nothing is written: the input stands for the result
             self.result = self.y = self.x
             self.dy = grad_output
@@ -335,7 +338,6 @@ cdef class ChannelsCall(ChannelAxisCall):
                 samples_first(g, rows, self.channels, self.workspace(n))
         if rows > 1 and not self.per_sample:
             sum_over_samples(g, rows, self.channels)
-            self.grad_size = self.channels
         return self.copy_out() if sums_mode != SUMS_ONLY else None
 
 
@@ -592,13 +594,14 @@ cdef object parameter_grad(ChannelsCall call, int which, cnp.ndarray parameter):
     """The gradient of weight (0) or bias (1)."""
     cdef cnp.npy_intp shape = call.channels
     if call.per_sample and call.has_samples(parameter):
-        return gradient_from_sums(call.grads + which * call.grad_size, call.grad_size, parameter, call.dtype, 1, &shape)
+        shape = call.grad_size()
+        return gradient_from_sums(call.grads + which * shape, shape, parameter, call.dtype, 1, &shape)
     return gradient_from_sums(channel_grads(call, which), shape, parameter, call.dtype, 1, &shape)
 
 
 cdef const double *channel_grads(ChannelsCall call, int which) except NULL:
     """Gradients per channel: those of all samples added up, in their order."""
-    cdef double *grads = call.grads + which * call.grad_size
+    cdef double *grads = call.grads + which * call.grad_size()
     cdef double *total
     cdef Py_ssize_t i, c
     if not call.per_sample:
