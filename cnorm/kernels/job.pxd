@@ -113,7 +113,7 @@ cdef struct ChannelParams:
     bint by_segment                  # segments: a weight per (inner, segment); else one per inner
     Py_ssize_t channels_per_group    # columns: how many share their statistics
     Py_ssize_t sample_channels       # from an outer index's (columns: a sample's) parameters to the next; 0: all share
-    bint shift_overflows             # columns of float64 sums: where squares overflow, sums about a column's first element
+    bint shift_overflows             # columns of float64 sums: where squares overflow, sums about the first element
     const double *weight
     const double *bias
     const double *slopes

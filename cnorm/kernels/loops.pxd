@@ -179,7 +179,8 @@ cdef extern from "loops/table.h" nogil:
     const read_elements READ_BY_DTYPE[DTYPES]
     Py_ssize_t keep_selected(double *values, Py_ssize_t n, const char *mask, Py_ssize_t stride, bint omit_nan)
     void selected_column_probe(read_elements read, Py_ssize_t size, const char **x, const char **mask,
-                               Py_ssize_t mask_stride, bint omit_nan, Py_ssize_t rows, Py_ssize_t columns, double *shift)
+                               Py_ssize_t mask_stride, bint omit_nan, Py_ssize_t rows, Py_ssize_t columns,
+                               double *shift)
     void selected_column_sums(read_elements read, Py_ssize_t size, const char **x, const char **mask,
                               Py_ssize_t mask_stride, bint omit_nan, Py_ssize_t rows, Py_ssize_t columns,
                               const double *shift, double *counts, double *sum_d, double *sum_dd)

@@ -1,13 +1,13 @@
 # Sequences: the moments of any dtype over trailing axes, or over any axes of which the innermost in memory is one.
 #
-# a) A unit is the sequence of its elements along the reduced axes; with a selection (a mask, or NaN that is left out), of
-#    the selected ones. Its bits follow from that sequence alone: not from strides, nor from what lies between elements.
-# b) The sequence is cut into tiles of TILE elements and blocks of BLOCK_TILES tiles. A tile is converted to double in L1,
-#    or of contiguous float64 read in place, and summed by the loops of float64. A block is moments.pxd's: about a shift
-#    that its first elements suggest, once more about its mean where that was poor. Blocks merge in the tree of
+# a) A unit is the sequence of its elements along the reduced axes; with a selection (a mask, or NaN that is left out),
+#    of the selected ones. Its bits follow from that sequence alone: not from strides, nor from what lies between.
+# b) The sequence is cut into tiles of TILE elements and blocks of BLOCK_TILES tiles. A tile is converted to double in
+#    L1, or of contiguous float64 read in place, and summed by the loops of float64. A block is moments.pxd's: about a
+#    shift that its first elements suggest, once more about its mean where that was poor. Blocks merge in the tree of
 #    moments.pxd.
-# c) Few, large units: threads share the blocks. With a selection, a first pass counts the selected elements of ranges of
-#    positions, from which follows where each block begins.
+# c) Few, large units: threads share the blocks. With a selection, a first pass counts the selected elements of ranges
+#    of positions, from which follows where each block begins.
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 
@@ -36,7 +36,8 @@ cdef struct Cursor:
     Py_ssize_t index[JOB_AXES]
 
 
-cdef inline void place_cursor(const MomentsJob *job, Py_ssize_t unit, Py_ssize_t element, Cursor *cursor) noexcept nogil:
+cdef inline void place_cursor(const MomentsJob *job, Py_ssize_t unit, Py_ssize_t element,
+                              Cursor *cursor) noexcept nogil:
     """The cursor at an element of a unit."""
     cdef const Axes *axes = &job.kept
     cdef Py_ssize_t i, k, rest
@@ -125,7 +126,8 @@ cdef inline Py_ssize_t read_tile(const MomentsJob *job, Cursor *cursor, Py_ssize
 
 
 cdef inline Moments next_block(const MomentsJob *job, Cursor *cursor, Py_ssize_t elements) noexcept nogil:
-    """The moments of the next elements of a unit, at most `elements`, and the cursor behind them; count 0 at its end."""
+    """The moments of the next elements of a unit, at most `elements`, and the cursor behind them; at the unit's end
+    a count of 0."""
     cdef double buffer[TILE]
     cdef double sums[2]
     cdef const double *tile
@@ -292,7 +294,8 @@ cdef int sequences_in_blocks(MomentsJob *job, Py_ssize_t blocks) noexcept nogil:
 # ---- short rows: many in one call of the loops ----
 
 
-cdef inline void short_rows_item(const MomentsJob *job, Py_ssize_t item, Py_ssize_t items, Py_ssize_t step) noexcept nogil:
+cdef inline void short_rows_item(const MomentsJob *job, Py_ssize_t item, Py_ssize_t items,
+                                 Py_ssize_t step) noexcept nogil:
     """The moments of `step` rows, or of what is left of the last kept axis; items count its pieces."""
     cdef unsigned char needs_fallback[MOMENT_ROWS]
     cdef Cursor cursor

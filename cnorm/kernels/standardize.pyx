@@ -1,8 +1,8 @@
 # Standardize: (x - mean) * rstd of any dtype into any float dtype, over any axes, in double; and the inverse.
 #
 # a) Axes are in the order of memory. The innermost is a run: all of one unit, or each element of the next unit.
-# b) A chunk of a run is converted to double in L1, changed, clipped, and rounded once to the dtype of y. So a dtype costs
-#    a conversion, and the result is that of float64 arithmetic.
+# b) A chunk of a run is converted to double in L1, changed, clipped, and rounded once to the dtype of y. So a dtype
+#    costs a conversion, and the result is that of float64 arithmetic.
 # c) Short runs that lie end to end are joined. Where each element of a run is of the next unit, their coefficients are
 #    spread out, one per element of a chunk.
 from cython.parallel cimport prange

@@ -141,7 +141,7 @@ enum {
 enum {
     MOMENT_ROWS = 16,              /* short rows of one call of the loops, at most: what is done once a row is done for
                                       them side by side */
-    MOMENT_ROW_MAX = 512,          /* elements of such a row, at most: of longer ones a call of the loops each is small */
+    MOMENT_ROW_MAX = 512,          /* elements of such a row, at most: beside longer ones a call of the loops is short */
 };
 
 /* ---- standardize ---- */
