@@ -1,3 +1,4 @@
+# cython: boundscheck=False, wraparound=False
 """Mixing statistics: what SwitchNorm does between the moments of each (sample, channel) and its result.
 
 Arrays here have N * C values, or N, or C: images have many times as many. Everything is in double, and sums are taken
