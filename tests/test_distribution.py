@@ -100,7 +100,7 @@ def test_the_platform_tables_are_those_of_the_metadata():
     assert rows["NumPy"] == numpy.removeprefix("numpy>=")
     assert rows["to build: Cython"] == lower["cython"]
     extras = project["project"]["optional-dependencies"]
-    for name in ("half", "checkpoint", "mpi", "torch", "jax", "sklearn"):
+    for name in ("half", "checkpoint", "mpi", "torch", "jax", "sklearn", "dask", "xarray"):
         needs = [r.partition(";")[0].replace(">=", " ") for r in extras.pop(name)]
         assert rows[f"`{name}`"] == ", ".join(needs)
     assert all(f"`{name}`" in text for name in extras)

@@ -6,7 +6,7 @@ cnorm itself imports none of them, so these libraries stay optional.
 from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
 
-_LIBRARIES = ("jax", "sklearn", "torch")
+_LIBRARIES = ("dask", "jax", "sklearn", "torch", "xarray")
 
 
 def __getattr__(name):

@@ -10,7 +10,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize("name", ["torch", "jax", "sklearn"])
+@pytest.mark.parametrize("name", ["torch", "jax", "sklearn", "dask", "xarray"])
 def test_missing_library_names_the_extra(name, elsewhere):
     code = f"import sys; sys.modules[{name!r}] = None; import cnorm.interop.{name}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -23,7 +23,8 @@ def test_missing_library_names_the_extra(name, elsewhere):
 
 def test_cnorm_alone_imports_none_of_them(elsewhere):
     code = (
-        "import sys, cnorm, cnorm.interop; print({'torch', 'jax', 'sklearn'} & sys.modules.keys())"
+        "import sys, cnorm, cnorm.interop\n"
+        "print({'torch', 'jax', 'sklearn', 'dask', 'xarray'} & sys.modules.keys())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
