@@ -16,7 +16,7 @@ import pytest
 
 import cnorm
 from cnorm import _cli, _operations, functional
-from cnorm._cli import _screen, bench, check
+from cnorm._cli import _screen, bench, check, stats
 
 
 @pytest.fixture
@@ -318,3 +318,99 @@ def test_table():
         "a          10.5",
         "long name     2",
     ]
+
+
+# ---- stats ----
+
+
+def measured(capsys, *arguments):
+    assert _cli.main(["stats", "--json", *map(str, arguments)]) == 0
+    return json.loads(capsys.readouterr().out)["results"]
+
+
+def written(folder, kind, a):
+    path = folder / f"x.{kind}"
+    if kind == "npy":
+        np.save(path, a)
+    elif kind == "npz":
+        np.savez_compressed(path, x=a)
+    else:
+        zarr = pytest.importorskip("zarr", reason="the extra [dask] brings zarr")
+        store = zarr.open_array(str(path), mode="w", shape=a.shape, chunks=(4, 3, 2), dtype=a.dtype)
+        store[...] = a
+    return path
+
+
+@pytest.mark.parametrize("axis", [None, (0,), (0, 1), (-1, 0), (0, 1, 2), ()], ids=str)
+@pytest.mark.parametrize("kind", ["npy", "npz", "zarr"])
+def test_stats_in_parts(capsys, tmp_path, monkeypatch, rng, kind, axis):
+    a = rng.integers(-100, 100, (11, 7, 3)).astype(np.int16)
+    monkeypatch.setattr(stats, "PART_BYTES", 50)
+    path = written(tmp_path, kind, a)
+    option = [] if axis is None else [f"--axis={','.join(map(str, axis))}"]
+    (result,) = measured(capsys, path, *option)
+    assert result["shape"] == [11, 7, 3] and result["dtype"] == "int16"
+    f = a.astype(np.float64)
+    kept = f.mean(axis).shape
+    assert np.array_equal(result["count"], np.full(kept, a.size // max(f.mean(axis).size, 1)))
+    np.testing.assert_allclose(result["mean"], f.mean(axis), rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(result["std"], f.std(axis), rtol=1e-13)
+    assert np.array_equal(result["min"], a.min(axis)) and np.array_equal(result["max"], a.max(axis))
+
+
+def test_stats_of_nan_and_nothing(capsys, tmp_path):
+    a = np.array([[1.0, 2.0], [np.nan, 4.0], [3.0, np.inf]])
+    np.savez(tmp_path / "x.npz", a=a, empty=np.zeros((0, 2)), mask=a > 1)
+    path = tmp_path / "x.npz"
+    one, empty, mask = measured(capsys, path, "--axis=0")
+    assert one["mean"] == [None, None] and one["max"] == [None, "inf"] and one["count"] == [3, 3]
+    assert empty["count"] == [0, 0] and empty["min"] == [None, None]
+    assert mask["mean"] == pytest.approx([1 / 3, 1]) and mask["max"] == [1, 1]
+    (one,) = measured(capsys, path, "--axis=0", "--nan-policy=omit", "--key=a", "--ddof=1")
+    assert (one["count"][0], one["mean"][0], one["min"][0], one["max"][0]) == (2, 2, 1, 3)
+    assert one["std"][0] == pytest.approx(2**0.5)
+
+
+def test_stats_as_a_table(capsys, tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(200.0).reshape(2, 100))
+    assert _cli.main(["stats", str(tmp_path / "x.npy"), "--axis", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[-5:] == ["count", "mean", "std", "min", "max"]
+    assert lines[3].split() == ["x.npy[1,", ":]", "100", "149.5", "28.86607", "100", "199"]
+    assert _cli.main(["stats", str(tmp_path / "x.npy"), "--axis", "0"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "... and 36 more: --json has all"
+    assert _cli.main(["stats", str(tmp_path / "x.npy")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("x.npy 2x100 float64")
+
+
+def test_stats_of_an_image(capsys, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    a = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    image.fromarray(a).save(tmp_path / "x.png")
+    (result,) = measured(capsys, tmp_path / "x.png", "--axis=0,1")
+    assert result["mean"] == list(a.mean((0, 1))) and result["max"] == [21, 22, 23]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("none.npy", [], "does not exist"),
+        ("x.txt", [], "must be .npy, .npz, a folder of zarr or an image"),
+        ("bad.npy", [], "cannot be read"),
+        ("x.npy", ["--axis=2"], "--axis 2: x.npy of shape (2, 2) has 2 axes"),
+        ("c.npy", [], "complex"),
+        ("x.npz", ["--key=b"], "has no array 'b'"),
+        ("nan.npy", ["--nan-policy=raise"], "contains NaN"),
+    ],
+)
+def test_stats_mistakes_are_one_line(capsys, tmp_path, name, options, said):
+    np.save(tmp_path / "x.npy", np.ones((2, 2)))
+    np.save(tmp_path / "nan.npy", np.full(2, np.nan))
+    np.save(tmp_path / "c.npy", np.ones(2, complex))
+    np.savez(tmp_path / "x.npz", a=np.ones(2))
+    for file in ("x.txt", "bad.npy"):
+        (tmp_path / file).write_text("nothing")
+    assert _cli.main(["stats", str(tmp_path / name), *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("cnorm: ") and err.count("\n") == 1
+    assert said in err

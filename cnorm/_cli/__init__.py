@@ -5,6 +5,7 @@
     cnorm          which kernels this machine runs, with how many threads
     cnorm check    every kernel here against the reference, in seconds
     cnorm bench    the norms here against NumPy, and torch where installed
+    cnorm stats    count, mean, deviation and extremes of the arrays of a file
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import cnorm
-from cnorm._cli import bench, check
+from cnorm._cli import bench, check, stats
 from cnorm._config import config
 from cnorm._start import program
 
@@ -28,7 +29,7 @@ CLOSED_PIPE, INTERRUPTED = 141, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status: 0, or 1 where a check failed."""
+    """Run a command and return the exit status: 0, 1 where a check failed, 2 of a file unread."""
     try:
         status = _run(_parser().parse_args(arguments))
         sys.stdout.flush()
@@ -48,8 +49,17 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.command == "check":
         report, render = check.run(), check.render
-    else:
+    elif options.command == "bench":
         report, render = bench.run(options.threads), bench.render
+    else:
+        try:
+            report = stats.run(
+                options.file, options.axis, options.nan_policy, options.ddof, options.key
+            )
+        except stats.Unreadable as error:
+            print(f"cnorm: {error}", file=sys.stderr)
+            return 2
+        render = stats.render
     _print_json({"config": config(), **report}) if as_json else print(render(report))
     return 0 if report.get("passed", True) else 1
 
@@ -64,13 +74,33 @@ def _parser() -> argparse.ArgumentParser:
         parents=[as_json],
     )
     parser.add_argument("--version", action="version", version=f"cnorm {cnorm.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="{check,bench}")
+    commands = parser.add_subparsers(dest="command", metavar="{check,bench,stats}")
     commands.add_parser("check", parents=[as_json], help="verify every kernel here, in seconds")
     timing = commands.add_parser("bench", parents=[as_json], help="time the norms here")
     timing.add_argument(
         "--threads", type=_threads, metavar="N", help="how many threads cnorm and torch get"
     )
+    data = commands.add_parser(
+        "stats", parents=[as_json], help="count, mean, std, min and max of the arrays of a file"
+    )
+    data.add_argument("file", metavar="FILE", help=".npy, .npz, a folder of zarr, or an image")
+    data.add_argument(
+        "--axis", type=_axes, metavar="AXES", help="what is reduced, as 0 or 0,1,2; default: all"
+    )
+    data.add_argument("--key", metavar="NAME", help="one array of a file of several")
+    data.add_argument("--ddof", type=float, default=0.0, help="1 for the unbiased deviation")
+    data.add_argument(
+        "--nan-policy", choices=["propagate", "omit", "raise"], default="propagate", help="of NaN"
+    )
     return parser
+
+
+def _axes(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        message = f"axes must be whole numbers, as 0 or 0,1,2, but got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _threads(text: str) -> int:
