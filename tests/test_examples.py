@@ -2,6 +2,10 @@
 
 import importlib.util
 import re
+
+
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +122,23 @@ def test_convnext_block_is_torchs(capsys):
 def test_llama_decoder_is_torchs(capsys):
     assert load("llama_decoder", "torch").main((2, 16), (2, 4, 32)) < 1e-5
     assert "cnorm" in capsys.readouterr().out
+
+
+def test_normalize_zarr_writes_equal_bits_with_twice_the_workers(elsewhere, tmp_path):
+    """A process of its own, whose workers import the example as their main program."""
+    for module in ("dask", "distributed", "zarr"):
+        pytest.importorskip(module, reason=f"the extra [dask] brings {module}")
+    command = [sys.executable, str(EXAMPLES / "normalize_zarr.py"), "--gigabytes", "0.02"]
+    done = subprocess.run([*command, "--folder", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 worker:" in done.stdout and "2 workers" in done.stdout
+    assert done.stdout.endswith("the bits of both runs are equal\n")
+
+    import zarr
+
+    source = zarr.open_array(str(tmp_path / "images.zarr"), mode="r")[...]
+    found = zarr.open_array(str(tmp_path / "normalized-2.zarr"), mode="r")[...]
+    f = source.astype(np.float64)
+    want = (f - f.mean((0, 1, 2))) / f.std((0, 1, 2))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, want, rtol=4e-7, atol=4e-7)

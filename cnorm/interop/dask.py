@@ -27,6 +27,7 @@ with needs("dask"):
     from dask import delayed
     from dask.base import normalize_token, tokenize
     from dask.delayed import Delayed
+    from dask.graph_manipulation import clone
     from dask.highlevelgraph import HighLevelGraph
 
 __all__ = [
@@ -94,7 +95,9 @@ def standardize(x, axis, moments=None, eps=0.0, *, ddof=0, where=None, nan_polic
                 clip=None, dtype=None, return_stats=False):  # fmt: skip
     """`cnorm.functional.standardize` of a dask array.
 
-    The array is read twice, for its statistics and for the result; with `moments` once.
+    Chunks are read, or computed, twice: for the statistics and for the result, and none is kept
+    meanwhile. Where they cost much, `persist` the array first. With `moments` that are computed
+    they are read once.
 
     Parameters
     ----------
@@ -130,7 +133,7 @@ def standardize(x, axis, moments=None, eps=0.0, *, ddof=0, where=None, nan_polic
         ddof=ddof, nan_policy=nan_policy, clip=clip, dtype=dtype,
     )  # fmt: skip
     if moments is None:
-        parts = _parts(x, axes, where, nan_policy)
+        parts = _parts(_again(x), axes, where, nan_policy)
     else:
         parts = _given(moments, x, axes, kept)
     every = tuple(range(x.ndim))
@@ -187,6 +190,15 @@ def _parts(x, axes, where, nan_policy):
     graph = HighLevelGraph.from_collections(name, graph, dependencies=[blocks])
     chunks = tuple(x.chunks[i] for i in kept)
     return da.Array(graph, name, chunks, meta=_meta(len(kept), object))
+
+
+def _again(x):
+    """The same array by tasks of its own.
+
+    With tasks that are shared each chunk would stay in memory from its statistics until those of
+    all chunks are known. So it is read again, by the task that needs it.
+    """
+    return clone(x, seed="cnorm")
 
 
 def _measured(block, where=None, *, axes, nan_policy):
@@ -275,7 +287,8 @@ def batch_norm(x, running_mean=None, running_var=None, weight=None, bias=None, t
                **options):  # fmt: skip
     """`cnorm.functional.batch_norm`: every axis may be chunked.
 
-    In training the statistics are the `moments` of the batch, in double. Running statistics are not
+    In training the statistics are the `moments` of the batch, in double, for which chunks are read
+    twice, as in `standardize`. Running statistics are not
     updated, because dask may run a task twice: ask for `return_stats`, or use `moments` and
     `BatchNorm2d.load_moments`.
 
@@ -318,7 +331,7 @@ def batch_norm(x, running_mean=None, running_var=None, weight=None, bias=None, t
     call = partial(_batch_normed, names=tuple(named), options=options, momentum=momentum, eps=eps)
     every = tuple(range(x.ndim))
     arrays = [x, every]
-    parts = _parts(x, axes, None, "propagate") if training else None
+    parts = _parts(_again(x), axes, None, "propagate") if training else None
     arrays += [parts, kept if training else None]
     for values in named.values():
         arrays += [values, (channel,)]

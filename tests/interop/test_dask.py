@@ -1,6 +1,7 @@
 """Dask arrays: what the functions in memory give, lazily, whatever the chunks and the workers."""
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -176,6 +177,32 @@ def test_errors(a, x):
             call()
 
 
+@pytest.mark.parametrize("name", ["standardize", "batch_norm"])
+def test_no_chunk_is_kept_until_the_statistics_are_known(name):
+    """Each chunk is read by the task that needs it, twice, and forgotten."""
+    alive = reads = most = 0
+
+    def forget():
+        nonlocal alive
+        alive -= 1
+
+    def read(block_info=None):
+        nonlocal alive, reads, most
+        chunk = np.arange(12.0).reshape(4, 3) + 0
+        weakref.finalize(chunk, forget)
+        alive, reads = alive + 1, reads + 1
+        most = max(most, alive)
+        return chunk
+
+    x = da.map_blocks(read, chunks=((4,) * 40, (3,)), dtype=np.float64, meta=np.empty((0, 0)))
+    lazy = cd.standardize(x, 0) if name == "standardize" else cd.batch_norm(x, training=True)
+    assert abs(lazy.sum().compute()) < 1e-9
+    assert reads == 80 and most < 5
+    x = x.persist()
+    lazy = cd.standardize(x, 0) if name == "standardize" else cd.batch_norm(x, training=True)
+    assert abs(lazy.sum().compute()) < 1e-9 and reads == 120
+
+
 @pytest.fixture
 def cluster_bits(tmp_path):
     """The function that computes on a cluster of so many processes."""
@@ -189,7 +216,7 @@ def cluster_bits(tmp_path):
             distributed.Client(cluster) as client,
         ):
             client.wait_for_workers(workers)
-            z, m = cd.standardize(x, (0, 1)), cd.moments(x, (0, 1))
+            z, m = cd.standardize(client.persist(x), (0, 1)), cd.moments(x, (0, 1))
             y, mean, _ = cd.batch_norm(x, training=True, channel_axis=-1, return_stats=True)
             where = client.run(lambda: __import__("os").getpid())
             assert len(set(where.values())) == workers
