@@ -39,6 +39,7 @@ class BatchNorm(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     n_samples_seen_ : int
         Samples of all batches.
     n_features_in_ : int
+        Features of the training data.
     feature_names_in_ : ndarray of shape (n_features,)
         Where `X` has feature names.
 
@@ -181,7 +182,8 @@ class StandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     moments_ : cnorm.Moments
         All that is known of the training data.
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Features of the training data.
+    feature_names_in_ : ndarray of shape (n_features,)
         Where `X` has feature names.
 
     Examples
