@@ -1,4 +1,4 @@
-"""Normalise a zarr data set, per channel, on a cluster of processes with little memory each.
+"""Normalize a zarr data set, per channel, on a cluster of processes with little memory each.
 
     python examples/normalize_zarr.py                                # 40 MB, for a look
     python examples/normalize_zarr.py --gigabytes 8 --workers 4      # what does not fit into memory
@@ -62,7 +62,7 @@ def wait_for(client, lazy):
     return client.gather(futures)
 
 
-def normalise(source, target, workers, memory, gigabytes):
+def normalize(source, target, workers, memory, gigabytes):
     """Read one store, write the other; return the moments and the seconds."""
     limits = {
         "distributed.worker.memory.target": False,  # nothing is worth spilling: chunks are few
@@ -120,7 +120,7 @@ def main(arguments=None):
         for target in targets:
             shutil.rmtree(target, ignore_errors=True)
         moments = [
-            normalise(source, target, workers, options.memory, options.gigabytes)
+            normalize(source, target, workers, options.memory, options.gigabytes)
             for target, workers in zip(targets, (options.workers, 2 * options.workers), strict=True)
         ]
         print("mean", moments[0].mean.round(2), "std", moments[0].std().round(2))

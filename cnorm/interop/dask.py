@@ -448,7 +448,7 @@ def switch_norm(x, running_mean, running_var, weight, bias, mean_weight, var_wei
 
 def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5, *, axis=None,
                return_stats=False, **options):  # fmt: skip
-    """`cnorm.functional.layer_norm`: every axis may be chunked but those that are normalised.
+    """`cnorm.functional.layer_norm`: every axis may be chunked but those that are normalized.
 
     Examples
     --------
@@ -468,7 +468,7 @@ def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5, *, axis=No
 
 def rms_norm(x, normalized_shape, weight=None, eps=None, *, axis=None, return_stats=False,
              **options):  # fmt: skip
-    """`cnorm.functional.rms_norm`: every axis may be chunked but those that are normalised."""
+    """`cnorm.functional.rms_norm`: every axis may be chunked but those that are normalized."""
     options |= {"weight": weight, "eps": eps}
     return _rows(F.rms_norm, x, None, normalized_shape, axis, options, int(return_stats))
 
