@@ -24,8 +24,7 @@ from setuptools.command.build_ext import build_ext
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # name: flags; the processors that have them are in cnorm/kernels/_cpu.pyx
-# On x86-64 the baseline is for processors before 2013, and compiled with -O2: a third smaller.
-BUILDS = {"baseline": ["-march=x86-64-v2", "-mtune=generic", "-O2"] if X86 else []}
+BUILDS = {"baseline": ["-march=x86-64-v2", "-mtune=generic"] if X86 else []}
 if X86:
     BUILDS["avx2"] = ["-march=x86-64-v3", "-mtune=generic"]
     BUILDS["avx512"] = ["-march=x86-64-v4", "-mtune=generic", "-mprefer-vector-width=512"]

@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+
+
 import subprocess
 import sys
 from pathlib import Path
