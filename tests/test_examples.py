@@ -2,8 +2,6 @@
 
 import importlib.util
 import re
-
-
 import subprocess
 import sys
 from pathlib import Path
