@@ -30,8 +30,8 @@ from cnorm._call.rows cimport STATS_ARRAYS, STATS_NONE, add_norm_forward, rows_n
 from cnorm._call.switch cimport switch_norm_forward, switch_norm_gradients
 from cnorm._call.window cimport response_norm_backward, response_norm_forward
 
-from ._call.moments import standardize as standardize_call
-from ._moments import moments as moments_of
+from ._call.moments import standardize as _standardize
+from ._moments import moments as _moments
 
 cdef extern from *:
     """
@@ -970,7 +970,7 @@ def moments(input, axis=None, *, where=None, nan_policy="propagate"):
     >>> (m + F.moments([[8, 4]], axis=0)).mean
     array([4., 4.])
     """
-    return moments_of(input, axis, where=where, nan_policy=nan_policy)
+    return _moments(input, axis, where=where, nan_policy=nan_policy)
 
 
 def standardize(input, axis, mean=None, var=None, eps=0.0, *, ddof=0, where=None, nan_policy="propagate",
@@ -1030,7 +1030,7 @@ def standardize(input, axis, mean=None, var=None, eps=0.0, *, ddof=0, where=None
     >>> F.standardize([1.0, 2.0, 9.0], 0, mean=2, var=4, clip=(None, 3))
     array([-0.5,  0. ,  3. ])
     """
-    return standardize_call(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtype, out, return_stats)
+    return _standardize(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtype, out, return_stats)
 
 
 def normalize_image(input, mean, std, max_value=None, *, channel_axis=-1, out_channel_axis=None, dtype="float32",

@@ -242,9 +242,13 @@ def ranked(random):
     row = arguments.get("normalized_shape")
     if len(shape) < 3 or function.__name__.startswith("switch") or (row and len(row) > 1):
         return True
-    longer = (*shape[:2], *(1,) * (rank - len(shape)), *shape[2:])
+    if arguments.get("axis") is not None or not isinstance(arguments.get("dim", 1), int):
+        return True  # which would name other axes
+    ones = (1,) * (rank - len(shape))
     long = {
-        k: v.reshape(longer) if isinstance(v, np.ndarray) and v.shape == shape else v
+        k: v.reshape(*v.shape[:2], *ones, *v.shape[2:])
+        if isinstance(v, np.ndarray) and v.ndim == len(shape)
+        else v
         for k, v in copied(arguments).items()
     }
     expected, found = outcome(function, arguments), outcome(function, long)

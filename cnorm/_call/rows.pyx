@@ -6,8 +6,8 @@ cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memset
 
-from cnorm._call.arrays cimport (accumulation_type, as_array, as_doubles, as_float, as_floats, as_int, as_out,
-                                 as_plain, as_size, check_no_overlap, checked_out, checked_product, converted,
+from cnorm._call.arrays cimport (accumulation_type, as_array, as_doubles, as_flag, as_float, as_floats, as_int,
+                                 as_out, as_plain, as_size, check_no_overlap, checked_out, checked_product, converted,
                                  copy_if_overlapping, dtype_code, float64_array, float64_data, is_native,
                                  is_plain_array, is_plain_vector, may_overlap, new_float64, same_shape, shape_of,
                                  writable_in_place)
@@ -509,7 +509,7 @@ cdef object rows_norm_forward(object input, object normalized_shape, object weig
     w, b = as_array(weight, "weight"), as_array(bias, "bias")
     shape = as_row_shape(normalized_shape)
     axis = as_axes(axis)
-    zero_centred = bool(zero_centred)
+    zero_centred = as_flag(zero_centred, "zero_centered_gamma")
     call.convert_activation(negative_slope, clip)
     channel_axis = slope_axis(call, channel_axis)
 
@@ -562,7 +562,7 @@ cdef object rows_norm_backward(object grad_output, object input, object normaliz
     cdef int normalized = len(shape)
     cdef cnp.npy_intp *row_dims
     axis = as_axes(axis)
-    zero_centred = bool(zero_centred)
+    zero_centred = as_flag(zero_centred, "zero_centered_gamma")
     if type(rstd) is not bytes:
         r = as_array(rstd, "rstd")
         if centred:
@@ -637,7 +637,7 @@ cdef object add_norm_forward(object input, object residual, object normalized_sh
     cdef bint machine_epsilon = eps is None and not centred, with_statistics = return_stats
     cdef double epsilon = 0 if machine_epsilon else as_float(eps, "eps")
     axis = as_axes(axis)
-    zero_centred = bool(zero_centred)
+    zero_centred = as_flag(zero_centred, "zero_centered_gamma")
     call.convert_activation(negative_slope, clip)
     channel_axis = slope_axis(call, channel_axis)
 

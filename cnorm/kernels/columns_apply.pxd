@@ -141,7 +141,7 @@ cdef inline void chunk_coefficients(const Job *job, const ColumnLayout *layout, 
         expand_to_columns(sums + 1, 2, size, first, n, sum_gdev)
     # the sums along rows need what forward does
     coefficients(PASS_FORWARD if rowwise and what == PASS_SUMS else what, n, mean_lo, rstd, &values,
-                 sum_g if with_sums else NULL, sum_gdev, count, job.centred, &arrays)
+                 sum_g if with_sums else NULL, sum_gdev if with_sums else NULL, count, job.centred, &arrays)
     layout.loops.narrow(arrays.scale, n, <char *> coeffs.scale + bytes)
     if what == PASS_FORWARD or job.activation or (rowwise and what == PASS_SUMS):
         layout.loops.narrow(arrays.bias, n, <char *> coeffs.bias + bytes)

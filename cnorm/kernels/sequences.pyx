@@ -133,7 +133,7 @@ cdef inline Moments next_block(const MomentsJob *job, Cursor *cursor, Py_ssize_t
     cdef const double *tile
     cdef Cursor begin
     cdef double shift = 0, sum_d, sum_dd
-    cdef Py_ssize_t count, n
+    cdef Py_ssize_t count, n = 0
     cdef int attempt
     if elements > TILE:
         begin = cursor[0]
@@ -173,6 +173,7 @@ cdef inline Moments moments_of_nothing() noexcept nogil:
     m.mean = 0
     m.lo = 0
     m.m2 = 0
+    m.largest = False
     return m
 
 

@@ -150,7 +150,9 @@ def test_signature(name):
     theirs = list(signature(getattr(torch.nn, name)).parameters.values())
     shape = [[(p.name, p.kind, p.default) for p in each] for each in (ours, theirs)]
     same(shape[0][: len(shape[1])], shape[1])
-    assert {p.name for p in ours[len(theirs) :]} <= {"channel_axis", "activation"}
+    assert {p.name for p in ours[len(theirs) :]} <= {
+        "channel_axis", "activation", "axis", "zero_centered_gamma"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", [None, 1, "train"])
