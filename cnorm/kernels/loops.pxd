@@ -1,7 +1,5 @@
 # The loops of loops/*.h as Cython sees them. The C headers are the definition: what is declared here is checked
 # against them by the C compiler wherever it is used.
-from cnorm.kernels.job cimport DTYPES
-
 cdef extern from "loops/table.h" nogil:
     ctypedef struct Coefficients:
         double mean_hi, mean_lo, scale, bias, dev_coeff, grad_offset, rstd, slope, low, high
@@ -174,9 +172,9 @@ cdef extern from "loops/table.h" nogil:
         void (*window_prepare)(const WindowTile *) noexcept nogil
         void (*window_grad)(const WindowTile *) noexcept nogil
 
-    const LoopTable *LOOPS_BY_DTYPE[DTYPES]
+    const LoopTable *LOOPS_BY_DTYPE[15]   # DTYPES
     ctypedef void (*read_elements)(const char *x, Py_ssize_t stride, Py_ssize_t n, double *out) noexcept nogil
-    const read_elements READ_BY_DTYPE[DTYPES]
+    const read_elements READ_BY_DTYPE[15]
     Py_ssize_t keep_selected(double *values, Py_ssize_t n, const char *mask, Py_ssize_t stride, bint omit_nan)
     void selected_column_probe(read_elements read, Py_ssize_t size, const char **x, const char **mask,
                                Py_ssize_t mask_stride, bint omit_nan, Py_ssize_t rows, Py_ssize_t columns,
