@@ -350,7 +350,12 @@ def test_an_empty_tuple_for_any_argument(a, operation, rng):
     """() is a shape, a size and a vector of nothing: refused where it does not fit."""
     for function, arguments in calls_of(operation, rng):
         for name in arguments:
-            if name in ("training", "use_input_stats", "return_stats", "zero_centered_gamma"):  # false
+            if name in (
+                "training",
+                "use_input_stats",
+                "return_stats",
+                "zero_centered_gamma",
+            ):  # false
                 continue
             if function is not F.normalize or name != "input":  # any axis may have no elements
                 found = outcome(function, copied(arguments) | {name: ()})
