@@ -143,7 +143,7 @@ class Cnorm(Implementation):
 
 
 class CnormOut(Cnorm):
-    """The same call with `out=`: the result goes into memory already mapped."""
+    """cnorm with `out=`: the result goes into memory already mapped."""
 
     name = "cnorm out="
     with_out = True
@@ -404,7 +404,7 @@ class Torch(Implementation):
 
 
 class TorchCompile(Torch):
-    """The same functions through `torch.compile`."""
+    """The functions of torch through `torch.compile`."""
 
     name = "torch.compile"
 

@@ -9,7 +9,7 @@ from cnorm cimport _runtime
 from cnorm._call.arrays cimport (as_array, as_doubles, as_float, as_int, as_out, check_written, dtype_code, dtype_of,
                                  float64_data, is_native, may_overlap, shape_of)
 from cnorm._call.checks cimport axis_of
-from cnorm._call.moments cimport wide_code
+from cnorm._call.moments cimport result_dtype, wide_code
 from cnorm._call.observe cimport kind_of_image, note, observe_image
 from cnorm._runtime cimport PolicyCall, begin_team, end_team, kernels, threads_for
 from cnorm.kernels.job cimport WIDE_INT32, WIDE_INT64, WIDE_UINT32, WIDE_UINT64, ImageJob
@@ -218,16 +218,6 @@ cdef cnp.ndarray as_pixels(cnp.ndarray x):
     return x
 
 
-cdef object as_result_dtype(object dtype, cnp.ndarray out):
-    """The dtype of the result, native."""
-    dtype = np.dtype(dtype)
-    if dtype_code(np.empty(0, dtype)) < 0:
-        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, but got {dtype}")
-    if out is not None and out.dtype.newbyteorder("=") != dtype.newbyteorder("="):
-        raise TypeError(f"out must have dtype {dtype}, but got {out.dtype}: dtype={out.dtype} asks for another")
-    return dtype.newbyteorder("=")
-
-
 cdef object image_normalized(object input, object mean, object std, object max_value, object channel_axis,
                              object out_channel_axis, object dtype, object out):
     """normalize_image."""
@@ -241,7 +231,7 @@ cdef object image_normalized(object input, object mean, object std, object max_v
     if out_channel_axis is not None:
         out_channel_axis = as_int(out_channel_axis, "out_channel_axis")
     as_pixels(image.x)
-    dtype = as_result_dtype(dtype, into)
+    dtype = result_dtype(image.x, np.dtype(dtype), into)
     image.take_constants(means, stds, max_value)
     image.take_channels(channel_axis, out_channel_axis)
     if into is not None:

@@ -385,7 +385,7 @@ cdef object result_dtype(cnp.ndarray x, object dtype, cnp.ndarray out):
         if float_code(dtype) < 0:
             raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, but got {dtype}")
         if out is not None and float_code(out.dtype) != float_code(dtype):
-            raise TypeError(f"out must have dtype {dtype}, but got {out.dtype}")
+            raise TypeError(f"out must have dtype {dtype}, but got {out.dtype}: dtype={out.dtype} asks for another")
     elif out is not None:
         dtype = out.dtype
         if float_code(dtype) < 0:

@@ -197,7 +197,7 @@ cdef int observe_norm(norm_kernel kernel, Job *job, Py_ssize_t size) except? -2:
 
 
 cdef int observe_window(window_kernel kernel, WindowJob *job, Py_ssize_t size) except? -2:
-    """Run a kernel of the window family likewise."""
+    """Run a kernel of the window family, as `observe_norm` does its own."""
     cdef Schedule schedule
     cdef PolicyCall call
     cdef int failed, wanted = job.threads
@@ -240,7 +240,7 @@ cdef dict layout_of(const Axes *axes, str name):
 
 
 cdef int observe_moments(moments_kernel kernel, MomentsJob *job, Py_ssize_t size) except? -2:
-    """Run a kernel of moments in double likewise."""
+    """Run a kernel of moments in double, as `observe_norm` does its own."""
     cdef Schedule schedule
     cdef PolicyCall call
     cdef int failed, wanted = job.threads
@@ -263,7 +263,7 @@ cdef int observe_moments(moments_kernel kernel, MomentsJob *job, Py_ssize_t size
 
 
 cdef int observe_standardize(standardize_kernel kernel, StandardizeJob *job, Py_ssize_t size) except? -2:
-    """Run a kernel of standardize likewise."""
+    """Run a kernel of standardize, as `observe_norm` does its own."""
     cdef Schedule schedule
     cdef PolicyCall call
     cdef int failed, wanted = job.threads
@@ -285,7 +285,7 @@ cdef int observe_standardize(standardize_kernel kernel, StandardizeJob *job, Py_
 
 
 cdef int observe_image(image_kernel kernel, ImageJob *job, Py_ssize_t size) except? -2:
-    """Run a kernel of images likewise."""
+    """Run a kernel of images, as `observe_norm` does its own."""
     cdef Schedule schedule
     cdef PolicyCall call
     cdef int failed, wanted = job.threads

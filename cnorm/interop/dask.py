@@ -193,7 +193,7 @@ def _parts(x, axes, where, nan_policy):
 
 
 def _again(x):
-    """The same array by tasks of its own.
+    """The array `x`, read again by tasks of its own.
 
     With tasks that are shared each chunk would stay in memory from its statistics until those of
     all chunks are known. So it is read again, by the task that needs it.

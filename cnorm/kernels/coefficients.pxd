@@ -31,7 +31,7 @@ cdef struct ChannelValues:
 cdef inline ChannelValues channel_values_from(Py_ssize_t channel, const double *weight, const double *bias,
                                               const double *slopes, double slope, double low, double high,
                                               int activation) noexcept nogil:
-    """Those of a channel and the ones that follow it."""
+    """The parameters of a channel and of the channels that follow it."""
     cdef ChannelValues values
     values.weight = weight + channel if weight != NULL else NULL
     values.bias = bias + channel if bias != NULL else NULL

@@ -282,7 +282,7 @@ static void write_elements(int dtype, const double *restrict v, ptrdiff_t n, cha
     else store64_bf16(v, n, y);
 }
 
-/* The same, of STANDARDIZE_CHUNK values at most, where the mask is True; elsewhere y keeps its value. */
+/* Values rounded once where the mask is True, STANDARDIZE_CHUNK at most; elsewhere y keeps its value. */
 static void write_selected(int dtype, const double *v, ptrdiff_t n, const char *mask, ptrdiff_t mask_stride, char *y) {
     double rounded[STANDARDIZE_CHUNK];
     write_elements(dtype, v, n, (char *)rounded);
