@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import numpy as np
 import pytest
 from operations import OPERATIONS
-from test_threads import LINUX, OPENMP, _python, _run_together
+from test_threads import LINUX, OPENMP, _python, _run_together, _same_from_many_threads
 
 import cnorm
 import cnorm.functional as F
@@ -311,16 +310,7 @@ def test_many_python_threads(rng):
         lambda: F.group_norm(x, 3),
         lambda: F.batch_norm(x, training=True),
     ]
-    with cnorm.num_threads(1):
-        expected = [job().tobytes() for job in jobs]
-    deadline = time.monotonic() + SECONDS
-
-    def call(i):
-        while time.monotonic() < deadline:
-            with cnorm.num_threads(1 + i % 3, policy="adaptive"):
-                assert jobs[i % len(jobs)]().tobytes() == expected[i % len(jobs)]
-
-    _run_together(call, 16)
+    _same_from_many_threads(jobs, policy="adaptive")
 
 
 BUSY = """
@@ -503,7 +493,6 @@ print("all right")
 
 def test_calls_do_not_look_it_up_each_time():
     code = """
-import time
 import numpy as np, cnorm, cnorm.functional as F
 from cnorm import _threads
 looked = []
