@@ -304,11 +304,4 @@ cdef inline bint samples_in_parallel(const MomentsJob *job, Py_ssize_t samples) 
 # ---- window ----
 
 cdef inline void schedule_window(const WindowJob *job, Py_ssize_t items, Schedule *schedule) noexcept nogil:
-    schedule.strategy = WINDOW_SPANS
-    schedule.threads = job.threads
-    schedule.items = items
-    schedule.units_per_batch = 1
-    schedule.rows_per_pass = 1
-    schedule.nontemporal = False
-    schedule.prefetch_bytes = 0
-    schedule.prefetch_segments = 0
+    schedule[0] = plain_schedule(WINDOW_SPANS, job.threads, items)
