@@ -493,6 +493,7 @@ print("all right")
 
 def test_calls_do_not_look_it_up_each_time():
     code = """
+import time
 import numpy as np, cnorm, cnorm.functional as F
 from cnorm import _threads
 looked = []
