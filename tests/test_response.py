@@ -90,3 +90,27 @@ def test_one_bad_value_spoils_its_window_and_no_more(build, rng):
     y, expected = F.local_response_norm(x, 3), F.local_response_norm(clean, 3)
     expected[1, 3:6, 2] = np.nan
     np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_power_without_roots_at_its_ends(build, dtype):
+    """Scales from the least to the largest normal number, beyond both, and what is no number."""
+    limits = np.finfo(dtype)
+    x = np.zeros((1, 1, 40), dtype)
+    x[..., :20] = np.geomspace(1e-3, 1e3, 20)
+    for k in (limits.smallest_subnormal, limits.tiny / 4, limits.tiny, 1.0, limits.max / 2):
+        y = F.local_response_norm(x, 1, alpha=0.0, k=float(k))
+        expected = x.astype(np.longdouble) * np.longdouble(dtype(k)) ** -0.75
+        error = np.abs(y - expected) / np.maximum(np.abs(expected), limits.tiny)
+        assert error.max() <= 4 * limits.eps
+    x[0, 0, :3] = np.sqrt(limits.max) * 4, np.inf, np.nan  # whose squares are infinite, and NaN
+    for y in (
+        F.local_response_norm(x, 1, alpha=1.0),
+        F.local_response_norm(x, 1, alpha=1.0, k=float(limits.tiny / 4)),  # by roots
+        F.local_response_norm_backward(np.ones_like(x), x, 1, alpha=1.0),
+    ):
+        assert np.isnan(y[0, 0, 1:3]).all()
+        assert np.isfinite(y[0, 0, 3:]).all()
+    assert F.local_response_norm(x, 1, alpha=1.0)[0, 0, 0] == 0
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(F.local_response_norm(x, 1, alpha=-1.0)[0, 0, 4:20]).sum() > 0  # roots

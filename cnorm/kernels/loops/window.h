@@ -36,8 +36,8 @@
         if (K == 2) STORE_PAIR((S *)y + i, result[0], result[K - 1]); \
         else FN(vector_store)(y, i, partial, result[0], 0);           \
     }
-/* Prefetches the cache lines `distance` bytes after the K vectors at p + i: square roots and divisions leave memory
- * bandwidth unused. */
+/* Prefetches the cache lines `distance` bytes after the K vectors at p + i: the arithmetic leaves memory bandwidth
+ * unused. */
 #define PREFETCH_NEXT(K, p, distance)                              \
     for (int k = 0; k < K; k += LANES_ALIGN / (LANES * sizeof(S))) \
         __builtin_prefetch((const char *)((const S *)(p) + ELEMENT) + (distance), 0, 3);
@@ -70,8 +70,19 @@ static __attribute__((noinline)) VECTOR FN(scale_pow_any)(VECTOR scale, double b
     return CAT(A, negative_power)(scale, beta);
 }
 
-/* scale ** -beta */
-INLINE VECTOR FN(scale_pow)(VECTOR scale, double beta) {
+/* Whether no scale is below the normal numbers. */
+#define SCALES_ARE_NORMAL(tile) ((tile)->k >= (sizeof(A) == 4 ? FLT_MIN : DBL_MIN) && (tile)->alpha >= 0)
+
+/* scale ** -beta, and 1 / scale where `inverse` is not NULL. `normal`: no scale is below the normal numbers. */
+INLINE VECTOR FN(scale_pow)(VECTOR scale, double beta, const int normal, VECTOR *inverse) {
+    if (beta == 0.75 && normal) {
+        const VECTOR infinity = SET(INFINITY);
+        VECTOR over;
+        const VECTOR power = CAT(A, power_minus_3_4)(scale, &over);
+        if (inverse) *inverse = CAT(A, zero_outside)(scale, SET(0), infinity, over);
+        return CAT(A, zero_outside)(scale, SET(0), infinity, power);
+    }
+    if (inverse) *inverse = CAT(A, div)(SET(1), scale);
     if (beta == 0.75) {
         const VECTOR root = CAT(A, sqrt)(scale);
         return CAT(A, div)(SET(1), MUL(root, CAT(A, sqrt)(root)));
@@ -98,7 +109,8 @@ static void FN(window_squares)(const WindowTile *tile) {
 }
 
 /* y = x * scale ** -beta, then the activation. */
-INLINE void FN(window_apply_any)(const WindowTile *tile_in, double beta, const int activation, const int clip) {
+INLINE void FN(window_apply_any)(const WindowTile *tile_in, double beta, const int normal, const int activation,
+                                 const int clip) {
     const WindowTile copy = *tile_in, *const tile = &copy; /* a copy, which no store can change */
     const VECTOR slope = SET(tile->slope), low = SET(tile->low), high = SET(tile->high);
 #define APPLY(K, partial)                                                                            \
@@ -108,7 +120,7 @@ INLINE void FN(window_apply_any)(const WindowTile *tile_in, double beta, const i
         PREFETCH_NEXT(K, y, tile->y_prefetch)                                                        \
         FN(window_scale)(tile, offset, i, partial, scale, K);                                        \
         FOR_VECTORS(K) {                                                                             \
-            z[k] = MUL(FN(vector_load)(x, ELEMENT, partial, SET(0)), FN(scale_pow)(scale[k], beta)); \
+            z[k] = MUL(FN(vector_load)(x, ELEMENT, partial, SET(0)), FN(scale_pow)(scale[k], beta, normal, NULL)); \
             if (activation) z[k] = FN(activated)(z[k], SLOPE(partial), low, high, FORMULA);          \
         }                                                                                            \
         STORE_RESULT(K, partial, z)                                                                  \
@@ -118,14 +130,16 @@ INLINE void FN(window_apply_any)(const WindowTile *tile_in, double beta, const i
     (void)low, (void)high; /* unused without bounds */
 }
 static void FN(window_apply)(const WindowTile *tile) {
-    if (tile->beta == 0.75 && !tile->activation) FN(window_apply_any)(tile, 0.75, ACT_NONE, 0);
-    else if (tile->activation == ACT_CLIP) FN(window_apply_any)(tile, tile->beta, ACT_CLIP, 1);
-    else FN(window_apply_any)(tile, tile->beta, tile->activation, 0);
+    const int normal = SCALES_ARE_NORMAL(tile);
+    if (tile->beta == 0.75 && normal && !tile->activation) FN(window_apply_any)(tile, 0.75, 1, ACT_NONE, 0);
+    else if (tile->activation == ACT_CLIP) FN(window_apply_any)(tile, tile->beta, normal, ACT_CLIP, 1);
+    else FN(window_apply_any)(tile, tile->beta, normal, tile->activation, 0);
 }
 
 /* The first step of backward: scale_pow = scale ** -beta and grad_term = g * x * scale ** (-beta - 1), what an element
  * adds to the gradient of each element of its window, up to a constant factor. */
-INLINE void FN(window_prepare_any)(const WindowTile *tile_in, double beta, const int activation, const int clip) {
+INLINE void FN(window_prepare_any)(const WindowTile *tile_in, double beta, const int normal, const int activation,
+                                   const int clip) {
     const WindowTile copy = *tile_in, *const tile = &copy; /* a copy, which no store can change */
     const VECTOR slope = SET(tile->slope), low = SET(tile->low), high = SET(tile->high);
 #define PREPARE(K, partial)                                                                                     \
@@ -136,7 +150,8 @@ INLINE void FN(window_prepare_any)(const WindowTile *tile_in, double beta, const
         PREFETCH_NEXT(K, y, tile->y_prefetch)                                                                   \
         FN(window_scale)(tile, offset, i, partial, scale, K);                                                   \
         FOR_VECTORS(K) {                                                                                        \
-            const VECTOR inverse = CAT(A, div)(SET(1), scale[k]), p = FN(scale_pow)(scale[k], beta);            \
+            VECTOR inverse;                                                                                     \
+            const VECTOR p = FN(scale_pow)(scale[k], beta, normal, &inverse);                                   \
             const VECTOR v = FN(vector_load)(x, ELEMENT, partial, SET(0));                                      \
             const VECTOR g = ACTIVATION_BACKWARD(FN(vector_load)(dy, ELEMENT, partial, SET(0)), v, p, partial); \
             STORE_WORKSPACE(tile->scale_pow, p, partial)                                                        \
@@ -148,9 +163,10 @@ INLINE void FN(window_prepare_any)(const WindowTile *tile_in, double beta, const
     (void)low, (void)high; /* unused without bounds */
 }
 static void FN(window_prepare)(const WindowTile *tile) {
-    if (tile->beta == 0.75 && !tile->activation) FN(window_prepare_any)(tile, 0.75, ACT_NONE, 0);
-    else if (tile->activation == ACT_CLIP) FN(window_prepare_any)(tile, tile->beta, ACT_CLIP, 1);
-    else FN(window_prepare_any)(tile, tile->beta, tile->activation, 0);
+    const int normal = SCALES_ARE_NORMAL(tile);
+    if (tile->beta == 0.75 && normal && !tile->activation) FN(window_prepare_any)(tile, 0.75, 1, ACT_NONE, 0);
+    else if (tile->activation == ACT_CLIP) FN(window_prepare_any)(tile, tile->beta, normal, ACT_CLIP, 1);
+    else FN(window_prepare_any)(tile, tile->beta, normal, tile->activation, 0);
 }
 
 /* dx = g * scale_pow - 2 * alpha * beta * x * (the sum of grad_term over the windows that x is in) */
@@ -183,6 +199,7 @@ static void FN(window_grad)(const WindowTile *tile) {
 #undef FOR_VECTORS
 #undef ELEMENT
 #undef FORMULA
+#undef SCALES_ARE_NORMAL
 #undef SLOPE
 #undef STORE_WORKSPACE
 #undef STORE_RESULT
