@@ -11,13 +11,16 @@ from cnorm._call.arrays cimport (as_array, as_flag, as_float, as_floats, as_int,
                                  size_list)
 from cnorm._call.checks cimport (as_gradient, as_statistic, axis_of, check_dims, check_eps, check_groups,
                                  check_parameter, check_tracked, check_written_together, group_count)
-from cnorm._call.output cimport (ARENA_DOUBLES, ChannelAxisCall, gradient_from_sums, run_norm, set_tensor,
+from cnorm._call.launch cimport launch
+from cnorm._call.output cimport (ARENA_DOUBLES, ChannelAxisCall, gradient_from_sums, set_tensor,
                                  slope_gradient)
 from cnorm._call.running cimport mean_over_samples, update_running
 from cnorm._plan cimport COPY, UNITS, Plan
 from cnorm._pool cimport new_array
 from cnorm._runtime cimport kernels, threads_for
-from cnorm.kernels.job cimport FLOAT64, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, Tensor
+from cnorm.kernels.job cimport (
+    COLUMNS_BACKWARD, COLUMNS_FORWARD, COLUMNS_MOMENTS, FLOAT64, SEGMENTS_BACKWARD, SEGMENTS_FORWARD, SEGMENTS_MOMENTS,
+    SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, Tensor)
 
 cnp.import_array()
 
@@ -124,8 +127,8 @@ cdef class ChannelsCall(ChannelAxisCall):
         memset(a, 0, sizeof(Job))
         for i in range(5):
             a.shape[i] = p.shape[i]
-        a.dtype = self.dtype
-        a.threads = threads_for(self.bytes)
+        a.head.dtype = self.dtype
+        a.head.threads = threads_for(self.bytes)
         set_tensor(&a.x, self.x, p, 0)
         if self.y is not None:
             set_tensor(&a.y, self.y, p, 1)
@@ -198,7 +201,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         if not self.stats_given:
             self.reserve_statistics()
             self.fill_job(p, &a)
-            run_norm(kernels.columns_moments, &a, self.bytes, "statistics")
+            launch(COLUMNS_MOMENTS, &a.head, self.bytes, "statistics")
         self.groups = self.channels
         self.plan(2, &of_samples)
         self.fill_job(&of_samples, &a)
@@ -208,7 +211,7 @@ cdef class ChannelsCall(ChannelAxisCall):
             self.reverse_samples(&a)
             a.read_before = True
         a.stats_given = True
-        return run_norm(kernels.columns_forward, &a, self.bytes, "statistics")
+        return launch(COLUMNS_FORWARD, &a.head, self.bytes, "statistics")
 
     cdef int backward_by_sample(self) except -1:
         """Its backward: the sums of each sample, then those of the batch, with which each sample has its gradient."""
@@ -225,10 +228,10 @@ cdef class ChannelsCall(ChannelAxisCall):
         a.channels.grad_bias = self.grads + self.grad_size()
         a.channels.grad_slope = self.grads + 2 * self.grad_size()
         if self.stats_given:
-            return run_norm(kernels.columns_backward, &a, self.bytes, "sums")
+            return launch(COLUMNS_BACKWARD, &a.head, self.bytes, "sums")
         a.channels.sums = sums
         a.channels.sums_mode = SUMS_ONLY
-        run_norm(kernels.columns_backward, &a, self.bytes, "sums")
+        launch(COLUMNS_BACKWARD, &a.head, self.bytes, "sums")
         for i in range(1, self.samples):
             for k in range(n):
                 sums[k] += sums[i * n + k]
@@ -237,7 +240,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         self.reverse_samples(&a)
         a.channels.sums_mode = SUMS_GIVEN
         a.channels.count = <double> self.unit_size()
-        return run_norm(kernels.columns_backward, &a, self.bytes, "sums")
+        return launch(COLUMNS_BACKWARD, &a.head, self.bytes, "sums")
 
     cdef cnp.ndarray forward(self, cnp.ndarray out):
         """Compute the statistics, unless they are given, and apply them."""
@@ -253,8 +256,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         if p.family != UNITS and not self.stats_given:  # the columns kernels need all of them between sums and results
             self.reserve_statistics()
         self.fill_job(&p, &a)
-        run_norm(kernels.segments_forward if p.family == UNITS else kernels.columns_forward, &a, self.bytes,
-                 "statistics")
+        launch(SEGMENTS_FORWARD if p.family == UNITS else COLUMNS_FORWARD, &a.head, self.bytes, "statistics")
         return self.copy_out()
 
     cdef int moments(self) except -1:
@@ -270,8 +272,7 @@ cdef class ChannelsCall(ChannelAxisCall):
             self.x = np.ascontiguousarray(self.x)
             self.plan(1, &p)
         self.fill_job(&p, &a)
-        run_norm(kernels.segments_moments if p.family == UNITS else kernels.columns_moments, &a, self.bytes,
-                 "statistics")
+        launch(SEGMENTS_MOMENTS if p.family == UNITS else COLUMNS_MOMENTS, &a.head, self.bytes, "statistics")
         return 0
 
     cdef void empty_statistics(self) noexcept:
@@ -332,8 +333,7 @@ cdef class ChannelsCall(ChannelAxisCall):
             a.channels.sums = float64_data(sums)
             a.channels.sums_mode = sums_mode
             a.channels.count = count
-            run_norm(kernels.segments_backward if p.family == UNITS else kernels.columns_backward, &a, self.bytes,
-                     "sums")
+            launch(SEGMENTS_BACKWARD if p.family == UNITS else COLUMNS_BACKWARD, &a.head, self.bytes, "sums")
             if self.per_sample and self.groups == 0:  # (C, N) become (N, C)
                 samples_first(g, rows, self.channels, self.workspace(n))
         if rows > 1 and not self.per_sample:

@@ -9,11 +9,12 @@ from cnorm cimport _runtime
 from cnorm._call.arrays cimport (as_array, as_doubles, as_float, as_int, as_out, check_written, dtype_code, dtype_of,
                                  float64_data, is_native, may_overlap, shape_of)
 from cnorm._call.checks cimport axis_of
+from cnorm._call.launch cimport launch
 from cnorm._call.moments cimport result_dtype, wide_code
-from cnorm._call.observe cimport kind_of_image, note, observe_image
-from cnorm._runtime cimport PolicyCall, begin_team, end_team, kernels, threads_for
-from cnorm.kernels.job cimport WIDE_INT32, WIDE_INT64, WIDE_UINT32, WIDE_UINT64, ImageJob
-from cnorm.kernels.tuning cimport GIL_RELEASE_MIN_BYTES, IMAGE_TABLE_MIN_PIXELS
+from cnorm._call.observe cimport note
+from cnorm._runtime cimport kernels, threads_for
+from cnorm.kernels.job cimport IMAGE_FORWARD, WIDE_INT32, WIDE_INT64, WIDE_UINT32, WIDE_UINT64, ImageJob
+from cnorm.kernels.tuning cimport IMAGE_TABLE_MIN_PIXELS
 
 cnp.import_array()
 
@@ -131,25 +132,24 @@ cdef class Image:
             job.y_strides[1] = cnp.PyArray_STRIDE(self.y, self.channel)
         job.x = cnp.PyArray_BYTES(self.x)
         job.y = cnp.PyArray_BYTES(self.y)
-        job.dtype = wide_code(self.x)
+        job.head.dtype = wide_code(self.x)
         job.out_dtype = dtype_code(self.y)
         job.mean = float64_data(self.mean)
         job.std = float64_data(self.std)
         job.max_value = self.max_value
-        job.threads = threads_for(cnp.PyArray_NBYTES(self.y))
+        job.head.threads = threads_for(cnp.PyArray_NBYTES(self.y))
         return True
 
     cdef int normalize(self, ImageJob *job) except -1:
         """Run the kernel; many pixels of 8 bits through a table, which the kernel makes."""
         cdef cnp.ndarray values, table
         cdef ImageJob entries
-        cdef PolicyCall call
         cdef Py_ssize_t pixels = cnp.PyArray_SIZE(self.x) // job.shape[1], size = cnp.PyArray_NBYTES(self.y)
         if cnp.PyArray_ITEMSIZE(self.x) == 1 and pixels >= IMAGE_TABLE_MIN_PIXELS:
             values = np.arange(256, dtype=np.uint8)
             table = np.empty((job.shape[1], 256), dtype_of(self.y))
             entries = job[0]
-            entries.threads = 1
+            entries.head.threads = 1
             entries.x = cnp.PyArray_BYTES(values)
             entries.y = cnp.PyArray_BYTES(table)
             entries.shape[0] = entries.shape[2] = 1
@@ -158,21 +158,9 @@ cdef class Image:
             entries.x_strides[3] = 1
             entries.y_strides[1] = cnp.PyArray_STRIDE(table, 0)
             entries.y_strides[3] = cnp.PyArray_ITEMSIZE(table)
-            kernels.run_image(kernels.image_forward, &entries)
+            kernels.run(IMAGE_FORWARD, &entries.head)
             job.table = cnp.PyArray_BYTES(table)
-        if _runtime.observing:
-            observe_image(kernels.image_forward, job, size)
-        elif size < GIL_RELEASE_MIN_BYTES:
-            kernels.run_image(kernels.image_forward, job)
-        elif job.threads == 1:
-            with nogil:
-                kernels.run_image(kernels.image_forward, job)
-        else:
-            with nogil:
-                job.threads = begin_team(&call, kind_of_image(kernels.image_forward, job), size, job.threads)
-                kernels.run_image(kernels.image_forward, job)
-                end_team(&call)
-        return 0
+        return launch(IMAGE_FORWARD, &job.head, size, "result")
 
 
 cdef cnp.ndarray as_constant(cnp.ndarray a, str name):

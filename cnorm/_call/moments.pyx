@@ -15,15 +15,15 @@ from cnorm._call.arrays cimport (
     may_overlap, new_float64, same_memory, shape_of)
 from cnorm._call.checks cimport clip_bounds
 from cnorm cimport _runtime
-from cnorm._call.observe cimport kind_of_moments, kind_of_standardize, note, observe_moments, observe_standardize
+from cnorm._call.launch cimport launch
+from cnorm._call.observe cimport note
 from cnorm._pool cimport empty_like
-from cnorm._runtime cimport PolicyCall, begin_team, end_team, kernels, threads_for
+from cnorm._runtime cimport threads_for
 from cnorm.kernels.job cimport (
-    BFLOAT16, FLOAT16, FLOAT32, FLOAT64, WIDE_BFLOAT16, WIDE_FLOAT16, WIDE_FLOAT32, WIDE_INT8, WIDE_INT16, WIDE_INT32,
-    WIDE_INT64, WIDE_UINT8, WIDE_UINT16, WIDE_UINT32, WIDE_UINT64, Axes, MomentsJob, StandardizeJob, moments_kernel,
-    standardize_kernel)
+    BFLOAT16, FLOAT16, FLOAT32, FLOAT64, SELECTED_COLUMNS_MOMENTS, SEQUENCES_MOMENTS, STANDARDIZE_FORWARD,
+    WIDE_BFLOAT16, WIDE_FLOAT16, WIDE_FLOAT32, WIDE_INT8, WIDE_INT16, WIDE_INT32, WIDE_INT64, WIDE_UINT8, WIDE_UINT16,
+    WIDE_UINT32, WIDE_UINT64, Axes, MomentsJob, StandardizeJob)
 from cnorm.kernels.statistics cimport merge_counted_moments, settle_moments
-from cnorm.kernels.tuning cimport GIL_RELEASE_MIN_BYTES
 
 cnp.import_array()
 
@@ -200,12 +200,10 @@ cdef class Measurement:
         """Fill in the moments."""
         cdef MomentsJob job
         cdef bint columns
-        cdef moments_kernel kernel
         cdef cnp.ndarray results
         cdef tuple shape = self.kept_shape()
-        cdef Py_ssize_t units = 1, n, size
-        cdef PolicyCall call
-        cdef int failed, axes
+        cdef Py_ssize_t units = 1, n
+        cdef int axes
         for n in shape:
             units *= n
         results = np.zeros((4, units))
@@ -232,31 +230,17 @@ cdef class Measurement:
                 self.plan(&job, True)
         elif not columns:
             self.plan(&job, False)
-        job.dtype = wide_code(self.x)
+        job.head.dtype = wide_code(self.x)
         job.omit_nan = self.omit
         job.units = units
-        job.threads = threads_for(cnp.PyArray_NBYTES(self.x))
+        job.head.threads = threads_for(cnp.PyArray_NBYTES(self.x))
         job.count = float64_data(results)
         job.mean = job.count + units
         job.lo = job.mean + units
         job.m2 = job.lo + units
-        job.schedule_only = NULL
-        kernel = kernels.selected_columns_moments if columns else kernels.sequences_moments
-        size = cnp.PyArray_NBYTES(self.x)
-        if _runtime.observing:
-            failed = observe_moments(kernel, &job, size)
-        elif size < GIL_RELEASE_MIN_BYTES:
-            failed = kernels.run_moments(kernel, &job)
-        elif job.threads == 1:
-            with nogil:
-                failed = kernels.run_moments(kernel, &job)
-        else:
-            with nogil:
-                job.threads = begin_team(&call, kind_of_moments(kernel, &job), size, job.threads)
-                failed = kernels.run_moments(kernel, &job)
-                end_team(&call)
-        if failed:
-            raise MemoryError("cnorm could not allocate the sums of this call")
+        job.head.schedule_only = NULL
+        launch(SELECTED_COLUMNS_MOMENTS if columns else SEQUENCES_MOMENTS, &job.head, cnp.PyArray_NBYTES(self.x),
+               "sums")
         self.save(results)
         return 0
 
@@ -507,36 +491,21 @@ cdef class Application:
 
     cdef cnp.ndarray run(self, object dtype, cnp.ndarray out):
         cdef StandardizeJob job
-        cdef PolicyCall call
-        cdef Py_ssize_t size
         self.resolve_output(dtype, out)
         if cnp.PyArray_SIZE(self.x) == 0:
             return self.result
         self.plan(&job)
-        job.dtype = wide_code(self.x)
+        job.head.dtype = wide_code(self.x)
         job.out_dtype = dtype_code(self.y)
-        job.threads = threads_for(cnp.PyArray_NBYTES(self.x))
+        job.head.threads = threads_for(cnp.PyArray_NBYTES(self.x))
         job.inverse = self.inverse
         job.clips = self.bounds is not None
         job.low, job.high = self.bounds if self.bounds is not None else (0.0, 0.0)
         job.mean = float64_data(self.mean)
         job.lo = float64_data(self.lo)
         job.scale = float64_data(self.scale)
-        job.schedule_only = NULL
-        size = cnp.PyArray_NBYTES(self.x)
-        if _runtime.observing:
-            observe_standardize(kernels.standardize_forward, &job, size)
-        elif size < GIL_RELEASE_MIN_BYTES:
-            kernels.run_standardize(kernels.standardize_forward, &job)
-        elif job.threads == 1:
-            with nogil:
-                kernels.run_standardize(kernels.standardize_forward, &job)
-        else:
-            with nogil:
-                job.threads = begin_team(&call, kind_of_standardize(kernels.standardize_forward, &job), size,
-                                         job.threads)
-                kernels.run_standardize(kernels.standardize_forward, &job)
-                end_team(&call)
+        job.head.schedule_only = NULL
+        launch(STANDARDIZE_FORWARD, &job.head, cnp.PyArray_NBYTES(self.x), "result")
         if self.y is not self.result:
             cnp.PyArray_CopyInto(self.result, self.y)
         return self.result

@@ -9,12 +9,32 @@ import time
 
 from cnorm cimport _runtime
 from cnorm._runtime cimport POLICY_SAMPLE, PolicyCall, begin_team, end_team, kernels, likely_team
-from cnorm.kernels.job cimport (ACT_CLIP, ACT_NONE, ACT_SLOPE, COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER,
-                                PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES, RUNS, SAMPLES_PER_THREAD,
-                                TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Axes, ImageJob, Job, MomentsJob,
-                                Schedule, StandardizeJob, WindowJob, image_kernel, moments_kernel, norm_kernel,
-                                standardize_kernel, window_kernel)
+from cnorm.kernels.job cimport (
+    ACT_CLIP, ACT_NONE, ACT_SLOPE, COLUMN_BLOCKS, COLUMNS_BACKWARD, COLUMNS_FORWARD, COLUMNS_MOMENTS, CROSSED_BACKWARD,
+    CROSSED_FORWARD, GIVEN_BATCHES, GIVEN_IN_ORDER, IMAGE_FORWARD, PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES,
+    ROW_RANGES, ROWS_BACKWARD, ROWS_FORWARD, RUNS, SAMPLES_PER_THREAD, SEGMENTS_BACKWARD, SEGMENTS_FORWARD,
+    SEGMENTS_MOMENTS, SELECTED_COLUMNS_MOMENTS, SEQUENCES_MOMENTS, STANDARDIZE_FORWARD, TWO_SWEEPS, UNIT_BATCHES,
+    UNIT_BY_UNIT, WINDOW_BACKWARD, WINDOW_FORWARD, WINDOW_SPANS, Axes, ImageJob, Job, JobHead, Kernel, MomentsJob,
+    Schedule, StandardizeJob, WindowJob)
 
+KERNEL_NAMES = {   # family and direction
+    ROWS_FORWARD: ("rows", "forward"),
+    ROWS_BACKWARD: ("rows", "backward"),
+    SEGMENTS_MOMENTS: ("segments", "moments"),
+    SEGMENTS_FORWARD: ("segments", "forward"),
+    SEGMENTS_BACKWARD: ("segments", "backward"),
+    COLUMNS_MOMENTS: ("columns", "moments"),
+    COLUMNS_FORWARD: ("columns", "forward"),
+    COLUMNS_BACKWARD: ("columns", "backward"),
+    CROSSED_FORWARD: ("crossed", "forward"),
+    CROSSED_BACKWARD: ("crossed", "backward"),
+    WINDOW_FORWARD: ("window", "forward"),
+    WINDOW_BACKWARD: ("window", "backward"),
+    SEQUENCES_MOMENTS: ("sequences", "moments"),
+    SELECTED_COLUMNS_MOMENTS: ("columns", "moments"),
+    STANDARDIZE_FORWARD: ("runs", "standardize"),
+    IMAGE_FORWARD: ("image", "formula"),
+}
 STRATEGIES = {
     ROW_BATCHES: "row batches",
     UNIT_BY_UNIT: "unit by unit",
@@ -37,6 +57,7 @@ AXES = {
     "segments": ("outer", "units", "segments", "runs", "elements"),
     "columns": ("samples", "rows", "rows", "rows", "columns"),
     "crossed": ("samples", "rows", "rows", "rows", "columns"),
+    "image": ("images", "channels", "rows", "pixels"),
     "window": ("samples", "channels", "-", "runs", "elements"),
     "window, channels last": ("samples", "rows", "rows", "rows", "channels"),
 }
@@ -101,21 +122,61 @@ cdef str activation_text(int activation, double slope, double low, double high):
     return f"slope {slope:g} below 0" if activation == ACT_SLOPE else "slopes below 0"
 
 
-cdef dict described(str family, str direction, int dtype, const Py_ssize_t *shape, const Schedule *schedule,
-                    str activation, int wanted, int reason):
-    return plan_of(family, direction, dtype, {
-        AXES[family][i] + ("" if AXES[family].count(AXES[family][i]) == 1 else f" {i}"): shape[i] for i in range(5)},
-        schedule, activation, wanted, reason)
+cdef dict layout_of(str family, const Py_ssize_t *shape):
+    """The sizes of a job's axes by their names, which have a number where several axes have one name."""
+    names = AXES[family]
+    return {name if names.count(name) == 1 else f"{name} {i}": shape[i] for i, name in enumerate(names)}
 
 
-cdef dict plan_of(str family, str direction, int dtype, dict layout, const Schedule *schedule, str activation,
-                  int wanted, int reason):
+cdef dict axes_layout(const Axes *axes, str name):
+    """The sizes of axes, which are one where there are none."""
+    cdef int i
+    if axes.count < 2:
+        return {name: axes.shape[0] if axes.count else 1}
+    return {f"{name} {i}": axes.shape[i] for i in range(axes.count)}
+
+
+cdef dict described(Kernel kernel, const JobHead *head):
+    """What a kernel is to do, and how the elements lie."""
+    cdef const Job *norm
+    cdef const WindowJob *window
+    cdef const MomentsJob *moments
+    cdef const StandardizeJob *standardize
+    cdef const ImageJob *image
+    family, direction = KERNEL_NAMES[kernel]
+    activation = ""
+    if kernel <= CROSSED_BACKWARD:
+        norm = <const Job *> head
+        layout = layout_of(family, norm.shape)
+        activation = "slopes below 0" if norm.elements.unit_slopes != NULL else (
+            activation_text(norm.activation, norm.slope, norm.low, norm.high))
+    elif kernel <= WINDOW_BACKWARD:
+        window = <const WindowJob *> head
+        if window.channels_last:
+            family = "window, channels last"
+        layout = layout_of(family, window.shape)
+        activation = activation_text(window.activation, window.slope, window.low, window.high)
+    elif kernel <= SELECTED_COLUMNS_MOMENTS:
+        moments = <const MomentsJob *> head
+        layout = {**axes_layout(&moments.kept, "kept"), **axes_layout(&moments.reduced, "reduced")}
+    elif kernel == STANDARDIZE_FORWARD:
+        standardize = <const StandardizeJob *> head
+        if standardize.inverse:
+            direction = "inverse"
+        layout = axes_layout(&standardize.axes, "axis")
+        activation = "clip" if standardize.clips else ""
+    else:
+        image = <const ImageJob *> head
+        if image.table != NULL:
+            direction = "table"
+        layout = layout_of(family, image.shape)
+    return {"family": family, "direction": direction, "dtype": DTYPES[head.dtype], "layout": layout,
+            "activation": activation}
+
+
+cdef dict planned(const Schedule *schedule, int wanted, int reason):
+    """How a kernel is to do it."""
     return {
-        "family": family,
-        "direction": direction,
-        "dtype": DTYPES[dtype],
-        "layout": layout,
-        "activation": activation,
         "strategy": STRATEGIES[schedule.strategy],
         "threads": schedule.threads,
         "threads_allowed": wanted,
@@ -152,74 +213,6 @@ cdef int report(dict step, double seconds) except -1:
     return 0
 
 
-cdef tuple names_of(norm_kernel kernel):
-    if kernel == kernels.rows_forward:
-        return "rows", "forward"
-    if kernel == kernels.rows_backward:
-        return "rows", "backward"
-    if kernel == kernels.segments_moments:
-        return "segments", "moments"
-    if kernel == kernels.segments_forward:
-        return "segments", "forward"
-    if kernel == kernels.segments_backward:
-        return "segments", "backward"
-    if kernel == kernels.columns_moments:
-        return "columns", "moments"
-    if kernel == kernels.columns_forward:
-        return "columns", "forward"
-    if kernel == kernels.columns_backward:
-        return "columns", "backward"
-    return "crossed", "forward" if kernel == kernels.crossed_forward else "backward"
-
-
-cdef int observe_norm(norm_kernel kernel, Job *job, Py_ssize_t size) except? -2:
-    """Run a kernel, with a line about it where that is wanted; or only explain it. Returns what the kernel does."""
-    cdef Schedule schedule
-    cdef PolicyCall call
-    cdef int failed, wanted = job.threads
-    cdef double began
-    choose(&call, kind_of_norm(kernel, job), size, &job.threads)
-    job.schedule_only = &schedule
-    kernels.run_norm(kernel, job)
-    job.schedule_only = NULL
-    family, direction = names_of(kernel)
-    step = described(family, direction, job.dtype, job.shape, &schedule,
-                     "slopes below 0" if job.elements.unit_slopes != NULL else
-                     activation_text(job.activation, job.slope, job.low, job.high), wanted, call.reason)
-    hand_over(step)
-    began = time.perf_counter()
-    with nogil:
-        failed = kernels.run_norm(kernel, job)
-        end_team(&call)
-    if verbose:
-        report(step, time.perf_counter() - began)
-    return failed
-
-
-cdef int observe_window(window_kernel kernel, WindowJob *job, Py_ssize_t size) except? -2:
-    """Run a kernel of the window family, as `observe_norm` does its own."""
-    cdef Schedule schedule
-    cdef PolicyCall call
-    cdef int failed, wanted = job.threads
-    cdef double began
-    choose(&call, kind_of_window(kernel, job), size, &job.threads)
-    job.schedule_only = &schedule
-    kernels.run_window(kernel, job)
-    job.schedule_only = NULL
-    direction = "forward" if kernel == kernels.window_forward else "backward"
-    step = described("window, channels last" if job.channels_last else "window", direction, job.dtype, job.shape,
-                     &schedule, activation_text(job.activation, job.slope, job.low, job.high), wanted,
-                     call.reason)
-    hand_over(step)
-    began = time.perf_counter()
-    with nogil:
-        failed = kernels.run_window(kernel, job)
-        end_team(&call)
-    if verbose:
-        report(step, time.perf_counter() - began)
-    return failed
-
-
 cdef int choose(PolicyCall *call, unsigned kind, Py_ssize_t size, int *threads) except -1:
     """The threads of a call, of those that it may have; where it is only explained, those that it would get."""
     call.started = 0
@@ -231,76 +224,21 @@ cdef int choose(PolicyCall *call, unsigned kind, Py_ssize_t size, int *threads) 
     return 0
 
 
-cdef dict layout_of(const Axes *axes, str name):
-    """The sizes of axes, which are one where there are none."""
-    cdef int i
-    if axes.count < 2:
-        return {name: axes.shape[0] if axes.count else 1}
-    return {f"{name} {i}": axes.shape[i] for i in range(axes.count)}
-
-
-cdef int observe_moments(moments_kernel kernel, MomentsJob *job, Py_ssize_t size) except? -2:
-    """Run a kernel of moments in double, as `observe_norm` does its own."""
+cdef int observe(Kernel kernel, JobHead *job, Py_ssize_t size, unsigned kind) except? -2:
+    """Run a kernel, with a line about it where that is wanted; or only explain it. Returns what the kernel does."""
     cdef Schedule schedule
     cdef PolicyCall call
     cdef int failed, wanted = job.threads
     cdef double began
-    choose(&call, kind_of_moments(kernel, job), size, &job.threads)
+    choose(&call, kind, size, &job.threads)
     job.schedule_only = &schedule
-    kernels.run_moments(kernel, job)
+    kernels.run(kernel, job)
     job.schedule_only = NULL
-    step = plan_of("columns" if kernel == kernels.selected_columns_moments else "sequences", "moments", job.dtype,
-                   {**layout_of(&job.kept, "kept"), **layout_of(&job.reduced, "reduced")}, &schedule, "", wanted,
-                   call.reason)
+    step = {**described(kernel, job), **planned(&schedule, wanted, call.reason)}
     hand_over(step)
     began = time.perf_counter()
     with nogil:
-        failed = kernels.run_moments(kernel, job)
-        end_team(&call)
-    if verbose:
-        report(step, time.perf_counter() - began)
-    return failed
-
-
-cdef int observe_standardize(standardize_kernel kernel, StandardizeJob *job, Py_ssize_t size) except? -2:
-    """Run a kernel of standardize, as `observe_norm` does its own."""
-    cdef Schedule schedule
-    cdef PolicyCall call
-    cdef int failed, wanted = job.threads
-    cdef double began
-    choose(&call, kind_of_standardize(kernel, job), size, &job.threads)
-    job.schedule_only = &schedule
-    kernels.run_standardize(kernel, job)
-    job.schedule_only = NULL
-    step = plan_of("runs", "inverse" if job.inverse else "standardize", job.dtype, layout_of(&job.axes, "axis"),
-                   &schedule, "clip" if job.clips else "", wanted, call.reason)
-    hand_over(step)
-    began = time.perf_counter()
-    with nogil:
-        failed = kernels.run_standardize(kernel, job)
-        end_team(&call)
-    if verbose:
-        report(step, time.perf_counter() - began)
-    return failed
-
-
-cdef int observe_image(image_kernel kernel, ImageJob *job, Py_ssize_t size) except? -2:
-    """Run a kernel of images, as `observe_norm` does its own."""
-    cdef Schedule schedule
-    cdef PolicyCall call
-    cdef int failed, wanted = job.threads
-    cdef double began
-    choose(&call, kind_of_image(kernel, job), size, &job.threads)
-    job.schedule_only = &schedule
-    kernels.run_image(kernel, job)
-    job.schedule_only = NULL
-    layout = {name: job.shape[i] for i, name in enumerate(("images", "channels", "rows", "pixels"))}
-    step = plan_of("image", "table" if job.table != NULL else "formula", job.dtype, layout, &schedule, "", wanted,
-                   call.reason)
-    hand_over(step)
-    began = time.perf_counter()
-    with nogil:
-        failed = kernels.run_image(kernel, job)
+        failed = kernels.run(kernel, job)
         end_team(&call)
     if verbose:
         report(step, time.perf_counter() - began)

@@ -2,7 +2,7 @@
 cimport numpy as cnp
 
 from cnorm._plan cimport Plan
-from cnorm.kernels.job cimport Job, Tensor, norm_kernel
+from cnorm.kernels.job cimport Tensor
 
 cdef enum:
     ARENA_DOUBLES = 4096   # workspace that a function has on its stack for its call
@@ -47,7 +47,6 @@ cdef class ChannelAxisCall(Call):
     cdef int set_axes(self, cnp.ndarray x, int batch_axis, int channel_axis, Py_ssize_t groups) except -1
 
 
-cdef int run_norm(norm_kernel kernel, Job *job, Py_ssize_t size, str what) except -1
 cdef cnp.ndarray gradient_buffer(cnp.ndarray parameter, int dtype, int ndim, cnp.npy_intp *shape)
 cdef object gradient_from_sums(const double *sums, Py_ssize_t n, cnp.ndarray parameter, int dtype, int ndim,
                                cnp.npy_intp *shape)

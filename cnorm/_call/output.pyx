@@ -9,12 +9,11 @@ from cnorm._call.arrays cimport (accumulation_type, as_array, as_doubles, as_flo
                                  is_native, new_float64, shape_and_strides, shape_of, writable_in_place)
 from cnorm cimport _runtime
 from cnorm._call.checks cimport check_one_activation, clip_bounds
-from cnorm._call.observe cimport kind_of_norm, note, observe_norm
+from cnorm._call.observe cimport note
 from cnorm._plan cimport ARRAYS, COPY, Plan, plan_channels
 from cnorm._pool cimport empty_like, new_array
-from cnorm._runtime cimport PolicyCall, begin_team, end_team, kernels
-from cnorm.kernels.job cimport ACT_CLIP, ACT_SLOPE, ACT_SLOPES, Job, norm_kernel
-from cnorm.kernels.tuning cimport GIL_RELEASE_MIN_BYTES
+from cnorm._runtime cimport kernels
+from cnorm.kernels.job cimport ACT_CLIP, ACT_SLOPE, ACT_SLOPES
 
 cdef extern from "numpy/arrayobject.h":
     object PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
@@ -207,27 +206,6 @@ cdef class ChannelAxisCall(Call):
         plan_channels(p, cnp.PyArray_NDIM(self.x), shape, strides, arrays, self.batch_axis, self.channel_axis,
                       self.groups, cnp.PyArray_ITEMSIZE(self.x))
         return 0
-
-
-cdef int run_norm(norm_kernel kernel, Job *job, Py_ssize_t size, str what) except -1:
-    """Run a kernel that reads `size` bytes. It holds the GIL where it takes less time than a switch of threads."""
-    cdef int failed
-    cdef PolicyCall call
-    if _runtime.observing:
-        failed = observe_norm(kernel, job, size)
-    elif size < GIL_RELEASE_MIN_BYTES:
-        failed = kernels.run_norm(kernel, job)
-    elif job.threads == 1:
-        with nogil:
-            failed = kernels.run_norm(kernel, job)
-    else:
-        with nogil:
-            job.threads = begin_team(&call, kind_of_norm(kernel, job), size, job.threads)
-            failed = kernels.run_norm(kernel, job)
-            end_team(&call)
-    if failed:
-        raise MemoryError(f"cnorm could not allocate the {what} of this call")
-    return 0
 
 
 cdef cnp.ndarray gradient_array(cnp.ndarray parameter, int dtype, int ndim, cnp.npy_intp *shape):

@@ -12,12 +12,14 @@ from cnorm._call.arrays cimport (accumulation_type, as_array, as_doubles, as_fla
                                  is_plain_array, is_plain_vector, may_overlap, new_float64, same_shape, shape_of,
                                  writable_in_place)
 from cnorm._call.checks cimport as_axes, as_gradient, as_row_shape, axis_of, check_row, row_axes
+from cnorm._call.launch cimport launch
 from cnorm._call.output cimport (
-    ARENA_DOUBLES, Call, gradient_buffer, gradient_from_sums, run_norm, set_tensor, slope_gradient)
+    ARENA_DOUBLES, Call, gradient_buffer, gradient_from_sums, set_tensor, slope_gradient)
 from cnorm._plan cimport ARRAYS, COLUMNS, MAX_DIMS, Plan, plan_row_axes, plan_rows
 from cnorm._pool cimport empty_like, new_array
-from cnorm._runtime cimport kernels, threads_for
-from cnorm.kernels.job cimport ACT_SLOPE, ACT_SLOPES, FLOAT64, Job
+from cnorm._runtime cimport threads_for
+from cnorm.kernels.job cimport (
+    ACT_SLOPE, ACT_SLOPES, COLUMNS_BACKWARD, COLUMNS_FORWARD, FLOAT64, ROWS_BACKWARD, ROWS_FORWARD, Job)
 
 cnp.import_array()
 
@@ -144,8 +146,8 @@ cdef class RowsCall(Call):
         memset(a, 0, sizeof(Job))
         for i in range(5):
             a.shape[i] = p.shape[i]
-        a.dtype = self.dtype
-        a.threads = threads_for(self.bytes)
+        a.head.dtype = self.dtype
+        a.head.threads = threads_for(self.bytes)
         set_tensor(&a.x, self.x, p, 0)
         set_tensor(&a.y, self.y, p, 1)
         if fuse_add:
@@ -313,7 +315,7 @@ cdef class RowsCall(Call):
             self.empty_statistics()
             return self.result
         self.fill_job(&p, one is not None, &a)
-        run_norm(kernels.columns_forward if p.family == COLUMNS else kernels.rows_forward, &a, self.bytes, "statistics")
+        launch(COLUMNS_FORWARD if p.family == COLUMNS else ROWS_FORWARD, &a.head, self.bytes, "statistics")
         return self.copy_out()
 
     cdef int empty_statistics(self) except -1:
@@ -341,7 +343,7 @@ cdef class RowsCall(Call):
                 a.elements.final_weight = cnp.PyArray_DATA(self.grad_weight)
             if self.grad_bias is not None:
                 a.elements.final_bias = cnp.PyArray_DATA(self.grad_bias)
-            run_norm(kernels.columns_backward if p.family == COLUMNS else kernels.rows_backward, &a, self.bytes, "sums")
+            launch(COLUMNS_BACKWARD if p.family == COLUMNS else ROWS_BACKWARD, &a.head, self.bytes, "sums")
         else:
             memset(self.grads, 0, 3 * n * sizeof(double))
             for a_gradient in (self.grad_weight, self.grad_bias):
@@ -434,7 +436,7 @@ cdef object forward_contiguous(object input, object normalized_shape, object wei
         if centred:
             mean = new_array(cnp.NPY_FLOAT64, ndim, shape)
             a.mean = <double *> cnp.PyArray_DATA(mean)
-    a.dtype = dtype
+    a.head.dtype = dtype
     a.shape[0] = 1
     a.shape[1] = rows
     a.shape[2] = 1
@@ -444,14 +446,14 @@ cdef object forward_contiguous(object input, object normalized_shape, object wei
     a.y.data = cnp.PyArray_BYTES(y)
     a.x.strides[1] = n * cnp.PyArray_ITEMSIZE(x)
     a.y.strides[1] = a.x.strides[1]
-    a.threads = threads_for(rows * a.x.strides[1])
+    a.head.threads = threads_for(rows * a.x.strides[1])
     a.centred = centred
     a.eps = machine_eps(dtype) if machine_epsilon else eps
     if weight is not None:
         a.elements.weight = cnp.PyArray_DATA(weight)
     if bias is not None:
         a.elements.bias = cnp.PyArray_DATA(bias)
-    run_norm(kernels.rows_forward, &a, rows * a.x.strides[1], "statistics")
+    launch(ROWS_FORWARD, &a.head, rows * a.x.strides[1], "statistics")
     if not wanted:
         return y
     if wanted == STATS_PACKED:

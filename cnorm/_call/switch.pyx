@@ -15,11 +15,13 @@ from cnorm._call.arrays cimport (as_array, as_doubles, as_float, as_floats, as_i
                                  dtype_code, float64_data, new_float64, shape_of, size_list)
 from cnorm._call.channels cimport ChannelsCall, parameter_grads, sum_over_samples
 from cnorm._call.checks cimport as_gradient, check_length, check_running, check_written_together
-from cnorm._call.output cimport ARENA_DOUBLES, gradient_from_sums, run_norm
+from cnorm._call.launch cimport launch
+from cnorm._call.output cimport ARENA_DOUBLES, gradient_from_sums
 from cnorm._call.running cimport assign_all, update_running
 from cnorm._plan cimport UNITS, Plan
-from cnorm._runtime cimport kernels
-from cnorm.kernels.job cimport FLOAT64, SUMS_GIVEN, SUMS_ONLY, Job
+from cnorm.kernels.job cimport (
+    COLUMNS_BACKWARD, COLUMNS_FORWARD, COLUMNS_MOMENTS, CROSSED_BACKWARD, CROSSED_FORWARD, FLOAT64, SEGMENTS_BACKWARD,
+    SEGMENTS_FORWARD, SEGMENTS_MOMENTS, SUMS_GIVEN, SUMS_ONLY, Job)
 from cnorm.kernels.mixing cimport mix_backward, mix_forward, softmax, softmax_backward
 from cnorm.kernels.tuning cimport GIL_RELEASE_MIN_BYTES
 
@@ -173,12 +175,12 @@ cdef int forward_images(ChannelsCall call, const Plan *p, object stats) except -
     set_moments(call, stats.moments, mixed + 2 * n)
     call.m2 = call.mean + 2 * n
     call.fill_job(p, &a)
-    run_norm(kernels.segments_moments if p.family == UNITS else kernels.columns_moments, &a, call.bytes, "statistics")
-    mix_images(call, stats, a.threads)
+    launch(SEGMENTS_MOMENTS if p.family == UNITS else COLUMNS_MOMENTS, &a.head, call.bytes, "statistics")
+    mix_images(call, stats, a.head.threads)
     set_moments(call, stats.mixed, mixed + 2 * n)
     call.stats_given = True
     call.fill_job(p, &a)
-    run_norm(kernels.segments_forward if p.family == UNITS else kernels.columns_forward, &a, call.bytes, "result")
+    launch(SEGMENTS_FORWARD if p.family == UNITS else COLUMNS_FORWARD, &a.head, call.bytes, "result")
     return 0
 
 
@@ -188,7 +190,7 @@ cdef int forward_table(ChannelsCall call, const Plan *p, object stats) except -1
     call.fill_job(p, &a)
     set_table(&a, stats)
     a.rstd = call.workspace(call.channels)
-    run_norm(kernels.crossed_forward, &a, call.bytes, "statistics")
+    launch(CROSSED_FORWARD, &a.head, call.bytes, "statistics")
     return 0
 
 
@@ -343,9 +345,9 @@ cdef int backward_images(ChannelsCall call, const Plan *p, object stats, double 
     a.channels.grad_slope = g + 2 * n
     a.channels.sums = float64_data(sums)
     a.channels.sums_mode = SUMS_ONLY
-    run_norm(kernels.segments_backward if p.family == UNITS else kernels.columns_backward, &a, call.bytes, "sums")
+    launch(SEGMENTS_BACKWARD if p.family == UNITS else COLUMNS_BACKWARD, &a.head, call.bytes, "sums")
     sum_over_samples(g, call.samples, call.channels)
-    mix_image_sums(call, stats, sums, to_p, to_q, a.threads)
+    mix_image_sums(call, stats, sums, to_p, to_q, a.head.threads)
     if call.activation:
         return activated_gradient(call, stats, sums, rstd)
     as_given_sums(float64_data(sums), rstd, n)
@@ -353,7 +355,7 @@ cdef int backward_images(ChannelsCall call, const Plan *p, object stats, double 
     a.channels.count = 1
     a.mean = float64_data(stats.moments)
     a.lo = a.mean + n
-    run_norm(kernels.segments_backward if p.family == UNITS else kernels.columns_backward, &a, call.bytes, "gradient")
+    launch(SEGMENTS_BACKWARD if p.family == UNITS else COLUMNS_BACKWARD, &a.head, call.bytes, "gradient")
     return 0
 
 
@@ -368,7 +370,7 @@ cdef int backward_table(ChannelsCall call, const Plan *p, object stats, double *
     a.channels.grad_bias = call.grads + call.channels
     a.channels.grad_slope = call.grads + 2 * call.channels
     a.crossed.grad_shares = differences
-    run_norm(kernels.crossed_backward, &a, call.bytes, "sums")
+    launch(CROSSED_BACKWARD, &a.head, call.bytes, "sums")
     to_p[0] = differences[0]
     to_q[0] = differences[1]
     return 0

@@ -5,16 +5,15 @@ import numpy as np
 cimport numpy as cnp
 from libc.string cimport memset
 
-from cnorm cimport _runtime
 from cnorm._call.arrays cimport (as_array, as_float, as_floats, as_int, as_out, as_size, checked_out, checked_product,
                                  float64_data, hints, writable_in_place)
 from cnorm._call.checks cimport as_gradient, axis_of
-from cnorm._call.observe cimport kind_of_window, observe_window
+from cnorm._call.launch cimport launch
 from cnorm._call.output cimport ChannelAxisCall, set_tensor, slope_gradient
 from cnorm._plan cimport UNITS, Plan
 from cnorm._pool cimport empty_like
-from cnorm._runtime cimport PolicyCall, begin_team, end_team, kernels, threads_for
-from cnorm.kernels.job cimport FLOAT64, WindowJob, window_kernel
+from cnorm._runtime cimport threads_for
+from cnorm.kernels.job cimport FLOAT64, WINDOW_BACKWARD, WINDOW_FORWARD, WindowJob
 
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
@@ -58,10 +57,8 @@ cdef class WindowCall(ChannelAxisCall):
     cdef cnp.ndarray run(self, cnp.ndarray out, cnp.ndarray grad_output):
         """Forward, or with a grad_output backward."""
         cdef Plan p
-        cdef int failed = 0, i
-        cdef window_kernel kernel
+        cdef int i
         cdef Py_ssize_t weighed
-        cdef PolicyCall call
         self.resolve_output(&p, out, grad_output)
         # Channels first, a window reads what its neighbour writes.
         if grad_output is None and p.family == UNITS and self.y is self.result and not writable_in_place(
@@ -73,10 +70,10 @@ cdef class WindowCall(ChannelAxisCall):
         for i in range(5):
             self.job.shape[i] = p.shape[i]
         self.job.channels_last = p.family != UNITS
-        self.job.dtype = self.dtype
+        self.job.head.dtype = self.dtype
         # an element takes about as long as 4 of another norm
         weighed = checked_product(self.bytes, 4, "the input")
-        self.job.threads = threads_for(weighed)
+        self.job.head.threads = threads_for(weighed)
         set_tensor(&self.job.x, self.x, &p, 0)
         set_tensor(&self.job.y, self.y, &p, 1)
         if grad_output is not None:
@@ -86,19 +83,7 @@ cdef class WindowCall(ChannelAxisCall):
         self.job.low = self.low
         self.job.high = self.high
         self.job.slopes = float64_data(self.slopes)
-        kernel = kernels.window_forward if grad_output is None else kernels.window_backward
-        if _runtime.observing:
-            failed = observe_window(kernel, &self.job, weighed)
-        elif self.job.threads == 1:
-            with nogil:
-                failed = kernels.run_window(kernel, &self.job)
-        else:
-            with nogil:
-                self.job.threads = begin_team(&call, kind_of_window(kernel, &self.job), weighed, self.job.threads)
-                failed = kernels.run_window(kernel, &self.job)
-                end_team(&call)
-        if failed:
-            raise MemoryError("cnorm could not allocate the sums of this call")
+        launch(WINDOW_FORWARD if grad_output is None else WINDOW_BACKWARD, &self.job.head, weighed, "sums")
         return self.copy_out()
 
 

@@ -4,7 +4,9 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from cnorm._runtime cimport kernels
-from cnorm.kernels.job cimport FLOAT32, FLOAT64, Job, Tensor, WindowJob, norm_kernel
+from cnorm.kernels.job cimport (
+    COLUMNS_BACKWARD, COLUMNS_FORWARD, CROSSED_BACKWARD, CROSSED_FORWARD, FLOAT32, FLOAT64, ROWS_BACKWARD, ROWS_FORWARD,
+    SEGMENTS_BACKWARD, SEGMENTS_FORWARD, WINDOW_BACKWARD, WINDOW_FORWARD, Job, Kernel, Tensor, WindowJob)
 
 cdef enum:
     MAX_THREADS = 1024   # of a call, as everywhere in cnorm
@@ -83,10 +85,10 @@ cdef inline int threads_of(int threads) noexcept nogil:
 cdef inline Job new_job(int dtype, bint centred, double eps, int threads) noexcept nogil:
     cdef Job job
     memset(&job, 0, sizeof(job))
-    job.dtype = dtype
+    job.head.dtype = dtype
     job.centred = centred
     job.eps = eps
-    job.threads = threads_of(threads)
+    job.head.threads = threads_of(threads)
     job.channels.channels_per_group = 1
     return job
 
@@ -154,13 +156,13 @@ cdef int rows_forward(const real[:, :] x, real[:, :] y, const real[:] weight, co
     if weight is not None:
         job.elements.weight = &weight[0]
     elif bias is not None:  # the kernel takes a bias beside a weight
-        made = ones(n, job.dtype)
+        made = ones(n, job.head.dtype)
         if made == NULL:
             return NO_MEMORY
         job.elements.weight = made
     if bias is not None:
         job.elements.bias = &bias[0]
-    failed = kernels.run_norm(kernels.rows_forward, &job)
+    failed = kernels.run(ROWS_FORWARD, &job.head)
     free(made)
     return NO_MEMORY if failed else OK
 
@@ -194,7 +196,7 @@ cdef int rows_backward(const real[:, :] dy, const real[:, :] x, real[:, :] dx, c
     job.rstd = <double *> &rstd[0]
     grads = <double *> malloc(3 * n * sizeof(double))
     if weight is None:
-        made = ones(n, job.dtype)
+        made = ones(n, job.head.dtype)
     if grads == NULL or (weight is None and made == NULL):
         free(grads)
         free(made)
@@ -203,7 +205,7 @@ cdef int rows_backward(const real[:, :] dy, const real[:, :] x, real[:, :] dx, c
     job.elements.grad_weight = grads
     job.elements.grad_bias = grads + n
     job.elements.grad_slope = grads + 2 * n
-    failed = kernels.run_norm(kernels.rows_backward, &job)
+    failed = kernels.run(ROWS_BACKWARD, &job.head)
     if not failed:
         copy_out(grads, grad_weight)
         copy_out(grads + n, grad_bias)
@@ -214,7 +216,7 @@ cdef int rows_backward(const real[:, :] dy, const real[:, :] x, real[:, :] dx, c
 
 # ---- channels: what segments and columns share ----
 
-cdef int channels_forward(norm_kernel kernel, Job *job, Py_ssize_t units, Py_ssize_t channels, const real[:] weight,
+cdef int channels_forward(Kernel kernel, Job *job, Py_ssize_t units, Py_ssize_t channels, const real[:] weight,
                           const real[:] bias, double[:] mean, double[:] rstd) noexcept nogil:
     """Run with the parameters in double and with room for all statistics, which the kernels of columns need."""
     cdef double *room = <double *> malloc((4 * units + 2 * channels) * sizeof(double))
@@ -233,12 +235,12 @@ cdef int channels_forward(norm_kernel kernel, Job *job, Py_ssize_t units, Py_ssi
     if bias is not None:
         copy_in(bias, values + channels)
         job.channels.bias = values + channels
-    failed = kernels.run_norm(kernel, job)
+    failed = kernels.run(kernel, &job.head)
     free(room)
     return NO_MEMORY if failed else OK
 
 
-cdef int channels_backward(norm_kernel kernel, Job *job, Py_ssize_t units, Py_ssize_t samples, Py_ssize_t channels,
+cdef int channels_backward(Kernel kernel, Job *job, Py_ssize_t units, Py_ssize_t samples, Py_ssize_t channels,
                            bint takes_lo, const real[:] weight, const double[:] mean, const double[:] rstd,
                            double[:] grad_weight, double[:] grad_bias) noexcept nogil:
     """Run, and add the parameters' gradients up over the samples, in their order."""
@@ -258,7 +260,7 @@ cdef int channels_backward(norm_kernel kernel, Job *job, Py_ssize_t units, Py_ss
     job.channels.grad_weight = room
     job.channels.grad_bias = room + n
     job.channels.grad_slope = room + 2 * n
-    failed = kernels.run_norm(kernel, job)
+    failed = kernels.run(kernel, &job.head)
     if not failed:
         for i in range(1, samples):
             for c in range(channels):
@@ -308,7 +310,7 @@ cdef int segments_forward(const real[:, :, :] x, real[:, :, :] y, const real[:] 
     job.x = volume(x, groups)
     job.y = volume(y, groups)
     job.stats_given = given
-    return channels_forward(kernels.segments_forward, &job, units, channels, weight, bias, mean, rstd)
+    return channels_forward(SEGMENTS_FORWARD, &job, units, channels, weight, bias, mean, rstd)
 
 
 cdef int segments_backward(const real[:, :, :] dy, const real[:, :, :] x, real[:, :, :] dx, const real[:] weight,
@@ -335,7 +337,7 @@ cdef int segments_backward(const real[:, :, :] dy, const real[:, :, :] x, real[:
     job.dy = volume(dy, groups)
     job.y = volume(dx, groups)
     job.stats_given = given
-    return channels_backward(kernels.segments_backward, &job, units, 1 if groups == 0 else x.shape[0], channels, False,
+    return channels_backward(SEGMENTS_BACKWARD, &job, units, 1 if groups == 0 else x.shape[0], channels, False,
                              weight, mean, rstd, grad_weight, grad_bias)
 
 
@@ -361,7 +363,7 @@ cdef int columns_forward(const real[:, :] x, real[:, :] y, const real[:] weight,
     job.x = tensor(&x[0, 0], 0, 0, 0, x.strides[0])
     job.y = tensor(&y[0, 0], 0, 0, 0, y.strides[0])
     job.stats_given = given
-    return channels_forward(kernels.columns_forward, &job, channels, channels, weight, bias, mean, rstd)
+    return channels_forward(COLUMNS_FORWARD, &job, channels, channels, weight, bias, mean, rstd)
 
 
 cdef int columns_backward(const real[:, :] dy, const real[:, :] x, real[:, :] dx, const real[:] weight,
@@ -387,7 +389,7 @@ cdef int columns_backward(const real[:, :] dy, const real[:, :] x, real[:, :] dx
     job.dy = tensor(&dy[0, 0], 0, 0, 0, dy.strides[0])
     job.y = tensor(&dx[0, 0], 0, 0, 0, dx.strides[0])
     job.stats_given = given
-    return channels_backward(kernels.columns_backward, &job, channels, 1, channels, real is double, weight, mean, rstd,
+    return channels_backward(COLUMNS_BACKWARD, &job, channels, 1, channels, real is double, weight, mean, rstd,
                              grad_weight, grad_bias)
 
 
@@ -443,7 +445,7 @@ cdef int crossed_forward(const real[:, :] x, real[:, :] y, const real[:] weight,
     if bias is not None:
         copy_in(bias, room + 2 * c)
         job.channels.bias = room + 2 * c
-    failed = kernels.run_norm(kernels.crossed_forward, &job)
+    failed = kernels.run(CROSSED_FORWARD, &job.head)
     free(room)
     return NO_MEMORY if failed else OK
 
@@ -481,7 +483,7 @@ cdef int crossed_backward(const real[:, :] dy, const real[:, :] x, real[:, :] dx
     if weight is not None:
         copy_in(weight, room + 3 * c)
         job.channels.weight = room + 3 * c
-    failed = kernels.run_norm(kernels.crossed_backward, &job)
+    failed = kernels.run(CROSSED_BACKWARD, &job.head)
     if not failed:
         copy_out(room, grad_weight)
         copy_out(room + c, grad_bias)
@@ -515,8 +517,8 @@ cdef int window(const real[:, :, :] x, const real[:, :, :] dy, const real[:, :, 
         set_shape(job.shape, x.shape[0], 1, 1, x.shape[2], channels)
     else:
         set_shape(job.shape, x.shape[0], channels, 1, 1, x.shape[2])
-    job.dtype = dtype_of(&x[0, 0, 0])
-    job.threads = threads_of(threads)
+    job.head.dtype = dtype_of(&x[0, 0, 0])
+    job.head.threads = threads_of(threads)
     job.x = window_tensor(x, job.channels_last)
     job.y = window_tensor(y, job.channels_last)
     if backward:
@@ -526,7 +528,7 @@ cdef int window(const real[:, :, :] x, const real[:, :, :] dy, const real[:, :, 
     job.alpha = alpha / <double> size
     job.beta = beta
     job.k = k
-    failed = kernels.run_window(kernels.window_backward if backward else kernels.window_forward, &job)
+    failed = kernels.run(WINDOW_BACKWARD if backward else WINDOW_FORWARD, &job.head)
     return NO_MEMORY if failed else OK
 
 

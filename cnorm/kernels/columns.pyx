@@ -98,14 +98,14 @@ cdef int sample_moments(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
 
 cdef int columns_moments(Job *job) noexcept nogil:
     """mean, lo, m2 and rstd of each group of columns, a sample at a time."""
-    cdef ColumnLayout layout = column_layout(job, job.threads)
+    cdef ColumnLayout layout = column_layout(job, job.head.threads)
     cdef Py_ssize_t i
     schedule_columns_moments(job, &layout)
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = layout.schedule
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = layout.schedule
         return 0
     for i in range(job.shape[0]):
-        if sample_moments(job, &layout, i, job.threads) < 0:
+        if sample_moments(job, &layout, i, job.head.threads) < 0:
             return -1
     return 0
 
@@ -192,19 +192,19 @@ cdef inline int forward_sample(Job *job, const ColumnLayout *layout, Py_ssize_t 
 cdef int columns_forward(Job *job) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias; mean, lo, m2 and rstd are written (read where given)."""
     cdef bint by_sample = samples_per_thread(job)
-    cdef ColumnLayout layout = column_layout(job, 1 if by_sample else job.threads)
+    cdef ColumnLayout layout = column_layout(job, 1 if by_sample else job.head.threads)
     cdef Py_ssize_t i
     cdef int failed = 0
     schedule_columns(job, &layout, False)
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = layout.schedule
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = layout.schedule
         return 0
     if by_sample:
-        for i in prange(job.shape[0], num_threads=job.threads, schedule="guided",
-                        chunksize=min_chunk(job.shape[0], job.threads)):
+        for i in prange(job.shape[0], num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(job.shape[0], job.head.threads)):
             failed += forward_sample(job, &layout, i, 1)  # summed over the threads
         return -1 if failed else 0
     for i in range(job.shape[0]):
-        if forward_sample(job, &layout, i, job.threads) < 0:
+        if forward_sample(job, &layout, i, job.head.threads) < 0:
             return -1
     return 0

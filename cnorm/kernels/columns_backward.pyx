@@ -349,12 +349,12 @@ cdef int backward_samples(Job *job, const ColumnLayout *layout, bint by_sample) 
     cdef Py_ssize_t i
     cdef int failed = 0
     if by_sample:
-        for i in prange(job.shape[0], num_threads=job.threads, schedule="guided",
-                        chunksize=min_chunk(job.shape[0], job.threads)):
+        for i in prange(job.shape[0], num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(job.shape[0], job.head.threads)):
             failed += backward_sample(job, layout, i, 1)  # summed over the threads
         return -1 if failed else 0
     for i in range(job.shape[0]):
-        if backward_sample(job, layout, i, job.threads) < 0:
+        if backward_sample(job, layout, i, job.head.threads) < 0:
             return -1
     return 0
 
@@ -362,11 +362,11 @@ cdef int backward_samples(Job *job, const ColumnLayout *layout, bint by_sample) 
 cdef int columns_backward(Job *job) noexcept nogil:
     """The gradients of the input (y) and of the parameters: per sample and column, or per row."""
     cdef bint by_sample = samples_per_thread(job)
-    cdef ColumnLayout layout = column_layout(job, 1 if by_sample else job.threads)
+    cdef ColumnLayout layout = column_layout(job, 1 if by_sample else job.head.threads)
     cdef int failed
     schedule_columns(job, &layout, True)
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = layout.schedule
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = layout.schedule
         return 0
     if not sums_rows(job):
         return backward_samples(job, &layout, by_sample)

@@ -93,9 +93,9 @@ cdef inline void set_column_blocks(const Job *job, int threads, ColumnLayout *la
 cdef inline ColumnLayout column_layout(const Job *job, int threads) noexcept nogil:
     """The layout of every sample of a job, for `threads` threads in a sample."""
     cdef ColumnLayout layout
-    cdef Py_ssize_t size = LOOPS_BY_DTYPE[job.dtype].size
+    cdef Py_ssize_t size = LOOPS_BY_DTYPE[job.head.dtype].size
     cdef bint from_memory
-    layout.loops = LOOPS_BY_DTYPE[job.dtype]
+    layout.loops = LOOPS_BY_DTYPE[job.head.dtype]
     layout.norm = job.norm
     layout.rows = job.shape[1] * job.shape[2] * job.shape[3]
     layout.columns = job.shape[4]
@@ -166,7 +166,7 @@ cdef inline void addresses_of_rows(const Job *job, const Tensor *tensor, Py_ssiz
 
 cdef inline bint rows_are_contiguous(const Job *job, const Tensor *tensor) noexcept nogil:
     """Whether the rows of a sample lie end to end."""
-    cdef Py_ssize_t row_bytes = job.shape[4] * LOOPS_BY_DTYPE[job.dtype].size
+    cdef Py_ssize_t row_bytes = job.shape[4] * LOOPS_BY_DTYPE[job.head.dtype].size
     return (tensor.strides[3] == row_bytes
             and (job.shape[2] == 1 or tensor.strides[2] == row_bytes * job.shape[3])
             and (job.shape[1] == 1 or tensor.strides[1] == row_bytes * job.shape[3] * job.shape[2]))

@@ -22,8 +22,8 @@ cdef inline void set_rows_of(const MomentsJob *job, Job *columns, Tensor *mask) 
     """The job of columns.pyx: samples, three axes of rows, columns; and the strides of the mask likewise."""
     cdef Py_ssize_t i, at
     memset(columns, 0, sizeof(Job))
-    columns.dtype = job.dtype
-    columns.threads = job.threads
+    columns.head.dtype = job.head.dtype
+    columns.head.threads = job.head.threads
     columns.centred = True
     columns.eps = 1  # of an rstd that nobody sees
     columns.channels.channels_per_group = 1
@@ -126,22 +126,22 @@ cdef inline void selected_block_sums(const MomentsJob *job, const Job *columns, 
     memset(sum_dd, 0, n * sizeof(double))
     if guess and stop == row:  # nothing but the shorter row
         set_selected_rows(job, columns, mask, layout, gathered, sample, row, 1, column, &buffers, &rows)
-        selected_column_probe(READ_BY_DTYPE[job.dtype], size, rows.x, masks, rows.mask_stride, job.omit_nan, 1, tail,
-                              shift)
+        selected_column_probe(READ_BY_DTYPE[job.head.dtype], size, rows.x, masks, rows.mask_stride, job.omit_nan, 1,
+                              tail, shift)
     while row < stop:
         height = min(COLUMN_BLOCK_ROWS, stop - row)
         set_selected_rows(job, columns, mask, layout, gathered, sample, row, height, column, &buffers, &rows)
         if guess:
-            selected_column_probe(READ_BY_DTYPE[job.dtype], size, rows.x, masks, rows.mask_stride, job.omit_nan,
+            selected_column_probe(READ_BY_DTYPE[job.head.dtype], size, rows.x, masks, rows.mask_stride, job.omit_nan,
                                   min(height, PROBE_ROWS), n, shift)
             guess = False
-        selected_column_sums(READ_BY_DTYPE[job.dtype], size, rows.x, masks, rows.mask_stride, job.omit_nan, height, n,
-                             shift, counts, sum_d, sum_dd)
+        selected_column_sums(READ_BY_DTYPE[job.head.dtype], size, rows.x, masks, rows.mask_stride, job.omit_nan, height,
+                             n, shift, counts, sum_d, sum_dd)
         row += height
     if tail > 0:
         set_selected_rows(job, columns, mask, layout, gathered, sample, row, 1, column, &buffers, &rows)
-        selected_column_sums(READ_BY_DTYPE[job.dtype], size, rows.x, masks, rows.mask_stride, job.omit_nan, 1, tail,
-                             shift, counts, sum_d, sum_dd)
+        selected_column_sums(READ_BY_DTYPE[job.head.dtype], size, rows.x, masks, rows.mask_stride, job.omit_nan, 1,
+                             tail, shift, counts, sum_d, sum_dd)
 
 
 cdef inline double *counted_partial(const ColumnLayout *layout, double *partials, Py_ssize_t row_range) noexcept nogil:
@@ -243,19 +243,19 @@ cdef int selected_columns_moments(MomentsJob *job) noexcept nogil:
     columns.m2 = job.m2
     columns.rstd = job.count  # of no use, and overwritten
     by_sample = samples_in_parallel(job, columns.shape[0])
-    layout = column_layout(&columns, 1 if by_sample else job.threads)
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = plain_schedule(
-            SAMPLES_PER_THREAD if by_sample else ROW_RANGES, job.threads,
+    layout = column_layout(&columns, 1 if by_sample else job.head.threads)
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = plain_schedule(
+            SAMPLES_PER_THREAD if by_sample else ROW_RANGES, job.head.threads,
             columns.shape[0] if by_sample else layout.row_ranges * layout.column_blocks)
         return 0
     if by_sample:
-        for i in prange(columns.shape[0], num_threads=job.threads, schedule="guided",
-                        chunksize=min_chunk(columns.shape[0], job.threads)):
+        for i in prange(columns.shape[0], num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(columns.shape[0], job.head.threads)):
             failed += sample_of_columns(job, &columns, &mask, &layout, i, 1)  # summed over the threads
     else:
         for i in range(columns.shape[0]):
-            failed += sample_of_columns(job, &columns, &mask, &layout, i, job.threads)
+            failed += sample_of_columns(job, &columns, &mask, &layout, i, job.head.threads)
     if failed:
         return -1
     for i in range(job.units):

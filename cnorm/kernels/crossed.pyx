@@ -52,7 +52,7 @@ cdef CrossedTable crossed_table(const Job *job) noexcept nogil:
     """The sizes of a job's table."""
     cdef CrossedTable table
     memset(&table, 0, sizeof(table))
-    table.loops = LOOPS_BY_DTYPE[job.dtype]
+    table.loops = LOOPS_BY_DTYPE[job.head.dtype]
     table.rows = job.shape[1] * job.shape[2] * job.shape[3]
     table.columns = job.shape[4]
     table.row_blocks = (table.rows + CROSSED_ROWS_MAX - 1) // CROSSED_ROWS_MAX
@@ -119,17 +119,17 @@ cdef int crossed_moments(Job *job, const ColumnLayout *layout, const CrossedTabl
     if partials == NULL:
         return -1
     schedule_segments_moments(&rows, &blocks)
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(layout.row_ranges):
             crossed_moments_item(job, layout, gathered, &rows, &blocks, i, partials)
-    elif layout.row_ranges >= job.threads:
-        for i in prange(layout.row_ranges, num_threads=job.threads, schedule="guided"):
+    elif layout.row_ranges >= job.head.threads:
+        for i in prange(layout.row_ranges, num_threads=job.head.threads, schedule="guided"):
             crossed_moments_item(job, layout, gathered, &rows, &blocks, i, partials)
     else:
-        for i in prange(table.row_blocks, num_threads=job.threads, schedule="guided"):
+        for i in prange(table.row_blocks, num_threads=job.head.threads, schedule="guided"):
             row_moments_item(&rows, &blocks, i)
         if not job.stats_given:
-            for i in prange(items, num_threads=job.threads, schedule="guided"):
+            for i in prange(items, num_threads=job.head.threads, schedule="guided"):
                 column_block_item(job, layout, gathered, 0, i, partials)
     for i in range(table.rows):
         job.crossed.row_var[i] /= <double> (table.columns - 1)
@@ -277,23 +277,24 @@ cdef void crossed_apply_item(const Job *job, const CrossedTable *table, Py_ssize
 cdef void crossed_results(const Job *job, const CrossedTable *table) noexcept nogil:
     """All results, backwards over the rows: the moments or the sums have left the last rows in cache."""
     cdef Py_ssize_t items = table.row_blocks * table.chunks, i
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(items):
             crossed_apply_item(job, table, items - 1 - i)
     else:
-        for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
-            crossed_apply_item(job, table, reversed_within_thread_range(i, items, job.threads))
+        for i in prange(items, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(items, job.head.threads)):
+            crossed_apply_item(job, table, reversed_within_thread_range(i, items, job.head.threads))
 
 
 cdef int crossed_forward(Job *job) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias, with the mixed mean and rstd of each element; and the moments of rows and,
     unless they are given, of columns: mean, lo, and in m2 the variance."""
-    cdef ColumnLayout layout = column_layout(job, job.threads)
+    cdef ColumnLayout layout = column_layout(job, job.head.threads)
     cdef CrossedTable table = crossed_table(job)
     cdef double stack[STACK_DOUBLES]
     schedule_crossed(job, &layout, table.row_blocks * table.chunks)
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = layout.schedule
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = layout.schedule
         return 0
     if crossed_moments(job, &layout, &table) < 0:
         return -1
@@ -370,7 +371,7 @@ cdef void crossed_totals(const Job *job, const ColumnLayout *layout, CrossedTabl
 
 cdef int crossed_backward(Job *job) noexcept nogil:
     """The gradients of the input (y), of the parameters, and of the shares of rows less those of columns."""
-    cdef ColumnLayout layout = column_layout(job, job.threads)
+    cdef ColumnLayout layout = column_layout(job, job.head.threads)
     cdef CrossedTable table = crossed_table(job)
     cdef Py_ssize_t items = layout.row_ranges * table.chunks, i
     cdef Py_ssize_t row_doubles = 2 * table.rows * table.chunks
@@ -379,8 +380,8 @@ cdef int crossed_backward(Job *job) noexcept nogil:
     cdef double *row_sums
     cdef double *partials
     schedule_crossed(job, &layout, items)
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = layout.schedule
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = layout.schedule
         return 0
     row_sums = <double *> workspace_alloc((row_doubles + partial_doubles) * <Py_ssize_t> sizeof(double)
                                           + N_CROSSED_COEFFICIENTS * table.padded * table.loops.acc_size, stack)
@@ -390,11 +391,11 @@ cdef int crossed_backward(Job *job) noexcept nogil:
     table.columns_at = <char *> (partials + partial_doubles)
     table.scale = crossed_scale(job, &table)
     set_columns(job, &table)
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(items):
             crossed_sums_item(job, &layout, &table, i, row_sums, partials)
     else:
-        for i in prange(items, num_threads=job.threads, schedule="guided"):
+        for i in prange(items, num_threads=job.head.threads, schedule="guided"):
             crossed_sums_item(job, &layout, &table, i, row_sums, partials)
     crossed_totals(job, &layout, &table, row_sums, partials)
     set_columns(job, &table)

@@ -21,7 +21,7 @@ cdef inline void normalize_pixels(const ImageJob *job, Py_ssize_t channel, const
     if job.table != NULL:
         look_up(<const unsigned char *> x, x_stride, n, job.table + channel * 256 * size, size, y, y_stride)
         return
-    READ_BY_DTYPE[job.dtype](x, x_stride, n, values)
+    READ_BY_DTYPE[job.head.dtype](x, x_stride, n, values)
     normalize_values(values, n, job.max_value, job.mean[channel], job.std[channel])
     if y_stride == size:
         write_elements(job.out_dtype, values, n, y)
@@ -45,13 +45,14 @@ cdef int image_forward(ImageJob *job) noexcept nogil:
     """y = (x / max_value - mean) / std."""
     cdef Py_ssize_t chunks = (job.shape[3] + STANDARDIZE_CHUNK - 1) // STANDARDIZE_CHUNK
     cdef Py_ssize_t items = job.shape[0] * job.shape[2] * chunks, item
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = plain_schedule(RUNS, job.threads, items)
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = plain_schedule(RUNS, job.head.threads, items)
         return 0
-    if job.threads == 1:
+    if job.head.threads == 1:
         for item in range(items):
             normalize_item(job, chunks, item)
     else:
-        for item in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+        for item in prange(items, num_threads=job.head.threads, schedule="guided",
+                           chunksize=min_chunk(items, job.head.threads)):
             normalize_item(job, chunks, item)
     return 0

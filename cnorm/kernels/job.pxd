@@ -1,9 +1,11 @@
 # What the functions ask of the kernels: plain structs, the same for every build.
 #
-# A call is described by a Job: the arrays, the statistics, the activation, and the parameters of its family:
+# Every job begins with a JobHead, which is all that whoever runs a kernel looks at; `Kernel` says which job each kernel
+# takes.
+#
+# A norm is described by a Job: the arrays, the statistics, the activation, and the parameters of its family:
 # ElementParams (rows) or ChannelParams (segments, columns and crossed), with CrossedParams. What the other family would
-# have is zero. The window family has a job of its own. IN and OUT say who writes a field's target: the caller (IN) or the kernel
-# (OUT).
+# have is zero. IN and OUT say who writes a field's target: the caller (IN) or the kernel (OUT).
 #
 # Axes of a job's shape, by family (docs/architecture.md says how (N, C, S) maps on them):
 #     rows, segments   outer, inner (together: the units), segments of a unit, runs of a segment, elements of a run
@@ -89,6 +91,12 @@ cdef struct Schedule:
     Py_ssize_t prefetch_bytes      # with it: from an element to the one wanted in cache next, or 0
     Py_ssize_t prefetch_segments   # where segments lie apart: to the one to prefetch, or 0
 
+cdef struct JobHead:
+    # What every job begins with: a pointer to a job is a pointer to its head.
+    int dtype                  # Dtype of the input
+    int threads
+    Schedule *schedule_only    # OUT where it is not NULL: the schedule, and nothing else is done
+
 cdef struct ElementParams:
     # The rows family, and columns that are units: parameters of one value per element of a unit. Pointers may be NULL
     # but for the gradients.
@@ -135,8 +143,7 @@ cdef struct CrossedParams:
     double *grad_shares      # OUT[2]: the gradient of share[0] less that of share[1], and that of var_share
 
 cdef struct Job:
-    int dtype
-    int threads
+    JobHead head
     Py_ssize_t shape[5]
     Tensor x
     Tensor y             # OUT: the result, or the gradient of the input
@@ -155,14 +162,12 @@ cdef struct Job:
     double *rstd
     double *m2           # OUT, may be NULL
     double *lo           # with mean, OUT or IN, may be NULL
-    Schedule *schedule_only     # OUT where it is not NULL: the schedule, and nothing else is done
     ElementParams elements      # rows
     ChannelParams channels      # segments, columns and crossed
     CrossedParams crossed
 
 cdef struct WindowJob:
-    int dtype
-    int threads
+    JobHead head
     Py_ssize_t shape[5]
     Tensor x
     Tensor y
@@ -179,7 +184,6 @@ cdef struct WindowJob:
     double low             # as in Job
     double high
     const double *slopes   # per channel
-    Schedule *schedule_only    # as in Job
 
 cdef enum:
     JOB_AXES = 64      # of an array; _plan.pxd has the same bound
@@ -195,8 +199,7 @@ cdef struct Axes:
 
 cdef struct MomentsJob:
     # Moments of any array, in double. Units are numbered along the kept axes.
-    int dtype              # Dtype that is read as double
-    int threads
+    JobHead head           # with a Dtype that is read as double
     Axes kept              # columns: the last is contiguous
     Axes reduced           # the elements of a unit, in their order
     const char *x
@@ -208,13 +211,11 @@ cdef struct MomentsJob:
     double *mean
     double *lo
     double *m2
-    Schedule *schedule_only    # as in Job
 
 cdef struct StandardizeJob:
     # y = (x - mean - lo) * scale, or x * scale + mean + lo, of any array, in double.
-    int dtype              # Dtype that is read as double
+    JobHead head           # with a Dtype that is read as double
     int out_dtype          # one of the first four
-    int threads
     Axes axes              # of x, y and mask; `unit` leads to the statistics, and is 0 or 1 for the last axis
     const char *x
     char *y
@@ -226,13 +227,11 @@ cdef struct StandardizeJob:
     const double *mean     # per unit
     const double *lo
     const double *scale
-    Schedule *schedule_only
 
 cdef struct ImageJob:
     # y = (x / max_value - mean) / std per channel.
-    int dtype              # Dtype that is read as double
+    JobHead head           # with a Dtype that is read as double
     int out_dtype          # one of the first four
-    int threads
     Py_ssize_t shape[4]    # images, channels, rows, pixels of a row
     const char *x
     Py_ssize_t x_strides[4]
@@ -242,41 +241,36 @@ cdef struct ImageJob:
     const double *std
     double max_value
     const char *table      # dtypes of 8 bits: the results of all 256 values, per channel; or NULL
-    Schedule *schedule_only
 
-ctypedef int (*norm_kernel)(Job *) noexcept nogil
-ctypedef int (*moments_kernel)(MomentsJob *) noexcept nogil
-ctypedef int (*standardize_kernel)(StandardizeJob *) noexcept nogil
-ctypedef int (*image_kernel)(ImageJob *) noexcept nogil
-ctypedef int (*window_kernel)(WindowJob *) noexcept nogil
+ctypedef int Kernel   # one of these, by what job it takes:
+
+cdef enum:
+    ROWS_FORWARD = 0              # a Job
+    ROWS_BACKWARD
+    SEGMENTS_MOMENTS
+    SEGMENTS_FORWARD
+    SEGMENTS_BACKWARD
+    COLUMNS_MOMENTS
+    COLUMNS_FORWARD
+    COLUMNS_BACKWARD
+    CROSSED_FORWARD
+    CROSSED_BACKWARD
+    WINDOW_FORWARD                # a WindowJob
+    WINDOW_BACKWARD
+    SEQUENCES_MOMENTS             # a MomentsJob
+    SELECTED_COLUMNS_MOMENTS
+    STANDARDIZE_FORWARD           # a StandardizeJob
+    IMAGE_FORWARD                 # an ImageJob
+    KERNELS
+
 ctypedef void (*widen_kernel)(int dtype, const char *values, Py_ssize_t n, void *out) noexcept nogil
 ctypedef void (*widen64_kernel)(int dtype, const char *values, Py_ssize_t n, double *out) noexcept nogil
 ctypedef void (*rstds_kernel)(double *values, Py_ssize_t n, double eps) noexcept nogil
 ctypedef void (*narrow_kernel)(int dtype, const double *values, Py_ssize_t n, char *out) noexcept nogil
 
 cdef struct Kernels:
-    # What one build offers. Each kernel returns 0, or -1 where memory ran out (nothing was written).
-    norm_kernel rows_forward
-    norm_kernel rows_backward
-    norm_kernel segments_moments
-    norm_kernel segments_forward
-    norm_kernel segments_backward
-    norm_kernel columns_moments
-    norm_kernel columns_forward
-    norm_kernel columns_backward
-    norm_kernel crossed_forward
-    norm_kernel crossed_backward
-    window_kernel window_forward
-    window_kernel window_backward
-    moments_kernel sequences_moments
-    moments_kernel selected_columns_moments
-    standardize_kernel standardize_forward
-    image_kernel image_forward
-    int (*run_moments)(moments_kernel, MomentsJob *) noexcept nogil
-    int (*run_standardize)(standardize_kernel, StandardizeJob *) noexcept nogil
-    int (*run_image)(image_kernel, ImageJob *) noexcept nogil
-    int (*run_norm)(norm_kernel, Job *) noexcept nogil          # runs one of them
-    int (*run_window)(window_kernel, WindowJob *) noexcept nogil
+    # What one build offers.
+    int (*run)(Kernel kernel, JobHead *job) noexcept nogil   # 0, or -1 where memory ran out: then nothing was written
     widen_kernel widen       # parameters to the accumulation type of their dtype
     widen64_kernel widen64   # parameters to float64
     narrow_kernel narrow     # float64 rounded to a dtype

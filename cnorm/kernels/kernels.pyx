@@ -2,8 +2,9 @@
 from cpython.pycapsule cimport PyCapsule_New
 
 from cnorm.kernels.job cimport (
-    ImageJob, Job, Kernels, MomentsJob, StandardizeJob, WindowJob, image_kernel, moments_kernel, norm_kernel,
-    standardize_kernel, window_kernel)
+    COLUMNS_BACKWARD, COLUMNS_FORWARD, COLUMNS_MOMENTS, CROSSED_BACKWARD, CROSSED_FORWARD, IMAGE_FORWARD, KERNELS,
+    ROWS_BACKWARD, ROWS_FORWARD, SEGMENTS_BACKWARD, SEGMENTS_FORWARD, SEGMENTS_MOMENTS, SELECTED_COLUMNS_MOMENTS,
+    SEQUENCES_MOMENTS, STANDARDIZE_FORWARD, WINDOW_BACKWARD, WINDOW_FORWARD, JobHead, Kernel, Kernels)
 from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, enable_subnormals, restore_subnormals, use_bfloat16_rounding
 from cnorm.kernels.machine cimport MACHINE
 from cnorm.kernels.statistics cimport rstd_from_variance
@@ -27,42 +28,33 @@ include "image.pyx"
 # while a kernel runs, restore_subnormals restores what was set.
 
 
-cdef int run_norm(norm_kernel kernel, Job *job) noexcept nogil:
+ctypedef int (*kernel_function)(JobHead *) noexcept nogil
+
+# Here alone a kernel, which takes a pointer to its own kind of job, becomes one that takes a pointer to the head of
+# that job.
+cdef kernel_function[KERNELS] FUNCTIONS
+FUNCTIONS[ROWS_FORWARD] = <kernel_function> rows_forward
+FUNCTIONS[ROWS_BACKWARD] = <kernel_function> rows_backward
+FUNCTIONS[SEGMENTS_MOMENTS] = <kernel_function> segments_moments
+FUNCTIONS[SEGMENTS_FORWARD] = <kernel_function> segments_forward
+FUNCTIONS[SEGMENTS_BACKWARD] = <kernel_function> segments_backward
+FUNCTIONS[COLUMNS_MOMENTS] = <kernel_function> columns_moments
+FUNCTIONS[COLUMNS_FORWARD] = <kernel_function> columns_forward
+FUNCTIONS[COLUMNS_BACKWARD] = <kernel_function> columns_backward
+FUNCTIONS[CROSSED_FORWARD] = <kernel_function> crossed_forward
+FUNCTIONS[CROSSED_BACKWARD] = <kernel_function> crossed_backward
+FUNCTIONS[WINDOW_FORWARD] = <kernel_function> window_forward
+FUNCTIONS[WINDOW_BACKWARD] = <kernel_function> window_backward
+FUNCTIONS[SEQUENCES_MOMENTS] = <kernel_function> sequences_moments
+FUNCTIONS[SELECTED_COLUMNS_MOMENTS] = <kernel_function> selected_columns_moments
+FUNCTIONS[STANDARDIZE_FORWARD] = <kernel_function> standardize_forward
+FUNCTIONS[IMAGE_FORWARD] = <kernel_function> image_forward
+
+
+cdef int run(Kernel kernel, JobHead *job) noexcept nogil:
     """Run a kernel; 0, or -1 where memory ran out."""
     cdef unsigned before = enable_subnormals()
-    cdef int failed = kernel(job)
-    restore_subnormals(before)
-    return failed
-
-
-cdef int run_window(window_kernel kernel, WindowJob *job) noexcept nogil:
-    """Run a kernel of the window family; 0, or -1 where memory ran out."""
-    cdef unsigned before = enable_subnormals()
-    cdef int failed = kernel(job)
-    restore_subnormals(before)
-    return failed
-
-
-cdef int run_moments(moments_kernel kernel, MomentsJob *job) noexcept nogil:
-    """Run a kernel of moments in double; 0, or -1 where memory ran out."""
-    cdef unsigned before = enable_subnormals()
-    cdef int failed = kernel(job)
-    restore_subnormals(before)
-    return failed
-
-
-cdef int run_standardize(standardize_kernel kernel, StandardizeJob *job) noexcept nogil:
-    """Run a kernel of standardize; 0, or -1 where memory ran out."""
-    cdef unsigned before = enable_subnormals()
-    cdef int failed = kernel(job)
-    restore_subnormals(before)
-    return failed
-
-
-cdef int run_image(image_kernel kernel, ImageJob *job) noexcept nogil:
-    """Run a kernel of images; 0."""
-    cdef unsigned before = enable_subnormals()
-    cdef int failed = kernel(job)
+    cdef int failed = FUNCTIONS[kernel](job)
     restore_subnormals(before)
     return failed
 
@@ -98,27 +90,7 @@ cdef void rstds(double *values, Py_ssize_t n, double eps) noexcept nogil:
 
 
 cdef Kernels _kernels
-_kernels.rows_forward = rows_forward
-_kernels.rows_backward = rows_backward
-_kernels.segments_moments = segments_moments
-_kernels.segments_forward = segments_forward
-_kernels.segments_backward = segments_backward
-_kernels.columns_moments = columns_moments
-_kernels.columns_forward = columns_forward
-_kernels.columns_backward = columns_backward
-_kernels.crossed_forward = crossed_forward
-_kernels.crossed_backward = crossed_backward
-_kernels.window_forward = window_forward
-_kernels.window_backward = window_backward
-_kernels.sequences_moments = sequences_moments
-_kernels.selected_columns_moments = selected_columns_moments
-_kernels.standardize_forward = standardize_forward
-_kernels.image_forward = image_forward
-_kernels.run_moments = run_moments
-_kernels.run_standardize = run_standardize
-_kernels.run_image = run_image
-_kernels.run_norm = run_norm
-_kernels.run_window = run_window
+_kernels.run = run
 _kernels.widen = widen
 _kernels.widen64 = widen64
 _kernels.narrow = narrow

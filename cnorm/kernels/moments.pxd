@@ -126,7 +126,7 @@ cdef struct UnitBlocks:
 cdef inline UnitBlocks unit_blocks(const Job *job, bint tile_within_segment) noexcept nogil:
     """How units are cut. A tile spans short segments unless each needs sums of its own (tile_within_segment)."""
     cdef UnitBlocks blocks
-    blocks.loops = LOOPS_BY_DTYPE[job.dtype]
+    blocks.loops = LOOPS_BY_DTYPE[job.head.dtype]
     blocks.segments = job.shape[2]
     blocks.runs = job.shape[3]
     blocks.length = job.shape[4]
@@ -143,7 +143,7 @@ cdef inline UnitBlocks unit_blocks(const Job *job, bint tile_within_segment) noe
     blocks.norm = job.norm
     blocks.apply = NULL
     blocks.schedule.strategy = STRATEGY_ANY
-    blocks.schedule.threads = job.threads
+    blocks.schedule.threads = job.head.threads
     blocks.schedule.items = 0
     blocks.schedule.units_per_batch = 1
     blocks.schedule.rows_per_pass = 1

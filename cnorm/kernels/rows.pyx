@@ -35,8 +35,8 @@ cdef int rows_forward(Job *job) noexcept nogil:
     # without a weight, a row is one segment
     blocks.apply = row_apply if has_element_params(job) else segment_apply
     schedule_units_forward(job, &blocks)
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = blocks.schedule
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = blocks.schedule
         return 0
     copies = align_parameters(job, &blocks)
     if blocks.schedule.strategy == ROW_BATCHES:

@@ -52,7 +52,7 @@ cdef inline void *align_parameters(Job *job, const UnitBlocks *blocks) noexcept 
     Returns the workspace of the copies, to be freed after the job; NULL where there are none."""
     cdef Py_ssize_t rows = units_of(job), bytes = blocks.elements * blocks.loops.acc_size, phase
     cdef Py_ssize_t sets = job.elements.param_sets
-    cdef Py_ssize_t least = ALIGN_MIN_ELEMENTS if job.threads == 1 else ALIGN_MIN_ELEMENTS_THREADED
+    cdef Py_ssize_t least = ALIGN_MIN_ELEMENTS if job.head.threads == 1 else ALIGN_MIN_ELEMENTS_THREADED
     cdef char *workspace
     if job.elements.weight == NULL or rows < ALIGN_MIN_ROWS or rows * blocks.elements < least:
         return NULL

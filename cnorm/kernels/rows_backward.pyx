@@ -259,15 +259,15 @@ cdef int rows_backward_two_sweeps(const Job *job, const UnitBlocks *blocks,
     cdef double *tile_sums = <double *> malloc(N_GRAD_SUMS * items * sizeof(double))
     if tile_sums == NULL:
         return -1
-    for i in prange(items, num_threads=job.threads, schedule="guided",
-                    chunksize=min_chunk(items, job.threads)):
+    for i in prange(items, num_threads=job.head.threads, schedule="guided",
+                    chunksize=min_chunk(items, job.head.threads)):
         tile_sums_item(job, blocks, i, tile_sums)
     if blocks.tiles > 1:
         for i in range(cut.rows):
             add_up_tiles(blocks, i, tile_sums)
     items = cut.partials * ranges
-    for i in prange(items, num_threads=job.threads, schedule="guided",
-                    chunksize=min_chunk(items, job.threads)):
+    for i in prange(items, num_threads=job.head.threads, schedule="guided",
+                    chunksize=min_chunk(items, job.head.threads)):
         element_range_item(job, blocks, cut, tile_sums, i // ranges, i % ranges * ELEMENT_RANGE)
     free(tile_sums)
     return 0
@@ -356,11 +356,11 @@ cdef void total_element_range(const Job *job, const UnitBlocks *blocks, const Ro
 cdef void total_partials(const Job *job, const UnitBlocks *blocks, const RowBlocks *cut) noexcept nogil:
     """The gradients of the parameters, each range of elements by one thread."""
     cdef Py_ssize_t ranges = element_ranges(cut), branches = cut.partials // cut.partials_per_thread, i
-    if job.threads == 1 or ranges == 1 or branches * cut.elements < PARALLEL_TOTALS_MIN:
+    if job.head.threads == 1 or ranges == 1 or branches * cut.elements < PARALLEL_TOTALS_MIN:
         for i in range(ranges):
             total_element_range(job, blocks, cut, i * ELEMENT_RANGE)
     else:
-        for i in prange(ranges, num_threads=job.threads, schedule="static"):
+        for i in prange(ranges, num_threads=job.head.threads, schedule="static"):
             total_element_range(job, blocks, cut, i * ELEMENT_RANGE)
 
 
@@ -375,8 +375,8 @@ cdef int rows_backward_run(Job *job, Py_ssize_t runs) noexcept nogil:
     cdef void *copies
     cdef int failed = 0
     schedule_rows_backward(job, &blocks, cut.rows, cut.partials)
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = blocks.schedule
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = blocks.schedule
         return 0
     cut.sums = job.elements.grad_weight  # one partial is the result itself
     if cut.partials > 1:
@@ -387,15 +387,15 @@ cdef int rows_backward_run(Job *job, Py_ssize_t runs) noexcept nogil:
     if blocks.schedule.strategy == TWO_SWEEPS:
         failed = rows_backward_two_sweeps(job, &blocks, &cut)
     elif blocks.schedule.strategy == PARTIALS_GUIDED:
-        for i in prange(cut.partials, num_threads=job.threads, schedule="guided"):
+        for i in prange(cut.partials, num_threads=job.head.threads, schedule="guided"):
             backward_partial(job, &blocks, &cut, i)
     else:
-        cut.partials_per_thread = partials_per_thread(&cut, job.threads)
+        cut.partials_per_thread = partials_per_thread(&cut, job.head.threads)
         items = (cut.partials + cut.partials_per_thread - 1) // cut.partials_per_thread
         if items == 1:
             backward_thread_range(job, &blocks, &cut, 0)
         else:
-            for i in prange(items, num_threads=job.threads, schedule="static"):
+            for i in prange(items, num_threads=job.head.threads, schedule="static"):
                 backward_thread_range(job, &blocks, &cut, i)
     if cut.blocks > 1 and not failed:
         total_partials(job, &blocks, &cut)
@@ -438,9 +438,9 @@ cdef int rows_backward_set(const Job *whole, Py_ssize_t run, Py_ssize_t runs, in
     """The gradients of one run of rows that share a set of parameters."""
     cdef Job job = whole[0]
     cdef Py_ssize_t elements = job.shape[2] * job.shape[3] * job.shape[4], first = run * job.elements.units_per_set
-    cdef Py_ssize_t bytes = elements * LOOPS_BY_DTYPE[job.dtype].acc_size, param_set = param_set_of(whole, first)
+    cdef Py_ssize_t bytes = elements * LOOPS_BY_DTYPE[job.head.dtype].acc_size, param_set = param_set_of(whole, first)
     to_units(&job, first, job.elements.units_per_set)
-    job.threads = threads
+    job.head.threads = threads
     job.elements.param_sets = 1
     job.elements.weight = param_set_at(job.elements.weight, param_set, bytes)
     job.elements.bias = param_set_at(job.elements.bias, param_set, bytes)
@@ -456,18 +456,19 @@ cdef int rows_backward(Job *job) noexcept nogil:
     """The gradients of the input (y) and of the parameters: of all rows, or for each run of rows that share a set of
     parameters by itself."""
     cdef Py_ssize_t runs = 1, i
-    cdef int failed = 0, threads = job.threads
+    cdef int failed = 0, threads = job.head.threads
     if job.elements.param_sets <= 1:
         return rows_backward_run(job, 1)
     runs = units_of(job) // job.elements.units_per_set
     if runs >= threads:
         threads = 1
-    if job.schedule_only != NULL:
+    if job.head.schedule_only != NULL:
         failed = rows_backward_set(job, 0, runs, threads)
-        job.schedule_only.threads = job.threads
+        job.head.schedule_only.threads = job.head.threads
         return failed
-    if threads == 1 and job.threads > 1:
-        for i in prange(runs, num_threads=job.threads, schedule="guided", chunksize=min_chunk(runs, job.threads)):
+    if threads == 1 and job.head.threads > 1:
+        for i in prange(runs, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(runs, job.head.threads)):
             failed += rows_backward_set(job, i, runs, 1)  # summed over the threads
         return -1 if failed else 0
     for i in range(runs):

@@ -120,16 +120,16 @@ cdef inline Py_ssize_t units_per_batch(const Job *job, const UnitBlocks *blocks,
         return min(<Py_ssize_t> BATCH_UNITS, batch) if batch >= BATCH_MIN_UNITS else 1
     if job.shape[0] > 1 or segment >= PREFETCH_SEGMENT_MIN or (read + 1) * units * unit < BATCH_MIN_CALL_BYTES:
         return 1
-    return min(<Py_ssize_t> BATCH_UNITS, min(batch_bytes() // (read * unit), units // (2 * job.threads)))
+    return min(<Py_ssize_t> BATCH_UNITS, min(batch_bytes() // (read * unit), units // (2 * job.head.threads)))
 
 
 cdef inline void schedule_units_forward(const Job *job, UnitBlocks *blocks) noexcept nogil:
     """Rows and segments, forward."""
     cdef Schedule *schedule = &blocks.schedule
     cdef Py_ssize_t units = units_of(job)
-    cdef bint sweeps = needs_two_sweeps(units, blocks.blocks, job.threads)
+    cdef bint sweeps = needs_two_sweeps(units, blocks.blocks, job.head.threads)
     set_store_policy(job, blocks)
-    schedule.threads = job.threads
+    schedule.threads = job.head.threads
     schedule.items = units
     schedule.rows_per_pass = 1
     schedule.units_per_batch = units_per_batch(job, blocks, False)
@@ -140,7 +140,7 @@ cdef inline void schedule_units_forward(const Job *job, UnitBlocks *blocks) noex
             forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS) or forced(GIVEN_IN_ORDER)):
         schedule.strategy = GIVEN_BATCHES
     elif job.stats_given and not has_element_params(job) and (
-            units * blocks.segments >= job.threads or forced(GIVEN_IN_ORDER)) and not (
+            units * blocks.segments >= job.head.threads or forced(GIVEN_IN_ORDER)) and not (
             forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS)):
         schedule.strategy = GIVEN_IN_ORDER
         schedule.items = units * blocks.segments
@@ -158,7 +158,7 @@ cdef inline void schedule_units_forward(const Job *job, UnitBlocks *blocks) noex
 cdef inline void schedule_segments_moments(const Job *job, UnitBlocks *blocks) noexcept nogil:
     cdef Schedule *schedule = &blocks.schedule
     cdef Py_ssize_t units = units_of(job)
-    schedule.threads = job.threads
+    schedule.threads = job.head.threads
     schedule.items = units
     schedule.units_per_batch = 1
     schedule.rows_per_pass = 1
@@ -166,7 +166,7 @@ cdef inline void schedule_segments_moments(const Job *job, UnitBlocks *blocks) n
     if is_one_tile(job, blocks) and not (forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS)):
         schedule.strategy = ROW_BATCHES
         schedule.rows_per_pass = rows_per_pass(job, blocks)
-    elif (needs_two_sweeps(units, blocks.blocks, job.threads) or forced(TWO_SWEEPS)) and not forced(UNIT_BY_UNIT):
+    elif (needs_two_sweeps(units, blocks.blocks, job.head.threads) or forced(TWO_SWEEPS)) and not forced(UNIT_BY_UNIT):
         schedule.strategy = TWO_SWEEPS
         schedule.items = units * blocks.blocks
 
@@ -176,12 +176,12 @@ cdef inline void schedule_segments_backward(const Job *job, UnitBlocks *blocks, 
     cdef Schedule *schedule = &blocks.schedule
     cdef Py_ssize_t units = units_of(job)
     set_store_policy(job, blocks)
-    schedule.threads = job.threads
+    schedule.threads = job.head.threads
     schedule.items = units
     schedule.rows_per_pass = 1
     schedule.units_per_batch = 1
     if job.channels.sums_mode == SUMS_GIVEN or (
-            (needs_two_sweeps(units, partials, job.threads) or forced(TWO_SWEEPS))
+            (needs_two_sweeps(units, partials, job.head.threads) or forced(TWO_SWEEPS))
             and not (forced(UNIT_BY_UNIT) or forced(UNIT_BATCHES))):
         schedule.strategy = TWO_SWEEPS
         schedule.items = units * partials
@@ -196,7 +196,7 @@ cdef inline void schedule_segments_backward(const Job *job, UnitBlocks *blocks, 
 cdef inline void schedule_rows_backward(const Job *job, UnitBlocks *blocks, Py_ssize_t rows,
                                         Py_ssize_t partials) noexcept nogil:
     cdef Schedule *schedule = &blocks.schedule
-    cdef int threads = job.threads
+    cdef int threads = job.head.threads
     set_store_policy(job, blocks)
     schedule.threads = threads
     schedule.items = partials
@@ -218,7 +218,7 @@ cdef inline bint samples_per_thread(const Job *job) noexcept nogil:
     """Whether each thread takes samples of its own."""
     if forced(SAMPLES_PER_THREAD):
         return True
-    return job.threads > 1 and job.shape[0] >= 2 * job.threads
+    return job.head.threads > 1 and job.shape[0] >= 2 * job.head.threads
 
 
 cdef inline void schedule_columns(const Job *job, ColumnLayout *layout, bint backward) noexcept nogil:
@@ -229,7 +229,7 @@ cdef inline void schedule_columns(const Job *job, ColumnLayout *layout, bint bac
     # packed rows are one column block, whose sums are the rows' only once they are merged
     cdef bint independent = (layout.row_ranges == 1 and layout.rows_packed == 1 and not job.stats_given
                              and job.channels.channels_per_group == 1)
-    schedule.threads = job.threads
+    schedule.threads = job.head.threads
     schedule.items = layout.row_ranges * layout.column_blocks
     schedule.rows_per_pass = layout.rows_per_pass
     schedule.units_per_batch = 1
@@ -279,7 +279,7 @@ cdef inline Schedule plain_schedule(int strategy, int threads, Py_ssize_t items)
 cdef inline Py_ssize_t short_rows_together(const MomentsJob *job) noexcept nogil:
     """Rows that one call of the loops for short rows takes: of one run each, without a selection; else 0."""
     if job.mask != NULL or job.omit_nan or job.reduced.count != 1 or job.elements > MOMENT_ROW_MAX or (
-            job.reduced.x[0] != LOOPS_BY_DTYPE[job.dtype].size):
+            job.reduced.x[0] != LOOPS_BY_DTYPE[job.head.dtype].size):
         return 0
     return min(<Py_ssize_t> MOMENT_ROWS, TILE // job.elements)
 
@@ -288,20 +288,21 @@ cdef inline Schedule schedule_sequences(const MomentsJob *job, Py_ssize_t blocks
     """blocks: of a unit, at most."""
     cdef Schedule schedule
     if short_rows_together(job) and not (forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS)):
-        schedule = plain_schedule(ROW_BATCHES, job.threads, job.units)
+        schedule = plain_schedule(ROW_BATCHES, job.head.threads, job.units)
         schedule.rows_per_pass = short_rows_together(job)
         return schedule
-    if (needs_two_sweeps(job.units, blocks, job.threads) or forced(TWO_SWEEPS)) and not forced(UNIT_BY_UNIT):
-        return plain_schedule(TWO_SWEEPS, job.threads, job.units * blocks)
-    return plain_schedule(UNIT_BY_UNIT, job.threads, job.units)
+    if (needs_two_sweeps(job.units, blocks, job.head.threads) or forced(TWO_SWEEPS)) and not forced(UNIT_BY_UNIT):
+        return plain_schedule(TWO_SWEEPS, job.head.threads, job.units * blocks)
+    return plain_schedule(UNIT_BY_UNIT, job.head.threads, job.units)
 
 
 cdef inline bint samples_in_parallel(const MomentsJob *job, Py_ssize_t samples) noexcept nogil:
     """Columns: whether each thread takes samples of its own."""
-    return job.threads > 1 and (samples >= 2 * job.threads or forced(SAMPLES_PER_THREAD)) and not forced(ROW_RANGES)
+    return job.head.threads > 1 and (samples >= 2 * job.head.threads or forced(SAMPLES_PER_THREAD)) and (
+        not forced(ROW_RANGES))
 
 
 # ---- window ----
 
 cdef inline void schedule_window(const WindowJob *job, Py_ssize_t items, Schedule *schedule) noexcept nogil:
-    schedule[0] = plain_schedule(WINDOW_SPANS, job.threads, items)
+    schedule[0] = plain_schedule(WINDOW_SPANS, job.head.threads, items)

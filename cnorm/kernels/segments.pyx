@@ -51,11 +51,11 @@ cdef int segments_forward_batches(Job *job, const UnitBlocks *blocks) noexcept n
     """UNIT_BATCHES."""
     cdef Py_ssize_t units = units_of(job), size = blocks.schedule.units_per_batch
     cdef Py_ssize_t batches = (units + size - 1) // size, i
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(batches):
             forward_unit_batch(job, blocks, i * size, min(units, (i + 1) * size))
     else:
-        for i in prange(batches, num_threads=job.threads, schedule="guided"):
+        for i in prange(batches, num_threads=job.head.threads, schedule="guided"):
             forward_unit_batch(job, blocks, i * size, min(units, (i + 1) * size))
     return 0
 
@@ -100,12 +100,12 @@ cdef int segments_given_batches(const Job *job, const UnitBlocks *blocks) noexce
     coeffs.shifted = split_means(blocks.loops, job.eps, units, job.mean, job.lo, job.rstd, coeffs.mean_hi,
                                  mean_lo)
     coefficients(PASS_FORWARD, units, mean_lo, job.rstd, &values, NULL, NULL, 0, True, &coeffs)
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(items):
             given_batch_item(job, blocks, i, batches, &coeffs)
     else:
-        for i in prange(items, num_threads=job.threads, schedule="guided",
-                        chunksize=min_chunk(items, job.threads)):
+        for i in prange(items, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(items, job.head.threads)):
             given_batch_item(job, blocks, i, batches, &coeffs)
     workspace_free(workspace, stack)
     return 0
@@ -129,12 +129,12 @@ cdef void given_segment(const Job *job, const UnitBlocks *blocks, Py_ssize_t ite
 cdef int segments_given_in_order(const Job *job, const UnitBlocks *blocks) noexcept nogil:
     """GIVEN_IN_ORDER."""
     cdef Py_ssize_t items = units_of(job) * blocks.segments, i
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(items):
             given_segment(job, blocks, i)
     else:
-        for i in prange(items, num_threads=job.threads, schedule="guided",
-                        chunksize=min_chunk(items, job.threads)):
+        for i in prange(items, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(items, job.head.threads)):
             given_segment(job, blocks, i)
     return 0
 
@@ -144,8 +144,8 @@ cdef int segments_forward(Job *job) noexcept nogil:
     cdef UnitBlocks blocks = unit_blocks(job, False)
     blocks.apply = segment_apply
     schedule_units_forward(job, &blocks)
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = blocks.schedule
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = blocks.schedule
         return 0
     if blocks.schedule.strategy == ROW_BATCHES:
         return forward_row_batches(job, &blocks)
@@ -173,19 +173,19 @@ cdef int segments_moments(Job *job) noexcept nogil:
     cdef UnitBlocks blocks = unit_blocks(job, False)
     cdef Py_ssize_t units = units_of(job), i
     schedule_segments_moments(job, &blocks)
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = blocks.schedule
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = blocks.schedule
         return 0
     if blocks.schedule.strategy == ROW_BATCHES:
         job.y.data = NULL  # nothing is applied
         return forward_row_batches(job, &blocks)
     if blocks.schedule.strategy == TWO_SWEEPS:
         return moments_in_blocks(job, &blocks)
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(units):
             unit_moments_item(job, &blocks, i)
     else:
-        for i in prange(units, num_threads=job.threads, schedule="guided",
-                        chunksize=min_chunk(units, job.threads)):
+        for i in prange(units, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(units, job.head.threads)):
             unit_moments_item(job, &blocks, i)
     return 0

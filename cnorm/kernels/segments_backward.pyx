@@ -292,18 +292,18 @@ cdef inline void backward_unit_item(const Job *job, const UnitBlocks *blocks, Py
 cdef int segments_backward_units(const Job *job, const UnitBlocks *blocks, Py_ssize_t count) noexcept nogil:
     """UNIT_BY_UNIT. The `count` partials of a unit are on the stack where they are few, else on the heap."""
     cdef Py_ssize_t units = units_of(job), i
-    cdef Py_ssize_t workspaces = 1 if job.threads == 1 else units
+    cdef Py_ssize_t workspaces = 1 if job.head.threads == 1 else units
     cdef double *partials = NULL
     if count > STACK_PARTIALS:
         partials = <double *> malloc(N_GRAD_SUMS * count * workspaces * sizeof(double))
         if partials == NULL:
             return -1
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(units):
             backward_unit(job, blocks, i, partials)
     else:
-        for i in prange(units, num_threads=job.threads, schedule="guided",
-                        chunksize=min_chunk(units, job.threads)):
+        for i in prange(units, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(units, job.head.threads)):
             backward_unit_item(job, blocks, i, partials, count)
     free(partials)
     return 0
@@ -399,12 +399,12 @@ cdef int segments_backward_batches(const Job *job, const UnitBlocks *blocks) noe
     """UNIT_BATCHES."""
     cdef Py_ssize_t size = blocks.schedule.units_per_batch, i
     cdef Py_ssize_t items = job.shape[0] * ((job.shape[1] + size - 1) // size)
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(items):
             backward_batch_item(job, blocks, i)
     else:
-        for i in prange(items, num_threads=job.threads, schedule="guided",
-                        chunksize=min_chunk(items, job.threads)):
+        for i in prange(items, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(items, job.head.threads)):
             backward_batch_item(job, blocks, i)
     return 0
 
@@ -440,15 +440,15 @@ cdef int segments_backward_two_sweeps(const Job *job, const UnitBlocks *blocks,
         free(partials)
         return -1
     if job.channels.sums_mode != SUMS_GIVEN:
-        for i in prange(items, num_threads=job.threads, use_threads_if=job.threads > 1, schedule="guided",
-                        chunksize=min_chunk(items, job.threads)):
+        for i in prange(items, num_threads=job.head.threads, use_threads_if=job.head.threads > 1, schedule="guided",
+                        chunksize=min_chunk(items, job.head.threads)):
             grad_sums_item(job, blocks, partials, i, count)
     for i in range(units):
         coeffs[i] = given_coefficients(job, blocks, i)
         finish_unit(job, blocks, coeffs + i, i, partials + N_GRAD_SUMS * count * i)
     if job.channels.sums_mode != SUMS_ONLY:
-        for i in prange(items, num_threads=job.threads, use_threads_if=job.threads > 1, schedule="guided",
-                        chunksize=min_chunk(items, job.threads)):
+        for i in prange(items, num_threads=job.head.threads, use_threads_if=job.head.threads > 1, schedule="guided",
+                        chunksize=min_chunk(items, job.head.threads)):
             grad_apply_item(job, blocks, coeffs, i, count)
     free(partials)
     free(coeffs)
@@ -460,8 +460,8 @@ cdef int segments_backward(Job *job) noexcept nogil:
     cdef UnitBlocks blocks = unit_blocks(job, job.channels.by_segment)
     cdef Py_ssize_t count = partials_of_unit(job, &blocks)
     schedule_segments_backward(job, &blocks, count)
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = blocks.schedule
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = blocks.schedule
         return 0
     if blocks.schedule.strategy == TWO_SWEEPS:
         return segments_backward_two_sweeps(job, &blocks, count)

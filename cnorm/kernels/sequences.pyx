@@ -101,7 +101,7 @@ cdef inline Py_ssize_t read_tile(const MomentsJob *job, Cursor *cursor, Py_ssize
     cdef Py_ssize_t found = 0, n, stride = job.reduced.x[job.reduced.count - 1] if job.reduced.count else 8
     cdef Py_ssize_t mask_stride = job.reduced.mask[job.reduced.count - 1] if job.reduced.count else 0
     tile[0] = buffer
-    if job.dtype == FLOAT64 and not selects(job) and cursor.left >= wanted and stride == 8:
+    if job.head.dtype == FLOAT64 and not selects(job) and cursor.left >= wanted and stride == 8:
         tile[0] = <const double *> cursor.x
         cursor.x += 8 * wanted
         cursor.left -= wanted
@@ -110,7 +110,7 @@ cdef inline Py_ssize_t read_tile(const MomentsJob *job, Cursor *cursor, Py_ssize
         if cursor.left == 0 and not next_run(job, cursor):
             break
         n = min(cursor.left, wanted - found)
-        READ_BY_DTYPE[job.dtype](cursor.x, stride, n, buffer + found)
+        READ_BY_DTYPE[job.head.dtype](cursor.x, stride, n, buffer + found)
         if selects(job):
             found += keep_selected(buffer + found, n, cursor.mask if job.mask != NULL else NULL, mask_stride,
                                    job.omit_nan)
@@ -224,7 +224,7 @@ cdef inline Py_ssize_t count_selected(const MomentsJob *job, Py_ssize_t item, Py
         if cursor.left == 0 and not next_run(job, &cursor):
             break
         n = min(min(cursor.left, left), <Py_ssize_t> TILE)
-        READ_BY_DTYPE[job.dtype](cursor.x, stride, n, buffer)
+        READ_BY_DTYPE[job.head.dtype](cursor.x, stride, n, buffer)
         found += keep_selected(buffer, n, cursor.mask if job.mask != NULL else NULL, mask_stride, job.omit_nan)
         cursor.x += n * stride
         cursor.mask += n * mask_stride
@@ -278,9 +278,11 @@ cdef int sequences_in_blocks(MomentsJob *job, Py_ssize_t blocks) noexcept nogil:
         if counts == NULL:
             free(partials)
             return -1
-        for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+        for i in prange(items, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(items, job.head.threads)):
             counts[i] = count_selected(job, i, blocks)
-    for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+    for i in prange(items, num_threads=job.head.threads, schedule="guided",
+                    chunksize=min_chunk(items, job.head.threads)):
         block_item(job, counts, partials, i, blocks)
     for i in range(job.units):
         n = blocks
@@ -307,8 +309,8 @@ cdef inline void short_rows_item(const MomentsJob *job, Py_ssize_t item, Py_ssiz
     place_cursor(job, unit, 0, &cursor)
     while left > 0:
         rows = min(most, left)
-        if short_rows_moments(READ_BY_DTYPE[job.dtype], LOOPS_BY_DTYPE[job.dtype].size, cursor.x, stride, rows,
-                              job.elements, job.mean + unit, job.lo + unit, job.m2 + unit, needs_fallback):
+        if short_rows_moments(READ_BY_DTYPE[job.head.dtype], LOOPS_BY_DTYPE[job.head.dtype].size, cursor.x, stride,
+                              rows, job.elements, job.mean + unit, job.lo + unit, job.m2 + unit, needs_fallback):
             for i in range(rows):
                 if needs_fallback[i]:
                     sequence_moments(job, unit + i)
@@ -322,13 +324,14 @@ cdef inline void short_rows_item(const MomentsJob *job, Py_ssize_t item, Py_ssiz
 cdef int short_rows(MomentsJob *job) noexcept nogil:
     """ROW_BATCHES."""
     cdef Py_ssize_t length = job.kept.shape[job.kept.count - 1] if job.kept.count else 1, i
-    cdef Py_ssize_t step = max(short_rows_together(job), min_chunk(job.units, job.threads))
+    cdef Py_ssize_t step = max(short_rows_together(job), min_chunk(job.units, job.head.threads))
     cdef Py_ssize_t items = (length + step - 1) // step, total = job.units // length * items
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(total):
             short_rows_item(job, i, items, step)
     else:
-        for i in prange(total, num_threads=job.threads, schedule="guided", chunksize=min_chunk(total, job.threads)):
+        for i in prange(total, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(total, job.head.threads)):
             short_rows_item(job, i, items, step)
     return 0
 
@@ -337,18 +340,18 @@ cdef int sequences_moments(MomentsJob *job) noexcept nogil:
     """count, mean, lo and m2 of each unit."""
     cdef Py_ssize_t blocks = max(<Py_ssize_t> 1, (job.elements + BLOCK_ELEMENTS - 1) // BLOCK_ELEMENTS), i
     cdef Schedule schedule = schedule_sequences(job, blocks)
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = schedule
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = schedule
         return 0
     if schedule.strategy == ROW_BATCHES:
         return short_rows(job)
     if schedule.strategy == TWO_SWEEPS:
         return sequences_in_blocks(job, blocks)
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(job.units):
             sequence_moments(job, i)
     else:
-        for i in prange(job.units, num_threads=job.threads, schedule="guided",
-                        chunksize=min_chunk(job.units, job.threads)):
+        for i in prange(job.units, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(job.units, job.head.threads)):
             sequence_moments(job, i)
     return 0

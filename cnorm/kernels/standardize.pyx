@@ -40,7 +40,7 @@ cdef inline Runs cut_runs(const StandardizeJob *job) noexcept nogil:
     cdef Runs cut
     cdef int last = axes.count - 1, i
     cdef Py_ssize_t n
-    cut.x_size = LOOPS_BY_DTYPE[job.dtype].size
+    cut.x_size = LOOPS_BY_DTYPE[job.head.dtype].size
     cut.y_size = LOOPS_BY_DTYPE[job.out_dtype].size
     cut.outer = max(last, 0)
     cut.length = 1
@@ -92,7 +92,7 @@ cdef inline void change_chunk(const StandardizeJob *job, const Runs *cut, const 
                               Py_ssize_t runs) noexcept nogil:
     """y of n elements: of some runs with the statistics of one unit each, or (0) with those of a unit per element."""
     cdef double values[STANDARDIZE_CHUNK]
-    READ_BY_DTYPE[job.dtype](x, cut.x_stride, n, values)
+    READ_BY_DTYPE[job.head.dtype](x, cut.x_stride, n, values)
     if runs > 0 and job.inverse:
         restore_runs(values, runs, n // runs, mean, lo, scale, cut.unit_step)
     elif runs > 0:
@@ -173,13 +173,14 @@ cdef int standardize_forward(StandardizeJob *job) noexcept nogil:
     cdef Py_ssize_t items = cut.runs * cut.pieces, i
     if cut.pieces == 1:
         items = (cut.runs + cut.runs_per_item - 1) // cut.runs_per_item
-    if job.schedule_only != NULL:
-        job.schedule_only[0] = plain_schedule(RUNS, job.threads, items)
+    if job.head.schedule_only != NULL:
+        job.head.schedule_only[0] = plain_schedule(RUNS, job.head.threads, items)
         return 0
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(items):
             change_item(job, &cut, i)
     else:
-        for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+        for i in prange(items, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(items, job.head.threads)):
             change_item(job, &cut, i)
     return 0

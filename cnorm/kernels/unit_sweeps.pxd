@@ -81,11 +81,12 @@ cdef inline void forward_unit(Job *job, const UnitBlocks *blocks, Py_ssize_t uni
 cdef inline int forward_units(Job *job, const UnitBlocks *blocks) noexcept nogil:
     """UNIT_BY_UNIT."""
     cdef Py_ssize_t units = units_of(job), i
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(units):
             forward_unit(job, blocks, i)
     else:
-        for i in prange(units, num_threads=job.threads, schedule="guided", chunksize=min_chunk(units, job.threads)):
+        for i in prange(units, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(units, job.head.threads)):
             forward_unit(job, blocks, i)
     return 0
 
@@ -106,7 +107,8 @@ cdef inline int moments_in_blocks(Job *job, const UnitBlocks *blocks) noexcept n
     cdef Moments m
     if partials == NULL:
         return -1
-    for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+    for i in prange(items, num_threads=job.head.threads, schedule="guided",
+                    chunksize=min_chunk(items, job.head.threads)):
         save_block_moments(job, blocks, partials, i)
     for i in range(units):
         m = merge_partials(partials + i * blocks.blocks, blocks.blocks)
@@ -129,7 +131,7 @@ cdef inline int forward_two_sweeps(Job *job, const UnitBlocks *blocks) noexcept 
     cdef double *saved = NULL
     cdef Job given = job[0]
     if job.elements.fuse_add:
-        for i in prange(units, num_threads=job.threads, schedule="static"):
+        for i in prange(units, num_threads=job.head.threads, schedule="static"):
             add_unit(job, blocks, i)
     if not job.stats_given:
         # the caller may not want every statistic: the sweep that applies does
@@ -149,7 +151,8 @@ cdef inline int forward_two_sweeps(Job *job, const UnitBlocks *blocks) noexcept 
                 job.lo[i] = given.lo[i]
             if job.rstd != NULL:
                 job.rstd[i] = given.rstd[i]
-    for i in prange(items, num_threads=job.threads, schedule="guided", chunksize=min_chunk(items, job.threads)):
+    for i in prange(items, num_threads=job.head.threads, schedule="guided",
+                    chunksize=min_chunk(items, job.head.threads)):
         apply_block_item(&given, blocks, i)
     free(saved)
     return 0
@@ -243,12 +246,12 @@ cdef inline void row_batch_item(Job *job, const UnitBlocks *blocks, Py_ssize_t i
 cdef inline int forward_row_batches(Job *job, const UnitBlocks *blocks) noexcept nogil:
     """ROW_BATCHES."""
     cdef Py_ssize_t rows = blocks.schedule.rows_per_pass, step, items, i
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(job.shape[0]):
             forward_row_batch(job, blocks, i, 0, job.shape[1])
         return 0
-    step = (min_chunk(units_of(job), job.threads) + rows - 1) // rows * rows
+    step = (min_chunk(units_of(job), job.head.threads) + rows - 1) // rows * rows
     items = (job.shape[1] + step - 1) // step
-    for i in prange(job.shape[0] * items, num_threads=job.threads, schedule="guided"):
+    for i in prange(job.shape[0] * items, num_threads=job.head.threads, schedule="guided"):
         row_batch_item(job, blocks, i, items, step)
     return 0

@@ -117,7 +117,7 @@ cdef void channels_first_span(const WindowJob *job, Py_ssize_t item,
 
     As many channels are under way as a window has: each step squares one channel, which completes a window,
     whose gradient term completes a gradient."""
-    cdef const LoopTable *loops = LOOPS_BY_DTYPE[job.dtype]
+    cdef const LoopTable *loops = LOOPS_BY_DTYPE[job.head.dtype]
     cdef Py_ssize_t spans = spans_of(job, workspace), first = item % spans * workspace.span
     cdef Py_ssize_t run = item // spans % job.shape[3], sample = item // spans // job.shape[3]
     cdef Py_ssize_t channels = job.shape[1], bytes = first * loops.size, step, c
@@ -179,7 +179,7 @@ cdef void set_shifted_rows(const char *lines, Py_ssize_t count, int acc_size,
 cdef void channels_last_span(const WindowJob *job, Py_ssize_t item,
                              const WindowWorkspace *workspace) noexcept nogil:
     """One span of positions, all their channels."""
-    cdef const LoopTable *loops = LOOPS_BY_DTYPE[job.dtype]
+    cdef const LoopTable *loops = LOOPS_BY_DTYPE[job.head.dtype]
     cdef int acc_size = loops.acc_size
     cdef Py_ssize_t channels = job.shape[4], size = job.before + 1 + job.after, line = workspace.line
     cdef Py_ssize_t spans = spans_of(job, workspace), rest = item // spans, i, c
@@ -245,7 +245,7 @@ cdef inline Py_ssize_t kinds_kept(const WindowWorkspace *workspace, bint legacy)
 
 cdef WindowWorkspace window_workspace(const WindowJob *job, bint backward) noexcept nogil:
     """The sizes of a thread's workspace, which fits L1; nothing is allocated."""
-    cdef int acc_size = LOOPS_BY_DTYPE[job.dtype].acc_size
+    cdef int acc_size = LOOPS_BY_DTYPE[job.head.dtype].acc_size
     cdef Py_ssize_t size = job.before + 1 + job.after, fit, span
     cdef WindowWorkspace workspace
     memset(&workspace, 0, sizeof(workspace))
@@ -273,7 +273,7 @@ cdef void release_window_workspace(WindowWorkspace *workspace) noexcept nogil:
 cdef int allocate_window_workspace(const WindowJob *job, WindowWorkspace *workspace) noexcept nogil:
     """Allocate the workspace; 0, or -1 where memory ran out. Lines are zeroed: what is beyond the ends of a
     position must be zero."""
-    cdef const LoopTable *loops = LOOPS_BY_DTYPE[job.dtype]
+    cdef const LoopTable *loops = LOOPS_BY_DTYPE[job.head.dtype]
     cdef Py_ssize_t channels = job.shape[4] if job.channels_last else job.shape[1], c
     cdef Py_ssize_t size = job.before + 1 + job.after, kinds = kinds_kept(workspace, job.legacy)
     cdef Py_ssize_t kind_bytes = workspace.lines * workspace.line, slope_bytes = channels * loops.acc_size
@@ -327,19 +327,19 @@ cdef int window_spans(const WindowJob *job, bint backward) noexcept nogil:
     if job.channels_last:
         items = job.shape[0] * job.shape[1] * job.shape[2]
     items *= spans_of(job, &sizes)
-    if job.schedule_only != NULL:
-        schedule_window(job, items, job.schedule_only)
+    if job.head.schedule_only != NULL:
+        schedule_window(job, items, job.head.schedule_only)
         return 0
-    workspaces = <WindowWorkspace *> calloc(job.threads, sizeof(WindowWorkspace))
+    workspaces = <WindowWorkspace *> calloc(job.head.threads, sizeof(WindowWorkspace))
     if workspaces == NULL:
         return -1
-    if job.threads == 1:
+    if job.head.threads == 1:
         for i in range(items):
             failed += window_item(job, i, backward, workspaces)
     else:
-        for i in prange(items, num_threads=job.threads, schedule="guided"):
+        for i in prange(items, num_threads=job.head.threads, schedule="guided"):
             failed += window_item(job, i, backward, workspaces + threadid())  # summed over the threads
-    for thread in range(job.threads):
+    for thread in range(job.head.threads):
         if workspaces[thread].block != NULL:
             release_window_workspace(workspaces + thread)
     free(workspaces)
