@@ -11,6 +11,9 @@ cdef extern from "_policy.h" nogil:
 
     unsigned policy_tag(size_t kernel, int flags, const Py_ssize_t *shape)
 
+cpdef enum:
+    MAX_THREADS = 1024   # of one call
+
 cdef Kernels *kernels   # of the build in use; `_dispatch` chooses it before the first call
 
 cdef int observing      # whether somebody explains a call, or wants a line a call: see _call/observe

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import _runtime
+from ._runtime import MAX_THREADS
 
-MAX_THREADS = 1024  # of one call
 # Bytes of stack that a kernel may take on a thread, what the C library keeps there included: twice
 # what they do take, on the build that takes most.
 STACK = 256 << 10

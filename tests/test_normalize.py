@@ -172,7 +172,7 @@ x = np.ones((2, 3), np.float32)
         (lambda: F.normalize(x, 3), ValueError, "p must be 1, 2 or infinity, but got 3"),
         (lambda: F.normalize(x, "2"), TypeError, "p must be a number"),
         (lambda: F.normalize(x, dim=2), ValueError, "dim 2 is out of bounds .* 2 dimensions"),
-        (lambda: F.normalize(x, dim=(0, -2)), ValueError, "dim names axis 0 twice"),
+        (lambda: F.normalize(x, dim=(0, -2)), ValueError, "dim must name each axis once"),
         (lambda: F.normalize(x, dim=()), ValueError, "at least one axis"),
         (lambda: F.normalize(x, dim=None), TypeError, "dim must be an integer"),
         (lambda: F.normalize(x, dim=1.0), TypeError, "dim must be an integer"),

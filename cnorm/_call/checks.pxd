@@ -11,7 +11,8 @@ cdef Py_ssize_t check_groups(cnp.ndarray x, int axis, object num_groups, cnp.nda
                              cnp.ndarray bias) except -1
 cdef object group_count(object num_groups)
 cdef int check_row(cnp.ndarray x, tuple shape, tuple axes, cnp.ndarray weight, cnp.ndarray bias) except -1
-cdef tuple as_axes(object axis)
+cdef tuple as_axes(object axis, str name=*, bint optional=*)
+cdef int resolve_axes(tuple axes, int ndim, int *found, str name=*) except -1
 cdef tuple row_axes(tuple axis, cnp.ndarray x, tuple shape)
 cdef tuple as_row_shape(object normalized_shape)
 cpdef cnp.ndarray as_gradient(cnp.ndarray grad_output, cnp.ndarray x, str name=*)

@@ -1,11 +1,14 @@
 """Checks of arguments that were converted: torch's conditions, in torch's words. Nothing is computed here."""
 
+from numpy.exceptions import AxisError
+
 cimport numpy as cnp
 from libc.math cimport NAN
 
 from cnorm._call.arrays cimport (as_doubles, as_float, as_floats, as_int, as_size, check_no_overlap, check_written,
                                  dtype_code, dtype_of, hints, is_native, is_plain_vector, same_shape, shape_of,
                                  size_list)
+from cnorm._plan cimport MAX_DIMS
 
 cnp.import_array()
 
@@ -161,40 +164,52 @@ cdef int check_given_shape(cnp.ndarray parameter, str name, tuple shape, int ndi
     return 0
 
 
-cdef tuple as_axes(object axis):
-    """The argument `axis` as a tuple of ints, or None."""
-    if axis is None:
+cdef tuple as_axes(object axis, str name="axis", bint optional=True):
+    """The argument `axis` as a tuple of ints, or None where that may be."""
+    if axis is None and optional:
         return None
-    if type(axis) is int or (hasattr(axis, "__index__") and not isinstance(axis, cnp.ndarray)):
-        return (as_int(axis, "axis"),)
+    if isinstance(axis, (int, str)) or (hasattr(axis, "__index__") and not isinstance(axis, cnp.ndarray)):
+        return (as_int(axis, name),)
     try:
         axis = tuple(axis)
     except TypeError as error:
-        raise TypeError(f"axis must be None, an integer or a sequence of integers, but got {type(axis).__name__}: "
-                        f"{error}") from error
-    return tuple([as_int(n, "axis") for n in <tuple> axis])
+        raise TypeError(f"{name} must be {'None, ' if optional else ''}an integer or a sequence of integers, but got "
+                        f"{type(axis).__name__}: {error}") from error
+    return tuple([as_int(n, name) for n in <tuple> axis])
+
+
+cdef int resolve_axes(tuple axes, int ndim, int *found, str name="axis") except -1:
+    """Axes of an input of `ndim` dimensions, counted from its first: `found` in their order, which has room for
+    `ndim`. Returns how many."""
+    cdef Py_ssize_t axis
+    cdef int count = 0, i
+    for given in axes:
+        axis = as_size(given)
+        if not -ndim <= axis < ndim:
+            raise AxisError(f"{name} {given} is out of bounds for an input with {ndim} dimensions")
+        axis += ndim if axis < 0 else 0
+        for i in range(count):
+            if found[i] == axis:
+                raise ValueError(f"{name} must name each axis once, but names axis {axis} twice: {axes}")
+        found[count] = <int> axis
+        count += 1
+    return count
 
 
 cdef tuple row_axes(tuple axis, cnp.ndarray x, tuple shape):
     """The axes of an input that belong to the dimensions of normalized_shape; None where they are the last ones."""
-    cdef int ndim = cnp.PyArray_NDIM(x)
-    cdef Py_ssize_t number
+    cdef int ndim = cnp.PyArray_NDIM(x), count, i
+    cdef int found[MAX_DIMS]
+    cdef bint last = True
     if axis is None:
         return None
     if len(axis) != len(shape):
         raise ValueError(f"axis must name one axis for each dimension of normalized_shape = {list(shape)}, but got "
                          f"axis = {axis if len(axis) != 1 else axis[0]}")
-    found = []
-    for given in axis:
-        number = as_size(given)
-        if not -ndim <= number < ndim:
-            raise ValueError(f"axis {given} is out of bounds for an input with {ndim} dimensions")
-        if number < 0:
-            number += ndim
-        if number in found:
-            raise ValueError(f"axis must name each axis once, but got {axis}")
-        found.append(number)
-    return None if found == list(range(ndim - len(found), ndim)) else tuple(found)
+    count = resolve_axes(axis, ndim, found)
+    for i in range(count):
+        last = last and found[i] == ndim - count + i
+    return None if last else tuple([found[i] for i in range(count)])
 
 
 cdef tuple as_row_shape(object normalized_shape):

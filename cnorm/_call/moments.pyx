@@ -13,10 +13,12 @@ cimport numpy as cnp
 from cnorm._call.arrays cimport (
     as_array, as_doubles, as_float, as_out, check_written, copy_if_overlapping, dtype_code, float64_data, is_native,
     may_overlap, new_float64, same_memory, shape_of)
-from cnorm._call.checks cimport clip_bounds
 from cnorm cimport _runtime
+from cnorm._call cimport checks
+from cnorm._call.checks cimport clip_bounds
 from cnorm._call.launch cimport launch
 from cnorm._call.observe cimport note
+from cnorm._plan cimport MAX_DIMS
 from cnorm._pool cimport empty_like
 from cnorm._runtime cimport threads_for
 from cnorm.kernels.job cimport (
@@ -64,30 +66,17 @@ cdef cnp.ndarray as_numbers(cnp.ndarray a, str name):
 
 def as_axes(axis):
     """The argument `axis` as a sorted tuple of ints, which may be negative; None stays None."""
-    if axis is None:
-        return None
-    if hasattr(axis, "__index__"):
-        return (axis.__index__(),)
-    if not isinstance(axis, (tuple, list)):
-        raise TypeError(f"axis must be None, an integer or a tuple of integers, but got {type(axis).__name__}")
-    try:
-        return tuple(sorted([one.__index__() for one in axis]))
-    except AttributeError:
-        raise TypeError(f"axis must be None, an integer or a tuple of integers, but got {axis!r}") from None
+    axes = checks.as_axes(axis)
+    return None if axes is None else tuple(sorted(axes))
 
 
 def resolve_axes(axes, int ndim):
     """Axes of an input of `ndim` dimensions, not negative, in order; of None all."""
+    cdef int found[MAX_DIMS]
+    cdef int i
     if axes is None:
         return tuple(range(ndim))
-    found = set()
-    for axis in axes:
-        if not -ndim <= axis < ndim:
-            raise np.exceptions.AxisError(axis, ndim)
-        if axis % ndim in found:
-            raise ValueError(f"axis names axis {axis % ndim} of the input twice: got {axes}")
-        found.add(axis % ndim)
-    return tuple(sorted(found))
+    return tuple(sorted([found[i] for i in range(checks.resolve_axes(axes, ndim, found))]))
 
 
 cdef cnp.ndarray as_mask(cnp.ndarray where, cnp.ndarray x):

@@ -7,10 +7,10 @@ from libc.math cimport INFINITY
 from libc.string cimport memset
 
 from cnorm cimport _runtime
-from cnorm._call.arrays cimport (as_array, as_doubles, as_float, as_floats, as_int, as_out, as_size, checked_out,
-                                 checked_product, float64_data, new_float64, shape_of)
+from cnorm._call.arrays cimport (as_array, as_doubles, as_float, as_floats, as_out, checked_out, checked_product,
+                                 float64_data, new_float64, shape_of)
 from cnorm._call.channels cimport ChannelsCall
-from cnorm._call.checks cimport as_gradient
+from cnorm._call.checks cimport as_axes, as_gradient, resolve_axes
 from cnorm._call.observe cimport note
 from cnorm._call.output cimport ARENA_DOUBLES
 from cnorm._plan cimport ARRAYS, COPY, MAX_DIMS, Plan, has_plan, plan_axes
@@ -30,13 +30,19 @@ cdef class NormalizeCall(ChannelsCall):
 
     cdef int set_reduced(self, cnp.ndarray x, object p, object dim, double eps) except -1:
         """Take the input and what it is divided by: the norm `p` over the axes `dim`, but at least eps."""
-        cdef int axis
+        cdef int found[MAX_DIMS]
+        cdef int axis, i, count
         self.norm = norm_of(p)
         if not eps >= 0:
             raise ValueError(f"eps must be non-negative, but got {eps}")
         self.eps = eps
         self.rstd_max = 1 / eps if eps > 0 else INFINITY
-        mark_axes(dim, cnp.PyArray_NDIM(x), self.reduced)
+        count = resolve_axes(as_axes(dim, "dim", False), cnp.PyArray_NDIM(x), found, "dim")
+        if count == 0:
+            raise ValueError("dim must name at least one axis, but got ()")
+        memset(self.reduced, 0, MAX_DIMS)
+        for i in range(count):
+            self.reduced[found[i]] = True
         self.set_input(x)
         self.samples = self.channels = 1
         for axis in range(cnp.PyArray_NDIM(x)):
@@ -114,25 +120,6 @@ cdef Norm norm_of(object p) except *:
     if power == INFINITY:
         return NORM_MAX
     raise ValueError(f"p must be 1, 2 or infinity, but got {p}")
-
-
-cdef int mark_axes(object dim, int ndim, unsigned char *reduced) except -1:
-    """Mark the axes that an int or a sequence of ints names."""
-    cdef Py_ssize_t axis
-    memset(reduced, 0, MAX_DIMS)
-    if not isinstance(dim, (tuple, list)):
-        dim = (dim,)
-    if not dim:
-        raise ValueError("dim must name at least one axis, but got ()")
-    for value in dim:
-        axis = as_size(as_int(value, "dim"))
-        if not -ndim <= axis < ndim:
-            raise ValueError(f"dim {value} is out of bounds for an input with {ndim} dimensions")
-        axis += ndim if axis < 0 else 0
-        if reduced[axis]:
-            raise ValueError(f"dim names axis {axis} twice: {dim}")
-        reduced[axis] = True
-    return 0
 
 
 cdef object normalize_forward(object input, object p, object dim, object eps, object out, object return_stats):

@@ -3,13 +3,10 @@
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from cnorm._runtime cimport kernels
+from cnorm._runtime cimport MAX_THREADS, kernels
 from cnorm.kernels.job cimport (
     COLUMNS_BACKWARD, COLUMNS_FORWARD, CROSSED_BACKWARD, CROSSED_FORWARD, FLOAT32, FLOAT64, ROWS_BACKWARD, ROWS_FORWARD,
     SEGMENTS_BACKWARD, SEGMENTS_FORWARD, WINDOW_BACKWARD, WINDOW_FORWARD, Job, Kernel, Tensor, WindowJob)
-
-cdef enum:
-    MAX_THREADS = 1024   # of a call, as everywhere in cnorm
 
 # ---- checks: of shapes and of strides, as the kernels take them ----
 

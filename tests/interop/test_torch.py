@@ -21,13 +21,6 @@ from cnorm.interop import _torch_modules as layers
 EPS = {torch.float32: 2**-23, torch.float64: 2**-52, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 
-@pytest.fixture
-def here(monkeypatch):
-    """Layers compute with cnorm whatever the size of their input."""
-    monkeypatch.setattr(layers, "_pays", lambda *_: True)
-    monkeypatch.setattr(layers, "LEAST", dict.fromkeys(layers.LEAST, (0, 0, 0, 0)))
-
-
 def affine(channels):
     return {"weight": torch.rand(channels) + 0.5, "bias": torch.randn(channels)}
 

@@ -14,8 +14,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cnorm.interop.torch as ct
-from cnorm.interop import _torch_autograd as bridge
-from cnorm.interop import _torch_modules as layers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -25,23 +23,8 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def setup(monkeypatch):
+def setup(here):
     torch.manual_seed(0)
-    monkeypatch.setattr(layers, "_pays", lambda *_: True)
-    monkeypatch.setattr(layers, "LEAST", dict.fromkeys(layers.LEAST, (0, 0, 0, 0)))
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """The norms that cnorm has computed."""
-    norms, compute = [], bridge.compute
-
-    def counted(norm, *args):
-        norms.append(norm)
-        return compute(norm, *args)
-
-    monkeypatch.setattr(bridge, "compute", counted)
-    return norms
 
 
 # name: the call with a module of functions, what the names of torch's operators contain

@@ -16,7 +16,6 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 import cnorm.interop.torch as ct
-from cnorm.interop import _torch_autograd as bridge
 from cnorm.interop import _torch_modules as layers
 
 pytestmark = [
@@ -41,23 +40,8 @@ def library(name):
 
 
 @pytest.fixture(autouse=True)
-def setup(monkeypatch):
+def setup(here):
     torch.manual_seed(0)
-    monkeypatch.setattr(layers, "_pays", lambda *_: True)
-    monkeypatch.setattr(layers, "LEAST", dict.fromkeys(layers.LEAST, (0, 0, 0, 0)))
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """The norms that cnorm has computed."""
-    norms, compute = [], bridge.compute
-
-    def counted(norm, *args):
-        norms.append(norm)
-        return compute(norm, *args)
-
-    monkeypatch.setattr(bridge, "compute", counted)
-    return norms
 
 
 def timm(name, *args, **kwargs):
