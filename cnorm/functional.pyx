@@ -22,11 +22,12 @@ Inputs are float32, float64, float16 or ``ml_dtypes.bfloat16``; anything ``np.as
 dense, of its memory order.
 """
 
-from cnorm._call.channels cimport (BATCH_NORM, GROUP_NORM, INSTANCE_NORM, batch_norm_forward, channel_norm_backward,
-                                   group_norm_forward, instance_norm_forward)
+from cnorm._call.channel_norms cimport (
+    BATCH_NORM, GROUP_NORM, INSTANCE_NORM, batch_norm_forward, channel_norm_backward, group_norm_forward,
+    instance_norm_forward)
 from cnorm._call.image cimport image_normalized
 from cnorm._call.normalize cimport normalize_backward_of, normalize_forward
-from cnorm._call.rows cimport STATS_ARRAYS, STATS_NONE, add_norm_forward, rows_norm_backward, rows_norm_forward
+from cnorm._call.row_norms cimport STATS_ARRAYS, STATS_NONE, add_norm_forward, rows_norm_backward, rows_norm_forward
 from cnorm._call.switch cimport switch_norm_forward, switch_norm_gradients
 from cnorm._call.window cimport response_norm_backward, response_norm_forward
 

@@ -1,16 +1,10 @@
-# Norms with a weight per channel. In a call, `groups` is 0 for batch norm (a unit is a channel), C for instance norm,
+# A call of a norm with a weight per channel. In a call, `groups` is 0 for batch norm (a unit is a channel), C for instance norm,
 # and G for group norm (a unit is a group of channels of one sample).
 cimport numpy as cnp
 
 from cnorm._call.output cimport ChannelAxisCall
 from cnorm._plan cimport Plan
 from cnorm.kernels.job cimport Job
-
-cdef enum NormKind:
-    BATCH_NORM
-    INSTANCE_NORM
-    GROUP_NORM
-
 
 cdef class ChannelsCall(ChannelAxisCall):
     cdef const double *weight     # per channel, or (per_sample) per sample and channel; or NULL
@@ -48,16 +42,5 @@ cdef class ChannelsCall(ChannelAxisCall):
                               int sums_mode=*, double count=*)
 
 
-cdef object batch_norm_forward(object input, object running_mean, object running_var, object count, object weight,
-                               object bias, object training, object momentum, object eps, object out,
-                               object channel_axis, object return_stats, object negative_slope, object clip)
-cdef object instance_norm_forward(object input, object running_mean, object running_var, object weight,
-                                  object bias, object use_input_stats, object momentum, object eps, object out,
-                                  object channel_axis, object return_stats, object negative_slope, object clip)
-cdef object group_norm_forward(object input, object num_groups, object weight, object bias, object eps,
-                               object out, object channel_axis, object return_stats, object negative_slope, object clip)
-cdef object channel_norm_backward(object grad_output, object input, object num_groups, object mean, object rstd,
-                                  object weight, object bias, object from_input, NormKind kind, object out,
-                                  object channel_axis, object negative_slope, object clip)
 cdef void sum_over_samples(double *grads, Py_ssize_t rows, Py_ssize_t channels) noexcept
 cdef tuple parameter_grads(ChannelsCall call, object grad_input, cnp.ndarray weight, cnp.ndarray bias)

@@ -1,7 +1,7 @@
 """Batch normalization: each channel over the samples of the batch."""
 
 from .. import functional as F
-from .._call.channels import batch_norm_and_count
+from .._call.channel_norms import batch_norm_and_count
 from .._call.running import assign
 from .._moments import Moments
 from ._docs import parameters_of

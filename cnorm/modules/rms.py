@@ -1,7 +1,7 @@
 """Root mean square normalization: the last axes of the input, or any others, not centred."""
 
 from .. import functional as F
-from .._call.rows import rms_norm_and_saved
+from .._call.row_norms import rms_norm_and_saved
 from ._arrays import as_shape, check_number
 from ._docs import parameters_of
 from ._grad_mode import get_grad_mode

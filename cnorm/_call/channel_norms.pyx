@@ -1,0 +1,228 @@
+"""Batch, instance and group norm: their arguments, what they return, and running statistics."""
+
+cimport numpy as cnp
+from libc.string cimport memcpy
+
+from cnorm._call.arrays cimport (
+    as_array, as_flag, as_float, as_floats, as_int, as_out, as_running, copy_doubles, float64_data, hints, size_list)
+from cnorm._call.channels cimport ChannelsCall, parameter_grads
+from cnorm._call.checks cimport (as_gradient, as_statistic, axis_of, check_dims, check_eps, check_groups,
+                                 check_parameter, check_tracked, check_written_together, group_count)
+from cnorm._call.output cimport ARENA_DOUBLES
+from cnorm._call.running cimport mean_over_samples, update_running
+from cnorm._runtime cimport kernels
+
+cnp.import_array()
+
+
+cdef object add_statistics(ChannelsCall call, object y):
+    """What forward returns: the result, with the statistics where the caller gets them."""
+    return y if call.mean_array is None else (y, call.mean_array, call.rstd_array)
+
+
+cdef object batch_norm_forward(object input, object running_mean, object running_var, object count, object weight,
+                               object bias, object training, object momentum, object eps, object out,
+                               object channel_axis, object return_stats, object negative_slope, object clip):
+    """batch_norm; in training, `count` (num_batches_tracked) grows by 1 where it is not None."""
+    cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
+    cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out"), counter = as_running(
+        count, "num_batches_tracked")
+    cdef cnp.ndarray mean = as_running(running_mean, "running_mean")
+    cdef cnp.ndarray var = as_running(running_var, "running_var")
+    cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
+    cdef bint with_statistics = return_stats
+    cdef bint of_batch = as_flag(training, "training")
+    cdef double factor = as_float(momentum, "momentum") if of_batch and mean is not None else 0
+    cdef int axis
+    cdef double arena[ARENA_DOUBLES]
+    call.eps = as_float(eps, "eps")
+    call.convert_activation(negative_slope, clip)
+    channel_axis = as_int(channel_axis, "channel_axis")
+
+    x = as_floats(x, "input")
+    check_dims(x, "batch_norm", 2)
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    if axis == 0:
+        raise ValueError(hints().channel_axis_of_batch())
+    check_tracked(x, axis, mean, var, w, b)
+    if not of_batch and mean is None:
+        raise hints().noted(RuntimeError("running_mean must be defined in evaluation mode"),
+                            "training=True takes the statistics of this batch")
+    call.set_axes(x, 0, axis, 0)
+    call.use_arena(arena)
+    if of_batch and call.unit_size() == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {size_list(x)}")
+    check_eps("batch_norm", call.eps, of_batch)
+    call.parameters(w, b, True)
+    return tracked_forward(call, of_batch, mean, var, counter, factor, into, 1 if with_statistics else 0)
+
+
+cdef object tracked_forward(ChannelsCall call, bint of_input, cnp.ndarray running_mean, cnp.ndarray running_var,
+                            cnp.ndarray count, double factor, cnp.ndarray out, int stats_ndim):
+    """Forward with the input's statistics, which then change the running ones and their count, or with the
+    running ones. The caller gets mean and rstd of `stats_ndim` dimensions, or with 0 none."""
+    if stats_ndim:
+        call.return_statistics(stats_ndim)
+    if not of_input:
+        use_running_statistics(call, running_mean, running_var)
+        return add_statistics(call, call.forward(out))
+    check_written_together(running_mean, running_var, count, out)
+    if running_mean is not None:
+        call.reserve(&call.mean)
+        call.reserve(&call.m2)
+    result = add_statistics(call, call.forward(out))
+    if running_mean is None or call.elements == 0:  # no statistics to update, or none to update them with
+        update_running(None, None, 0, NULL, NULL, 1, 0, count)
+    else:
+        update_running(running_mean, running_var, factor, of_channels(call, call.mean), of_channels(call, call.m2),
+                       call.unit_size() - 1, call.channels, count)
+    return result
+
+
+cdef const double *of_channels(ChannelsCall call, const double *values) except NULL:
+    """Statistics per channel: those of units that are channels, or the mean over the samples."""
+    cdef double *mean
+    if call.samples == 1 or call.groups == 0:
+        return values
+    mean = call.workspace(call.channels)
+    mean_over_samples(values, call.samples, call.channels, mean)
+    return mean
+
+
+cdef int use_running_statistics(ChannelsCall call, cnp.ndarray mean, cnp.ndarray var) except -1:
+    """Take statistics that do not come from the input, one per channel, for every unit."""
+    cdef Py_ssize_t i, n = call.channels, units = call.units()
+    cdef double *rstd
+    call.stats_given = True
+    call.reserve(&call.mean)
+    call.reserve(&call.rstd)
+    if units == 0:
+        return 0
+    rstd = call.rstd
+    copy_doubles(call.mean, n, mean, "running_mean")
+    copy_doubles(rstd, n, var, "running_var")
+    kernels.rstds(rstd, n, call.eps)
+    for i from n <= i < units by n:
+        memcpy(call.mean + i, call.mean, n * sizeof(double))
+        memcpy(rstd + i, rstd, n * sizeof(double))
+    return 0
+
+
+cdef object instance_norm_forward(object input, object running_mean, object running_var, object weight,
+                                  object bias, object use_input_stats, object momentum, object eps, object out,
+                                  object channel_axis, object return_stats, object negative_slope, object clip):
+    """instance_norm."""
+    cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
+    cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out")
+    cdef cnp.ndarray mean = as_running(running_mean, "running_mean")
+    cdef cnp.ndarray var = as_running(running_var, "running_var")
+    cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
+    cdef bint with_statistics = return_stats
+    cdef bint of_input = as_flag(use_input_stats, "use_input_stats")
+    cdef double factor = as_float(momentum, "momentum") if of_input and mean is not None else 0
+    cdef int axis
+    cdef double arena[ARENA_DOUBLES]
+    call.eps = as_float(eps, "eps")
+    call.convert_activation(negative_slope, clip)
+    channel_axis = as_int(channel_axis, "channel_axis")
+
+    x = as_floats(x, "input")
+    check_dims(x, "instance_norm", 2)
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    check_tracked(x, axis, mean, var, w, b)
+    if not of_input and mean is None:
+        raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
+    call.set_axes(x, -1 if axis == 0 else 0, axis, cnp.PyArray_DIM(x, axis))
+    call.use_arena(arena)
+    if of_input and call.unit_size() == 1:
+        raise ValueError(f"Expected more than 1 spatial element when training, got input size {size_list(x)}")
+    call.parameters(w, b, True)
+    return tracked_forward(call, of_input, mean, var, None, factor, into, 2 if with_statistics else 0)
+
+
+cdef object group_norm_forward(object input, object num_groups, object weight, object bias, object eps,
+                               object out, object channel_axis, object return_stats, object negative_slope,
+                               object clip):
+    """group_norm."""
+    cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
+    cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out")
+    cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
+    cdef bint with_statistics = return_stats
+    cdef int axis
+    cdef double arena[ARENA_DOUBLES]
+    cdef Py_ssize_t groups
+    call.eps = as_float(eps, "eps")
+    call.convert_activation(negative_slope, clip)
+    channel_axis = as_int(channel_axis, "channel_axis")
+    num_groups = group_count(num_groups)
+
+    x = as_floats(x, "input")
+    if cnp.PyArray_NDIM(x) < 2:
+        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {cnp.PyArray_NDIM(x)}")
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    if axis == 0:
+        raise ValueError(hints().channel_axis_of_batch())
+    groups = check_groups(x, axis, num_groups, w, b)
+    call.set_axes(x, 0, axis, groups)
+    call.use_arena(arena)
+    if call.elements == groups:  # torch counts all samples of a group together
+        spatial = [n for i, n in enumerate(size_list(x)) if i not in (0, axis)]
+        raise ValueError("Expected more than 1 value per channel when training, got input size "
+                         f"{[call.samples * call.channels // groups, groups, *spatial]}")
+    call.parameters(w, b, True)
+    if with_statistics:
+        call.return_statistics(2)
+    return add_statistics(call, call.forward(into))
+
+
+cdef object channel_norm_backward(object grad_output, object input, object num_groups, object mean, object rstd,
+                                  object weight, object bias, object from_input, NormKind kind, object out,
+                                  object channel_axis, object negative_slope, object clip):
+    """Backward of the three norms. `from_input`: the statistics came from the input, so they have gradients."""
+    cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
+    cdef cnp.ndarray x = as_array(input, "input"), dy = as_array(grad_output, "grad_output"), into = as_out(out, "out")
+    cdef cnp.ndarray m = as_array(mean, "mean"), r = as_array(rstd, "rstd")
+    cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
+    cdef int axis, batch = 0
+    cdef Py_ssize_t channels, groups = 0
+    cdef double arena[ARENA_DOUBLES]
+    cdef str shape = "(C,)" if kind == BATCH_NORM else "(N, C)" if kind == INSTANCE_NORM else "(N, G)"
+    cdef bint of_input = from_input
+    call.stats_given = not of_input
+    call.convert_activation(negative_slope, clip)
+    channel_axis = as_int(channel_axis, "channel_axis")
+    if kind == GROUP_NORM:
+        num_groups = group_count(num_groups)
+
+    x = as_floats(x, "input")
+    if cnp.PyArray_NDIM(x) < 2:
+        if kind == GROUP_NORM:
+            raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {cnp.PyArray_NDIM(x)}")
+        check_dims(x, "batch_norm_backward" if kind == BATCH_NORM else "instance_norm_backward", 2)
+    dy = as_gradient(dy, x)
+    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
+    channels = cnp.PyArray_DIM(x, axis)
+    if kind == INSTANCE_NORM:
+        batch = -1 if axis == 0 else 0
+        groups = channels
+    elif axis == 0:
+        raise ValueError(hints().channel_axis_of_batch())
+    if kind == GROUP_NORM:
+        groups = check_groups(x, axis, num_groups, None, None)
+    call.set_axes(x, batch, axis, groups)
+    call.use_arena(arena)
+    check_parameter(w, "weight", x, axis)
+    check_parameter(b, "bias", x, axis)
+    call.mean_array = as_statistic(m, "mean", call.units(), shape)
+    call.mean = float64_data(call.mean_array)
+    call.rstd_array = as_statistic(r, "rstd", call.units(), shape)
+    call.rstd = float64_data(call.rstd_array)
+    call.parameters(w, b, True)
+    return parameter_grads(call, call.backward(dy, into), w, b)
+
+
+def batch_norm_and_count(num_batches_tracked, input, running_mean, running_var, weight, bias, training, momentum,
+                         eps, *, channel_axis, return_stats, negative_slope, clip):
+    """`batch_norm` of a module: in training its counter grows by 1, together with the running statistics or not."""
+    return batch_norm_forward(input, running_mean, running_var, num_batches_tracked, weight, bias, training,
+                              momentum, eps, None, channel_axis, return_stats, negative_slope, clip)

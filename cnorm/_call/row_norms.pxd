@@ -1,0 +1,17 @@
+# Layer and rms norm, with a residual or without.
+cdef enum Statistics:   # as the caller of forward gets them
+    STATS_NONE
+    STATS_ARRAYS
+    STATS_PACKED        # bytes: rstd of every row, then the means. Two arrays take as long to make as a short row.
+
+
+cdef object rows_norm_forward(object input, object normalized_shape, object weight, object bias, bint centred,
+                              object eps, object out, object channel_axis, Statistics wanted,
+                              object negative_slope, object clip, object axis, object zero_centred)
+cdef object rows_norm_backward(object grad_output, object input, object normalized_shape, object mean,
+                               object rstd, object weight, object bias, bint centred, object out,
+                               object channel_axis, object negative_slope, object clip, object axis,
+                               object zero_centred, object grad_sum=*)
+cdef object add_norm_forward(object input, object residual, object normalized_shape, object weight, object bias,
+                             bint centred, object eps, object out, object residual_out, object channel_axis,
+                             object return_stats, object negative_slope, object clip, object axis, object zero_centred)
