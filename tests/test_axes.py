@@ -26,6 +26,7 @@ from test_strategies import MACHINES, bits, kernels  # noqa: F401
 
 import cnorm
 import cnorm.functional as F
+from cnorm import _dispatch
 
 LAYOUTS = (contiguous, channels_last, cropped, batch_strided, scattered, byte_swapped)
 SIZES = (1, 2, 3, 15, 16, 17, 33)
@@ -395,3 +396,28 @@ def test_torch_movedim_and_autograd(shape):
         for mine, tensor in zip(grads, tensors, strict=True):
             scale = max(1, np.abs(mine).max())
             np.testing.assert_allclose(mine, tensor.grad.numpy(), atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(40, 128, 7, 7), (16, 300, 3, 3), (3, 70, 40, 40)])
+def test_batch_norm_by_sample_has_the_same_bits_by_every_strategy(build, shape, dtype, rng):
+    x = (rng.normal(size=shape) + 10).astype(dtype)
+    dy = rng.normal(size=shape).astype(dtype)
+    weight, bias = rng.normal(size=(2, *shape[:2])).astype(dtype)
+
+    def run(**how):
+        y, mean, rstd = F.batch_norm(x, None, None, weight, bias, True, return_stats=True, **how)
+        of_bias = {"bias": bias} if how else {}
+        grads = F.batch_norm_backward(dy, x, mean, rstd, weight, **of_bias, **how)
+        return [a.tobytes() for a in (y, mean, rstd, *grads)]
+
+    for how in ({}, {"negative_slope": 0.1}, {"clip": (-1, 1)}):
+        with cnorm.num_threads(1):
+            expected = run(**how)
+        for name in ("UNIT_BY_UNIT", "UNIT_BATCHES", "TWO_SWEEPS"):
+            _dispatch.kernels.force_strategy(STRATEGIES[name])
+            try:
+                with cnorm.num_threads(2):
+                    assert run(**how) == expected, name
+            finally:
+                _dispatch.kernels.force_strategy(0)

@@ -56,6 +56,8 @@ for operation in OPERATIONS:
         forward, (_, *stats) = risen(lambda: operation.forward(F, x, dict(p), out=out))
         backward, _ = risen(lambda: operation.backward(F, dy, x, stats, p, out=out))
         size = x.nbytes if layout is contiguous else values.nbytes
+        # partial sums of the parameters' gradients, of which slow threads keep one more
+        size += 4 * 8 * max((v.size for v in p.values() if isinstance(v, np.ndarray)), default=0)
         found[f"{operation} {layout.__name__}"] = forward, backward, size
 print(json.dumps(found))
 """

@@ -28,7 +28,6 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef int return_statistics(self, int ndim) except -1
     cdef int reserve(self, double **statistic) except -1
     cdef int reserve_statistics(self) except -1
-    cdef const double *as_stored(self, const double *values, bint samples_last) except? NULL
     cdef int fill_job(self, const Plan *p, Job *a) except -1
     cdef int spread_statistics(self, Job *a) except -1
     cdef const double *reversed_samples(self, const double *values) except? NULL

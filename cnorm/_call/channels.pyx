@@ -101,23 +101,9 @@ cdef class ChannelsCall(ChannelAxisCall):
         self.reserve(&self.m2)
         return 0
 
-    cdef const double *as_stored(self, const double *values, bint samples_last) except? NULL:
-        """A parameter (N, C), or with samples_last (C, N); NULL where there is none."""
-        cdef double *copy
-        cdef Py_ssize_t i, c
-        if values == NULL or not samples_last:
-            return values
-        copy = self.workspace(self.samples, self.channels)
-        for i in range(self.samples):
-            for c in range(self.channels):
-                copy[c * self.samples + i] = values[i * self.channels + c]
-        return copy
-
     cdef int fill_job(self, const Plan *p, Job *a) except -1:
         """Describe the call to a kernel."""
         cdef int i
-        # batch norm's segments are the samples of a channel: each has a weight of its own then
-        cdef bint samples_last = self.per_sample and self.groups == 0 and p.family == UNITS
         memset(a, 0, sizeof(Job))
         for i in range(5):
             a.shape[i] = p.shape[i]
@@ -130,8 +116,16 @@ cdef class ChannelsCall(ChannelAxisCall):
             set_tensor(&a.dy, self.dy, p, 2)
         a.centred = True
         a.stats_given = self.stats_given
-        a.channels.by_segment = self.groups != 0 or samples_last
-        a.channels.sample_channels = self.channels if self.per_sample and self.groups else 0
+        if self.groups:
+            a.channels.by_segment = True  # a segment is a channel of a group
+            a.channels.inner_channels = self.channels // self.groups
+            a.channels.segment_channels = 1
+            a.channels.sample_channels = self.channels if self.per_sample else 0
+        else:
+            a.channels.inner_channels = 1
+            if self.per_sample and p.family == UNITS:
+                a.channels.by_segment = True  # a segment is a sample of a channel
+                a.channels.segment_channels = self.channels
         a.activation = self.activation
         a.slope = self.slope
         a.low = self.low
@@ -142,11 +136,11 @@ cdef class ChannelsCall(ChannelAxisCall):
         a.rstd = self.rstd
         a.m2 = self.m2
         a.lo = self.lo
-        a.channels.weight = self.as_stored(self.weight, samples_last)
-        a.channels.bias = self.as_stored(self.bias, samples_last)
+        a.channels.weight = self.weight
+        a.channels.bias = self.bias
         a.channels.slopes = float64_data(self.slopes)
         if self.per_sample and self.slopes is not None:
-            a.channels.slopes = self.as_stored(self.parameter(self.slopes, "negative_slope"), samples_last)
+            a.channels.slopes = self.parameter(self.slopes, "negative_slope")
         return 0
 
     cdef int spread_statistics(self, Job *a) except -1:
@@ -328,8 +322,6 @@ cdef class ChannelsCall(ChannelAxisCall):
             a.channels.sums_mode = sums_mode
             a.channels.count = count
             launch(SEGMENTS_BACKWARD if p.family == UNITS else COLUMNS_BACKWARD, &a.head, self.bytes, "sums")
-            if self.per_sample and self.groups == 0:  # (C, N) become (N, C)
-                samples_first(g, rows, self.channels, self.workspace(n))
         if rows > 1 and not self.per_sample:
             sum_over_samples(g, rows, self.channels)
         return self.copy_out() if sums_mode != SUMS_ONLY else None
@@ -358,15 +350,6 @@ cdef void reverse_outer(Tensor *tensor, Py_ssize_t n) noexcept:
         tensor.strides[0] = -tensor.strides[0]
 
 
-cdef void samples_first(double *grads, Py_ssize_t samples, Py_ssize_t channels, double *workspace) noexcept:
-    """(3, channels, samples) become (3, samples, channels), in place; the workspace holds one of the three."""
-    cdef Py_ssize_t k, i, c
-    for k in range(3):
-        memcpy(workspace, grads, samples * channels * sizeof(double))
-        for c in range(channels):
-            for i in range(samples):
-                grads[i * channels + c] = workspace[c * samples + i]
-        grads += samples * channels
 
 
 cdef tuple parameter_grads(ChannelsCall call, object grad_input, cnp.ndarray weight, cnp.ndarray bias):

@@ -279,9 +279,12 @@ cdef inline void set_segments_shape(Job *job, Py_ssize_t samples, Py_ssize_t cha
                                     Py_ssize_t groups) noexcept nogil:
     if groups == 0:
         set_shape(job.shape, 1, channels, samples, 1, size)
+        job.channels.inner_channels = 1
     else:
         set_shape(job.shape, samples, groups, channels // groups, 1, size)
         job.channels.by_segment = True
+        job.channels.inner_channels = channels // groups
+        job.channels.segment_channels = 1
         job.channels.channels_per_group = channels // groups
 
 

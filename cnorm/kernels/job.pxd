@@ -118,9 +118,11 @@ cdef struct ElementParams:
 
 cdef struct ChannelParams:
     # The segments and columns families: parameters of one value per channel. weight, bias and slopes may be NULL.
-    bint by_segment                  # segments: a weight per (inner, segment); else one per inner
+    bint by_segment                  # segments: a weight for each segment of a unit; else one per unit
     Py_ssize_t channels_per_group    # columns: how many share their statistics
     Py_ssize_t sample_channels       # from an outer index's (columns: a sample's) parameters to the next; 0: all share
+    Py_ssize_t inner_channels        # segments: from an inner index's to the next
+    Py_ssize_t segment_channels      # segments, by_segment: from a segment's to the next
     bint shift_overflows             # columns of float64 sums: where squares overflow, sums about the first element
     const double *weight
     const double *bias

@@ -107,11 +107,11 @@ cdef inline Py_ssize_t units_per_batch(const Job *job, const UnitBlocks *blocks,
     cdef Py_ssize_t units = units_of(job), batch
     cdef int read = 2 if backward else 1
     if job.norm > NORM_2 or has_element_params(job) or blocks.runs > 1 or job.x.strides[1] != segment or (
-            job.channels.by_segment and blocks.segments > 1):
+            job.channels.by_segment and job.channels.inner_channels != 1):
         return 1
     if job.stats_given and not backward:
         return 1 if (blocks.schedule.nontemporal or segment > BATCH_GIVEN_SEGMENT_MAX
-                     or job.shape[0] > 1) else BATCH_UNITS
+                     or job.shape[0] > 1 or job.channels.by_segment) else BATCH_UNITS
     if blocks.segments == 1:
         if not backward or blocks.schedule.nontemporal:
             return 1
@@ -186,7 +186,8 @@ cdef inline void schedule_segments_backward(const Job *job, UnitBlocks *blocks, 
         schedule.strategy = TWO_SWEEPS
         schedule.items = units * partials
         return
-    if partials <= STACK_PARTIALS and job.channels.sums_mode == SUMS_INTERNAL and not forced(UNIT_BY_UNIT):
+    if (partials <= STACK_PARTIALS or job.channels.by_segment) and job.channels.sums_mode == SUMS_INTERNAL and not (
+            forced(UNIT_BY_UNIT)):
         schedule.units_per_batch = units_per_batch(job, blocks, True)
     schedule.strategy = UNIT_BATCHES if schedule.units_per_batch > 1 else UNIT_BY_UNIT
 

@@ -11,7 +11,7 @@ from cnorm.kernels.job cimport (
 from cnorm.kernels.loops cimport CoefficientArrays, Coefficients, store_fence
 from cnorm.kernels.moments cimport ElementRange, UnitBlocks, unit_blocks, unit_moments
 from cnorm.kernels.schedule cimport min_chunk, schedule_segments_moments, schedule_units_forward
-from cnorm.kernels.segments_apply cimport UnitBatch, bind_batch, channel_values, segment_apply
+from cnorm.kernels.segments_apply cimport UnitBatch, bind_batch, channel_of, channel_values, segment_apply
 from cnorm.kernels.statistics cimport rstd_from_m2
 from cnorm.kernels.tuning cimport BATCH_UNITS, STACK_DOUBLES
 from cnorm.kernels.unit_sweeps cimport (
@@ -23,6 +23,17 @@ from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
 # ---- batches of units: the statistics of some units, then all that is applied to them ----
 
 
+cdef inline void apply_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n,
+                                  Py_ssize_t segment, Py_ssize_t segments, UnitBatch *batch) noexcept nogil:
+    """Forward over some segments, which share their parameters, of n units."""
+    cdef ChannelValues values = channel_values(job, channel_of(job, unit, segment))
+    coefficients(PASS_FORWARD, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, True, &batch.coeffs)
+    blocks.loops.apply_batch(unit_at(job, &job.x, unit) + segment * job.x.strides[2],
+                             unit_at(job, &job.y, unit) + segment * job.y.strides[2], segments, job.x.strides[2],
+                             job.y.strides[2], n, job.x.strides[1], job.y.strides[1], blocks.elements, &batch.coeffs,
+                             job.activation)
+
+
 cdef void forward_unit_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t first,
                              Py_ssize_t stop) noexcept nogil:
     """Statistics and results of units first .. stop, at most BATCH_UNITS."""
@@ -30,7 +41,6 @@ cdef void forward_unit_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t firs
     cdef Moments m
     cdef double mean[BATCH_UNITS]
     cdef double lo[BATCH_UNITS]
-    cdef ChannelValues values = channel_values(job, first)
     cdef Py_ssize_t i, n = stop - first
     bind_batch(&batch)
     for i in range(n):
@@ -41,10 +51,11 @@ cdef void forward_unit_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t firs
         save_statistics(job, first + i, m, batch.rstd[i])
     batch.coeffs.shifted = split_means(blocks.loops, job.eps, n, mean, lo, batch.rstd, batch.mean_hi,
                                        batch.mean_lo)
-    coefficients(PASS_FORWARD, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, True, &batch.coeffs)
-    blocks.loops.apply_batch(unit_at(job, &job.x, first), unit_at(job, &job.y, first), blocks.segments,
-                             job.x.strides[2], job.y.strides[2], n, job.x.strides[1], job.y.strides[1],
-                             blocks.elements, &batch.coeffs, job.activation)
+    if not job.channels.by_segment:
+        apply_unit_batch(job, blocks, first, n, 0, blocks.segments, &batch)
+        return
+    for i in range(blocks.segments):
+        apply_unit_batch(job, blocks, first, n, i, 1, &batch)
 
 
 cdef int segments_forward_batches(Job *job, const UnitBlocks *blocks) noexcept nogil:

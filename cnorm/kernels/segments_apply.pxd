@@ -8,11 +8,10 @@ from cnorm.kernels.tuning cimport BATCH_UNITS, SHORT_SEGMENT_BYTES
 
 
 cdef inline Py_ssize_t channel_of(const Job *job, Py_ssize_t unit, Py_ssize_t segment) noexcept nogil:
-    """The index of the weight that a segment takes: one per segment (by_segment), or one per unit."""
+    """The index of the weight that a segment takes."""
     cdef Py_ssize_t outer = unit // job.shape[1], inner = unit - outer * job.shape[1]
-    if job.channels.by_segment:
-        inner = inner * job.shape[2] + segment
-    return outer * job.channels.sample_channels + inner
+    return (outer * job.channels.sample_channels + inner * job.channels.inner_channels
+            + segment * job.channels.segment_channels)
 
 
 cdef inline void set_channel(const Job *job, Coefficients *coeffs, Py_ssize_t channel) noexcept nogil:
@@ -29,7 +28,8 @@ cdef inline void set_channel(const Job *job, Coefficients *coeffs, Py_ssize_t ch
 # a) The segments of a unit with a weight for each, where they are short: channels of a group of small images.
 # b) One segment index of several units: batch norm's channels of small images. Unit by unit, a few cache
 #    lines are read here and a few there, and written so, which takes up to twice as long. So the statistics
-#    of some units come first, and then, while these are in cache, all that is applied to them.
+#    of some units come first, and then, while these are in cache, all that is applied to them: to one segment
+#    after the other where each segment has a weight of its own.
 # c) With given statistics there is nothing to wait for: batches as in b), in the order of memory.
 # d) Units of one short segment: what is done once per unit is done for many side by side.
 
@@ -66,7 +66,7 @@ cdef inline ChannelValues channel_values(const Job *job, Py_ssize_t channel) noe
 
 cdef inline bint has_short_segments(const Job *job, const UnitBlocks *blocks) noexcept nogil:
     """Whether the segments of a unit share a call of the loops: case a) of the batches."""
-    return (job.channels.by_segment and blocks.segments > 1 and blocks.runs == 1
+    return (job.channels.segment_channels == 1 and blocks.segments > 1 and blocks.runs == 1
             and blocks.elements * blocks.loops.size <= SHORT_SEGMENT_BYTES)
 
 

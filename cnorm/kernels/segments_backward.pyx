@@ -122,6 +122,13 @@ cdef inline bint mean_lo_from_sums(const Job *job, const UnitBlocks *blocks) noe
             and job.channels.sums_mode == SUMS_INTERNAL)
 
 
+cdef inline Py_ssize_t grad_of(const Job *job, Py_ssize_t unit, Py_ssize_t segment) noexcept nogil:
+    """by_segment: the index of a segment's gradient, in the order of the parameters; each outer index has its own."""
+    cdef Py_ssize_t outer = unit // job.shape[1], inner = unit - outer * job.shape[1]
+    return (outer * job.shape[1] * job.shape[2] + inner * job.channels.inner_channels
+            + segment * job.channels.segment_channels)
+
+
 cdef void segment_totals(const Job *job, Coefficients *coeffs, Py_ssize_t unit, const double *partials,
                          Py_ssize_t segments, double *sum_g, double *sum_gdev) noexcept nogil:
     """by_segment: the gradients of each segment's parameters, and the unit's two sums weighted by segment.
@@ -134,7 +141,7 @@ cdef void segment_totals(const Job *job, Coefficients *coeffs, Py_ssize_t unit, 
     sum_gdev[0] = 0
     for segment in range(segments):
         channel = channel_of(job, unit, segment)
-        out = unit * segments + segment
+        out = grad_of(job, unit, segment)
         sums = partials + N_GRAD_SUMS * segment
         g = sums[0]
         gdev = sums[1] - coeffs.mean_lo * g
@@ -312,25 +319,88 @@ cdef int segments_backward_units(const Job *job, const UnitBlocks *blocks, Py_ss
 # ---- UNIT_BATCHES ----
 
 
+cdef inline void segments_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n,
+                                    Py_ssize_t segment, Py_ssize_t segments, UnitBatch *batch) noexcept nogil:
+    """Add the sums of some segments, which share their parameters, of n units to batch.sums, in one call."""
+    cdef ChannelValues values
+    cdef Py_ssize_t i, k
+    if job.activation:
+        values = channel_values(job, channel_of(job, unit, segment))
+        coefficients(PASS_SUMS, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, True, &batch.coeffs)
+    blocks.loops.grad_sums_batch(unit_at(job, &job.x, unit) + segment * job.x.strides[2],
+                                 unit_at(job, &job.dy, unit) + segment * job.dy.strides[2], segments,
+                                 job.x.strides[2], job.dy.strides[2], n, job.x.strides[1], job.dy.strides[1],
+                                 blocks.elements, &batch.coeffs, job.activation, batch.sums)
+    for k in range(N_GRAD_SUMS):
+        for i in range(n):
+            batch.sums[k * BATCH_UNITS + i] = 0 + batch.sums[k * BATCH_UNITS + i]
+
+
+cdef void segment_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n,
+                            Py_ssize_t segment, UnitBatch *batch) noexcept nogil:
+    """by_segment: batch.sums of one segment of each of n units."""
+    cdef double partial[N_GRAD_SUMS]
+    cdef Coefficients coeffs
+    cdef Py_ssize_t i, k
+    memset(batch.sums, 0, sizeof(batch.sums))
+    if blocks.tiles_per_segment == 1 and blocks.elements >= SHORT_SEGMENT:
+        segments_grad_sums(job, blocks, unit, n, segment, 1, batch)
+        return
+    for i in range(n):
+        coeffs = given_coefficients(job, blocks, unit + i)
+        partial_grad_sums(job, blocks, &coeffs, unit + i, segment, partial)
+        for k in range(N_GRAD_SUMS):
+            batch.sums[k * BATCH_UNITS + i] = partial[k]
+
+
+cdef void unit_batch_segment_totals(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n,
+                                    UnitBatch *batch) noexcept nogil:
+    """by_segment: the gradients of the parameters of all segments of n units, and in batch.sums the units' weighted
+    sums, bit for bit as by unit_totals. The gradients hold the sums of g and of g * d until all of d are known."""
+    cdef double d[BATCH_UNITS]
+    cdef double total[2 * BATCH_UNITS]
+    cdef double *grad_weight
+    cdef double *grad_bias
+    cdef double gdev, weight, count = <double> (blocks.segments * blocks.elements)
+    cdef Py_ssize_t segment, out, channel, i
+    memset(d, 0, sizeof(d))
+    memset(total, 0, sizeof(total))
+    for segment in range(blocks.segments):
+        segment_grad_sums(job, blocks, unit, n, segment, batch)
+        out = grad_of(job, unit, segment)
+        memcpy(job.channels.grad_bias + out, batch.sums, n * sizeof(double))
+        memcpy(job.channels.grad_weight + out, batch.sums + BATCH_UNITS, n * sizeof(double))
+        if has_slopes(job.activation):
+            memcpy(job.channels.grad_slope + out, batch.sums + 3 * BATCH_UNITS, n * sizeof(double))
+        for i in range(n):
+            d[i] += batch.sums[2 * BATCH_UNITS + i]
+    if mean_lo_from_sums(job, blocks):
+        for i in range(n):
+            batch.mean_lo[i] = d[i] / count
+    for segment in range(blocks.segments):
+        out = grad_of(job, unit, segment)
+        channel = channel_of(job, unit, segment)
+        grad_bias = job.channels.grad_bias + out
+        grad_weight = job.channels.grad_weight + out
+        for i in range(n):
+            gdev = grad_weight[i] - batch.mean_lo[i] * grad_bias[i]
+            grad_weight[i] = batch.rstd[i] * gdev
+            weight = job.channels.weight[channel + i] if job.channels.weight != NULL else 1
+            total[i] += weight * grad_bias[i]
+            total[BATCH_UNITS + i] += weight * gdev
+    memcpy(batch.sums, total, sizeof(total))
+
+
 cdef void unit_batch_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n,
                                UnitBatch *batch) noexcept nogil:
     """batch.sums (N_GRAD_SUMS, BATCH_UNITS) of n units: in one call where each is one tile, else by unit."""
     cdef double partials[N_GRAD_SUMS]
     cdef double sums[N_GRAD_SUMS]
     cdef Coefficients coeffs
-    cdef ChannelValues values
     cdef Py_ssize_t i, k, partial
+    memset(batch.sums, 0, sizeof(batch.sums))
     if blocks.tiles == 1 and (blocks.segments == 1 or blocks.elements >= SHORT_SEGMENT):
-        if job.activation:
-            values = channel_values(job, channel_of(job, unit, 0))
-            coefficients(PASS_SUMS, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, True, &batch.coeffs)
-        blocks.loops.grad_sums_batch(unit_at(job, &job.x, unit), unit_at(job, &job.dy, unit), blocks.segments,
-                                     job.x.strides[2], job.dy.strides[2], n, job.x.strides[1],
-                                     job.dy.strides[1], blocks.elements, &batch.coeffs, job.activation,
-                                     batch.sums)
-        for k in range(N_GRAD_SUMS):
-            for i in range(n):
-                batch.sums[k * BATCH_UNITS + i] = 0 + batch.sums[k * BATCH_UNITS + i]
+        segments_grad_sums(job, blocks, unit, n, 0, blocks.segments, batch)
         return
     for i in range(n):
         coeffs = given_coefficients(job, blocks, unit + i)
@@ -343,10 +413,9 @@ cdef void unit_batch_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssiz
             batch.sums[k * BATCH_UNITS + i] = sums[k]
 
 
-cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit,
-                              Py_ssize_t n) noexcept nogil:
-    """All gradients of n units of one outer index, bit for bit as by backward_unit."""
-    cdef UnitBatch batch
+cdef void unit_batch_totals(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n,
+                            UnitBatch *batch) noexcept nogil:
+    """The gradients of the parameters of n units, and in batch.sums the units' weighted sums."""
     cdef Py_ssize_t i, channel = channel_of(job, unit, 0)
     cdef double count = <double> (blocks.segments * blocks.elements)
     cdef double *g = batch.sums
@@ -354,14 +423,7 @@ cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize
     cdef const double *d = gdev + BATCH_UNITS
     cdef const double *slope = d + BATCH_UNITS
     cdef double *grad_weight = job.channels.grad_weight + unit
-    cdef ChannelValues values = channel_values(job, channel)
-    bind_batch(&batch)
-    memset(batch.sums, 0, sizeof(batch.sums))
-    memcpy(batch.rstd, job.rstd + unit, n * sizeof(double))
-    batch.coeffs.shifted = split_means(blocks.loops, job.eps, n, job.mean + unit,
-                                       job.lo + unit if job.lo != NULL else NULL, batch.rstd, batch.mean_hi,
-                                       batch.mean_lo)
-    unit_batch_grad_sums(job, blocks, unit, n, &batch)
+    unit_batch_grad_sums(job, blocks, unit, n, batch)
     if mean_lo_from_sums(job, blocks):
         for i in range(n):
             batch.mean_lo[i] = d[i] / count
@@ -379,12 +441,45 @@ cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize
         for i in range(n):
             gdev[i] = gdev_from_norm(gdev[i], g[i], batch.rstd[i], count, job.rstd_max, job.norm)
             g[i] = 0
-    coefficients(PASS_BACKWARD, n, batch.mean_lo, batch.rstd, &values, NULL if job.stats_given else g, gdev,
+
+
+cdef inline void grad_apply_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n,
+                                       Py_ssize_t segment, Py_ssize_t segments, UnitBatch *batch) noexcept nogil:
+    """The gradient of the input over some segments of n units."""
+    blocks.loops.grad_apply_batch(
+        unit_at(job, &job.x, unit) + segment * job.x.strides[2],
+        unit_at(job, &job.dy, unit) + segment * job.dy.strides[2],
+        unit_at(job, &job.y, unit) + segment * job.y.strides[2], segments, job.x.strides[2], job.dy.strides[2],
+        job.y.strides[2], n, job.x.strides[1], job.dy.strides[1], job.y.strides[1], blocks.elements, &batch.coeffs,
+        job.activation)
+
+
+cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit,
+                              Py_ssize_t n) noexcept nogil:
+    """All gradients of n units of one outer index, bit for bit as by backward_unit."""
+    cdef UnitBatch batch
+    cdef Py_ssize_t segment
+    cdef double count = <double> (blocks.segments * blocks.elements)
+    cdef double *g = batch.sums
+    cdef ChannelValues values = channel_values(job, channel_of(job, unit, 0))
+    bind_batch(&batch)
+    memcpy(batch.rstd, job.rstd + unit, n * sizeof(double))
+    batch.coeffs.shifted = split_means(blocks.loops, job.eps, n, job.mean + unit,
+                                       job.lo + unit if job.lo != NULL else NULL, batch.rstd, batch.mean_hi,
+                                       batch.mean_lo)
+    if job.channels.by_segment:
+        unit_batch_segment_totals(job, blocks, unit, n, &batch)
+    else:
+        unit_batch_totals(job, blocks, unit, n, &batch)
+    coefficients(PASS_BACKWARD, n, batch.mean_lo, batch.rstd, &values, NULL if job.stats_given else g, g + BATCH_UNITS,
                  count, True, &batch.coeffs)
-    blocks.loops.grad_apply_batch(unit_at(job, &job.x, unit), unit_at(job, &job.dy, unit),
-                                  unit_at(job, &job.y, unit), blocks.segments, job.x.strides[2],
-                                  job.dy.strides[2], job.y.strides[2], n, job.x.strides[1], job.dy.strides[1],
-                                  job.y.strides[1], blocks.elements, &batch.coeffs, job.activation)
+    if not job.channels.by_segment:
+        grad_apply_unit_batch(job, blocks, unit, n, 0, blocks.segments, &batch)
+        return
+    for segment in range(blocks.segments):
+        values = channel_values(job, channel_of(job, unit, segment))
+        coefficients(PASS_SUMS, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, True, &batch.coeffs)
+        grad_apply_unit_batch(job, blocks, unit, n, segment, 1, &batch)
 
 
 cdef inline void backward_batch_item(const Job *job, const UnitBlocks *blocks,
