@@ -203,6 +203,7 @@ cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_
     batch.coeffs.bias = 0
     batch.coeffs.nontemporal = blocks.schedule.nontemporal
     batch.coeffs.prefetch_bytes = rows * job.x.strides[1]
+    batch.coeffs.prefetch_segments = 0  # a row is contiguous
     batch.coeffs.weights = job.elements.weight
     batch.coeffs.biases = job.elements.bias
     batch.coeffs.slopes = job.elements.slopes

@@ -5,29 +5,36 @@
  * on K. Rows are given by their addresses.
  */
 
-/* Calls BLOCK(K, partial) for all column blocks of all rows; the last vector of the last block may be partial.
+/* Columns of the block that begins at column j. The first `peel` columns are blocks of one vector, so that the other
+ * blocks begin at aligned addresses. */
+INLINE ptrdiff_t FN(column_block_width)(ptrdiff_t j, ptrdiff_t peel, ptrdiff_t columns, const int single) {
+    const ptrdiff_t left = j < peel ? peel - j : columns - j, whole = VECTORS_PER_COLUMN_BLOCK * LANES;
+    const ptrdiff_t most = j < peel || (single && left < whole) ? LANES : whole;
+    return left < most ? left : most;
+}
+
+/* Calls BLOCK(K, partial) for all column blocks of all rows; the last vector of a block may be partial.
  * rows_per_pass rows are taken at a time, each pass over all columns: more rows load the coefficients less often, fewer
  * read memory closer to its order. Rows of one block are taken in one pass, which reads memory in its order anyhow.
+ * `single`, a constant: what does not fill a block is taken a vector at a time, which is less code.
  * Captures rows, columns and rows_per_pass; declares begin and end, the rows of a pass, and j, the first column of a
  * block. BLOCK calls one of the functions ..._block below. */
-#define FOR_COLUMN_BLOCKS(BLOCK) FOR_COLUMN_BLOCKS_PEELED(0, BLOCK)
-/* The first `peel` columns are blocks of one vector, so that the other blocks begin at aligned addresses. */
-#define FOR_COLUMN_BLOCKS_PEELED(peel, BLOCK)                                                          \
-    const ptrdiff_t pass_rows = columns <= VECTORS_PER_COLUMN_BLOCK * LANES ? rows : rows_per_pass;    \
-    for (ptrdiff_t begin = 0; begin < rows; begin += pass_rows) {                                      \
-        const ptrdiff_t end = begin + pass_rows < rows ? begin + pass_rows : rows;                     \
-        ptrdiff_t j = 0;                                                                               \
-        if (peel >= LANES) BLOCK(1, 0);                                                                \
-        j = peel - peel % LANES;                                                                       \
-        if (peel % LANES) BLOCK(1, peel % LANES);                                                      \
-        j = peel;                                                                                      \
-        for (; j + VECTORS_PER_COLUMN_BLOCK * LANES <= columns; j += VECTORS_PER_COLUMN_BLOCK * LANES) \
-            BLOCK(VECTORS_PER_COLUMN_BLOCK, 0);                                                        \
-        const ptrdiff_t left = columns - j, partial = left % LANES;                                    \
-        if (left > 3 * LANES) BLOCK(VECTORS_PER_COLUMN_BLOCK >= 4 ? 4 : 1, partial);                   \
-        else if (left > 2 * LANES) BLOCK(VECTORS_PER_COLUMN_BLOCK >= 4 ? 3 : 1, partial);              \
-        else if (left > LANES) BLOCK(VECTORS_PER_COLUMN_BLOCK >= 2 ? 2 : 1, partial);                  \
-        else if (left) BLOCK(1, partial);                                                              \
+#define FOR_COLUMN_BLOCKS(peel, single, BLOCK)                                                              \
+    const ptrdiff_t pass_rows = columns <= VECTORS_PER_COLUMN_BLOCK * LANES ? rows : rows_per_pass;         \
+    for (ptrdiff_t begin = 0; begin < rows; begin += pass_rows) {                                           \
+        const ptrdiff_t end = begin + pass_rows < rows ? begin + pass_rows : rows;                          \
+        for (ptrdiff_t j = 0, width; j < columns; j += width) {                                             \
+            width = FN(column_block_width)(j, peel, columns, single);                                       \
+            const ptrdiff_t partial = width % LANES;                                                        \
+            if (width == VECTORS_PER_COLUMN_BLOCK * LANES) BLOCK(VECTORS_PER_COLUMN_BLOCK, 0);              \
+            else if (VECTORS_PER_COLUMN_BLOCK >= 4 && !(single) && width > 3 * LANES)                       \
+                BLOCK(VECTORS_PER_COLUMN_BLOCK >= 4 ? 4 : 1, partial);                                      \
+            else if (VECTORS_PER_COLUMN_BLOCK >= 4 && !(single) && width > 2 * LANES)                       \
+                BLOCK(VECTORS_PER_COLUMN_BLOCK >= 4 ? 3 : 1, partial);                                      \
+            else if (VECTORS_PER_COLUMN_BLOCK >= 2 && !(single) && width > LANES)                           \
+                BLOCK(VECTORS_PER_COLUMN_BLOCK >= 2 ? 2 : 1, partial);                                      \
+            else BLOCK(1, partial);                                                                         \
+        }                                                                                                   \
     }
 
 /* Within a block: its K vectors, the first column of vector k, and the elements of a partial vector or 0. They capture
@@ -71,7 +78,7 @@ INLINE void FN(column_probe_block)(const char *const *x, ptrdiff_t begin, ptrdif
 static void FN(column_probe)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift) {
     const ptrdiff_t rows_per_pass = rows;
 #define PROBE_BLOCK(K, partial) FN(column_probe_block)(x, begin, end, j, partial, shift, K)
-    FOR_COLUMN_BLOCKS(PROBE_BLOCK)
+    FOR_COLUMN_BLOCKS(0, 0, PROBE_BLOCK)
 #undef PROBE_BLOCK
 }
 
@@ -108,16 +115,19 @@ INLINE void FN(column_sums_block)(const char *const *x, ptrdiff_t begin, ptrdiff
 }
 
 /* Adds the terms d and d*d, d = x - shift, of some rows to the sums of each column, which are whole vectors. */
-INLINE void FN(column_sums_into)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
+static void FN(column_sums_into)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
                                  const void *shift, int terms, A *sums_d, A *sums_dd) {
     const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
 #define SUMS_BLOCK(K, partial) \
     FN(column_sums_block)(x, begin, end, j, partial, shift, sums_d, sums_dd, prefetch_bytes, centred, halves, K)
-    if (terms == MAGNITUDES) { enum { centred = MAGNITUDES, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
-    else if (terms == LARGEST) { enum { centred = LARGEST, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
-    else if (FN(any_nonzero)(shift, columns)) { enum { centred = SHIFTED, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
-    else if (SPLITS_LINE((const S *)x[0])) { enum { centred = CENTRED, halves = 1 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
-    else { enum { centred = CENTRED, halves = 0 }; FOR_COLUMN_BLOCKS(SUMS_BLOCK) }
+    if (terms == MAGNITUDES || terms == LARGEST) {
+        enum { halves = 0 };
+        const int centred = terms;
+        FOR_COLUMN_BLOCKS(0, 1, SUMS_BLOCK)
+    }
+    else if (FN(any_nonzero)(shift, columns)) { enum { centred = SHIFTED, halves = 0 }; FOR_COLUMN_BLOCKS(0, 0, SUMS_BLOCK) }
+    else if (SPLITS_LINE((const S *)x[0])) { enum { centred = CENTRED, halves = 1 }; FOR_COLUMN_BLOCKS(0, 0, SUMS_BLOCK) }
+    else { enum { centred = CENTRED, halves = 0 }; FOR_COLUMN_BLOCKS(0, 0, SUMS_BLOCK) }
 #undef SUMS_BLOCK
 }
 
@@ -165,47 +175,34 @@ INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff
     }
 }
 
-/* The column blocks of a pass that writes the rows at `out`: BLOCK with the constants centred, activated, rowwise and
- * nontemporal of the variant that the coefficients ask for. Captures coeffs, activation and the names that
- * FOR_COLUMN_BLOCKS captures. */
-#define FOR_WRITTEN_BLOCKS(BLOCK, out)                                                                       \
-    const ptrdiff_t peel = coeffs->nontemporal && !activation ? FN(common_peel)(out, rows, columns, 1) : -1; \
-    if (coeffs->row_weight && activation == ACT_CLIP) {                                                      \
-        enum { centred = SHIFTED, activated = ACT_CLIP, rowwise = 1, nontemporal = 0 };                      \
-        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
-    }                                                                                                        \
-    else if (coeffs->row_weight && activation) {                                                             \
-        enum { centred = SHIFTED, activated = ACT_SLOPES, rowwise = 1, nontemporal = 0 };                    \
-        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
-    }                                                                                                        \
-    else if (coeffs->row_weight && peel >= 0) {                                                              \
-        enum { centred = SHIFTED, activated = ACT_NONE, rowwise = 1, nontemporal = 1 };                      \
-        FOR_COLUMN_BLOCKS_PEELED(peel, BLOCK)                                                                \
-    }                                                                                                        \
-    else if (coeffs->row_weight) {                                                                           \
-        enum { centred = SHIFTED, activated = ACT_NONE, rowwise = 1, nontemporal = 0 };                      \
-        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
-    }                                                                                                        \
-    else if (activation == ACT_CLIP) {                                                                       \
-        enum { centred = SHIFTED, activated = ACT_CLIP, rowwise = 0, nontemporal = 0 };                      \
-        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
-    }                                                                                                        \
-    else if (activation) {                                                                                   \
-        enum { centred = SHIFTED, activated = ACT_SLOPES, rowwise = 0, nontemporal = 0 };                    \
-        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
-    }                                                                                                        \
-    else if (peel >= 0) {                                                                                    \
-        enum { centred = SHIFTED, activated = ACT_NONE, rowwise = 0, nontemporal = 1 };                      \
-        FOR_COLUMN_BLOCKS_PEELED(peel, BLOCK)                                                                \
-    }                                                                                                        \
-    else if (coeffs->shifted) {                                                                              \
-        enum { centred = SHIFTED, activated = ACT_NONE, rowwise = 0, nontemporal = 0 };                      \
-        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
-    }                                                                                                        \
-    else {                                                                                                   \
-        enum { centred = CENTRED, activated = ACT_NONE, rowwise = 0, nontemporal = 0 };                      \
-        FOR_COLUMN_BLOCKS(BLOCK)                                                                             \
+/* The column blocks of a pass: BLOCK with centred, activated, rowwise, halves and nontemporal as the coefficients ask
+ * for. They are constants in the variants that most calls take; tests of them at each vector, and the registers that
+ * what they choose from would take, cost up to half as much again. All else is one variant that tests: theirs would
+ * multiply. Captures coeffs, activation and the names that FOR_COLUMN_BLOCKS captures. */
+#define FOR_CHOSEN_BLOCKS(BLOCK, peel, splits_line)                                                              \
+    if (coeffs->signs || (peel) >= 0 || (coeffs->row_weight && activation)) {                                    \
+        enum { halves = 0 };                                                                                     \
+        const int centred = coeffs->signs ? SIGNS : SHIFTED, activated = activation;                             \
+        const int rowwise = coeffs->row_weight != NULL, nontemporal = (peel) >= 0;                               \
+        FOR_COLUMN_BLOCKS(nontemporal ? peel : 0, 1, BLOCK)                                                      \
+    }                                                                                                            \
+    else if (coeffs->row_weight) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_NONE, 1, 0)                              \
+    else if (activation == ACT_CLIP) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_CLIP, 0, 0)                          \
+    else if (activation) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_SLOPES, 0, 0)                                    \
+    else if (coeffs->shifted) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_NONE, 0, 0)                                 \
+    else if (splits_line) FOR_CHOSEN_VARIANT(BLOCK, CENTRED, ACT_NONE, 0, 1)                                     \
+    else FOR_CHOSEN_VARIANT(BLOCK, CENTRED, ACT_NONE, 0, 0)
+#define FOR_CHOSEN_VARIANT(BLOCK, centring, chosen, by_row, in_halves)                                           \
+    {                                                                                                            \
+        enum { centred = centring, activated = chosen, rowwise = by_row, halves = in_halves, nontemporal = 0 };  \
+        FOR_COLUMN_BLOCKS(0, 0, BLOCK)                                                                           \
     }
+
+/* The elements of y to store before aligned non-temporal stores; -1 where these are not asked for, or do not fit. */
+INLINE ptrdiff_t FN(column_peel)(char *const *y, ptrdiff_t rows, ptrdiff_t columns, const ColumnCoefficients *coeffs,
+                                 int activation) {
+    return coeffs->nontemporal && !activation ? FN(common_peel)(y, rows, columns, 1) : -1;
+}
 
 /* y = (x - mean_hi) * scale + bias, then the parameters of the row, if any, then the activation. */
 static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
@@ -214,7 +211,8 @@ static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t row
 #define APPLY_BLOCK(K, partial) \
     FN(column_apply_block)(x, y, begin, end, j, partial, coeffs, prefetch_bytes, centred, activated, rowwise, \
                            nontemporal, K)
-    FOR_WRITTEN_BLOCKS(APPLY_BLOCK, y)
+    const ptrdiff_t peel = FN(column_peel)(y, rows, columns, coeffs, activation);
+    FOR_CHOSEN_BLOCKS(APPLY_BLOCK, peel, 0)
 #undef APPLY_BLOCK
 }
 
@@ -293,8 +291,12 @@ INLINE void FN(column_grad_sums_block)(const char *const *x, const char *const *
                 const VECTOR z = NORMALIZED_AGAIN(d);
                 ACTIVATION_BACKWARD(g, z, &sum_slope[k])
             }
-            const VECTOR sign = SIGN_OF_LARGE(d, mean_hi[k]);
-            sum_g[k] = ADD(sum_g[k], centred == SIGNS ? MUL(sign, sign) : g);
+            VECTOR term = g;
+            if (centred == SIGNS) {
+                const VECTOR sign = SIGN_OF_LARGE(d, mean_hi[k]);
+                term = MUL(sign, sign);
+            }
+            sum_g[k] = ADD(sum_g[k], term);
             sum_gd[k] = ADD(sum_gd[k], MUL(g, d));
             if (SUMS_DEVIATIONS) sum_d[k] = ADD(sum_d[k], d);
         }
@@ -329,40 +331,14 @@ static void FN(column_grad_sums)(const char *const *x, const char *const *dy, pt
 #define GRAD_SUMS_BLOCK(K, partial)                                                                          \
     FN(column_grad_sums_block)(x, dy, begin, end, j, partial, coeffs, sums, &of_rows, prefetch_bytes, centred, \
                                halves, activated, rowwise, K)
-    if (coeffs->signs) {
-        enum { centred = SIGNS, halves = 0, activated = ACT_NONE, rowwise = 0 };
-        FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
-    } else if (coeffs->row_weight) {
+    if (coeffs->row_weight)
         for (ptrdiff_t row = 0; row < rows; ++row)
             of_rows.weight[row] = of_rows.bias[row] = of_rows.slope[row] = SET(0);
-        if (activation == ACT_CLIP) {
-            enum { centred = SHIFTED, halves = 0, activated = ACT_CLIP, rowwise = 1 };
-            FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
-        } else if (activation) {
-            enum { centred = SHIFTED, halves = 0, activated = ACT_SLOPES, rowwise = 1 };
-            FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
-            CAT(A, hsum_all)(of_rows.slope, rows, row_sums[2]);
-        } else {
-            enum { centred = SHIFTED, halves = 0, activated = ACT_NONE, rowwise = 1 };
-            FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
-        }
+    FOR_CHOSEN_BLOCKS(GRAD_SUMS_BLOCK, -1, SPLITS_LINE((const S *)x[0]))
+    if (coeffs->row_weight) {
         CAT(A, hsum_all)(of_rows.weight, rows, row_sums[0]);
         CAT(A, hsum_all)(of_rows.bias, rows, row_sums[1]);
-    } else if (activation == ACT_CLIP) {
-        enum { centred = SHIFTED, halves = 0, activated = ACT_CLIP, rowwise = 0 };
-        FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
-    } else if (activation) {
-        enum { centred = SHIFTED, halves = 0, activated = ACT_SLOPES, rowwise = 0 };
-        FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
-    } else if (coeffs->shifted) {
-        enum { centred = SHIFTED, halves = 0, activated = ACT_NONE, rowwise = 0 };
-        FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
-    } else if (SPLITS_LINE((const S *)x[0])) {
-        enum { centred = CENTRED, halves = 1, activated = ACT_NONE, rowwise = 0 };
-        FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
-    } else {
-        enum { centred = CENTRED, halves = 0, activated = ACT_NONE, rowwise = 0 };
-        FOR_COLUMN_BLOCKS(GRAD_SUMS_BLOCK)
+        if (has_slopes(activation)) CAT(A, hsum_all)(of_rows.slope, rows, row_sums[2]);
     }
 #undef GRAD_SUMS_BLOCK
     FN(sums_add_to)(sums[0], columns, sum_g);
@@ -418,23 +394,19 @@ static void FN(column_grad_apply)(const char *const *x, const char *const *dy, c
 #define GRAD_APPLY_BLOCK(K, partial)                                                                           \
     FN(column_grad_apply_block)(x, dy, addend, dx, begin, end, j, partial, coeffs, prefetch_bytes, centred, \
                                 activated, rowwise, nontemporal, K)
-    if (coeffs->signs) {
-        enum { centred = SIGNS, activated = ACT_NONE, rowwise = 0, nontemporal = 0 };
-        FOR_COLUMN_BLOCKS(GRAD_APPLY_BLOCK)
-        return;
-    }
-    FOR_WRITTEN_BLOCKS(GRAD_APPLY_BLOCK, dx)
+    const ptrdiff_t peel = FN(column_peel)(dx, rows, columns, coeffs, activation);
+    FOR_CHOSEN_BLOCKS(GRAD_APPLY_BLOCK, peel, 0)
 #undef GRAD_APPLY_BLOCK
 }
 
 #undef FOR_COLUMN_BLOCKS
-#undef FOR_COLUMN_BLOCKS_PEELED
 #undef FOR_VECTORS
 #undef COLUMN
 #undef PARTIAL_OF_VECTOR
 #undef PREFETCH_COLUMN
 #undef SUMMED_COLUMNS_MAX
-#undef FOR_WRITTEN_BLOCKS
+#undef FOR_CHOSEN_BLOCKS
+#undef FOR_CHOSEN_VARIANT
 #undef LOAD_ACTIVATION
 #undef NORMALIZED_AGAIN
 #undef ACTIVATION_BACKWARD

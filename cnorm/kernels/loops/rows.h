@@ -48,9 +48,9 @@ INLINE int FN(row_needs_fallback)(const RowBatch *batch, double sum_d, double su
     return shift_is_poor(count, sum_d, sum_dd) | !(sum_dd - sum_dd == 0) | (sum_dd < batch->tiny_square * count);
 }
 
-/* The rows of a batch one by one, all but those that need the fallback. */
-INLINE void FN(forward_rows_any)(RowBatch *batch, const int elementwise, const int centred, const int biased,
-                                 const int activation, const int nontemporal) {
+/* The rows of a batch one by one, all but those that need the fallback. by_call: by the loops of long rows, which a
+ * short row would pay for with a call. */
+INLINE void FN(forward_rows_any)(RowBatch *batch, const int elementwise, const int activation, const int by_call) {
     for (ptrdiff_t row = 0; row < batch->rows; ++row) {
         if (batch->needs_fallback[row]) continue;
         Coefficients coeffs = batch->coeffs;
@@ -64,13 +64,13 @@ INLINE void FN(forward_rows_any)(RowBatch *batch, const int elementwise, const i
         if (has_slopes(activation) && batch->slopes) coeffs.slope = batch->slopes[row];
         const char *x = batch->x + row * batch->x_stride;
         char *y = batch->y + row * batch->y_stride;
-#define APPLY_TO_ROW(store)                                                                                    \
-        if (centred == SHIFTED && coeffs.mean_hi == 0 && !activation)                                          \
-            FN(apply_any)(x, y, 1, 0, 0, batch->n, 0, &coeffs, elementwise, CENTRED, biased, ACT_NONE, store); \
-        else FN(apply_any)(x, y, 1, 0, 0, batch->n, 0, &coeffs, elementwise, centred, biased, activation, store);
-        if (nontemporal && FN(run_fits_nontemporal)(y, batch->n)) { APPLY_TO_ROW(STORE_NONTEMPORAL) }
-        else { APPLY_TO_ROW(STORE_PLAIN) }
-#undef APPLY_TO_ROW
+        const ptrdiff_t n = batch->n;
+        const int biased = !elementwise || coeffs.biases != NULL;
+        if (by_call && elementwise) FN(apply_elementwise)(x, y, n, 0, &coeffs, activation);
+        else if (by_call) FN(apply)(x, y, 1, 0, 0, n, &coeffs, activation);
+        else if (!activation && coeffs.mean_hi == 0)
+            FN(apply_any)(x, y, 1, 0, 0, n, 0, &coeffs, elementwise, CENTRED, biased, ACT_NONE, STORE_PLAIN);
+        else FN(apply_any)(x, y, 1, 0, 0, n, 0, &coeffs, elementwise, SHIFTED, biased, activation, STORE_PLAIN);
     }
 }
 
@@ -194,18 +194,11 @@ static void FN(forward_rows)(RowBatch *batch) {
     for (ptrdiff_t row = 0; row < rows; ++row)
         batch->needs_fallback[row] = FN(row_needs_fallback)(batch, sum_d[row], sum_dd[row]);
     if (!batch->y) return;
-#define FORWARD_ROWS(elementwise, centred, biased)                                                              \
-    if (batch->activation == ACT_CLIP) FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_CLIP, 0);  \
-    else if (batch->activation == ACT_SLOPES && elementwise)                                                    \
-        FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_SLOPES, 0);                               \
-    else if (batch->activation) FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_SLOPE, 0);        \
-    else if (batch->coeffs.nontemporal) FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_NONE, 1); \
-    else FN(forward_rows_any)(batch, elementwise, centred, biased, ACT_NONE, 0);
-    if (!batch->elementwise) { FORWARD_ROWS(0, SHIFTED, 1) }
-    else if (batch->coeffs.biases) { FORWARD_ROWS(1, SHIFTED, 1) }
-    else if (batch->centred) { FORWARD_ROWS(1, SHIFTED, 0) }
-    else { FORWARD_ROWS(1, UNCENTRED, 0) }
-#undef FORWARD_ROWS
+    /* rows with parameters per element come here with an activation, with non-temporal stores or after a fallback */
+    if (batch->elementwise && batch->activation) FN(forward_rows_any)(batch, 1, batch->activation, 0);
+    else if (batch->activation) FN(forward_rows_any)(batch, 0, batch->activation, 0);
+    else if (batch->elementwise || batch->coeffs.nontemporal) FN(forward_rows_any)(batch, batch->elementwise, ACT_NONE, 1);
+    else FN(forward_rows_any)(batch, 0, ACT_NONE, 0);
 }
 
 /* ---- backward ----

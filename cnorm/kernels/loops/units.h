@@ -92,8 +92,7 @@ static void FN(sums)(const char *x, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t 
     VECTOR sum_d, sum_dd;
 #define SUMS(centred, segments) FN(sums_any)(x, runs, stride, n, shift, &sum_d, &sum_dd, centred, segments)
     if (terms == UNCENTRED) SUMS(UNCENTRED, 0);
-    else if (terms == MAGNITUDES) SUMS(MAGNITUDES, 0);
-    else if (terms == LARGEST) SUMS(LARGEST, 0);
+    else if (terms == MAGNITUDES || terms == LARGEST) SUMS(terms, 0);
     else if (shift == 0 && prefetch_segments) SUMS(CENTRED, prefetch_segments);
     else if (shift == 0) SUMS(CENTRED, 0);
     else if (prefetch_segments) SUMS(SHIFTED, prefetch_segments);
@@ -230,26 +229,28 @@ static void FN(apply_batch)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_
 #undef APPLY_TO_UNITS
 }
 
-INLINE void FN(apply_elementwise_any)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Coefficients *coeffs,
-                                      int activation, const int centred, const int biased) {
-#define APPLY(activation, store) FN(apply_any)(x, y, 1, 0, 0, n, at, coeffs, 1, centred, biased, activation, store)
-    if (activation == ACT_CLIP) APPLY(ACT_CLIP, STORE_PLAIN);
-    else if (activation == ACT_SLOPES) APPLY(ACT_SLOPES, STORE_PLAIN);
-    else if (activation) APPLY(ACT_SLOPE, STORE_PLAIN);
-    else if (coeffs->nontemporal && FN(run_fits_nontemporal)(y, n)) APPLY(ACT_NONE, STORE_NONTEMPORAL);
-    else APPLY(ACT_NONE, STORE_PLAIN);
-#undef APPLY
-}
-
-/* Elements at .. at + n of a row with a weight, and perhaps a bias, per element. */
+/* Elements at .. at + n of a row with a weight, and perhaps a bias, per element. With an activation, and without a bias,
+ * a mean that is 0 is subtracted as well, which changes nothing. */
 static void FN(apply_elementwise)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Coefficients *coeffs,
                                   int activation) {
-    if (coeffs->biases && coeffs->mean_hi == 0)
-        FN(apply_elementwise_any)(x, y, n, at, coeffs, activation, CENTRED, 1);
-    else if (coeffs->biases) FN(apply_elementwise_any)(x, y, n, at, coeffs, activation, SHIFTED, 1);
-    else if (coeffs->mean_hi != 0) FN(apply_elementwise_any)(x, y, n, at, coeffs, activation, SHIFTED, 0);
-    else if (coeffs->mean_lo != 0) FN(apply_elementwise_any)(x, y, n, at, coeffs, activation, CENTRED, 0);
-    else FN(apply_elementwise_any)(x, y, n, at, coeffs, activation, UNCENTRED, 0);
+    const int biased = coeffs->biases != NULL, centred = coeffs->mean_hi != 0 || coeffs->mean_lo != 0;
+    const int nontemporal = coeffs->nontemporal && FN(run_fits_nontemporal)(y, n);
+#define APPLY(centred, biased, activation, store) \
+    FN(apply_any)(x, y, 1, 0, 0, n, at, coeffs, 1, centred, biased, activation, store)
+#define APPLY_PLAIN(centred, biased)                                          \
+    {                                                                         \
+        if (nontemporal) APPLY(centred, biased, ACT_NONE, STORE_NONTEMPORAL); \
+        else APPLY(centred, biased, ACT_NONE, STORE_PLAIN);                   \
+    }
+    if (activation == ACT_CLIP) APPLY(SHIFTED, biased, ACT_CLIP, STORE_PLAIN);
+    else if (activation == ACT_SLOPES) APPLY(SHIFTED, biased, ACT_SLOPES, STORE_PLAIN);
+    else if (activation) APPLY(SHIFTED, biased, ACT_SLOPE, STORE_PLAIN);
+    else if (biased && coeffs->mean_hi == 0) APPLY_PLAIN(CENTRED, 1)
+    else if (biased) APPLY_PLAIN(SHIFTED, 1)
+    else if (centred) APPLY_PLAIN(SHIFTED, 0)
+    else APPLY_PLAIN(UNCENTRED, 0)
+#undef APPLY_PLAIN
+#undef APPLY
 }
 
 /* ---- backward ---- */

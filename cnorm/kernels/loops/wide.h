@@ -7,6 +7,13 @@
  * "Selected" elements are those where the mask is True, and with omit_nan those that are not NaN. mask may be NULL.
  */
 
+/* One text for all dtypes, which takes the dtype's conversion as an argument: an indirect call for hundreds of elements. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define SHARED __attribute__((noinline, noclone))
+#else
+#define SHARED __attribute__((noinline))
+#endif
+
 typedef void (*read_elements)(const char *x, ptrdiff_t stride, ptrdiff_t n, double *out);
 
 /* out[i] = the element `i * stride` bytes from x */
@@ -120,7 +127,7 @@ INLINE void read_columns(read_elements read, ptrdiff_t size, const char *const *
 }
 
 /* column_sums of float64; with counts of selected elements alone, which are counted. */
-INLINE void wide_column_sums_any(read_elements read, ptrdiff_t size, const char *const *x, const char *const *mask,
+static SHARED void wide_column_sums_any(read_elements read, ptrdiff_t size, const char *const *x, const char *const *mask,
                                  ptrdiff_t mask_stride, int omit_nan, ptrdiff_t rows, ptrdiff_t columns,
                                  const double *shift, double *counts, double *sum_d, double *sum_dd) {
     double sums_d[COLUMN_BLOCK_DOUBLES], sums_dd[COLUMN_BLOCK_DOUBLES], buffer[WIDE_ROWS * WIDE_COLUMNS];
@@ -141,9 +148,9 @@ INLINE void wide_column_sums_any(read_elements read, ptrdiff_t size, const char 
 }
 
 /* column_probe of float64, of PROBE_ROWS rows at most; with a selection what is not selected counts as 0. */
-INLINE void wide_column_probe_any(read_elements read, ptrdiff_t size, const char *const *x, const char *const *mask,
+static SHARED void wide_column_probe_any(read_elements read, ptrdiff_t size, const char *const *x, const char *const *mask,
                                   ptrdiff_t mask_stride, int omit_nan, ptrdiff_t rows, ptrdiff_t columns,
-                                  double *shift, const int selects) {
+                                  double *shift, int selects) {
     double buffer[PROBE_ROWS * WIDE_COLUMNS], counts[WIDE_COLUMNS] = {0};
     static const double zeros[WIDE_COLUMNS];
     const char *at[PROBE_ROWS];
