@@ -131,7 +131,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         a.low = self.low
         a.high = self.high
         a.channels.channels_per_group = self.channels // self.groups if self.groups else 1
-        a.eps = self.eps
+        a.finish.eps = self.eps
         a.mean = self.mean
         a.rstd = self.rstd
         a.m2 = self.m2

@@ -61,8 +61,8 @@ cdef class NormalizeCall(ChannelsCall):
     cdef int fill_job(self, const Plan *p, Job *a) except -1:
         ChannelsCall.fill_job(self, p, a)
         a.centred = False
-        a.norm = self.norm
-        a.rstd_max = self.rstd_max
+        a.finish.norm = self.norm
+        a.finish.rstd_max = self.rstd_max
         return 0
 
     cdef bint is_planned(self) noexcept:

@@ -92,7 +92,7 @@ cdef object forward_contiguous(object input, object normalized_shape, object wei
     a.y.strides[1] = a.x.strides[1]
     a.head.threads = threads_for(rows * a.x.strides[1])
     a.centred = centred
-    a.eps = machine_eps(dtype) if machine_epsilon else eps
+    a.finish.eps = machine_eps(dtype) if machine_epsilon else eps
     if weight is not None:
         a.elements.weight = cnp.PyArray_DATA(weight)
     if bias is not None:

@@ -144,7 +144,7 @@ cdef class RowsCall(Call):
         a.slope = self.slope
         a.low = self.low
         a.high = self.high
-        a.eps = self.eps
+        a.finish.eps = self.eps
         a.mean = float64_data(self.mean)
         a.rstd = float64_data(self.rstd)
         if self.weight is not None:

@@ -127,7 +127,7 @@ cdef int set_table(Job *a, object stats) except -1:
     cdef double *batch = float64_data(stats.batch)
     cdef Py_ssize_t rows = stats.shape[0], columns = stats.channels
     a.stats_given = not stats.training
-    a.eps = stats.eps
+    a.finish.eps = stats.eps
     a.mean = batch
     a.lo = batch + columns
     a.m2 = batch + 2 * columns

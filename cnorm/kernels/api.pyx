@@ -84,7 +84,7 @@ cdef inline Job new_job(int dtype, bint centred, double eps, int threads) noexce
     memset(&job, 0, sizeof(job))
     job.head.dtype = dtype
     job.centred = centred
-    job.eps = eps
+    job.finish.eps = eps
     job.head.threads = threads_of(threads)
     job.channels.channels_per_group = 1
     return job

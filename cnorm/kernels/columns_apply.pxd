@@ -7,7 +7,7 @@ from cnorm.kernels.coefficients cimport (
 from cnorm.kernels.columns_layout cimport (
     ColumnLayout, addresses_of_rows, column_block_begin, column_block_size, row_at, rows_are_contiguous,
     rows_have_parameters)
-from cnorm.kernels.job cimport ACT_SLOPE, ACT_SLOPES, NORM_2, NORM_MAX, Job, has_slopes
+from cnorm.kernels.job cimport ACT_SLOPE, ACT_SLOPES, NORM_MAX, Job, has_signs, has_slopes
 from cnorm.kernels.loops cimport LANES_ALIGN, CoefficientArrays, ColumnCoefficients, store_fence
 from cnorm.kernels.tuning cimport COEFFICIENT_CHUNK, COLUMN_BLOCK_ROWS, PEEL_MAX_ELEMENTS, PEEL_MIN_BYTES
 from cnorm.kernels.units cimport param_set_at, param_set_of
@@ -84,13 +84,13 @@ cdef inline bint split_column_means(const Job *job, const ColumnLayout *layout, 
     cdef double lo[COEFFICIENT_CHUNK]
     cdef Py_ssize_t size = job.channels.channels_per_group, at = sample * (layout.columns // size)
     expand_to_columns(job.mean + at, 1, size, first, n, mean)
-    if job.norm == NORM_MAX:  # the mean that backward is given is the norm
+    if job.finish.norm == NORM_MAX:  # the mean that backward is given is the norm
         memcpy(mean_hi, mean, n * sizeof(double))
         fill(0, n, mean_lo)
         return True
     if job.lo != NULL:
         expand_to_columns(job.lo + at, 1, size, first, n, lo)
-    return split_means(layout.loops, job.eps, n, mean, lo if job.lo != NULL else NULL, rstd, mean_hi, mean_lo)
+    return split_means(layout.loops, job.finish.eps, n, mean, lo if job.lo != NULL else NULL, rstd, mean_hi, mean_lo)
 
 
 cdef inline ChannelValues column_values(const Job *job, const ColumnLayout *layout, Py_ssize_t sample,
@@ -172,7 +172,7 @@ cdef inline ColumnCoefficients bind_coefficients(const Job *job, const ColumnLay
     coeffs.grad_offset = workspace + 5 * bytes
     coeffs.rstd = workspace + 6 * bytes
     coeffs.nontemporal = layout.schedule.nontemporal
-    coeffs.signs = job.norm > NORM_2
+    coeffs.signs = has_signs(job.finish.norm)
     coeffs.shifted = False
     coeffs.low = job.low
     coeffs.high = job.high

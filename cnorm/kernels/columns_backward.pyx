@@ -191,10 +191,10 @@ cdef void chunk_totals(Job *job, const ColumnLayout *layout, Py_ssize_t sample, 
         memcpy(weight, job.channels.weight + sample * job.channels.sample_channels + first, n * sizeof(double))
     else:
         fill(1, n, weight)
-    if job.norm != NORM_NONE:  # no groups
+    if job.finish.norm != NORM_NONE:  # no groups
         for j in range(n):
-            sums[2 * (first + j) + 1] = gdev_from_norm(gdev[j], g[j], rstd[j], <double> layout.rows, job.rstd_max,
-                                                       job.norm)
+            sums[2 * (first + j) + 1] = gdev_from_norm(gdev[j], g[j], rstd[j], <double> layout.rows,
+                                                       &job.finish)
         return
     left = size - first % size
     for j in range(n):
@@ -210,7 +210,7 @@ cdef void set_group_lo(Job *job, const ColumnLayout *layout, Py_ssize_t sample, 
                        Py_ssize_t group) noexcept nogil:
     """job.lo of a group, so that mean_lo becomes the group's sum of x - mean_hi over its count."""
     cdef Py_ssize_t size = job.channels.channels_per_group, at = sample * (layout.columns // size) + group, c
-    cdef double total = 0, mean = job.mean[at], mean_hi = mean_hi_part(mean, mean, job.rstd[at], job.eps)
+    cdef double total = 0, mean = job.mean[at], mean_hi = mean_hi_part(mean, mean, job.rstd[at], job.finish.eps)
     for c in range(group * size, (group + 1) * size):
         total += sum_d[c]
     job.lo[at] = total / <double> (layout.rows * size) - (mean - mean_hi)

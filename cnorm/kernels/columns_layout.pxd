@@ -1,5 +1,5 @@
 # Columns: how the rows and columns of a sample are cut, and where they are in memory. See columns.pyx.
-from cnorm.kernels.job cimport Job, Schedule, Tensor
+from cnorm.kernels.job cimport Finish, Job, Schedule, Tensor
 from cnorm.kernels.loops cimport LANES_ALIGN, LOOPS_BY_DTYPE, LoopTable
 from cnorm.kernels.machine cimport columns_from_memory
 from cnorm.kernels.tuning cimport (
@@ -27,7 +27,7 @@ cdef struct ColumnLayout:
     Py_ssize_t peel                 # more columns of the first block: the others begin at a cache line of y
     Py_ssize_t rows_per_pass        # packed rows that the loops take together
     Py_ssize_t lanes_rows_per_pass  # groups of rows_per_lanes rows that the loops take together
-    int norm                        # of the job
+    Finish finish                   # of the job
     double *row_sums                # backward, where rows have parameters: (samples, row_chunks, 3, rows)
     Py_ssize_t row_chunks           # chunks of ROW_SUM_COLUMNS columns of a row
     Schedule schedule
@@ -96,7 +96,7 @@ cdef inline ColumnLayout column_layout(const Job *job, int threads) noexcept nog
     cdef Py_ssize_t size = LOOPS_BY_DTYPE[job.head.dtype].size
     cdef bint from_memory
     layout.loops = LOOPS_BY_DTYPE[job.head.dtype]
-    layout.norm = job.norm
+    layout.finish = job.finish
     layout.rows = job.shape[1] * job.shape[2] * job.shape[3]
     layout.columns = job.shape[4]
     layout.rows_packed = 1

@@ -7,10 +7,11 @@ from cnorm.kernels.columns_layout cimport (
 from cnorm.kernels.job cimport NORM_MAX, NORM_NONE, Job
 from cnorm.kernels.loops cimport LOOPS_BY_DTYPE
 from cnorm.kernels.moments cimport finite, terms_of
-from cnorm.kernels.statistics cimport larger, merge_moments, moments_about, rstd_from_m2, shift_is_poor
+from cnorm.kernels.statistics cimport (
+    larger, merge_moments, moments_about, rstd_from_m2, shift_is_poor, tiny_square)
 from cnorm.kernels.tuning cimport (
     COEFFICIENT_CHUNK, COLUMN_BLOCK_DOUBLES, COLUMN_BLOCK_ROWS, DOUBLE_COLUMNS, PACKED_COLUMNS_MAX,
-    PROBE_ROWS, TINY_SQUARE)
+    PROBE_ROWS)
 
 
 cdef inline double *partial_at(const ColumnLayout *layout, double *partials,
@@ -61,11 +62,11 @@ cdef inline void column_block_sums(const Job *job, const ColumnLayout *layout, b
         if guess:
             x.loops.column_probe(x.at, min(rows, PROBE_ROWS), count, shift)
             guess = False
-        x.loops.column_sums(x.at, rows, count, layout.rows_per_pass, shift, terms_of(job.norm), sum_d, sum_dd)
+        x.loops.column_sums(x.at, rows, count, layout.rows_per_pass, shift, terms_of(job.finish.norm), sum_d, sum_dd)
         row += rows
     if tail > 0:
         set_packed_rows(job, layout, &job.x, gathered, sample, row, 1, column, <char *> buffer, &x)
-        x.loops.column_sums(x.at, 1, tail, 1, shift, terms_of(job.norm), sum_d, sum_dd)
+        x.loops.column_sums(x.at, 1, tail, 1, shift, terms_of(job.finish.norm), sum_d, sum_dd)
 
 
 cdef inline void column_sums_in_double(const Job *job, const ColumnLayout *layout, bint gathered,
@@ -94,7 +95,7 @@ cdef inline void column_sums_in_double(const Job *job, const ColumnLayout *layou
         for i in range(rows):
             x.loops.widen64(x.at[i], n, widened + i * DOUBLE_COLUMNS)
             at[i] = <char *> (widened + i * DOUBLE_COLUMNS)
-        LOOPS_BY_DTYPE[1].column_sums(at, rows, n, layout.rows_per_pass, shift, terms_of(job.norm), sum_d, sum_dd)
+        LOOPS_BY_DTYPE[1].column_sums(at, rows, n, layout.rows_per_pass, shift, terms_of(job.finish.norm), sum_d, sum_dd)
         row += rows
 
 
@@ -187,7 +188,7 @@ cdef inline void column_block_moments(const Job *job, const ColumnLayout *layout
     cdef double *sum_dd = sum_d + layout.packed_columns
     cdef double *shift = sum_dd + layout.packed_columns
     cdef double rows = <double> whole_rows(layout, row_range), elements
-    cdef double tiny = TINY_SQUARE if job.eps < TINY_SQUARE else -1
+    cdef double tiny = tiny_square(&job.finish)
     if row_range == layout.row_ranges - 1:
         tail = min(count, max(0, layout.last_columns - column))
     memset(acc_shift, 0, count * layout.loops.acc_size)
@@ -226,7 +227,7 @@ cdef inline void merge_columns(const ColumnLayout *layout, double *mean, double 
     cdef const double *other_m2 = other_lo + layout.packed_columns
     cdef double share = other_count / (count + other_count)
     cdef Py_ssize_t c
-    if layout.norm == NORM_MAX:
+    if layout.finish.norm == NORM_MAX:
         for c in range(layout.columns):
             m2[c] = larger(m2[c], other_m2[c])
         return
@@ -302,10 +303,10 @@ cdef inline void chunk_statistics(Job *job, const ColumnLayout *layout, Py_ssize
     for c in range(n):
         total = m2[c] + (mean_out[c] - mean_out[c])
         m2_out[c] = total + (total - total)  # infinity makes its column NaN
-    if job.norm != NORM_NONE:
+    if job.finish.norm != NORM_NONE:
         memcpy(m2_out, m2, n * sizeof(double))
     for c in range(n):
-        rstd_out[c] = rstd_from_m2(m2_out[c], count, job.eps, job.norm)
+        rstd_out[c] = rstd_from_m2(m2_out[c], count, &job.finish)
     memcpy(job.mean + out, mean_out, n * sizeof(double))
     memcpy(job.lo + out, lo_out, n * sizeof(double))
     memcpy(job.m2 + out, m2_out, n * sizeof(double))
@@ -355,4 +356,4 @@ cdef inline void group_statistics(Job *job, const ColumnLayout *layout, Py_ssize
         job.mean[out] = mean[first] + shift
         job.lo[out] = (mean[first] - job.mean[out]) + shift
         job.m2[out] = total.sum
-        job.rstd[out] = rstd_from_m2(total.sum, count * <double> size, job.eps, job.norm)
+        job.rstd[out] = rstd_from_m2(total.sum, count * <double> size, &job.finish)

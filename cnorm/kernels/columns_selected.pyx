@@ -25,7 +25,7 @@ cdef inline void set_rows_of(const MomentsJob *job, Job *columns, Tensor *mask) 
     columns.head.dtype = job.head.dtype
     columns.head.threads = job.head.threads
     columns.centred = True
-    columns.eps = 1  # of an rstd that nobody sees
+    columns.finish.eps = 1  # of an rstd that nobody sees
     columns.channels.channels_per_group = 1
     columns.channels.shift_overflows = True
     columns.x.data = <char *> job.x

@@ -156,7 +156,7 @@ cdef inline double largest(const double *values, Py_ssize_t n) noexcept nogil:
 cdef double crossed_scale(const Job *job, const CrossedTable *table) noexcept nogil:
     """A power of two near 1 / sqrt(the largest variance)."""
     cdef double variance = (job.crossed.var_share[0] * largest(job.crossed.row_var, table.rows)
-                            + job.crossed.var_share[1] * largest(job.m2, table.columns) + fabs(job.eps))
+                            + job.crossed.var_share[1] * largest(job.m2, table.columns) + fabs(job.finish.eps))
     cdef int exponent = 0, most = CROSSED_EXPONENT_MAX * (5 if table.loops.acc_size == 8 else 1)
     if not (variance > 0 and finite(variance)):
         return 1
@@ -245,7 +245,7 @@ cdef void set_block(const Job *job, const CrossedTable *table, Py_ssize_t row, P
         block.row_hi[i] = rounded_mean(table, job.crossed.row_mean[r])
         lo = scale * ((job.crossed.row_mean[r] - block.row_hi[i]) + job.crossed.row_lo[r])
         block.row_lo[i] = job.crossed.share[0] * lo
-        block.row_variance[i] = scaled_variance(table, job.crossed.var_share[0] * job.crossed.row_var[r] + job.eps)
+        block.row_variance[i] = scaled_variance(table, job.crossed.var_share[0] * job.crossed.row_var[r] + job.finish.eps)
         if table.row_sums != NULL:
             coeff = job.crossed.var_share[0] * table.row_sums[table.rows + r] / <double> (table.columns - 1)
             block.row_offset[i] = job.crossed.share[0] * table.row_sums[r] / <double> table.columns - coeff * lo

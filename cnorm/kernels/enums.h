@@ -19,8 +19,4 @@ enum Activation { ACT_NONE, ACT_CLIP, ACT_SLOPE, ACT_SLOPES };
 /* Whether an activation has slopes, whose gradients backward sums. */
 static inline int has_slopes(int activation) { return activation >= ACT_SLOPE; }
 
-/* What a unit is divided by: its deviation or root mean square; or a norm of it, the root of the sum of its squares, the
- * sum of its magnitudes, or the largest of them. 0 means no norm everywhere, so `if (norm)` reads as "by a norm". */
-enum Norm { NORM_NONE, NORM_2, NORM_1, NORM_MAX };
-
 #endif

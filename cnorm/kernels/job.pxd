@@ -40,11 +40,19 @@ cdef extern from "enums.h" nogil:  # which describes the values
 
     bint has_slopes(int activation)
 
+cdef extern from "finish.h" nogil:
     enum Norm:
         NORM_NONE
         NORM_2
         NORM_1
         NORM_MAX
+
+    bint has_signs(int norm)
+
+    ctypedef struct Finish:
+        double eps
+        double rstd_max
+        int norm    # Norm, of segments and columns that are not centred; m2 is then what the norm is made of
 
 cdef enum SumsMode:    # of the two sums per unit that the gradient of the input needs
     SUMS_INTERNAL = 0  # computed and used by the call itself
@@ -157,9 +165,7 @@ cdef struct Job:
     double slope
     double low           # with ACT_CLIP: the bounds, NaN where a side is open
     double high
-    double eps           # added to the variance; with a norm, the least number to divide by
-    int norm             # Norm, of segments and columns that are not centred; m2 is then what the norm is made of
-    double rstd_max      # with a norm, backward: rstd of units that were divided by eps, which has no gradient
+    Finish finish        # how moments become rstd
     double *mean         # per unit: OUT, or IN where given; may be NULL in rows
     double *rstd
     double *m2           # OUT, may be NULL

@@ -1,5 +1,8 @@
 # The loops of loops/*.h as Cython sees them. The C headers are the definition: what is declared here is checked
 # against them by the C compiler wherever it is used.
+from cnorm.kernels.job cimport Finish
+
+
 cdef extern from "loops/table.h" nogil:
     ctypedef struct Coefficients:
         double mean_hi, mean_lo, scale, bias, dev_coeff, grad_offset, rstd, slope, low, high
@@ -49,9 +52,9 @@ cdef extern from "loops/table.h" nogil:
         const char *x
         char *y
         Py_ssize_t rows, x_stride, y_stride, n
-        double eps, tiny_square
+        Finish finish
         bint centred, elementwise
-        int activation, norm
+        int activation
         const double *weight
         const double *bias
         const double *slopes

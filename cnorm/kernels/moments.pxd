@@ -9,11 +9,11 @@
 #    mean. That choice depends on the data alone.
 # c) Sums that overflow or underflow a float (inputs near 1e30 or 1e-30) are taken again in double.
 # d) Blocks, units and ranks merge by `merged` (Chan et al. 1979), in a fixed tree.
-from cnorm.kernels.job cimport NORM_1, NORM_MAX, NORM_NONE, STRATEGY_ANY, Job, Moments, Schedule, Tensor
+from cnorm.kernels.job cimport NORM_1, NORM_MAX, NORM_NONE, STRATEGY_ANY, Finish, Job, Moments, Schedule, Tensor
 from cnorm.kernels.loops cimport (
     CENTRED, LARGEST, LOOPS_BY_DTYPE, MAGNITUDES, UNCENTRED, Coefficients, LoopTable)
-from cnorm.kernels.statistics cimport larger, merge_moments, moments_about, shift_is_poor
-from cnorm.kernels.tuning cimport BLOCK_TILES, SHORT_SEGMENT, TILE, TINY_SQUARE, TREE_LEVELS
+from cnorm.kernels.statistics cimport larger, merge_moments, moments_about, shift_is_poor, tiny_square
+from cnorm.kernels.tuning cimport BLOCK_TILES, SHORT_SEGMENT, TILE, TREE_LEVELS
 
 
 cdef inline bint finite(double value) noexcept nogil:
@@ -118,7 +118,7 @@ cdef struct UnitBlocks:
     Py_ssize_t tiles_per_segment
     Py_ssize_t tiles               # of a unit
     Py_ssize_t blocks              # of a unit: BLOCK_TILES tiles each, the last perhaps fewer
-    int norm                       # of the job
+    Finish finish                  # of the job
     apply_range apply
     Schedule schedule
 
@@ -140,7 +140,7 @@ cdef inline UnitBlocks unit_blocks(const Job *job, bint tile_within_segment) noe
     else:
         blocks.tiles = (blocks.segments + blocks.segments_per_tile - 1) // blocks.segments_per_tile
     blocks.blocks = (blocks.tiles + BLOCK_TILES - 1) // BLOCK_TILES
-    blocks.norm = job.norm
+    blocks.finish = job.finish
     blocks.apply = NULL
     blocks.schedule.strategy = STRATEGY_ANY
     blocks.schedule.threads = job.head.threads
@@ -253,7 +253,7 @@ cdef inline BlockSums block_sums(const UnitBlocks *blocks, const Tensor *tensor,
     cdef ElementRange extent
     cdef ContiguousTile tile
     cdef BlockSums total
-    cdef int terms = CENTRED if centred else terms_of(blocks.norm)
+    cdef int terms = CENTRED if centred else terms_of(blocks.finish.norm)
     total.count = 0
     total.sum_d = 0
     total.sum_dd = 0
@@ -273,15 +273,14 @@ cdef inline BlockSums block_sums(const UnitBlocks *blocks, const Tensor *tensor,
 
 
 cdef inline Moments block_moments(const UnitBlocks *blocks, const Tensor *tensor, const char *unit, Py_ssize_t block,
-                                  bint centred, double eps) noexcept nogil:
+                                  bint centred) noexcept nogil:
     cdef BlockSums s = block_sums(blocks, tensor, unit, block, False, 0, centred, centred)
     cdef bint overflowed
     cdef Moments m
     if centred and shift_is_poor(s.count, s.sum_d, s.sum_dd):
         s = block_sums(blocks, tensor, unit, block, False, blocks.loops.rounded(s.shift + s.sum_d / s.count), False,
                        True)
-    overflowed = not (finite(s.sum_d) and finite(s.sum_dd)) or (
-        eps < TINY_SQUARE and s.sum_dd < TINY_SQUARE * s.count)
+    overflowed = not (finite(s.sum_d) and finite(s.sum_dd)) or s.sum_dd < tiny_square(&blocks.finish) * s.count
     if overflowed and blocks.loops.acc_dtype == 0:
         s = block_sums(blocks, tensor, unit, block, True, 0, centred, centred)
         if centred and shift_is_poor(s.count, s.sum_d, s.sum_dd):
@@ -289,23 +288,23 @@ cdef inline Moments block_moments(const UnitBlocks *blocks, const Tensor *tensor
     if centred:
         return moments_from_sums(s.count, s.shift, s.sum_d, s.sum_dd)
     m.count = s.count
-    m.largest = blocks.norm == NORM_MAX
+    m.largest = blocks.finish.norm == NORM_MAX
     m.mean = 0
     m.lo = 0
     m.m2 = s.sum_dd
-    if blocks.norm == NORM_NONE and not finite(s.sum_dd):
+    if blocks.finish.norm == NORM_NONE and not finite(s.sum_dd):
         m.m2 = s.sum_dd - s.sum_dd  # infinity makes its unit NaN, as a mean would
     return m
 
 
-cdef inline Moments unit_moments(const UnitBlocks *blocks, const Tensor *tensor, const char *unit, bint centred,
-                                 double eps) noexcept nogil:
+cdef inline Moments unit_moments(const UnitBlocks *blocks, const Tensor *tensor, const char *unit,
+                                 bint centred) noexcept nogil:
     cdef Tree tree
     cdef Py_ssize_t block
     if blocks.blocks == 1:
-        return block_moments(blocks, tensor, unit, 0, centred, eps)
+        return block_moments(blocks, tensor, unit, 0, centred)
     tree.pushed = 0
     tree.top = 0
     for block in range(blocks.blocks):
-        tree_push(&tree, block_moments(blocks, tensor, unit, block, centred, eps))
+        tree_push(&tree, block_moments(blocks, tensor, unit, block, centred))
     return tree_total(&tree)

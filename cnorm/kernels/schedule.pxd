@@ -3,9 +3,9 @@
 # result depends on it: MACHINE.force takes any strategy that applies, and tests compare the bits.
 from cnorm.kernels.columns_layout cimport ColumnLayout
 from cnorm.kernels.job cimport (
-    COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER, NORM_2, PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES,
+    COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER, PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES,
     SAMPLES_PER_THREAD, SUMS_GIVEN, SUMS_INTERNAL, TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Job,
-    MomentsJob, Schedule, Tensor, WindowJob)
+    MomentsJob, Schedule, Tensor, WindowJob, has_signs)
 from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, ROWS_UNROLLED
 from cnorm.kernels.machine cimport (
     MACHINE, batch_bytes, batch_bytes_cached, cached_traffic, nontemporal_one_read, nontemporal_rows_grad,
@@ -85,7 +85,7 @@ cdef inline void set_store_policy(const Job *job, UnitBlocks *blocks) noexcept n
 cdef inline bint is_one_tile(const Job *job, const UnitBlocks *blocks) noexcept nogil:
     """Whether the loops of whole rows serve the units."""
     return (job.shape[2] == 1 and blocks.runs == 1 and blocks.tiles == 1 and not job.stats_given
-            and job.elements.unit_slopes == NULL and job.norm <= NORM_2)
+            and job.elements.unit_slopes == NULL and not has_signs(job.finish.norm))
 
 
 cdef inline Py_ssize_t rows_per_pass(const Job *job, const UnitBlocks *blocks) noexcept nogil:
@@ -106,7 +106,7 @@ cdef inline Py_ssize_t units_per_batch(const Job *job, const UnitBlocks *blocks,
     cdef Py_ssize_t segment = blocks.elements * blocks.loops.size, unit = segment * blocks.segments
     cdef Py_ssize_t units = units_of(job), batch
     cdef int read = 2 if backward else 1
-    if job.norm > NORM_2 or has_element_params(job) or blocks.runs > 1 or job.x.strides[1] != segment or (
+    if has_signs(job.finish.norm) or has_element_params(job) or blocks.runs > 1 or job.x.strides[1] != segment or (
             job.channels.by_segment and job.channels.inner_channels != 1):
         return 1
     if job.stats_given and not backward:

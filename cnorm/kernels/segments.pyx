@@ -44,12 +44,12 @@ cdef void forward_unit_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t firs
     cdef Py_ssize_t i, n = stop - first
     bind_batch(&batch)
     for i in range(n):
-        m = unit_moments(blocks, &job.x, unit_at(job, &job.x, first + i), job.centred, job.eps)
+        m = unit_moments(blocks, &job.x, unit_at(job, &job.x, first + i), job.centred)
         mean[i] = m.mean
         lo[i] = m.lo
-        batch.rstd[i] = rstd_from_m2(m.m2, m.count, job.eps, job.norm)
+        batch.rstd[i] = rstd_from_m2(m.m2, m.count, &job.finish)
         save_statistics(job, first + i, m, batch.rstd[i])
-    batch.coeffs.shifted = split_means(blocks.loops, job.eps, n, mean, lo, batch.rstd, batch.mean_hi,
+    batch.coeffs.shifted = split_means(blocks.loops, job.finish.eps, n, mean, lo, batch.rstd, batch.mean_hi,
                                        batch.mean_lo)
     if not job.channels.by_segment:
         apply_unit_batch(job, blocks, first, n, 0, blocks.segments, &batch)
@@ -108,7 +108,7 @@ cdef int segments_given_batches(const Job *job, const UnitBlocks *blocks) noexce
     coeffs.dev_coeff = NULL
     coeffs.grad_offset = NULL
     coeffs.rstd = NULL
-    coeffs.shifted = split_means(blocks.loops, job.eps, units, job.mean, job.lo, job.rstd, coeffs.mean_hi,
+    coeffs.shifted = split_means(blocks.loops, job.finish.eps, units, job.mean, job.lo, job.rstd, coeffs.mean_hi,
                                  mean_lo)
     coefficients(PASS_FORWARD, units, mean_lo, job.rstd, &values, NULL, NULL, 0, True, &coeffs)
     if job.head.threads == 1:

@@ -207,8 +207,8 @@ cdef inline void finish_unit(const Job *job, const UnitBlocks *blocks, Coefficie
         if job.channels.sums != NULL:
             job.channels.sums[2 * unit] = sum_g
             job.channels.sums[2 * unit + 1] = sum_gdev
-        if job.norm != NORM_NONE:
-            sum_gdev = gdev_from_norm(sum_gdev, sum_g, coeffs.rstd, count, job.rstd_max, job.norm)
+        if job.finish.norm != NORM_NONE:
+            sum_gdev = gdev_from_norm(sum_gdev, sum_g, coeffs.rstd, count, &job.finish)
     set_backward_coefficients(job, coeffs, count, sum_g, sum_gdev)
 
 
@@ -437,9 +437,9 @@ cdef void unit_batch_totals(const Job *job, const UnitBlocks *blocks, Py_ssize_t
         for i in range(n):
             g[i] *= job.channels.weight[channel + i]
             gdev[i] *= job.channels.weight[channel + i]
-    if job.norm != NORM_NONE:
+    if job.finish.norm != NORM_NONE:
         for i in range(n):
-            gdev[i] = gdev_from_norm(gdev[i], g[i], batch.rstd[i], count, job.rstd_max, job.norm)
+            gdev[i] = gdev_from_norm(gdev[i], g[i], batch.rstd[i], count, &job.finish)
             g[i] = 0
 
 
@@ -464,7 +464,7 @@ cdef void backward_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize
     cdef ChannelValues values = channel_values(job, channel_of(job, unit, 0))
     bind_batch(&batch)
     memcpy(batch.rstd, job.rstd + unit, n * sizeof(double))
-    batch.coeffs.shifted = split_means(blocks.loops, job.eps, n, job.mean + unit,
+    batch.coeffs.shifted = split_means(blocks.loops, job.finish.eps, n, job.mean + unit,
                                        job.lo + unit if job.lo != NULL else NULL, batch.rstd, batch.mean_hi,
                                        batch.mean_lo)
     if job.channels.by_segment:

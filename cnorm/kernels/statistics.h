@@ -18,7 +18,7 @@
 
 #include <math.h>
 
-#include "enums.h"
+#include "finish.h"
 #include "simd/arithmetic.h"
 #include "tuning.h"
 
@@ -75,16 +75,6 @@ INLINE int probe_needs_shift(double count, double sum_d, double sum_dd) { return
  * the shift, (mean - shift)**2 > 2 * variance, times count**2. */
 INLINE int shift_is_poor(double count, double sum_d, double sum_dd) { return 3 * sum_d * sum_d > 2 * count * sum_dd; }
 
-INLINE double rstd_from_variance(double variance, double eps) { return 1 / sqrt(variance + eps); }
-
-/* With a norm, m2 is the sum of the squares of a unit, the sum of its magnitudes (NORM_1) or the largest (NORM_MAX), and
- * y = x * rstd with rstd = 1 / max(norm, eps). A norm that is NaN stays NaN. */
-INLINE double rstd_from_m2(double m2, double count, double eps, int norm) {
-    if (norm == NORM_NONE) return rstd_from_variance(m2 / count, eps);
-    const double divisor = norm == NORM_2 ? sqrt(m2) : m2;
-    return 1 / (divisor < eps ? eps : divisor);
-}
-
 /* mean_hi: the rounded mean, or 0 where |mean| is at most the standard deviation. mean_lo is then the whole mean, and
  * rounding it to the accumulation type costs less than 2**-24 standard deviations (float64: 2**-53). Constant units,
  * and nearly constant ones (CONSTANT_UNIT), always have the rounded mean: their result is exactly the bias. */
@@ -97,17 +87,6 @@ INLINE double dev_coeff_from_sum(double rstd, double sum_gdev, double count) { r
 INLINE double grad_offset_from_sum(double rstd, double sum_g, double count, double mean_lo, double dev_coeff,
                                    int centred) {
     return (centred ? rstd * sum_g / count : 0) - mean_lo * rstd * dev_coeff;
-}
-
-/* With a norm: what takes the place of sum(g * dev) in dev_coeff. With s = sum(dy * x)
- *     dx = dy * rstd - x * rstd**3 * s                  NORM_2
- *     dx = dy * rstd - sign(x) * rstd**2 * s            NORM_1
- *     dx = dy * rstd - sign(x) * rstd**2 * s / ties     NORM_MAX: the `ties` elements whose magnitude is the largest
- * and dx = dy * rstd where the unit was divided by eps: its rstd is then rstd_max. */
-INLINE double gdev_from_norm(double s, double ties, double rstd, double count, double rstd_max, int norm) {
-    if (rstd >= rstd_max) return 0;
-    if (norm == NORM_MAX) return ties > 0 ? s * count / (rstd * ties) : 0;
-    return norm == NORM_2 ? s * count : s * count / rstd;
 }
 
 #endif

@@ -16,7 +16,7 @@ from cnorm.kernels.moments cimport (
     ElementRange, UnitBlocks, block_moments, merge_partials, next_range, range_of_tiles, unit_moments)
 from cnorm.kernels.schedule cimport min_chunk
 from cnorm.kernels.statistics cimport rstd_from_m2
-from cnorm.kernels.tuning cimport BLOCK_TILES, TINY_SQUARE
+from cnorm.kernels.tuning cimport BLOCK_TILES
 from cnorm.kernels.units cimport (
     given_coefficients, has_element_params, param_set_at, param_set_of, save_statistics, unit_at, unit_coefficients,
     units_of)
@@ -50,8 +50,8 @@ cdef inline void add_unit(const Job *job, const UnitBlocks *blocks, Py_ssize_t u
 cdef inline Moments save_unit_moments(Job *job, const UnitBlocks *blocks, Py_ssize_t unit,
                                       double *rstd) noexcept nogil:
     """The moments of a unit, which are saved with its rstd where the caller wants them."""
-    cdef Moments m = unit_moments(blocks, &job.x, unit_at(job, &job.x, unit), job.centred, job.eps)
-    rstd[0] = rstd_from_m2(m.m2, m.count, job.eps, job.norm)
+    cdef Moments m = unit_moments(blocks, &job.x, unit_at(job, &job.x, unit), job.centred)
+    rstd[0] = rstd_from_m2(m.m2, m.count, &job.finish)
     save_statistics(job, unit, m, rstd[0])
     return m
 
@@ -97,7 +97,7 @@ cdef inline void save_block_moments(const Job *job, const UnitBlocks *blocks, Mo
                                     Py_ssize_t item) noexcept nogil:
     cdef Py_ssize_t unit = item // blocks.blocks
     partials[item] = block_moments(blocks, &job.x, unit_at(job, &job.x, unit), item - unit * blocks.blocks,
-                                   job.centred, job.eps)
+                                   job.centred)
 
 
 cdef inline int moments_in_blocks(Job *job, const UnitBlocks *blocks) noexcept nogil:
@@ -112,7 +112,7 @@ cdef inline int moments_in_blocks(Job *job, const UnitBlocks *blocks) noexcept n
         save_block_moments(job, blocks, partials, i)
     for i in range(units):
         m = merge_partials(partials + i * blocks.blocks, blocks.blocks)
-        save_statistics(job, i, m, rstd_from_m2(m.m2, m.count, job.eps, job.norm))
+        save_statistics(job, i, m, rstd_from_m2(m.m2, m.count, &job.finish))
     free(partials)
     return 0
 
@@ -191,9 +191,7 @@ cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_
     batch.x_stride = job.x.strides[1]
     batch.y_stride = job.y.strides[1]
     batch.n = blocks.elements
-    batch.eps = job.eps
-    batch.norm = job.norm
-    batch.tiny_square = TINY_SQUARE if job.eps < TINY_SQUARE else 0
+    batch.finish = job.finish
     batch.centred = job.centred
     batch.elementwise = has_element_params(job)
     batch.activation = job.activation

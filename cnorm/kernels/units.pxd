@@ -1,6 +1,6 @@
 # Units: what the rows and segments families share. A unit is normalized as one; it is K segments of R runs of
 # contiguous elements.
-from cnorm.kernels.job cimport NORM_2, NORM_MAX, Job, Moments, Tensor
+from cnorm.kernels.job cimport NORM_MAX, Job, Moments, Tensor, has_signs
 from cnorm.kernels.loops cimport Coefficients
 from cnorm.kernels.moments cimport UnitBlocks
 from cnorm.kernels.statistics cimport mean_hi_part
@@ -48,12 +48,12 @@ cdef inline Coefficients unit_coefficients(const Job *job, const UnitBlocks *blo
     """What is applied to a unit, forward, before its channel's parameters (set_channel) or with those per element."""
     cdef Coefficients coeffs
     cdef Py_ssize_t param_set = param_set_of(job, unit), bytes = blocks.elements * blocks.loops.acc_size
-    coeffs.mean_hi = mean_hi_part(mean, blocks.loops.rounded(mean), rstd, job.eps)
+    coeffs.mean_hi = mean_hi_part(mean, blocks.loops.rounded(mean), rstd, job.finish.eps)
     coeffs.mean_lo = (mean - coeffs.mean_hi) + lo
     coeffs.rstd = rstd
     coeffs.scale = rstd
     coeffs.bias = 0
-    coeffs.signs = job.norm > NORM_2
+    coeffs.signs = has_signs(job.finish.norm)
     coeffs.dev_coeff = 0
     coeffs.grad_offset = 0
     coeffs.nontemporal = blocks.schedule.nontemporal
@@ -72,7 +72,7 @@ cdef inline Coefficients given_coefficients(const Job *job, const UnitBlocks *bl
     """The coefficients of a unit whose statistics the job holds."""
     cdef Coefficients coeffs = unit_coefficients(job, blocks, unit, job.mean[unit] if job.mean != NULL else 0,
                                                  job.lo[unit] if job.lo != NULL else 0, job.rstd[unit])
-    if job.norm == NORM_MAX:  # the mean that backward is given is the norm
+    if job.finish.norm == NORM_MAX:  # the mean that backward is given is the norm
         coeffs.mean_hi = job.mean[unit]
         coeffs.mean_lo = 0
     return coeffs

@@ -26,18 +26,18 @@ INLINE void FN(row_sums)(const RowBatch *batch, ptrdiff_t n, VECTOR *sum_d, VECT
 }
 
 /* The statistics of each row, from its sums about a shift. power_of_two: the count is one, so that multiplying by its
- * inverse equals dividing by it, in a fraction of the time. */
+ * inverse equals dividing by it, in a fraction of the time. norm: that of the batch, or NORM_NONE as a constant. */
 INLINE void FN(row_statistics)(RowBatch *batch, const double *shift, const double *sum_d, const double *sum_dd,
                                const int power_of_two, const int norm) {
     const double count = (double)batch->n, inverse = 1 / count;
+    const Finish finish = {.eps = batch->finish.eps, .norm = norm};
 #define PER_COUNT(a) (power_of_two ? (a) * inverse : (a) / count)
     for (ptrdiff_t row = 0; row < batch->rows; ++row) {
         moments_about(shift[row], PER_COUNT(sum_d[row]), sum_d[row], sum_dd[row], &batch->mean[row], &batch->lo[row],
                       &batch->m2[row]);
-        batch->rstd[row] = norm ? rstd_from_m2(batch->m2[row], count, batch->eps, norm)
-                                : rstd_from_variance(PER_COUNT(batch->m2[row]), batch->eps);
+        batch->rstd[row] = finished_rstd(batch->m2[row], PER_COUNT(batch->m2[row]), &finish);
         batch->mean_hi[row] = mean_hi_part(batch->mean[row], (double)(A)batch->mean[row], batch->rstd[row],
-                                           batch->eps);
+                                           finish.eps);
     }
 #undef PER_COUNT
 }
@@ -45,7 +45,8 @@ INLINE void FN(row_statistics)(RowBatch *batch, const double *shift, const doubl
 /* Whether the sums of a row lost too many bits to a poor shift, overflowed (sum_dd is inf or NaN) or underflowed. */
 INLINE int FN(row_needs_fallback)(const RowBatch *batch, double sum_d, double sum_dd) {
     const double count = (double)batch->n;
-    return shift_is_poor(count, sum_d, sum_dd) | !(sum_dd - sum_dd == 0) | (sum_dd < batch->tiny_square * count);
+    return shift_is_poor(count, sum_d, sum_dd) | !(sum_dd - sum_dd == 0) |
+           (sum_dd < tiny_square(&batch->finish) * count);
 }
 
 /* The rows of a batch one by one, all but those that need the fallback. by_call: by the loops of long rows, which a
@@ -174,7 +175,7 @@ static void FN(forward_rows)(RowBatch *batch) {
         FN(row_sums)(batch, batch->n, vectors[0], vectors[1], UNCENTRED);
         CAT(A, hsum_all)(vectors[1], rows, sum_dd);
     }
-    if (batch->norm) FN(row_statistics)(batch, shift, sum_d, sum_dd, 0, NORM_2);
+    if (batch->finish.norm) FN(row_statistics)(batch, shift, sum_d, sum_dd, 0, batch->finish.norm);
     else if (batch->n & (batch->n - 1)) FN(row_statistics)(batch, shift, sum_d, sum_dd, 0, NORM_NONE);
     else FN(row_statistics)(batch, shift, sum_d, sum_dd, 1, NORM_NONE);
     int64_t any_fallback = 0, shifted = 0;

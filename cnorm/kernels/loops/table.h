@@ -75,10 +75,8 @@ typedef struct {
     const char *x;
     char *y;                              /* NULL: the statistics alone */
     ptrdiff_t rows, x_stride, y_stride, n;
-    double eps;
-    double tiny_square;                   /* mean squares below it have underflowed; 0 where eps is larger */
+    Finish finish;
     int centred, elementwise, activation; /* elementwise: parameters per element, in coeffs */
-    int norm;                             /* NORM_NONE or NORM_2 */
     const double *weight, *bias, *slopes; /* one per row, or NULL; without `elementwise` */
     Coefficients coeffs;                  /* the slope and bounds, the parameters per element, the store policy */
     double mean[ROW_BATCH_MAX], lo[ROW_BATCH_MAX], m2[ROW_BATCH_MAX], rstd[ROW_BATCH_MAX];
