@@ -90,8 +90,10 @@ cdef inline bint is_one_tile(const Job *job, const UnitBlocks *blocks) noexcept 
 
 cdef inline Py_ssize_t rows_per_pass(const Job *job, const UnitBlocks *blocks) noexcept nogil:
     """Units of one tile that one call of the loops takes: they stay in L1 with their results."""
-    cdef Py_ssize_t row = blocks.elements * blocks.loops.size
-    cdef Py_ssize_t rows = row_pass_bytes_from_memory() // row
+    cdef Py_ssize_t row = blocks.elements * blocks.loops.size, rows
+    if units_of(job) * row <= ROW_PASS_SHORT_BYTES:  # one pass, without the divisions: a small call is not much longer
+        return ROW_BATCH_MAX
+    rows = row_pass_bytes_from_memory() // row
     if 2 * units_of(job) * row < cached_traffic():
         rows = max(ROW_PASS_SHORT_BYTES // row, min(<Py_ssize_t> ROW_PASS_MAX_LONG, row_pass_bytes() // row))
     rows = min(<Py_ssize_t> ROW_BATCH_MAX, rows)
@@ -127,16 +129,19 @@ cdef inline void schedule_units_forward(const Job *job, UnitBlocks *blocks) noex
     """Rows and segments, forward."""
     cdef Schedule *schedule = &blocks.schedule
     cdef Py_ssize_t units = units_of(job)
-    cdef bint sweeps = needs_two_sweeps(units, blocks.blocks, job.head.threads)
+    cdef bint sweeps
     set_store_policy(job, blocks)
     schedule.threads = job.head.threads
     schedule.items = units
     schedule.rows_per_pass = 1
-    schedule.units_per_batch = units_per_batch(job, blocks, False)
+    schedule.units_per_batch = 1
     if is_one_tile(job, blocks) and not (forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS)):
         schedule.strategy = ROW_BATCHES
         schedule.rows_per_pass = rows_per_pass(job, blocks)
-    elif job.stats_given and schedule.units_per_batch > 1 and not (
+        return
+    schedule.units_per_batch = units_per_batch(job, blocks, False)
+    sweeps = needs_two_sweeps(units, blocks.blocks, job.head.threads)
+    if job.stats_given and schedule.units_per_batch > 1 and not (
             forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS) or forced(GIVEN_IN_ORDER)):
         schedule.strategy = GIVEN_BATCHES
     elif job.stats_given and not has_element_params(job) and (
