@@ -95,7 +95,8 @@ cdef inline void column_sums_in_double(const Job *job, const ColumnLayout *layou
         for i in range(rows):
             x.loops.widen64(x.at[i], n, widened + i * DOUBLE_COLUMNS)
             at[i] = <char *> (widened + i * DOUBLE_COLUMNS)
-        LOOPS_BY_DTYPE[1].column_sums(at, rows, n, layout.rows_per_pass, shift, terms_of(job.finish.norm), sum_d, sum_dd)
+        LOOPS_BY_DTYPE[1].column_sums(at, rows, n, layout.rows_per_pass, shift, terms_of(job.finish.norm), sum_d,
+                                      sum_dd)
         row += rows
 
 

@@ -245,7 +245,8 @@ cdef void set_block(const Job *job, const CrossedTable *table, Py_ssize_t row, P
         block.row_hi[i] = rounded_mean(table, job.crossed.row_mean[r])
         lo = scale * ((job.crossed.row_mean[r] - block.row_hi[i]) + job.crossed.row_lo[r])
         block.row_lo[i] = job.crossed.share[0] * lo
-        block.row_variance[i] = scaled_variance(table, job.crossed.var_share[0] * job.crossed.row_var[r] + job.finish.eps)
+        block.row_variance[i] = scaled_variance(
+            table, job.crossed.var_share[0] * job.crossed.row_var[r] + job.finish.eps)
         if table.row_sums != NULL:
             coeff = job.crossed.var_share[0] * table.row_sums[table.rows + r] / <double> (table.columns - 1)
             block.row_offset[i] = job.crossed.share[0] * table.row_sums[r] / <double> table.columns - coeff * lo

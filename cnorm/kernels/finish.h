@@ -1,5 +1,5 @@
-/* The finishing formula: how the moments of a unit become its rstd, and what backward makes of it. Every family hands on
- * the Finish of its job as it is, so another formula is a change of this file, with a Norm for it, which job.pxd
+/* The finishing formula: how the moments of a unit become its rstd, and what backward makes of it. Every family hands
+ * on the Finish of its job as it is, so another formula is a change of this file, with a Norm for it, which job.pxd
  * declares for Cython. */
 #ifndef CNORM_FINISH_H
 #define CNORM_FINISH_H
@@ -8,8 +8,8 @@
 
 #include "tuning.h"
 
-/* What a unit is divided by: its deviation or root mean square; or a norm of it, the root of the sum of its squares, the
- * sum of its magnitudes, or the largest of them. 0 means no norm everywhere, so `if (norm)` reads as "by a norm". */
+/* What a unit is divided by: its deviation or root mean square; or a norm of it, the root of the sum of its squares,
+ * the sum of its magnitudes, or the largest of them. 0 means no norm everywhere, so `if (norm)` reads as "by a norm". */
 enum Norm { NORM_NONE, NORM_2, NORM_1, NORM_MAX };
 
 /* Whether a norm is made of magnitudes, whose gradients are signs, and not of squares. */

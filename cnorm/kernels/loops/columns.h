@@ -120,14 +120,20 @@ static void FN(column_sums_into)(const char *const *x, ptrdiff_t rows, ptrdiff_t
     const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
 #define SUMS_BLOCK(K, partial) \
     FN(column_sums_block)(x, begin, end, j, partial, shift, sums_d, sums_dd, prefetch_bytes, centred, halves, K)
+#define FOR_SUMS_BLOCKS(centring, in_halves)                \
+    {                                                       \
+        enum { centred = centring, halves = in_halves };    \
+        FOR_COLUMN_BLOCKS(0, 0, SUMS_BLOCK)                 \
+    }
     if (terms == MAGNITUDES || terms == LARGEST) {
         enum { halves = 0 };
         const int centred = terms;
         FOR_COLUMN_BLOCKS(0, 1, SUMS_BLOCK)
     }
-    else if (FN(any_nonzero)(shift, columns)) { enum { centred = SHIFTED, halves = 0 }; FOR_COLUMN_BLOCKS(0, 0, SUMS_BLOCK) }
-    else if (SPLITS_LINE((const S *)x[0])) { enum { centred = CENTRED, halves = 1 }; FOR_COLUMN_BLOCKS(0, 0, SUMS_BLOCK) }
-    else { enum { centred = CENTRED, halves = 0 }; FOR_COLUMN_BLOCKS(0, 0, SUMS_BLOCK) }
+    else if (FN(any_nonzero)(shift, columns)) FOR_SUMS_BLOCKS(SHIFTED, 0)
+    else if (SPLITS_LINE((const S *)x[0])) FOR_SUMS_BLOCKS(CENTRED, 1)
+    else FOR_SUMS_BLOCKS(CENTRED, 0)
+#undef FOR_SUMS_BLOCKS
 #undef SUMS_BLOCK
 }
 
@@ -219,7 +225,8 @@ static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t row
 /* ---- backward: sums, apply ---- */
 
 /* What the activation and the parameters of rows need of the columns of a block. Captures coeffs, activation and
- * rowwise, declares z_scale, z_bias, z_slope (with slopes; else it is not used), low, high and the parameters of rows. */
+ * rowwise, declares z_scale, z_bias, z_slope (with slopes; else it is not used), low, high and the parameters of rows.
+ */
 #define LOAD_ACTIVATION                                                                                            \
     const A *const row_weight = coeffs->row_weight, *const row_bias = coeffs->row_bias,                            \
             *const row_slope = coeffs->row_slope;                                                                  \

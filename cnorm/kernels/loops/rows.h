@@ -198,7 +198,8 @@ static void FN(forward_rows)(RowBatch *batch) {
     /* rows with parameters per element come here with an activation, with non-temporal stores or after a fallback */
     if (batch->elementwise && batch->activation) FN(forward_rows_any)(batch, 1, batch->activation, 0);
     else if (batch->activation) FN(forward_rows_any)(batch, 0, batch->activation, 0);
-    else if (batch->elementwise || batch->coeffs.nontemporal) FN(forward_rows_any)(batch, batch->elementwise, ACT_NONE, 1);
+    else if (batch->elementwise) FN(forward_rows_any)(batch, 1, ACT_NONE, 1);
+    else if (batch->coeffs.nontemporal) FN(forward_rows_any)(batch, 0, ACT_NONE, 1);
     else FN(forward_rows_any)(batch, 0, ACT_NONE, 0);
 }
 

@@ -22,9 +22,9 @@ INLINE void FN(prefetch_pair)(const char *x) {
 /* ---- forward: sums ---- */
 
 /* Vectors of the sums of d and of d*d over a tile, d = x - shift. UNCENTRED: only d*d, about 0; CENTRED: both about 0;
- * SHIFTED: both about the shift; MAGNITUDES, LARGEST: of |x|, or the largest, instead of d*d. Two accumulators of each sum hide the latency of additions; they are added to the
- * running sum every CASCADE elements, so that an outlier meets few other elements. Sums begin at -0.0, the number
- * that leaves every addend as it is, +0.0 included. */
+ * SHIFTED: both about the shift; MAGNITUDES, LARGEST: of |x|, or the largest, instead of d*d. Two accumulators of each
+ * sum hide the latency of additions; they are added to the running sum every CASCADE elements, so that an outlier meets
+ * few other elements. Sums begin at -0.0, the number that leaves every addend as it is, +0.0 included. */
 INLINE void FN(sums_any)(const char *source, ptrdiff_t runs, ptrdiff_t stride, ptrdiff_t n,
                          double shift, VECTOR *sum_d_out, VECTOR *sum_dd_out, const int centred,
                          const ptrdiff_t prefetch_segments) {
@@ -229,8 +229,8 @@ static void FN(apply_batch)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_
 #undef APPLY_TO_UNITS
 }
 
-/* Elements at .. at + n of a row with a weight, and perhaps a bias, per element. With an activation, and without a bias,
- * a mean that is 0 is subtracted as well, which changes nothing. */
+/* Elements at .. at + n of a row with a weight, and perhaps a bias, per element. With an activation, and without a
+ * bias, a mean that is 0 is subtracted as well, which changes nothing. */
 static void FN(apply_elementwise)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Coefficients *coeffs,
                                   int activation) {
     const int biased = coeffs->biases != NULL, centred = coeffs->mean_hi != 0 || coeffs->mean_lo != 0;

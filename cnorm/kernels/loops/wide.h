@@ -7,7 +7,8 @@
  * "Selected" elements are those where the mask is True, and with omit_nan those that are not NaN. mask may be NULL.
  */
 
-/* One text for all dtypes, which takes the dtype's conversion as an argument: an indirect call for hundreds of elements. */
+/* Of a function that is one text for all dtypes and takes the dtype's conversion as an argument: an indirect call for
+ * hundreds of elements. The compiler would make a copy for each dtype. */
 #if defined(__GNUC__) && !defined(__clang__)
 #define SHARED __attribute__((noinline, noclone))
 #else
