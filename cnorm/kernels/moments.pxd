@@ -184,6 +184,11 @@ cdef inline ElementRange range_of_tiles(const UnitBlocks *blocks, Py_ssize_t til
     return extent
 
 
+cdef inline Py_ssize_t run_left(const UnitBlocks *blocks, Py_ssize_t element) noexcept nogil:
+    """Elements from this one of a segment to the end of its run."""
+    return blocks.length - (element % blocks.length if blocks.runs > 1 else element)
+
+
 cdef inline const char *element_at(const UnitBlocks *blocks, const Tensor *tensor, const char *unit,
                                    Py_ssize_t segment, Py_ssize_t element) noexcept nogil:
     cdef Py_ssize_t run = 0
@@ -202,7 +207,7 @@ cdef inline void gather(const UnitBlocks *blocks, const Tensor *tensor, const ch
     for segment in range(extent.segment, extent.segment + extent.count):
         element = extent.begin
         while element < extent.end:
-            step = min(blocks.length - element % blocks.length, extent.end - element)
+            step = min(run_left(blocks, element), extent.end - element)
             source = element_at(blocks, tensor, unit, segment, element)
             if to_double:
                 blocks.loops.widen64(source, step, <double *> buffer)

@@ -4,7 +4,7 @@ from libc.stdlib cimport free
 
 from cnorm.kernels.job cimport ROW_BATCHES, TWO_SWEEPS, Job
 from cnorm.kernels.loops cimport Coefficients
-from cnorm.kernels.moments cimport ElementRange, UnitBlocks, element_at, unit_blocks
+from cnorm.kernels.moments cimport ElementRange, UnitBlocks, element_at, run_left, unit_blocks
 from cnorm.kernels.rows_alignment cimport align_parameters
 from cnorm.kernels.schedule cimport schedule_units_forward
 from cnorm.kernels.segments_apply cimport segment_apply
@@ -19,7 +19,7 @@ cdef void row_apply(const Job *job, const UnitBlocks *blocks, const Coefficients
     for segment in range(extent.segment, extent.segment + extent.count):
         element = extent.begin
         while element < extent.end:
-            step = min(blocks.length - element % blocks.length, extent.end - element)
+            step = min(run_left(blocks, element), extent.end - element)
             position = segment * blocks.elements + element  # of the weight that goes with the element
             blocks.loops.apply_elementwise(element_at(blocks, &job.x, x, segment, element),
                                            <char *> element_at(blocks, &job.y, y, segment, element),

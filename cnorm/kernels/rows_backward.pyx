@@ -18,7 +18,7 @@ from cnorm.kernels.job cimport PARTIALS_GUIDED, TWO_SWEEPS, Job, Tensor, has_slo
 from cnorm.kernels.loops cimport (
     GRAD_ROWS_UNROLLED, LOOPS_BY_DTYPE, Coefficients, LoopTable, RowGradBlock, store_fence)
 from cnorm.kernels.machine cimport cached_traffic, grad_pass_bytes
-from cnorm.kernels.moments cimport ElementRange, UnitBlocks, element_at, gather, unit_blocks
+from cnorm.kernels.moments cimport ElementRange, UnitBlocks, element_at, gather, run_left, unit_blocks
 from cnorm.kernels.rows_alignment cimport align_parameters
 from cnorm.kernels.schedule cimport min_chunk, schedule_rows_backward
 from cnorm.kernels.tuning cimport (
@@ -172,7 +172,7 @@ cdef void backward_elements(const Job *job, const UnitBlocks *blocks, const RowB
     cdef double *sums = cut.sums + partial * cut.stride
     cdef bint fresh = block == first_block(cut, partial)  # the partial's sums begin with this block
     while begin < end:
-        step = min(blocks.length - begin % blocks.length, end - begin)
+        step = min(run_left(blocks, begin), end - begin)
         step = min(<Py_ssize_t> TILE, step)
         row_addresses(job, blocks, &job.x, first, begin, grad.rows, grad.x)
         row_addresses(job, blocks, &job.dy, first, begin, grad.rows, grad.dy)

@@ -3,13 +3,13 @@ from cnorm.kernels.coefficients cimport (
     N_GRAD_SUMS, PASS_FORWARD, ChannelValues, channel_values_from, coefficients, fill)
 from cnorm.kernels.job cimport ACT_SLOPES, Job
 from cnorm.kernels.loops cimport CoefficientArrays, Coefficients
-from cnorm.kernels.moments cimport ElementRange, UnitBlocks, element_at
+from cnorm.kernels.moments cimport ElementRange, UnitBlocks, element_at, run_left
 from cnorm.kernels.tuning cimport BATCH_UNITS, SHORT_SEGMENT_BYTES
 
 
 cdef inline Py_ssize_t channel_of(const Job *job, Py_ssize_t unit, Py_ssize_t segment) noexcept nogil:
     """The index of the weight that a segment takes."""
-    cdef Py_ssize_t outer = unit // job.shape[1], inner = unit - outer * job.shape[1]
+    cdef Py_ssize_t outer = unit // job.shape[1] if job.shape[0] > 1 else 0, inner = unit - outer * job.shape[1]
     return (outer * job.channels.sample_channels + inner * job.channels.inner_channels
             + segment * job.channels.segment_channels)
 
@@ -128,7 +128,7 @@ cdef inline void segment_apply(const Job *job, const UnitBlocks *blocks, const C
             set_channel(job, &coeffs, channel_of(job, unit, segment))
         element = extent.begin
         while element < extent.end:
-            step = min(blocks.length - element % blocks.length, extent.end - element)
+            step = min(run_left(blocks, element), extent.end - element)
             blocks.loops.apply(element_at(blocks, &job.x, x, segment, element),
                                <char *> element_at(blocks, &job.y, y, segment, element), 1, 0, 0, step,
                                &coeffs, job.activation)

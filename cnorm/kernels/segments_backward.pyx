@@ -18,7 +18,7 @@ from cnorm.kernels.job cimport (
 from cnorm.kernels.loops cimport Coefficients, store_fence
 from cnorm.kernels.moments cimport (
     ContiguousTile, ElementRange, UnitBlocks, contiguous_tile, element_at, gather, next_range,
-    range_of_tiles, tile_range, unit_blocks)
+    range_of_tiles, run_left, tile_range, unit_blocks)
 from cnorm.kernels.schedule cimport min_chunk, schedule_segments_backward
 from cnorm.kernels.segments_apply cimport (
     UnitBatch, bind_batch, channel_of, channel_values, has_short_segments, segment_batch_coefficients,
@@ -103,7 +103,7 @@ cdef void partial_grad_apply(const Job *job, const UnitBlocks *blocks, const Coe
             for segment in range(extent.segment, extent.segment + extent.count):
                 element = extent.begin
                 while element < extent.end:
-                    step = min(blocks.length - element % blocks.length, extent.end - element)
+                    step = min(run_left(blocks, element), extent.end - element)
                     blocks.loops.grad_apply(element_at(blocks, &job.x, x, segment, element),
                                             element_at(blocks, &job.dy, dy, segment, element),
                                             <char *> element_at(blocks, &job.y, dx, segment, element),

@@ -232,11 +232,13 @@ static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t row
             *const row_slope = coeffs->row_slope;                                                                  \
     VECTOR z_scale[VECTORS_PER_COLUMN_BLOCK], z_bias[VECTORS_PER_COLUMN_BLOCK], z_slope[VECTORS_PER_COLUMN_BLOCK]; \
     const VECTOR low = SET(coeffs->low), high = SET(coeffs->high);                                                 \
-    FOR_VECTORS if (activation || rowwise) {                                                                       \
-        z_scale[k] = FN(acc_load)(coeffs->scale, COLUMN, PARTIAL_OF_VECTOR);                                       \
-        z_bias[k] = FN(acc_load)(coeffs->bias, COLUMN, PARTIAL_OF_VECTOR);                                         \
-        z_slope[k] = FN(acc_load)(has_slopes(activation) ? coeffs->slope : coeffs->scale, COLUMN,                  \
-                                  PARTIAL_OF_VECTOR);                                                              \
+    FOR_VECTORS {                                                                                                  \
+        z_scale[k] = z_bias[k] = z_slope[k] = SET(0);                                                              \
+        if (activation || rowwise) {                                                                               \
+            z_scale[k] = FN(acc_load)(coeffs->scale, COLUMN, PARTIAL_OF_VECTOR);                                   \
+            z_bias[k] = FN(acc_load)(coeffs->bias, COLUMN, PARTIAL_OF_VECTOR);                                     \
+        }                                                                                                          \
+        if (has_slopes(activation)) z_slope[k] = FN(acc_load)(coeffs->slope, COLUMN, PARTIAL_OF_VECTOR);           \
     }
 /* Of vector k of a row: z is the normalized value without the row's parameters, or with those of its column, computed
  * again from d. g becomes the gradient of the input of the activation; `slopes` takes the gradient of the slope, or is
