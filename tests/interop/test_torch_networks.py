@@ -5,10 +5,9 @@ What is not installed is skipped; bench/networks.txt names the versions that fit
 
 # ruff: noqa: E402 -- the optional library first, then what needs it
 import copy
-import importlib.util
 import pickle
-from pathlib import Path
 
+import libraries
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -24,19 +23,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight"),
 ]
 
-BENCH = Path(__file__).parents[2] / "bench" / "networks.py"
-_spec = importlib.util.spec_from_file_location("networks", BENCH)
-networks = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(networks)
-
-
-def library(name):
-    """A library or something in it; the test is skipped without."""
-    package, *rest = name.split(".")
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"needs {package}")
-    networks.library(package)
-    return importlib.import_module(name) if rest else networks.library(package)
+networks = libraries.networks()
+library = libraries.library
 
 
 @pytest.fixture(autouse=True)
