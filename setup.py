@@ -156,6 +156,7 @@ SOURCES = sorted(
 CALLS = [
     "observe",
     "arrays",
+    "masks",
     "checks",
     "output",
     "running",
@@ -172,6 +173,7 @@ CALLS = [
 # Modules in which a call spends no time worth counting are compiled for size: a third of it.
 SMALL = {
     "_call.image",
+    "_call.masks",
     "_call.moments",
     "_call.normalize",
     "_call.observe",

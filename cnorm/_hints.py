@@ -192,8 +192,8 @@ def masked(name):
     if name != "input":
         return f"{text}: pass {name}.data, or {name}.filled with the value that is meant"
     return (
-        f"{text}: filled values would count in the statistics. Pass {name}.data where all elements "
-        f"count, or those that count by themselves, such as one sample's {name}.compressed()"
+        f"{text}: this function takes no mask, and filled values would count. Pass {name}.data where "
+        "all elements count; the norms that take where= take masked arrays too"
     )
 
 

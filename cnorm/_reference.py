@@ -39,8 +39,12 @@ class _View:
     """An input seen as one of the shapes above, and the way back.
 
     `shape` turns ``N, C, S`` into the shape of the view. Rows give their shape as it is; their
-    `channel_axis` only says along which axis a PReLU slope runs.
+    `channel_axis` only says along which axis a PReLU slope runs. With a mask (`select`) what does
+    not count is read as 0, and written as 0, or not at all where `keeps` is set.
     """
+
+    mask = None
+    keeps = False
 
     def __init__(self, input, channel_axis, shape=lambda n, c, s: (n, c, s)):
         self.input = np.asarray(input)
@@ -57,15 +61,31 @@ class _View:
         array = _wide(array)
         if not self.is_rows:
             array = np.moveaxis(array, self.channel_axis, 1)
-        return array.reshape(self.shape)
+        array = array.reshape(self.shape)
+        return array if self.mask is None else np.where(self.mask, array, 0)
 
     def join(self, array, out=None):
         """The way back: the input's shape, dtype and memory order, or into `out`."""
         if out is None:
             out = np.empty_like(self.input, dtype=self.input.dtype.newbyteorder("="))
-        into = out if self.is_rows else np.moveaxis(out, self.channel_axis, 1)
-        into[...] = array.reshape(into.shape)
+        self.write(array, out if self.is_rows else np.moveaxis(out, self.channel_axis, 1))
         return out
+
+    def write(self, array, into):
+        """Write an array of the view's shape."""
+        where = True
+        if self.mask is not None:
+            array = np.where(self.mask, array, 0)
+            where = self.mask.reshape(into.shape) if self.keeps else True
+        np.copyto(into, array.reshape(into.shape), where=where, casting="unsafe")
+
+    def select(self, where, out=None):
+        """Take a mask, and with it an `out`, which keeps what does not count."""
+        if where is not None:
+            whole = np.broadcast_to(where, np.shape(self.input))
+            self.mask = self.split(whole).astype(bool)
+            self.keeps = out is not None
+        return self
 
     def spread(self, values, axes):
         """One value for each element of `axes`, to broadcast against the view."""
@@ -103,7 +123,7 @@ class _View:
     def gather_slope(self, array, slope):
         """The gradient of `slope` from its gradient at each element."""
         slope = np.asarray(slope)
-        array = self.join(array, np.empty(self.input.shape, array.dtype))
+        array = self.join(array, np.zeros(self.input.shape, array.dtype))
         if slope.size != 1:
             array = np.moveaxis(array, self.channel_axis, -1)
             total = array.sum(tuple(range(array.ndim - 1)))
@@ -138,8 +158,7 @@ class _Rows(_View):
     def join(self, array, out=None):
         if out is None:
             out = np.empty_like(self.input, dtype=self.input.dtype.newbyteorder("="))
-        into = out.transpose(self.order)
-        into[...] = array.reshape(into.shape)
+        self.write(array, out.transpose(self.order))
         return out
 
     def is_row(self, values):
@@ -170,17 +189,24 @@ def _count(x, axes):
     return math.prod(x.shape[i] for i in axes)
 
 
-def _mean(x, axes):
-    return x.sum(axes, keepdims=True) / max(_count(x, axes), 1)
+def _mean(x, axes, mask=None):
+    if mask is None:
+        return x.sum(axes, keepdims=True) / max(_count(x, axes), 1)
+    count = mask.sum(axes, keepdims=True)
+    return np.where(mask, x, 0).sum(axes, keepdims=True) / np.maximum(count, 1)
 
 
-def _moments(x, axes):
-    """The input minus its mean, the mean, and the biased variance."""
-    mean = _mean(x, axes)
+def _moments(x, axes, mask=None):
+    """The input minus its mean, the mean, and the biased variance: infinity where nothing counts."""
+    mean = _mean(x, axes, mask)
     centred = x - mean
-    rest = _mean(centred, axes)  # what rounding took from the mean
+    rest = _mean(centred, axes, mask)  # what rounding took from the mean
     centred = centred - rest
-    return centred, mean + rest, _mean(centred**2, axes)
+    return centred, mean + rest, _spread(_mean(centred**2, axes, mask), axes, mask)
+
+
+def _spread(var, axes, mask):
+    return var if mask is None else np.where(mask.any(axes, keepdims=True), var, np.inf)
 
 
 def _unbiased(var, count):
@@ -190,6 +216,18 @@ def _unbiased(var, count):
 def _update(running, factor, batch):
     """``running = (1 - factor) * running + factor * batch``, in place."""
     running[...] = (1 - factor) * _wide(running) + factor * batch.reshape(running.shape)
+
+
+def _update_selected(running_mean, running_var, factor, mean, var, mask, units):
+    """The same of what a mask selects: units of fewer than two elements do not count."""
+    count = mask.sum(units, keepdims=True)
+    counted = count > 1
+    var = np.where(counted, var * count / np.maximum(count - 1, 1), 0)
+    for running, batch in ((running_mean, np.where(counted, mean, 0)), (running_var, var)):
+        before = running.copy()
+        _update(running, factor, batch.sum(0) / np.maximum(counted.sum(0), 1))
+        kept = ~counted.any(0).reshape(running.shape)
+        running[kept] = before[kept]
 
 
 def _affine(view, x, axes, weight, bias):
@@ -252,7 +290,8 @@ def _affine_backward(view, grad_output, mean, rstd, axes, weight, bias, epilogue
 
 def _normalize_backward(view, xhat, g, rstd, units, out, centre=True):
     """The gradient of the input whose mean and rstd were taken over the axes `units`."""
-    g = g - xhat * _mean(g * xhat, units) - (_mean(g, units) if centre else 0)
+    mask = view.mask
+    g = g - xhat * _mean(g * xhat, units, mask) - (_mean(g, units, mask) if centre else 0)
     return view.join(rstd * g, out)
 
 
@@ -262,14 +301,16 @@ def _normalize_backward(view, xhat, g, rstd, units, out, centre=True):
 @np.errstate(all="ignore")
 def _tracked(
     units, input, running_mean, running_var, weight, bias, from_input, momentum, eps, *,
-    out=None, channel_axis=1, return_stats=False, negative_slope=None, clip=None,
+    out=None, channel_axis=1, return_stats=False, negative_slope=None, clip=None, where=None,
 ):  # fmt: skip
     """Batch and instance norm: they differ in their units. Running statistics take the mean."""
-    view = _View(input, channel_axis)
+    view = _View(input, channel_axis).select(where, out)
     x = view.split(input)
     if from_input:
-        centred, mean, var = _moments(x, units)
-        if running_mean is not None and x.size:
+        centred, mean, var = _moments(x, units, view.mask)
+        if running_mean is not None and view.mask is not None:
+            _update_selected(running_mean, running_var, momentum, mean, var, view.mask, units)
+        elif running_mean is not None and x.size:
             _update(running_mean, momentum, _mean(mean, (0,)))
             _update(running_var, momentum, _mean(_unbiased(var, _count(x, units)), (0,)))
     else:
@@ -283,9 +324,9 @@ def _tracked(
 @np.errstate(all="ignore")
 def _tracked_backward(
     units, grad_output, input, mean, rstd, weight, from_input, *, out=None, channel_axis=1,
-    negative_slope=None, clip=None, bias=None,
+    negative_slope=None, clip=None, bias=None, where=None,
 ):  # fmt: skip
-    view = _View(input, channel_axis)
+    view = _View(input, channel_axis).select(where)
     mean, rstd = (view.spread(a, (1,) if 0 in units else (0, 1)) for a in (mean, rstd))
     xhat, g, grads = _affine_backward(
         view, grad_output, mean, rstd, (1,), weight, bias, (negative_slope, clip)
@@ -333,10 +374,10 @@ def _groups(input, num_groups, channel_axis):
 @np.errstate(all="ignore")
 def group_norm(
     input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
-    return_stats=False, negative_slope=None, clip=None,
+    return_stats=False, negative_slope=None, clip=None, where=None,
 ):  # fmt: skip
-    view = _groups(input, num_groups, channel_axis)
-    centred, mean, var = _moments(view.split(input), (2, 3))
+    view = _groups(input, num_groups, channel_axis).select(where, out)
+    centred, mean, var = _moments(view.split(input), (2, 3), view.mask)
     y, rstd = _normalize(view, centred, var, eps, (1, 2), weight, bias, (negative_slope, clip), out)
     return (y, view.fill(mean, (0, 1)), view.fill(rstd, (0, 1))) if return_stats else y
 
@@ -344,9 +385,9 @@ def group_norm(
 @np.errstate(all="ignore")
 def group_norm_backward(
     grad_output, input, num_groups, mean, rstd, weight=None, *, out=None, channel_axis=1,
-    negative_slope=None, clip=None, bias=None,
+    negative_slope=None, clip=None, bias=None, where=None,
 ):  # fmt: skip
-    view = _groups(input, num_groups, channel_axis)
+    view = _groups(input, num_groups, channel_axis).select(where)
     mean, rstd = view.spread(mean, (0, 1)), view.spread(rstd, (0, 1))
     channels = view.shape[1] * view.shape[2]
     xhat, g, grads = _affine_backward(
@@ -361,10 +402,10 @@ def group_norm_backward(
 @np.errstate(all="ignore")
 def layer_norm(
     input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
-    return_stats=False, negative_slope=None, clip=None, axis=None,
+    return_stats=False, negative_slope=None, clip=None, axis=None, where=None,
 ):  # fmt: skip
-    view = _Rows(input, normalized_shape, axis, channel_axis)
-    centred, mean, var = _moments(view.split(input), (1,))
+    view = _Rows(input, normalized_shape, axis, channel_axis).select(where, out)
+    centred, mean, var = _moments(view.split(input), (1,), view.mask)
     y, rstd = _normalize(view, centred, var, eps, (1,), weight, bias, (negative_slope, clip), out)
     return (y, mean.reshape(view.stats), rstd.reshape(view.stats)) if return_stats else y
 
@@ -372,9 +413,9 @@ def layer_norm(
 @np.errstate(all="ignore")
 def layer_norm_backward(
     grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None, channel_axis=1,
-    negative_slope=None, clip=None, bias=None, axis=None,
+    negative_slope=None, clip=None, bias=None, axis=None, where=None,
 ):  # fmt: skip
-    view = _Rows(input, normalized_shape, axis, channel_axis)
+    view = _Rows(input, normalized_shape, axis, channel_axis).select(where)
     mean, rstd = view.spread(mean, (0,)), view.spread(rstd, (0,))
     xhat, g, grads = _affine_backward(
         view, grad_output, mean, rstd, (1,), weight, bias, (negative_slope, clip), view.row
@@ -386,13 +427,16 @@ def layer_norm_backward(
 def rms_norm(
     input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
     return_stats=False, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False,
+    where=None,
 ):  # fmt: skip
     view = _Rows(input, normalized_shape, axis, channel_axis, bool(zero_centered_gamma))
+    view.select(where, out)
     if eps is None:
         eps = np.finfo(np.promote_types(view.input.dtype, np.float32)).eps
     x = view.split(input)
-    square = _mean(x**2, (1,))
+    square = _mean(x**2, (1,), view.mask)
     square = np.where(np.isfinite(square), square, np.nan)  # infinity spoils its unit, as above
+    square = _spread(square, (1,), view.mask)
     y, rstd = _normalize(view, x, square, eps, (1,), weight, None, (negative_slope, clip), out)
     return (y, rstd.reshape(view.stats)) if return_stats else y
 
@@ -400,9 +444,10 @@ def rms_norm(
 @np.errstate(all="ignore")
 def rms_norm_backward(
     grad_output, input, normalized_shape, rstd, weight=None, *, out=None, channel_axis=1,
-    negative_slope=None, clip=None, axis=None, zero_centered_gamma=False,
+    negative_slope=None, clip=None, axis=None, zero_centered_gamma=False, where=None,
 ):  # fmt: skip
     view = _Rows(input, normalized_shape, axis, channel_axis, bool(zero_centered_gamma))
+    view.select(where)
     rstd = view.spread(rstd, (0,))
     xhat, g, (grad_weight, _, *grad_slope) = _affine_backward(
         view, grad_output, 0, rstd, (1,), weight, None, (negative_slope, clip), view.row
@@ -411,9 +456,9 @@ def rms_norm_backward(
     return grad_input, grad_weight, *grad_slope
 
 
-def _add(a, b, out=None):
+def _add(a, b, out=None, where=None):
     """The sum, rounded to the dtype of `a`."""
-    return _View(a, 0, np.shape(a)).join(_wide(a) + _wide(b), out)
+    return _View(a, 0, np.shape(a)).select(where, out).join(_wide(a) + _wide(b), out)
 
 
 def _with_sum(result, total):
@@ -425,14 +470,14 @@ def add_layer_norm(
     input, residual, normalized_shape, weight=None, bias=None, eps=1e-5, *, residual_out=None,
     **options,
 ):  # fmt: skip
-    total = _add(input, residual, residual_out)
+    total = _add(input, residual, residual_out, options.get("where"))
     return _with_sum(layer_norm(total, normalized_shape, weight, bias, eps, **options), total)
 
 
 def add_rms_norm(
     input, residual, normalized_shape, weight=None, eps=None, *, residual_out=None, **options
 ):
-    total = _add(input, residual, residual_out)
+    total = _add(input, residual, residual_out, options.get("where"))
     return _with_sum(rms_norm(total, normalized_shape, weight, eps, **options), total)
 
 
@@ -442,7 +487,8 @@ def _add_backward(norm_backward, grad_output, grad_sum, sum, *arguments, out, **
     grad_input, *_ = norm_backward(grad_output, _wide(sum), *arguments, **options)
     if grad_sum is not None:
         grad_input = grad_input + _wide(grad_sum)
-    return _View(sum, 0, np.shape(sum)).join(grad_input, out), *others
+    view = _View(sum, 0, np.shape(sum)).select(options.get("where"))
+    return view.join(grad_input, out), *others
 
 
 def add_layer_norm_backward(

@@ -37,6 +37,7 @@ def batch_norm(
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    where: ArrayLike | None = None,
 ) -> _Array: ...
 @overload
 def batch_norm(
@@ -54,6 +55,7 @@ def batch_norm(
     return_stats: Literal[True],
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Stat, _Stat]: ...
 @overload
 def instance_norm(
@@ -71,6 +73,7 @@ def instance_norm(
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    where: ArrayLike | None = None,
 ) -> _Array: ...
 @overload
 def instance_norm(
@@ -88,6 +91,7 @@ def instance_norm(
     return_stats: Literal[True],
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Stat, _Stat]: ...
 @overload
 def group_norm(
@@ -102,6 +106,7 @@ def group_norm(
     return_stats: Literal[False] = False,
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    where: ArrayLike | None = None,
 ) -> _Array: ...
 @overload
 def group_norm(
@@ -116,6 +121,7 @@ def group_norm(
     return_stats: Literal[True],
     negative_slope: _Slope = None,
     clip: _Clip = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Stat, _Stat]: ...
 @overload
 def layer_norm(
@@ -131,6 +137,7 @@ def layer_norm(
     negative_slope: _Slope = None,
     clip: _Clip = None,
     axis: _Axis = None,
+    where: ArrayLike | None = None,
 ) -> _Array: ...
 @overload
 def layer_norm(
@@ -146,6 +153,7 @@ def layer_norm(
     negative_slope: _Slope = None,
     clip: _Clip = None,
     axis: _Axis = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Stat, _Stat]: ...
 @overload
 def rms_norm(
@@ -161,6 +169,7 @@ def rms_norm(
     clip: _Clip = None,
     axis: _Axis = None,
     zero_centered_gamma: bool = False,
+    where: ArrayLike | None = None,
 ) -> _Array: ...
 @overload
 def rms_norm(
@@ -176,6 +185,7 @@ def rms_norm(
     clip: _Clip = None,
     axis: _Axis = None,
     zero_centered_gamma: bool = False,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Stat]: ...
 @overload
 def switch_norm(
@@ -233,6 +243,7 @@ def add_layer_norm(
     negative_slope: _Slope = None,
     clip: _Clip = None,
     axis: _Axis = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def add_layer_norm(
@@ -250,6 +261,7 @@ def add_layer_norm(
     negative_slope: _Slope = None,
     clip: _Clip = None,
     axis: _Axis = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Stat, _Stat]: ...
 @overload
 def add_rms_norm(
@@ -267,6 +279,7 @@ def add_rms_norm(
     clip: _Clip = None,
     axis: _Axis = None,
     zero_centered_gamma: bool = False,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def add_rms_norm(
@@ -284,6 +297,7 @@ def add_rms_norm(
     clip: _Clip = None,
     axis: _Axis = None,
     zero_centered_gamma: bool = False,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Stat]: ...
 def local_response_norm(
     input: _Input,
@@ -323,6 +337,7 @@ def batch_norm_backward(
     negative_slope: float | None = None,
     clip: _Clip = None,
     bias: _Input | None = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def batch_norm_backward(
@@ -338,6 +353,7 @@ def batch_norm_backward(
     negative_slope: _Array,
     clip: None = None,
     bias: _Input | None = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
 def instance_norm_backward(
@@ -353,6 +369,7 @@ def instance_norm_backward(
     negative_slope: float | None = None,
     clip: _Clip = None,
     bias: _Input | None = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def instance_norm_backward(
@@ -368,6 +385,7 @@ def instance_norm_backward(
     negative_slope: _Array,
     clip: None = None,
     bias: _Input | None = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
 def group_norm_backward(
@@ -383,6 +401,7 @@ def group_norm_backward(
     negative_slope: float | None = None,
     clip: _Clip = None,
     bias: _Input | None = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def group_norm_backward(
@@ -398,6 +417,7 @@ def group_norm_backward(
     negative_slope: _Array,
     clip: None = None,
     bias: _Input | None = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
 def layer_norm_backward(
@@ -414,6 +434,7 @@ def layer_norm_backward(
     clip: _Clip = None,
     bias: _Input | None = None,
     axis: _Axis = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def layer_norm_backward(
@@ -430,6 +451,7 @@ def layer_norm_backward(
     clip: None = None,
     bias: _Input | None = None,
     axis: _Axis = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
 def rms_norm_backward(
@@ -445,6 +467,7 @@ def rms_norm_backward(
     clip: _Clip = None,
     axis: _Axis = None,
     zero_centered_gamma: bool = False,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def rms_norm_backward(
@@ -460,6 +483,7 @@ def rms_norm_backward(
     clip: None = None,
     axis: _Axis = None,
     zero_centered_gamma: bool = False,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def switch_norm_backward(
@@ -507,6 +531,7 @@ def add_layer_norm_backward(
     clip: _Clip = None,
     bias: _Input | None = None,
     axis: _Axis = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def add_layer_norm_backward(
@@ -524,6 +549,7 @@ def add_layer_norm_backward(
     clip: None = None,
     bias: _Input | None = None,
     axis: _Axis = None,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 @overload
 def add_rms_norm_backward(
@@ -540,6 +566,7 @@ def add_rms_norm_backward(
     clip: _Clip = None,
     axis: _Axis = None,
     zero_centered_gamma: bool = False,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array]: ...
 @overload
 def add_rms_norm_backward(
@@ -556,6 +583,7 @@ def add_rms_norm_backward(
     clip: None = None,
     axis: _Axis = None,
     zero_centered_gamma: bool = False,
+    where: ArrayLike | None = None,
 ) -> tuple[_Array, _Array, _Array]: ...
 @overload
 def local_response_norm_backward(

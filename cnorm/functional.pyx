@@ -16,6 +16,11 @@ clip
     Fused activation: ``(low, high)`` bounds the result, with None for an open side. Applied before the result is
     rounded to its dtype; NaN stays NaN. The gradient is 0 where the value was at a bound or beyond. A call has a
     `negative_slope` or a `clip`, not both.
+where
+    Which elements count: a bool array that broadcasts to the input. Where it is False, forward leaves `out` as it is,
+    or without `out` returns 0; the gradient of the input is 0 there. Nothing that is left out reaches anything else,
+    NaN and infinity included. A unit of which no element counts has a result of 0, and statistics of 0. A
+    ``numpy.ma`` input brings its mask along, and the result is masked as it is. docs/masks.md has more.
 
 Inputs are float32, float64, float16 or ``ml_dtypes.bfloat16``; anything ``np.asarray`` or
 ``np.from_dlpack`` takes. The result is a NumPy array of the input's dtype and, where the input is
@@ -76,7 +81,7 @@ def __dir__():
 
 def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=None, training=False,
                momentum=0.1, eps=1e-5, *, out=None, channel_axis=1, return_stats=False,
-               negative_slope=None, clip=None):
+               negative_slope=None, clip=None, where=None):
     """Normalize each channel over the batch and all spatial positions.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance of each
@@ -97,7 +102,7 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
         Share of this batch in the running statistics.
     eps : float
         Added to the variance.
-    out, channel_axis, return_stats, negative_slope, clip
+    out, channel_axis, return_stats, negative_slope, clip, where
         See the module's documentation. The statistics are ``mean`` and ``rstd``, shape (C,).
 
     Returns
@@ -126,13 +131,21 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
     >>> F.batch_norm(x, training=True, eps=1e-12)
     array([[-1., -1.],
            [ 1.,  1.]], dtype=float32)
+
+    The last sample is padding:
+
+    >>> padded = np.concatenate([x, np.full((1, 2), np.nan, np.float32)])
+    >>> F.batch_norm(padded, training=True, eps=1e-12, where=np.array([[True], [True], [False]]))
+    array([[-1., -1.],
+           [ 1.,  1.],
+           [ 0.,  0.]], dtype=float32)
     """
     return batch_norm_forward(input, running_mean, running_var, None, weight, bias, training, momentum, eps,
-                              out, channel_axis, return_stats, negative_slope, clip)
+                              out, channel_axis, return_stats, negative_slope, clip, where)
 
 
 def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training=True, out=None,
-                        channel_axis=1, negative_slope=None, clip=None, bias=None):
+                        channel_axis=1, negative_slope=None, clip=None, bias=None, where=None):
     """Gradients of `batch_norm`.
 
     With ``xhat = (x - mean) * rstd`` and ``g = weight * grad_output``, in training
@@ -152,6 +165,8 @@ def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training
         For grad_input; ``out=grad_output`` works in place.
     bias, negative_slope, clip
         Of the forward pass, where an activation was fused, or where bias has another shape than weight.
+    where : array_like of bool, optional
+        That of the forward pass. grad_input is 0 where it is False, in `out` too.
 
     Returns
     -------
@@ -170,12 +185,12 @@ def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training
     array([3., 3.])
     """
     return channel_norm_backward(grad_output, input, None, mean, rstd, weight, bias, training, BATCH_NORM, out,
-                                 channel_axis, negative_slope, clip)
+                                 channel_axis, negative_slope, clip, where)
 
 
 def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=None,
                   use_input_stats=True, momentum=0.1, eps=1e-5, *, out=None, channel_axis=1,
-                  return_stats=False, negative_slope=None, clip=None):
+                  return_stats=False, negative_slope=None, clip=None, where=None):
     """Normalize each channel of each sample over its spatial positions.
 
     This is `group_norm` with one group per channel.
@@ -189,7 +204,7 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     weight, bias : array_like, shape (C,), (1, C) or (N, C), optional
     use_input_stats : bool
     momentum, eps : float
-    out, channel_axis, return_stats, negative_slope, clip
+    out, channel_axis, return_stats, negative_slope, clip, where
         See the module's documentation. The statistics have shape (N, C). With ``channel_axis=0`` the
         input is one sample, (C, ...).
 
@@ -220,11 +235,11 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
             [-1.,  1.]]], dtype=float32)
     """
     return instance_norm_forward(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
-                                 out, channel_axis, return_stats, negative_slope, clip)
+                                 out, channel_axis, return_stats, negative_slope, clip, where)
 
 
 def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_input_stats=True,
-                           out=None, channel_axis=1, negative_slope=None, clip=None, bias=None):
+                           out=None, channel_axis=1, negative_slope=None, clip=None, bias=None, where=None):
     """Gradients of `instance_norm`, as `batch_norm_backward` gives those of `batch_norm`.
 
     Parameters
@@ -235,6 +250,8 @@ def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_i
     use_input_stats : bool
     out, channel_axis, negative_slope, clip, bias
         As `batch_norm_backward`.
+    where : array_like of bool, optional
+        That of the forward pass. grad_input is 0 where it is False, in `out` too.
 
     Returns
     -------
@@ -250,11 +267,11 @@ def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_i
     array([4., 4.])
     """
     return channel_norm_backward(grad_output, input, None, mean, rstd, weight, bias, use_input_stats,
-                                 INSTANCE_NORM, out, channel_axis, negative_slope, clip)
+                                 INSTANCE_NORM, out, channel_axis, negative_slope, clip, where)
 
 
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
-               return_stats=False, negative_slope=None, clip=None):
+               return_stats=False, negative_slope=None, clip=None, where=None):
     """Normalize each group of channels of each sample.
 
     ``num_groups=C`` is `instance_norm`, ``num_groups=1`` is `layer_norm` over (C, ...) with a weight
@@ -267,7 +284,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
         Divides C.
     weight, bias : array_like, shape (C,), (1, C) or (N, C), optional
     eps : float
-    out, channel_axis, return_stats, negative_slope, clip
+    out, channel_axis, return_stats, negative_slope, clip, where
         See the module's documentation. The statistics have shape (N, G).
 
     Returns
@@ -295,11 +312,11 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
     array([[-1.,  1., -1.,  1.]], dtype=float32)
     """
     return group_norm_forward(input, num_groups, weight, bias, eps, out, channel_axis, return_stats,
-                              negative_slope, clip)
+                              negative_slope, clip, where)
 
 
 def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None, *, out=None,
-                        channel_axis=1, negative_slope=None, clip=None, bias=None):
+                        channel_axis=1, negative_slope=None, clip=None, bias=None, where=None):
     """Gradients of `group_norm`, as `batch_norm_backward` gives those of `batch_norm`.
 
     Parameters
@@ -310,6 +327,8 @@ def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None,
     weight : array_like, shape (C,), (1, C) or (N, C), optional
     out, channel_axis, negative_slope, clip, bias
         As `batch_norm_backward`.
+    where : array_like of bool, optional
+        That of the forward pass. grad_input is 0 where it is False, in `out` too.
 
     Returns
     -------
@@ -325,11 +344,11 @@ def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None,
     array([2., 2., 2., 2.])
     """
     return channel_norm_backward(grad_output, input, num_groups, mean, rstd, weight, bias, True, GROUP_NORM,
-                                 out, channel_axis, negative_slope, clip)
+                                 out, channel_axis, negative_slope, clip, where)
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None, channel_axis=1,
-               return_stats=False, negative_slope=None, clip=None, axis=None):
+               return_stats=False, negative_slope=None, clip=None, axis=None, where=None):
     """Normalize over the last axes, or over any others.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance over the
@@ -347,7 +366,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
         such as (N, 1, D).
     eps : float
         Added to the variance.
-    out, channel_axis, return_stats, negative_slope, clip
+    out, channel_axis, return_stats, negative_slope, clip, where
         See the module's documentation; `channel_axis` only says along which axis the slopes of a PReLU
         run. The statistics have the input's shape with ones for the normalized axes.
     axis : int or sequence of int, optional
@@ -382,11 +401,11 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
            [ 1.,  1.]], dtype=float32)
     """
     return rows_norm_forward(input, normalized_shape, weight, bias, True, eps, out, channel_axis,
-                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip, axis, False)
+                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip, axis, False, where)
 
 
 def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None,
-                        channel_axis=1, negative_slope=None, clip=None, bias=None, axis=None):
+                        channel_axis=1, negative_slope=None, clip=None, bias=None, axis=None, where=None):
     """Gradients of `layer_norm`, as `batch_norm_backward` gives those of `batch_norm`.
 
     Parameters
@@ -401,6 +420,8 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
         As `batch_norm_backward`.
     axis : int or sequence of int, optional
         Of the forward pass.
+    where : array_like of bool, optional
+        That of the forward pass. grad_input is 0 where it is False, in `out` too.
 
     Returns
     -------
@@ -418,11 +439,11 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
     array([2., 2., 2.])
     """
     return rows_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight, bias, True, out,
-                              channel_axis, negative_slope, clip, axis, False)
+                              channel_axis, negative_slope, clip, axis, False, None, where)
 
 
 def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channel_axis=1,
-             return_stats=False, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False):
+             return_stats=False, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False, where=None):
     """Divide by the root of the mean square over the last axes, or over any others.
 
     ``y = x / sqrt(mean(x**2) + eps) * weight``.
@@ -439,6 +460,8 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
         As `layer_norm`.
     zero_centered_gamma : bool
         Multiply by ``1 + weight``, as Gemma and others store it. No effect without a weight.
+    where : array_like of bool, optional
+        See the module's documentation.
 
     Returns
     -------
@@ -464,11 +487,12 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
     """
     return rows_norm_forward(input, normalized_shape, weight, None, False, eps, out, channel_axis,
                              STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip,
-                             axis, zero_centered_gamma)
+                             axis, zero_centered_gamma, where)
 
 
 def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *, out=None,
-                      channel_axis=1, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False):
+                      channel_axis=1, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False,
+                      where=None):
     """Gradients of `rms_norm`.
 
     Parameters
@@ -483,6 +507,8 @@ def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *
         As `batch_norm_backward`.
     axis, zero_centered_gamma
         Of the forward pass.
+    where : array_like of bool, optional
+        That of the forward pass. grad_input is 0 where it is False, in `out` too.
 
     Returns
     -------
@@ -498,11 +524,12 @@ def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *
     True
     """
     return rows_norm_backward(grad_output, input, normalized_shape, None, rstd, weight, None, False, out,
-                              channel_axis, negative_slope, clip, axis, zero_centered_gamma)
+                              channel_axis, negative_slope, clip, axis, zero_centered_gamma, None, where)
 
 
 def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, eps=1e-5, *, out=None,
-                   residual_out=None, channel_axis=1, return_stats=False, negative_slope=None, clip=None, axis=None):
+                   residual_out=None, channel_axis=1, return_stats=False, negative_slope=None, clip=None, axis=None,
+                   where=None):
     """Add a residual and normalize the sum, in one visit to memory.
 
     ``s = input + residual`` (rounded to the input's dtype), ``y = layer_norm(s, ...)``: what a
@@ -516,6 +543,9 @@ def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, ep
         As `layer_norm`.
     residual_out : ndarray, optional
         Where the sum goes; ``residual_out=residual`` adds in place.
+    where : array_like of bool, optional
+        See the module's documentation. The sum follows the same rule as the result: where it is False, `residual_out`
+        keeps its value, and without `residual_out` the sum is 0.
 
     Returns
     -------
@@ -539,12 +569,12 @@ def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, ep
     array([[-1.,  1.]])
     """
     return add_norm_forward(input, residual, normalized_shape, weight, bias, True, eps, out, residual_out,
-                            channel_axis, return_stats, negative_slope, clip, axis, False)
+                            channel_axis, return_stats, negative_slope, clip, axis, False, where)
 
 
 def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, out=None, residual_out=None,
                  channel_axis=1, return_stats=False, negative_slope=None, clip=None,
-                 axis=None, zero_centered_gamma=False):
+                 axis=None, zero_centered_gamma=False, where=None):
     """Add a residual and divide the sum by its root mean square: `add_layer_norm` with `rms_norm`.
 
     Parameters
@@ -554,6 +584,9 @@ def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, ou
         As `rms_norm`.
     residual_out : ndarray, optional
         Where the sum goes; ``residual_out=residual`` adds in place.
+    where : array_like of bool, optional
+        See the module's documentation. The sum follows the same rule as the result: where it is False, `residual_out`
+        keeps its value, and without `residual_out` the sum is 0.
 
     Returns
     -------
@@ -568,11 +601,12 @@ def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, ou
     (array([1., 1.]), array([2., 2.]))
     """
     return add_norm_forward(input, residual, normalized_shape, weight, None, False, eps, out, residual_out,
-                            channel_axis, return_stats, negative_slope, clip, axis, zero_centered_gamma)
+                            channel_axis, return_stats, negative_slope, clip, axis, zero_centered_gamma, where)
 
 
 def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, rstd, weight=None, *,
-                            out=None, channel_axis=1, negative_slope=None, clip=None, bias=None, axis=None):
+                            out=None, channel_axis=1, negative_slope=None, clip=None, bias=None, axis=None,
+                            where=None):
     """Gradients of `add_layer_norm`.
 
     Parameters
@@ -585,6 +619,8 @@ def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, 
         ``s``, as forward returned it.
     normalized_shape, mean, rstd, weight, out, channel_axis, negative_slope, clip, bias, axis
         As `layer_norm_backward`.
+    where : array_like of bool, optional
+        That of the forward pass. grad_input is 0 where it is False, in `out` too.
 
     Returns
     -------
@@ -601,11 +637,12 @@ def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, 
     array([[1., 1.]])
     """
     return rows_norm_backward(grad_output, sum, normalized_shape, mean, rstd, weight, bias, True, out,
-                              channel_axis, negative_slope, clip, axis, False, grad_sum)
+                              channel_axis, negative_slope, clip, axis, False, grad_sum, where)
 
 
 def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, weight=None, *, out=None,
-                          channel_axis=1, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False):
+                          channel_axis=1, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False,
+                          where=None):
     """Gradients of `add_rms_norm`; see `add_layer_norm_backward`.
 
     Parameters
@@ -614,6 +651,8 @@ def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, we
         As `add_layer_norm_backward`.
     zero_centered_gamma : bool
         Of the forward pass.
+    where : array_like of bool, optional
+        That of the forward pass. grad_input is 0 where it is False, in `out` too.
 
     Returns
     -------
@@ -629,7 +668,7 @@ def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, we
     array([[1., 1.]])
     """
     return rows_norm_backward(grad_output, sum, normalized_shape, None, rstd, weight, None, False, out,
-                              channel_axis, negative_slope, clip, axis, zero_centered_gamma, grad_sum)
+                              channel_axis, negative_slope, clip, axis, zero_centered_gamma, grad_sum, where)
 
 
 def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channel_axis=1,

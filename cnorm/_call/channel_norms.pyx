@@ -1,15 +1,19 @@
 """Batch, instance and group norm: their arguments, what they return, and running statistics."""
 
+import numpy as np
+
 cimport numpy as cnp
 from libc.string cimport memcpy
 
 from cnorm._call.arrays cimport (
-    as_array, as_flag, as_float, as_floats, as_int, as_out, as_running, copy_doubles, float64_data, hints, size_list)
+    as_array, as_flag, as_float, as_floats, as_int, as_out, as_running, copy_doubles, float64_array, float64_data, hints,
+    size_list)
 from cnorm._call.channels cimport ChannelsCall, parameter_grads
 from cnorm._call.checks cimport (as_gradient, as_statistic, axis_of, check_dims, check_eps, check_groups,
                                  check_parameter, check_tracked, check_written_together, group_count)
+from cnorm._call.masks cimport Mask, mask_argument
 from cnorm._call.output cimport ARENA_DOUBLES
-from cnorm._call.running cimport mean_over_samples, update_running
+from cnorm._call.running cimport assign_all, mean_over_samples, update_running
 from cnorm._runtime cimport kernels
 
 cnp.import_array()
@@ -22,10 +26,12 @@ cdef object add_statistics(ChannelsCall call, object y):
 
 cdef object batch_norm_forward(object input, object running_mean, object running_var, object count, object weight,
                                object bias, object training, object momentum, object eps, object out,
-                               object channel_axis, object return_stats, object negative_slope, object clip):
+                               object channel_axis, object return_stats, object negative_slope, object clip,
+                               object where=None):
     """batch_norm; in training, `count` (num_batches_tracked) grows by 1 where it is not None."""
     cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
-    cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out"), counter = as_running(
+    cdef Mask given = mask_argument(input, where)
+    cdef cnp.ndarray x = as_array(input if given is None else given.data, "input"), into = as_out(out, "out"), counter = as_running(
         count, "num_batches_tracked")
     cdef cnp.ndarray mean = as_running(running_mean, "running_mean")
     cdef cnp.ndarray var = as_running(running_var, "running_var")
@@ -53,8 +59,22 @@ cdef object batch_norm_forward(object input, object running_mean, object running
     if of_batch and call.unit_size() == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {size_list(x)}")
     check_eps("batch_norm", call.eps, of_batch)
+    call.take_mask(given, x, into)
+    if call.mask is not None and of_batch and call.elements:
+        count_selected(call, x)
     call.parameters(w, b, True)
-    return tracked_forward(call, of_batch, mean, var, counter, factor, into, 1 if with_statistics else 0)
+    return wrapped(given, tracked_forward(call, of_batch, mean, var, counter, factor, into,
+                                          1 if with_statistics else 0))
+
+
+cdef int count_selected(ChannelsCall call, cnp.ndarray x) except -1:
+    """Count what a mask selects of each channel: one element has no variance."""
+    call.counts = call.masked_counts()
+    alone = np.equal(call.counts, 1)
+    if alone.any():
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {size_list(x)} with "
+                         f"one True in `where` for channel {int(np.argmax(alone))}")
+    return 0
 
 
 cdef object tracked_forward(ChannelsCall call, bint of_input, cnp.ndarray running_mean, cnp.ndarray running_var,
@@ -71,12 +91,49 @@ cdef object tracked_forward(ChannelsCall call, bint of_input, cnp.ndarray runnin
         call.reserve(&call.mean)
         call.reserve(&call.m2)
     result = add_statistics(call, call.forward(out))
-    if running_mean is None or call.elements == 0:  # no statistics to update, or none to update them with
+    if call.counts is not None and running_mean is not None:
+        update_from_masked(call, running_mean, running_var, factor, count)
+    elif running_mean is None or call.elements == 0:  # no statistics to update, or none to update them with
         update_running(None, None, 0, NULL, NULL, 1, 0, count)
     else:
         update_running(running_mean, running_var, factor, of_channels(call, call.mean), of_channels(call, call.m2),
                        call.unit_size() - 1, call.channels, count)
     return result
+
+
+cdef object wrapped(Mask given, object result):
+    """What a function returns: the array of the input's shape, alone or the first of several, masked where the input
+    is."""
+    if given is None:
+        return result
+    if type(result) is tuple:
+        return (given.wrapped((<tuple> result)[0]), *(<tuple> result)[1:])
+    return given.wrapped(result)
+
+
+cdef int update_from_masked(ChannelsCall call, cnp.ndarray running_mean, cnp.ndarray running_var, double factor,
+                            cnp.ndarray count) except -1:
+    """Update running statistics with those of what the mask selects. A channel of fewer than two elements keeps its
+    own; of instance norm's samples those count that have two."""
+    cdef object shape = [call.samples if call.groups else 1, call.channels]
+    mean = float64_array(call.mean, call.units()).reshape(shape)
+    m2 = float64_array(call.m2, call.units()).reshape(shape)
+    counts = call.counts.reshape(shape)
+    counted = np.greater(counts, 1)
+    n = counted.sum(0)
+    share = np.maximum(n, 1)
+    mean = np.where(counted, mean, 0).sum(0) / share
+    var = np.divide(m2, counts - 1, out=np.zeros(counts.shape), where=counted).sum(0) / share
+    targets, values = [], []
+    for running, batch in ((running_mean, mean), (running_var, var)):
+        before = np.asarray(running, np.float64)
+        mixed = (1 - factor) * before + factor * batch.reshape(before.shape)
+        targets.append(running)
+        values.append(np.where((n > 0).reshape(before.shape), mixed, before).astype(running.dtype))
+    if count is not None:
+        targets.append(count)
+        values.append(np.asarray(count + 1, count.dtype))
+    return assign_all(targets, values)
 
 
 cdef const double *of_channels(ChannelsCall call, const double *values) except NULL:
@@ -110,10 +167,12 @@ cdef int use_running_statistics(ChannelsCall call, cnp.ndarray mean, cnp.ndarray
 
 cdef object instance_norm_forward(object input, object running_mean, object running_var, object weight,
                                   object bias, object use_input_stats, object momentum, object eps, object out,
-                                  object channel_axis, object return_stats, object negative_slope, object clip):
+                                  object channel_axis, object return_stats, object negative_slope, object clip,
+                               object where=None):
     """instance_norm."""
     cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
-    cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out")
+    cdef Mask given = mask_argument(input, where)
+    cdef cnp.ndarray x = as_array(input if given is None else given.data, "input"), into = as_out(out, "out")
     cdef cnp.ndarray mean = as_running(running_mean, "running_mean")
     cdef cnp.ndarray var = as_running(running_var, "running_var")
     cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
@@ -136,16 +195,20 @@ cdef object instance_norm_forward(object input, object running_mean, object runn
     call.use_arena(arena)
     if of_input and call.unit_size() == 1:
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {size_list(x)}")
+    call.take_mask(given, x, into)
+    if call.mask is not None and of_input and call.elements:
+        call.counts = call.masked_counts()
     call.parameters(w, b, True)
-    return tracked_forward(call, of_input, mean, var, None, factor, into, 2 if with_statistics else 0)
+    return wrapped(given, tracked_forward(call, of_input, mean, var, None, factor, into, 2 if with_statistics else 0))
 
 
 cdef object group_norm_forward(object input, object num_groups, object weight, object bias, object eps,
                                object out, object channel_axis, object return_stats, object negative_slope,
-                               object clip):
+                               object clip, object where=None):
     """group_norm."""
     cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
-    cdef cnp.ndarray x = as_array(input, "input"), into = as_out(out, "out")
+    cdef Mask given = mask_argument(input, where)
+    cdef cnp.ndarray x = as_array(input if given is None else given.data, "input"), into = as_out(out, "out")
     cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
     cdef bint with_statistics = return_stats
     cdef int axis
@@ -169,18 +232,22 @@ cdef object group_norm_forward(object input, object num_groups, object weight, o
         spatial = [n for i, n in enumerate(size_list(x)) if i not in (0, axis)]
         raise ValueError("Expected more than 1 value per channel when training, got input size "
                          f"{[call.samples * call.channels // groups, groups, *spatial]}")
+    call.take_mask(given, x, into)
     call.parameters(w, b, True)
     if with_statistics:
         call.return_statistics(2)
-    return add_statistics(call, call.forward(into))
+    return wrapped(given, add_statistics(call, call.forward(into)))
 
 
 cdef object channel_norm_backward(object grad_output, object input, object num_groups, object mean, object rstd,
                                   object weight, object bias, object from_input, NormKind kind, object out,
-                                  object channel_axis, object negative_slope, object clip):
+                                  object channel_axis, object negative_slope, object clip, object where=None):
     """Backward of the three norms. `from_input`: the statistics came from the input, so they have gradients."""
     cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
-    cdef cnp.ndarray x = as_array(input, "input"), dy = as_array(grad_output, "grad_output"), into = as_out(out, "out")
+    cdef Mask given = mask_argument(input, where)
+    cdef cnp.ndarray x = as_array(input if given is None else given.data, "input")
+    cdef cnp.ndarray dy = as_array(grad_output if given is None else given.gradient(grad_output), "grad_output")
+    cdef cnp.ndarray into = as_out(out, "out")
     cdef cnp.ndarray m = as_array(mean, "mean"), r = as_array(rstd, "rstd")
     cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
     cdef int axis, batch = 0
@@ -217,12 +284,13 @@ cdef object channel_norm_backward(object grad_output, object input, object num_g
     call.mean = float64_data(call.mean_array)
     call.rstd_array = as_statistic(r, "rstd", call.units(), shape)
     call.rstd = float64_data(call.rstd_array)
+    call.take_mask(given, x, None)
     call.parameters(w, b, True)
-    return parameter_grads(call, call.backward(dy, into), w, b)
+    return wrapped(given, parameter_grads(call, call.backward(dy, into), w, b))
 
 
 def batch_norm_and_count(num_batches_tracked, input, running_mean, running_var, weight, bias, training, momentum,
-                         eps, *, channel_axis, return_stats, negative_slope, clip):
+                         eps, *, channel_axis, return_stats, negative_slope, clip, where=None):
     """`batch_norm` of a module: in training its counter grows by 1, together with the running statistics or not."""
     return batch_norm_forward(input, running_mean, running_var, num_batches_tracked, weight, bias, training,
-                              momentum, eps, None, channel_axis, return_stats, negative_slope, clip)
+                              momentum, eps, None, channel_axis, return_stats, negative_slope, clip, where)

@@ -17,6 +17,7 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef double *grads            # after backward: of weight, bias and slope, `grad_size()` of each
     cdef cnp.ndarray mean_array, rstd_array   # that hold them where the caller gets or gave them
     cdef bint stats_given
+    cdef object counts            # with a mask: how many elements of each unit count, float64
     cdef double eps
 
     cdef Py_ssize_t units(self) noexcept
@@ -35,6 +36,10 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef int forward_by_sample(self, const Plan *p) except -1
     cdef int backward_by_sample(self) except -1
     cdef cnp.ndarray forward(self, cnp.ndarray out)
+    cdef cnp.ndarray grouped(self, cnp.ndarray a, Py_ssize_t groups)
+    cdef int fill_masked_job(self, Job *a, bint of_batch, bint backward) except -1
+    cdef int run_masked(self, bint backward) except -1
+    cdef object masked_counts(self)
     cdef int moments(self) except -1
     cdef void empty_statistics(self) noexcept
     cdef cnp.ndarray backward(self, cnp.ndarray grad_output, cnp.ndarray out, cnp.ndarray sums=*,

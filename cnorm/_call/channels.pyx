@@ -6,15 +6,16 @@ cimport numpy as cnp
 from libc.math cimport INFINITY, sqrt
 from libc.string cimport memcpy, memset
 
-from cnorm._call.arrays cimport checked_product, copy_doubles, copy_if_overlapping, float64_array, float64_data
+from cnorm._call.arrays cimport checked_product, copy_doubles, copy_if_overlapping, float64_array, float64_data, shape_of
 from cnorm._call.launch cimport launch
+from cnorm._call.masks cimport Pieces, same_along
 from cnorm._call.output cimport ChannelAxisCall, gradient_from_sums, set_tensor, slope_gradient
 from cnorm._plan cimport COPY, UNITS, Plan
 from cnorm._pool cimport new_array
 from cnorm._runtime cimport threads_for
 from cnorm.kernels.job cimport (
-    COLUMNS_BACKWARD, COLUMNS_FORWARD, COLUMNS_MOMENTS, FLOAT64, SEGMENTS_BACKWARD, SEGMENTS_FORWARD, SEGMENTS_MOMENTS,
-    SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, Tensor)
+    COLUMNS_BACKWARD, COLUMNS_FORWARD, COLUMNS_MOMENTS, FLOAT64, ITEM_ELEMENTS, ITEM_ROWS, SEGMENTS_BACKWARD,
+    SEGMENTS_FORWARD, SEGMENTS_MOMENTS, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, Tensor)
 
 cnp.import_array()
 
@@ -238,6 +239,9 @@ cdef class ChannelsCall(ChannelAxisCall):
         if self.elements == 0:
             self.empty_statistics()
             return self.result
+        if self.mask is not None:
+            self.run_masked(False)
+            return self.copy_out()
         if self.per_sample and self.groups == 0 and p.family != UNITS:
             self.forward_by_sample(&p)
             return self.copy_out()
@@ -246,6 +250,132 @@ cdef class ChannelsCall(ChannelAxisCall):
         self.fill_job(&p, &a)
         launch(SEGMENTS_FORWARD if p.family == UNITS else COLUMNS_FORWARD, &a.head, self.bytes, "statistics")
         return self.copy_out()
+
+    # ---- masks ----
+
+    cdef cnp.ndarray grouped(self, cnp.ndarray a, Py_ssize_t groups):
+        """A view of an array as (samples, groups, channels of a group, spatial axes); of a mask too."""
+        cdef list spatial = [i for i in range(cnp.PyArray_NDIM(self.x)) if i not in (self.batch_axis, self.channel_axis)]
+        cdef list order = ([self.batch_axis] if self.batch_axis >= 0 else []) + [self.channel_axis] + spatial
+        cdef cnp.ndarray view
+        if a is None:
+            return None
+        view = a.transpose(order)
+        if self.batch_axis < 0:
+            view = view[None]
+        shape = shape_of(view)
+        channels = (groups, shape[1] // groups) if shape[1] == self.channels else (1, 1)
+        return view.reshape((shape[0], *channels, *shape[2:]))
+
+    cdef object masked_counts(self):
+        """How many elements of each unit count."""
+        cdef cnp.ndarray where = self.grouped(self.mask.where, self.groups or self.channels)
+        cdef cnp.ndarray x = self.grouped(self.x, self.groups or self.channels)
+        axes = [i for i in range(cnp.PyArray_NDIM(x)) if i != 1 and (i != 0 or self.groups == 0)]
+        counts = np.add.reduce(where, tuple(axes), dtype=np.float64)
+        for i in axes:
+            if cnp.PyArray_DIM(where, i) == 1:
+                counts = counts * cnp.PyArray_DIM(x, i)
+        units = list(shape_of(x)[:2]) if self.groups else [cnp.PyArray_DIM(x, 1)]
+        return np.array(np.broadcast_to(counts, units), order="C")
+
+    cdef int run_masked(self, bint backward) except -1:
+        """Run the call in pieces. A unit whose parts have masks of their own (the samples of a channel, the channels of
+        a group) is made of the moments and sums of these."""
+        cdef Pieces pieces = <Pieces> Pieces.__new__(Pieces)
+        cdef Job *a = &pieces.m.job
+        cdef Py_ssize_t groups = self.groups or self.channels, n
+        cdef bint of_batch = self.groups == 0, given = self.stats_given, in_rows
+        cdef list views = [self.grouped(one, groups) for one in (self.x, self.y, self.dy, None)]
+        cdef cnp.ndarray where = self.grouped(self.mask.where, groups)
+        cdef cnp.ndarray x = views[0]
+        cdef list spatial = list(range(3, cnp.PyArray_NDIM(x))), outer = [0], unit = [1], part = [], segment = [2]
+        cdef list inner = spatial
+        for i in (2, 1):
+            if same_along(where, i):
+                where = where[(slice(None),) * i + (slice(0, 1),)]
+        varies = cnp.PyArray_DIM(where, 1) > 1
+        ragged = cnp.PyArray_DIM(where, 2) > 1
+        in_rows = self.channels > 1 and not varies and not ragged and not is_channels_first(views, spatial) and all(
+            [one is None or is_contiguous_pair(one) for one in views])
+        if of_batch and given and not (in_rows and not spatial and not self.per_sample):
+            of_batch = False  # each sample by itself, with the statistics of its channels
+        self.fill_masked_job(a, of_batch, backward)
+        if in_rows:
+            outer, unit, segment = [0], [], []
+        if of_batch:
+            outer = []
+            if in_rows and not spatial and not self.per_sample:
+                inner = [0]
+            elif varies and not in_rows and not self.per_sample:
+                outer, unit, inner = [1], [], [0, *spatial]
+            else:
+                part = [0]
+                if varies:
+                    outer, unit = [1], []
+        elif ragged:
+            outer, unit, part, segment = [0, 1], [], [2], []
+        elif varies:
+            outer, unit = [0, 1], []
+        pieces.m.backward = backward
+        pieces.m.zero = backward or not self.mask.keeps
+        pieces.set_arrays(views, where, ITEM_ROWS if in_rows else ITEM_ELEMENTS, outer, unit, part, segment, inner)
+        pieces.m.merges = pieces.m.part.size > 1
+        pieces.m.channels = 1 if of_batch or ragged else self.channels // groups
+        pieces.m.groups = 0 if of_batch else groups
+        pieces.m.per_sample = self.per_sample
+        pieces.m.part_channels = self.channels
+        if in_rows:
+            pieces.m.stats_per_piece = groups
+            a.channels.channels_per_group = self.channels // groups
+        if backward and (pieces.m.merges or in_rows):  # these kernels read it
+            if self.lo == NULL:
+                self.lo = self.workspace(self.units())
+                memset(self.lo, 0, self.units() * sizeof(double))
+            if a.lo == NULL and not (self.groups == 0 and not of_batch):
+                a.lo = self.lo
+        if backward:
+            pieces.run(COLUMNS_BACKWARD if in_rows else SEGMENTS_BACKWARD, self.bytes)
+            n = max(self.samples, 1)
+            if n > 1 and not self.per_sample:
+                sum_over_samples(self.grads, n, self.channels)
+            return 0
+        pieces.m.moments = COLUMNS_MOMENTS if in_rows else SEGMENTS_MOMENTS
+        return pieces.run(COLUMNS_FORWARD if in_rows else SEGMENTS_FORWARD, self.bytes)
+
+    cdef int fill_masked_job(self, Job *a, bint of_batch, bint backward) except -1:
+        """The job of which `run_masked` makes pieces."""
+        cdef Py_ssize_t n = max(self.samples, 1) * self.channels
+        memset(a, 0, sizeof(Job))
+        a.head.dtype = self.dtype
+        a.head.threads = threads_for(self.bytes)
+        a.centred = True
+        a.stats_given = self.stats_given
+        a.activation = self.activation
+        a.slope = self.slope
+        a.low = self.low
+        a.high = self.high
+        a.finish.eps = self.eps
+        a.channels.by_segment = not of_batch
+        a.channels.inner_channels = self.channels // self.groups if self.groups else 1
+        a.channels.segment_channels = 1
+        a.channels.channels_per_group = 1
+        a.channels.weight = self.weight
+        a.channels.bias = self.bias
+        a.channels.slopes = float64_data(self.slopes)
+        if not backward and not self.stats_given:
+            self.reserve_statistics()
+        a.mean = self.mean
+        a.rstd = self.rstd
+        a.m2 = self.m2
+        a.lo = self.lo
+        if self.groups == 0 and not of_batch:
+            self.spread_statistics(a)
+        if backward:
+            a.channels.grad_weight = self.grads
+            a.channels.grad_bias = self.grads + n
+            a.channels.grad_slope = self.grads + 2 * n
+        return 0
 
     cdef int moments(self) except -1:
         """Compute mean, lo, m2 and rstd only."""
@@ -287,7 +417,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         """
         cdef Plan p
         cdef Job a
-        cdef Py_ssize_t rows = max(self.samples, 1) if self.groups or self.per_sample else 1
+        cdef Py_ssize_t rows = max(self.samples, 1) if self.groups or self.per_sample or self.mask is not None else 1
         cdef Py_ssize_t n = checked_product(rows, self.channels, "the gradients of the parameters of all samples")
         cdef double *g = self.workspace(n, 3)
         memset(g, 0, 3 * n * sizeof(double))
@@ -305,6 +435,9 @@ cdef class ChannelsCall(ChannelAxisCall):
         if not self.elements:
             if sums_mode == SUMS_ONLY:
                 sums[...] = 0
+        elif self.mask is not None:
+            self.run_masked(True)
+            return self.copy_out()
         elif self.per_sample and self.groups == 0 and p.family != UNITS:
             self.backward_by_sample()
         else:
@@ -325,6 +458,27 @@ cdef class ChannelsCall(ChannelAxisCall):
         if rows > 1 and not self.per_sample:
             sum_over_samples(g, rows, self.channels)
         return self.copy_out() if sums_mode != SUMS_ONLY else None
+
+
+cdef bint is_channels_first(list views, list spatial) except -1:
+    """Whether elements of a channel lie side by side, in all views (samples, groups, channels, spatial axes)."""
+    cdef cnp.ndarray a
+    for one in views:
+        a = one
+        if a is not None and (not spatial or cnp.PyArray_STRIDE(a, spatial[-1]) != cnp.PyArray_ITEMSIZE(a)):
+            return False
+    return True
+
+
+cdef bint is_contiguous_pair(cnp.ndarray a) noexcept:
+    """Whether the channels of a view lie side by side."""
+    cdef Py_ssize_t expected = cnp.PyArray_ITEMSIZE(a)
+    cdef int i
+    for i in (2, 1):
+        if cnp.PyArray_DIM(a, i) > 1 and cnp.PyArray_STRIDE(a, i) != expected:
+            return False
+        expected *= cnp.PyArray_DIM(a, i)
+    return True
 
 
 cdef void sum_over_samples(double *grads, Py_ssize_t rows, Py_ssize_t channels) noexcept:

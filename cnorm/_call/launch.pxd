@@ -3,8 +3,8 @@ from cnorm cimport _runtime
 from cnorm._call.observe cimport observe
 from cnorm._runtime cimport PolicyCall, begin_team, end_team, kernels, policy_tag
 from cnorm.kernels.job cimport (
-    CROSSED_BACKWARD, SELECTED_COLUMNS_MOMENTS, STANDARDIZE_FORWARD, WINDOW_BACKWARD, ImageJob, Job, JobHead, Kernel,
-    MomentsJob, StandardizeJob, WindowJob)
+    CROSSED_BACKWARD, MASKED, SELECTED_COLUMNS_MOMENTS, STANDARDIZE_FORWARD, WINDOW_BACKWARD, ImageJob, Job, JobHead, Kernel,
+    MaskedJob, MomentsJob, StandardizeJob, WindowJob)
 from cnorm.kernels.tuning cimport GIL_RELEASE_MIN_BYTES
 
 
@@ -13,6 +13,7 @@ cdef inline unsigned kind_of(Kernel kernel, const JobHead *head) noexcept nogil:
     cdef const MomentsJob *moments
     cdef const StandardizeJob *standardize
     cdef const ImageJob *image
+    cdef const MaskedJob *masked
     cdef Py_ssize_t shape[5]
     cdef int i
     if kernel <= CROSSED_BACKWARD:
@@ -30,6 +31,10 @@ cdef inline unsigned kind_of(Kernel kernel, const JobHead *head) noexcept nogil:
         for i in range(5):
             shape[i] = standardize.axes.shape[i] if i < standardize.axes.count else 0
         return policy_tag(kernel, head.dtype + 16 * (standardize.mask != NULL) + 32 * standardize.out_dtype, shape)
+    if kernel == MASKED:
+        masked = <const MaskedJob *> head
+        shape = [masked.kernel, masked.unit.size, masked.part.size, masked.segment.size, masked.length]
+        return policy_tag(kernel, head.dtype, shape)
     image = <const ImageJob *> head
     shape = [image.shape[0], image.shape[1], image.shape[2], image.shape[3], image.table != NULL]
     return policy_tag(kernel, head.dtype + 16 * image.out_dtype, shape)

@@ -17,6 +17,7 @@ from cnorm cimport _runtime
 from cnorm._call cimport checks
 from cnorm._call.checks cimport clip_bounds
 from cnorm._call.launch cimport launch
+from cnorm._call.masks cimport as_mask, without_mask
 from cnorm._call.observe cimport note
 from cnorm._plan cimport MAX_DIMS
 from cnorm._pool cimport empty_like
@@ -77,20 +78,6 @@ def resolve_axes(axes, int ndim):
     if axes is None:
         return tuple(range(ndim))
     return tuple(sorted([found[i] for i in range(checks.resolve_axes(axes, ndim, found))]))
-
-
-cdef cnp.ndarray as_mask(cnp.ndarray where, cnp.ndarray x):
-    """`where` as a mask of the input's shape, or None."""
-    if where is None:
-        return None
-    if cnp.PyArray_TYPE(where) != cnp.NPY_BOOL:
-        raise TypeError(f"where must be a bool array, but got dtype {where.dtype}: a mask of numbers becomes one by "
-                        "comparison, for example mask > 0")
-    try:
-        return np.broadcast_to(where, shape_of(x))
-    except ValueError:
-        raise ValueError(f"where must broadcast to the input's shape {shape_of(x)}, but got "
-                         f"{shape_of(where)}") from None
 
 
 def check_policy(nan_policy):
@@ -287,16 +274,6 @@ cdef Measurement measured(cnp.ndarray x, cnp.ndarray mask, tuple reduced, str na
     if nan_policy == "raise":
         refuse_nan(m)
     return m
-
-
-cdef tuple without_mask(object input, object where):
-    """The data of a masked array, and `where` and not its mask; of anything else, what was given."""
-    if type(input) is not np.ndarray and isinstance(input, np.ma.MaskedArray):
-        mask = np.ma.getmask(input)
-        if mask is not np.ma.nomask:
-            where = ~mask if where is None else ~mask & as_array(where, "where")
-        input = np.ma.getdata(input)
-    return input, where
 
 
 def measure(input, axes, where, nan_policy):

@@ -11,10 +11,10 @@ from cnorm cimport _runtime
 from cnorm._runtime cimport POLICY_SAMPLE, PolicyCall, begin_team, end_team, kernels, likely_team
 from cnorm.kernels.job cimport (
     ACT_CLIP, ACT_NONE, ACT_SLOPE, COLUMN_BLOCKS, COLUMNS_BACKWARD, COLUMNS_FORWARD, COLUMNS_MOMENTS, CROSSED_BACKWARD,
-    CROSSED_FORWARD, GIVEN_BATCHES, GIVEN_IN_ORDER, IMAGE_FORWARD, PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES,
+    CROSSED_FORWARD, GIVEN_BATCHES, GIVEN_IN_ORDER, IMAGE_FORWARD, MASKED, PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES,
     ROW_RANGES, ROWS_BACKWARD, ROWS_FORWARD, RUNS, SAMPLES_PER_THREAD, SEGMENTS_BACKWARD, SEGMENTS_FORWARD,
     SEGMENTS_MOMENTS, SELECTED_COLUMNS_MOMENTS, SEQUENCES_MOMENTS, STANDARDIZE_FORWARD, TWO_SWEEPS, UNIT_BATCHES,
-    UNIT_BY_UNIT, WINDOW_BACKWARD, WINDOW_FORWARD, WINDOW_SPANS, Axes, ImageJob, Job, JobHead, Kernel, MomentsJob,
+    UNIT_BY_UNIT, WINDOW_BACKWARD, WINDOW_FORWARD, WINDOW_SPANS, Axes, ImageJob, Job, JobHead, Kernel, MaskedJob, MomentsJob,
     Schedule, StandardizeJob, WindowJob)
 
 KERNEL_NAMES = {   # family and direction
@@ -34,6 +34,7 @@ KERNEL_NAMES = {   # family and direction
     SELECTED_COLUMNS_MOMENTS: ("columns", "moments"),
     STANDARDIZE_FORWARD: ("runs", "standardize"),
     IMAGE_FORWARD: ("image", "formula"),
+    MASKED: ("masked", ""),
 }
 STRATEGIES = {
     ROW_BATCHES: "row batches",
@@ -143,6 +144,7 @@ cdef dict described(Kernel kernel, const JobHead *head):
     cdef const MomentsJob *moments
     cdef const StandardizeJob *standardize
     cdef const ImageJob *image
+    cdef const MaskedJob *masked
     family, direction = KERNEL_NAMES[kernel]
     activation = ""
     if kernel <= CROSSED_BACKWARD:
@@ -165,6 +167,13 @@ cdef dict described(Kernel kernel, const JobHead *head):
             direction = "inverse"
         layout = axes_layout(&standardize.axes, "axis")
         activation = "clip" if standardize.clips else ""
+    elif kernel == MASKED:
+        masked = <const MaskedJob *> head
+        family, direction = KERNEL_NAMES[masked.kernel]
+        family += ", masked"
+        layout = {"parts": masked.part.size, "units": masked.unit.size, "segments": masked.segment.size,
+                  "items": masked.length}
+        activation = activation_text(masked.job.activation, masked.job.slope, masked.job.low, masked.job.high)
     else:
         image = <const ImageJob *> head
         if image.table != NULL:

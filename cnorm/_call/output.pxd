@@ -1,6 +1,7 @@
 # One call of a norm: its arrays, where the result goes, workspace. `rows`, `channels` and `window` build on it.
 cimport numpy as cnp
 
+from cnorm._call.masks cimport Mask
 from cnorm._plan cimport Plan
 from cnorm.kernels.job cimport Tensor
 
@@ -20,6 +21,7 @@ cdef class Call:
     cdef double low, high          # with ACT_CLIP: the bounds, NaN where a side is open
     cdef double *arena             # what is left of the workspace that the caller has on its stack
     cdef Py_ssize_t arena_left     # doubles
+    cdef Mask mask                 # of elements that count, where not all do; or None
     cdef object heap_blocks        # workspace that did not fit: (array, those before)
 
     cdef void set_input(self, cnp.ndarray x) noexcept
@@ -33,6 +35,7 @@ cdef class Call:
     cdef int note_copies(self, cnp.ndarray out, cnp.ndarray grad_output) except -1
     cdef cnp.ndarray copy_in_order(self, cnp.ndarray a)
     cdef int copy_for_plan(self, int arrays, Plan *p) except -1
+    cdef int take_mask(self, Mask given, cnp.ndarray x, cnp.ndarray out) except -1
     cdef cnp.ndarray copy_out(self)
     cdef int convert_activation(self, object negative_slope, object clip) except -1
     cdef int convert_slope(self, object negative_slope) except -1

@@ -9,6 +9,7 @@ from cnorm._call.arrays cimport (accumulation_type, as_array, as_doubles, as_flo
                                  is_native, new_float64, shape_and_strides, shape_of, writable_in_place)
 from cnorm cimport _runtime
 from cnorm._call.checks cimport check_one_activation, clip_bounds
+from cnorm._call.masks cimport Mask
 from cnorm._call.observe cimport note
 from cnorm._plan cimport ARRAYS, COPY, Plan, plan_channels
 from cnorm._pool cimport empty_like, new_array
@@ -146,8 +147,18 @@ cdef class Call:
     cdef cnp.ndarray copy_out(self):
         """The result, once it has what a kernel wrote to memory of its own."""
         if self.y is not self.result:
-            cnp.PyArray_CopyInto(self.result, self.y)
+            if self.mask is None:
+                cnp.PyArray_CopyInto(self.result, self.y)
+            else:
+                self.mask.copy_selected(self.result, self.y)
         return self.result
+
+    cdef int take_mask(self, Mask given, cnp.ndarray x, cnp.ndarray out) except -1:
+        """Check the argument `where`, of an input that is checked. A mask of all True is none."""
+        if given is not None:
+            given.check(x, out is not None)
+            self.mask = None if given.where is None else given
+        return 0
 
     cdef int convert_activation(self, object negative_slope, object clip) except -1:
         """Convert the arguments, of which one may be an activation."""

@@ -12,6 +12,7 @@ from cnorm._call.arrays cimport (
     same_shape, shape_of, writable_in_place)
 from cnorm._call.checks cimport as_axes, as_gradient, as_row_shape, axis_of, check_row, row_axes
 from cnorm._call.launch cimport launch
+from cnorm._call.masks cimport Mask, mask_argument
 from cnorm._call.output cimport ARENA_DOUBLES, gradient_buffer, slope_gradient
 from cnorm._call.rows cimport RowsCall, packed_size, packed_statistics, row_parameter
 from cnorm._plan cimport MAX_DIMS
@@ -139,18 +140,23 @@ cdef int lay_out_slopes(RowsCall call, object channel_axis) except -1:
 
 cdef object rows_norm_forward(object input, object normalized_shape, object weight, object bias, bint centred,
                               object eps, object out, object channel_axis, Statistics wanted,
-                              object negative_slope, object clip, object axis, object zero_centred):
+                              object negative_slope, object clip, object axis, object zero_centred,
+                              object where=None):
     """layer_norm (`centred`) or rms_norm, which takes an `eps` of None: the machine epsilon."""
     cdef RowsCall call
+    cdef Mask given
     cdef cnp.ndarray x, into, w, b
     cdef tuple shape
     cdef bint machine_epsilon = eps is None and not centred
     cdef double epsilon = 0 if machine_epsilon else as_float(eps, "eps")
-    if negative_slope is None and clip is None and axis is None and zero_centred is False:
+    if negative_slope is None and clip is None and axis is None and zero_centred is False and where is None:
         y = forward_contiguous(input, normalized_shape, weight, bias, centred, machine_epsilon, epsilon, out, wanted)
         if y is not None:
             return y
     call = <RowsCall> RowsCall.__new__(RowsCall)
+    given = mask_argument(input, where)
+    if given is not None:
+        input = given.data
     x, into = as_array(input, "input"), as_out(out, "out")
     w, b = as_array(weight, "weight"), as_array(bias, "bias")
     shape = as_row_shape(normalized_shape)
@@ -165,6 +171,7 @@ cdef object rows_norm_forward(object input, object normalized_shape, object weig
     call.set_rows(x, len(shape), axis, centred, epsilon)
     if machine_epsilon:
         call.eps = machine_eps(call.dtype)
+    call.take_mask(given, x, into)
     lay_out_slopes(call, channel_axis)
     call.parameters(w, b, False, zero_centred)
     if wanted == STATS_PACKED:
@@ -175,6 +182,8 @@ cdef object rows_norm_forward(object input, object normalized_shape, object weig
         if centred:
             call.mean = new_float64(call.rows())
     y = call.forward(into)
+    if given is not None:
+        y = given.wrapped(y)
     if not wanted:
         return y
     if wanted == STATS_PACKED:
@@ -196,17 +205,20 @@ cdef cnp.ndarray row_statistic(RowsCall call, cnp.ndarray values, str name):
 cdef object rows_norm_backward(object grad_output, object input, object normalized_shape, object mean,
                                object rstd, object weight, object bias, bint centred, object out,
                                object channel_axis, object negative_slope, object clip, object axis,
-                               object zero_centred, object grad_sum=None):
+                               object zero_centred, object grad_sum=None, object where=None):
     """Backward of layer and rms norm. `grad_sum` is added to the gradient of the input; `rstd` may be packed
     statistics, and `mean` is then not read."""
     cdef RowsCall call = <RowsCall> RowsCall.__new__(RowsCall)
-    cdef cnp.ndarray x = as_array(input, "input"), dy = as_array(grad_output, "grad_output"), into = as_out(out, "out")
-    cdef cnp.ndarray addend = as_array(grad_sum, "grad_sum")
+    cdef Mask given = mask_argument(input, where)
+    cdef cnp.ndarray x, dy, addend, into = as_out(out, "out")
     cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias"), m = None, r = None
     cdef tuple shape = as_row_shape(normalized_shape)
     cdef double arena[ARENA_DOUBLES]
     cdef int normalized = len(shape)
     cdef cnp.npy_intp *row_dims
+    if given is not None:
+        grad_output, grad_sum, input = given.gradient(grad_output), given.gradient(grad_sum), given.data
+    x, dy, addend = as_array(input, "input"), as_array(grad_output, "grad_output"), as_array(grad_sum, "grad_sum")
     axis = as_axes(axis)
     zero_centred = as_flag(zero_centred, "zero_centered_gamma")
     if type(rstd) is not bytes:
@@ -224,6 +236,7 @@ cdef object rows_norm_backward(object grad_output, object input, object normaliz
     check_row(x, shape, axis, w, b)
     call.set_rows(x, normalized, axis, centred, 0)
     call.use_arena(arena)
+    call.take_mask(given, x, None)
     if type(rstd) is bytes:
         if len(<bytes> rstd) != packed_size(call.rows(), centred):
             raise TypeError(f"rstd must be a float array of shape {call.stats_shape()}, but got "
@@ -238,13 +251,16 @@ cdef object rows_norm_backward(object grad_output, object input, object normaliz
         call.unit_slope_grads = np.zeros(call.rows())
     call.parameters(w, b, True, zero_centred)
     row_dims = cnp.PyArray_DIMS(x) + (cnp.PyArray_NDIM(x) - normalized)
-    if call.kernels_write(w):
+    if call.mask is None and call.kernels_write(w):
         call.grad_weight = gradient_buffer(w, call.dtype, normalized, row_dims)
     if b is None:
         b = w
-    if centred and call.kernels_write(b):
+    if centred and call.mask is None and call.kernels_write(b):
         call.grad_bias = gradient_buffer(b, call.dtype, normalized, row_dims)
-    result = (call.backward(dy, into, addend), call.parameter_gradient(0, call.grad_weight, w, shape))
+    grad_input = call.backward(dy, into, addend)
+    if given is not None:
+        grad_input = given.wrapped(grad_input)
+    result = (grad_input, call.parameter_gradient(0, call.grad_weight, w, shape))
     if centred:
         result += (call.parameter_gradient(1, call.grad_bias, b, shape),)
     if call.slope_gradient:
@@ -273,10 +289,13 @@ cdef object row_slope_gradient(RowsCall call, object channel_axis):
 
 cdef object add_norm_forward(object input, object residual, object normalized_shape, object weight, object bias,
                              bint centred, object eps, object out, object residual_out, object channel_axis,
-                             object return_stats, object negative_slope, object clip, object axis, object zero_centred):
+                             object return_stats, object negative_slope, object clip, object axis, object zero_centred,
+                             object where=None):
     """add_layer_norm (`centred`) or add_rms_norm."""
     cdef RowsCall call = <RowsCall> RowsCall.__new__(RowsCall)
-    cdef cnp.ndarray one = as_array(input, "input"), other = as_array(residual, "residual")
+    cdef Mask given = mask_argument(input, where)
+    cdef cnp.ndarray one = as_array(input if given is None else given.data, "input")
+    cdef cnp.ndarray other = as_array(residual if given is None else given.gradient(residual, "residual"), "residual")
     cdef cnp.ndarray into = as_out(out, "out"), total = as_out(residual_out, "residual_out"), buffer
     cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
     cdef tuple shape = as_row_shape(normalized_shape)
@@ -302,7 +321,9 @@ cdef object add_norm_forward(object input, object residual, object normalized_sh
     if not is_native(buffer) or not writable_in_place(buffer, one, True) or (
             not writable_in_place(buffer, other, True)) or (into is not None and may_overlap(buffer, into)):
         buffer = empty_like(one)
+    call.sum_keeps = residual_out is not None
     call.set_rows(buffer, len(shape), axis, centred, machine_eps(dtype_code(one)) if machine_epsilon else epsilon)
+    call.take_mask(given, buffer, into)
     lay_out_slopes(call, channel_axis)
     call.parameters(w, b, False, zero_centred)
     call.protect_inputs(total)
@@ -311,37 +332,44 @@ cdef object add_norm_forward(object input, object residual, object normalized_sh
         call.mean = new_float64(call.rows()) if centred else None
     y = call.forward(into, one, other)
     if call.x is not total:
-        cnp.PyArray_CopyInto(total, call.x)
+        if call.mask is not None and call.sum_keeps:
+            np.copyto(total, call.x, where=call.mask.where)
+        else:
+            cnp.PyArray_CopyInto(total, call.x)
+    returned = total
+    if given is not None:
+        y, returned = given.wrapped(y), given.wrapped(total)
     if not with_statistics:
-        return y, total
+        return y, returned
     stats = call.stats_shape()
     if centred:
-        return y, total, call.mean.reshape(stats), call.rstd.reshape(stats)
-    return y, total, call.rstd.reshape(stats)
+        return y, returned, call.mean.reshape(stats), call.rstd.reshape(stats)
+    return y, returned, call.rstd.reshape(stats)
 
 
 cdef tuple forward_and_saved(object input, object normalized_shape, object weight, object bias, bint centred,
                              object eps, object channel_axis, object negative_slope, object clip, bint save,
-                             object axis, object zero_centred):
+                             object axis, object zero_centred, object where):
     """(result, what backward needs): None, or with `save` the input as an array and packed statistics, which
     `rows_norm_backward` takes for rstd."""
-    cdef object x = as_array(input, "input")
+    cdef object x = input if isinstance(input, np.ma.MaskedArray) else as_array(input, "input")
     result = rows_norm_forward(x, normalized_shape, weight, bias, centred, eps, None, channel_axis,
-                               STATS_PACKED if save else STATS_NONE, negative_slope, clip, axis, zero_centred)
+                               STATS_PACKED if save else STATS_NONE, negative_slope, clip, axis, zero_centred, where)
     if not save:
         return result, None
-    return (<tuple> result)[0], (x, (<tuple> result)[1])
+    saved = (x, (<tuple> result)[1])
+    return (<tuple> result)[0], saved if where is None else saved + (where,)
 
 
 def layer_norm_and_saved(input, normalized_shape, weight, bias, eps, channel_axis, negative_slope, clip,
-                         bint save, axis=None):
+                         bint save, axis=None, where=None):
     """`layer_norm` of a module: the result, and with `save` (input, rstd) for `layer_norm_backward`, else None."""
     return forward_and_saved(input, normalized_shape, weight, bias, True, eps, channel_axis, negative_slope, clip,
-                             save, axis, False)
+                             save, axis, False, where)
 
 
 def rms_norm_and_saved(input, normalized_shape, weight, eps, channel_axis, negative_slope, clip, bint save,
-                       axis=None, zero_centered_gamma=False):
+                       axis=None, zero_centered_gamma=False, where=None):
     """`rms_norm` of a module: the result, and with `save` (input, rstd) for `rms_norm_backward`, else None."""
     return forward_and_saved(input, normalized_shape, weight, None, False, eps, channel_axis, negative_slope, clip,
-                             save, axis, zero_centered_gamma)
+                             save, axis, zero_centered_gamma, where)

@@ -1,6 +1,7 @@
 # A call of a norm with a weight per element of a row.
 cimport numpy as cnp
 
+from cnorm._call.masks cimport Pieces
 from cnorm._call.output cimport Call
 from cnorm._plan cimport MAX_DIMS, Plan
 from cnorm.kernels.job cimport Job
@@ -20,6 +21,7 @@ cdef class RowsCall(Call):
     cdef Py_ssize_t param_sets, units_per_set        # job.pxd
     cdef double *grads                               # after backward: (runs, 3, length) of weight, bias and slope
     cdef bint centred                                # layer norm; else rms norm
+    cdef bint sum_keeps                              # with a mask: residual_out was given, and keeps its values
     cdef double eps
 
     cdef int set_rows(self, cnp.ndarray x, int normalized, tuple row_axes, bint centred, double eps) except -1
@@ -39,6 +41,9 @@ cdef class RowsCall(Call):
     cdef cnp.ndarray totals(self, int which, tuple of_parameter, bint shared, object order)
     cdef object parameter_gradient(self, int which, cnp.ndarray written, cnp.ndarray parameter, tuple shape)
     cdef cnp.ndarray forward(self, cnp.ndarray out, cnp.ndarray one=*, cnp.ndarray other=*)
+    cdef int run_masked(self, Job *a, bint backward) except -1
+    cdef int copy_rows(self, bint backward) except -1
+    cdef int choose_chunks(self, Pieces pieces, Py_ssize_t runs) except -1
     cdef int empty_statistics(self) except -1
     cdef cnp.ndarray backward(self, cnp.ndarray grad_output, cnp.ndarray out, cnp.ndarray addend=*)
 

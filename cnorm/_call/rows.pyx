@@ -4,15 +4,21 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from cnorm._call.arrays cimport (
     accumulation_type, as_plain, checked_product, converted, copy_if_overlapping, float64_array, float64_data, shape_of)
+from cnorm cimport _runtime
 from cnorm._call.launch cimport launch
+from cnorm._call.masks cimport Pieces, same_along
+from cnorm._call.observe cimport note
 from cnorm._call.output cimport Call, gradient_from_sums, set_tensor
-from cnorm._plan cimport ARRAYS, COLUMNS, Plan, plan_row_axes, plan_rows
+from cnorm._plan cimport ARRAYS, COLUMNS, UNITS, Plan, plan_row_axes, plan_rows
+from cnorm._pool cimport empty_like
 from cnorm._runtime cimport threads_for
-from cnorm.kernels.job cimport ACT_SLOPES, COLUMNS_BACKWARD, COLUMNS_FORWARD, FLOAT64, ROWS_BACKWARD, ROWS_FORWARD, Job
+from cnorm.kernels.job cimport (
+    ACT_SLOPES, COLUMNS_BACKWARD, COLUMNS_FORWARD, FLOAT64, ITEM_ELEMENTS, ITEM_UNITS, ROWS_BACKWARD, ROWS_FORWARD, Job)
+from cnorm.kernels.tuning cimport MASKED_CHUNK_PIECES, MASKED_CHUNKS
 
 cnp.import_array()
 
@@ -293,6 +299,11 @@ cdef class RowsCall(Call):
         if self.elements == 0:
             self.empty_statistics()
             return self.result
+        if self.mask is not None:
+            p.family = UNITS
+            self.fill_job(&p, one is not None, &a)
+            self.run_masked(&a, False)
+            return self.copy_out()
         self.fill_job(&p, one is not None, &a)
         launch(COLUMNS_FORWARD if p.family == COLUMNS else ROWS_FORWARD, &a.head, self.bytes, "statistics")
         return self.copy_out()
@@ -313,7 +324,11 @@ cdef class RowsCall(Call):
         cdef Py_ssize_t n = checked_product(self.length, self.runs(), "the gradients of all sets of parameters")
         self.grads = self.workspace(n, 3)
         self.resolve_output(&p, out, grad_output, addend)
-        if self.elements:
+        if self.elements and self.mask is not None:
+            p.family = UNITS
+            self.fill_job(&p, False, &a)
+            self.run_masked(&a, True)
+        elif self.elements:
             self.fill_job(&p, False, &a)
             a.elements.grad_weight = self.grads
             a.elements.grad_bias = a.elements.grad_weight + self.length
@@ -329,6 +344,98 @@ cdef class RowsCall(Call):
                 if a_gradient is not None:
                     a_gradient[...] = 0
         return self.copy_out()
+
+    # ---- masks ----
+
+    cdef int run_masked(self, Job *a, bint backward) except -1:
+        """Run the job of the unmasked call in pieces: rows that count or do not, or elements of rows."""
+        cdef Pieces pieces = <Pieces> Pieces.__new__(Pieces)
+        cdef int first = cnp.PyArray_NDIM(self.x) - self.normalized, of_set = 0, i
+        cdef list order = self.all_axes(), units = list(range(first)), row = list(range(first, len(order))), sizes
+        cdef list views = [None if one is None else one.transpose(order)
+                           for one in (self.x, self.y, self.dy, self.addend)]
+        cdef cnp.ndarray where = self.mask.where.transpose(order)
+        cdef Py_ssize_t runs = self.runs()
+        cdef bint whole_rows
+        for i in row:
+            if same_along(where, i):
+                where = where[(slice(None),) * i + (slice(0, 1),)]
+        sizes = [cnp.PyArray_DIM(views[0], i) for i in units]
+        if self.param_sets > 1:  # rows of a set lie along the axes from this one on
+            of_set = first
+            while product(sizes[of_set:]) != self.units_per_set:
+                of_set -= 1
+        whole_rows = all([cnp.PyArray_DIM(where, i) == 1 for i in row])
+        if whole_rows and not all([one is None or is_one_run(one, row) for one in views]):
+            self.copy_rows(backward)
+            views = [None if one is None else one.transpose(order) for one in (self.x, self.y, self.dy, self.addend)]
+        pieces.m.job = a[0]
+        pieces.m.backward = backward
+        pieces.m.reads_add = a.elements.fuse_add
+        pieces.m.zero = backward or not self.mask.keeps
+        pieces.m.zero_sum = not self.sum_keeps
+        if whole_rows:
+            pieces.set_arrays(views, where, ITEM_UNITS, units[:of_set], [], [], [], units[of_set:])
+        else:
+            # rows along one axis may share a mask: what a piece is shall not depend on strides
+            shared = [i for i in units[of_set:] if sizes[i] > 1][-1:]
+            shared = [i for i in shared if cnp.PyArray_DIM(where, i) == 1]
+            pieces.set_arrays(views, where, ITEM_ELEMENTS, [i for i in units if i not in shared], shared, [], [], row)
+        if self.param_sets > 1:
+            pieces.m.sets = self.param_sets
+            pieces.m.pieces_per_set = pieces.pieces(0) // runs
+        if not backward:
+            pieces.run(ROWS_FORWARD, self.bytes)
+            return 0
+        self.choose_chunks(pieces, runs)
+        pieces.run(ROWS_BACKWARD, self.bytes)
+        if self.param_sets <= 1:
+            add_chunks(pieces.m.sums, pieces.m.chunks, 3 * self.length, self.grads)
+        return 0
+
+    cdef int copy_rows(self, bint backward) except -1:
+        """Copy arrays so that the elements of a row lie side by side; the result goes to one such."""
+        if _runtime.observing:
+            note("the arrays are copied: rows that count are taken as they are, if their elements lie side by side")
+        sums = self.addend is not None and not backward
+        self.x = empty_like(self.copy_in_order(self.x)) if sums else self.copy_in_order(self.x)
+        self.y = empty_like(self.x)
+        self.dy = self.copy_in_order(self.dy) if self.dy is not None else None
+        self.addend = self.copy_in_order(self.addend) if self.addend is not None else None
+        return 0
+
+    cdef int choose_chunks(self, Pieces pieces, Py_ssize_t runs) except -1:
+        """Where pieces add up the gradients of parameters: of each set, or, if all rows share theirs, in chunks whose
+        number follows from the shape."""
+        cdef Py_ssize_t n = pieces.pieces(0), chunks = runs
+        if self.param_sets <= 1:
+            chunks = max(1, min(<Py_ssize_t> MASKED_CHUNKS, n // MASKED_CHUNK_PIECES))
+            while chunks > 1 and 3 * chunks * self.length > self.elements:
+                chunks //= 2
+        pieces.m.pieces_per_chunk = (n + chunks - 1) // chunks
+        pieces.m.chunks = (n + pieces.m.pieces_per_chunk - 1) // pieces.m.pieces_per_chunk
+        pieces.m.sums = self.grads if self.param_sets > 1 else self.workspace(chunks, 3 * self.length)
+        memset(pieces.m.sums, 0, 3 * self.length * chunks * sizeof(double))
+        return 0
+
+
+cdef bint is_one_run(cnp.ndarray a, list axes) except -1:
+    """Whether the elements along some axes lie side by side."""
+    cdef Py_ssize_t expected = cnp.PyArray_ITEMSIZE(a)
+    for i in reversed(axes):
+        if cnp.PyArray_DIM(a, i) > 1 and cnp.PyArray_STRIDE(a, i) != expected:
+            return False
+        expected *= cnp.PyArray_DIM(a, i)
+    return True
+
+
+cdef void add_chunks(const double *sums, Py_ssize_t chunks, Py_ssize_t n, double *total) noexcept:
+    """Add up sums of chunks in their order."""
+    cdef Py_ssize_t chunk, i
+    memcpy(total, sums, n * sizeof(double))
+    for chunk in range(1, chunks):
+        for i in range(n):
+            total[i] += sums[chunk * n + i]
 
 
 cdef object product(object sizes):

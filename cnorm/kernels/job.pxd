@@ -160,6 +160,7 @@ cdef struct Job:
     Tensor dy
     bint centred         # False: root mean square
     bint stats_given     # mean and rstd are IN
+    Py_ssize_t call_bytes    # of the input of the call that the job is a piece of, or 0: of speed alone
     bint read_before     # these were taken of x just before, so that some of it is in cache: of speed alone
     int activation       # Activation
     double slope
@@ -269,7 +270,57 @@ cdef enum:
     SELECTED_COLUMNS_MOMENTS
     STANDARDIZE_FORWARD           # a StandardizeJob
     IMAGE_FORWARD                 # an ImageJob
+    MASKED                        # a MaskedJob
     KERNELS
+
+cdef struct MaskedAxis:
+    Py_ssize_t size
+    Py_ssize_t stride[4]   # bytes: x, y, dy or the first addend, the second addend
+    Py_ssize_t mask        # bytes
+
+cdef enum Items:           # what a mask selects as one: along which axis of a piece's job they lie
+    ITEM_UNITS = 1         # rows (rows)
+    ITEM_ROWS = 3          # rows (columns)
+    ITEM_ELEMENTS = 4      # elements (rows, segments)
+
+cdef struct MaskedJob:
+    # A norm of the elements that a mask selects. A piece is what shares a mask: each becomes a job of its own, with as
+    # many items as are selected.
+    JobHead head
+    Job job                # of any piece: dtype, activation, strides of axes but that of the items; parameters and
+                           # statistics of the first unit
+    Kernel kernel          # of the pieces
+    Kernel moments         # with parts, forward: the moments of a part alone
+    Items items
+    bint backward
+    bint reads_add         # the third array is the first addend: of a sum that is normalized
+    bint zero              # where the mask is False, y becomes 0; else y keeps its value
+    bint zero_sum          # as `zero`, of x, where it is such a sum
+    char *array[4]         # as in MaskedAxis; NULL where there is none
+    const char *mask
+    Py_ssize_t item_bytes
+    Py_ssize_t element_bytes    # of the accumulation type
+    int outers                  # axes of pieces, outermost first
+    MaskedAxis outer[JOB_AXES]
+    MaskedAxis unit             # units that share a mask
+    Py_ssize_t units_per_piece
+    MaskedAxis part             # parts of a unit that have masks of their own: moments and sums merge over them
+    bint merges
+    MaskedAxis segment          # parts of a unit that share a mask
+    int inners                  # axes of items, outermost first; the mask is contiguous along them
+    MaskedAxis inner[JOB_AXES]
+    Py_ssize_t length           # items along them, selected or not
+    Py_ssize_t items_per_piece
+    Py_ssize_t stats_per_piece  # ITEM_ROWS: units of a piece
+    Py_ssize_t channels         # of a unit, without parts; 0: parameters per element
+    Py_ssize_t groups           # units of a sample: unit u has the parameters of unit u % groups
+    Py_ssize_t part_channels    # groups 0: channels of all units
+    bint per_sample             # weight and bias have rows of groups * channels values, one for each sample
+    Py_ssize_t chunks           # parameters per element: sums of pieces that one thread adds up
+    Py_ssize_t pieces_per_chunk
+    Py_ssize_t pieces_per_set   # pieces that share weight and bias; 0: all
+    Py_ssize_t sets
+    double *sums                # OUT: (chunks, 3, length), zero at first
 
 ctypedef void (*widen_kernel)(int dtype, const char *values, Py_ssize_t n, void *out) noexcept nogil
 ctypedef void (*widen64_kernel)(int dtype, const char *values, Py_ssize_t n, double *out) noexcept nogil

@@ -3,11 +3,15 @@ from cpython.pycapsule cimport PyCapsule_New
 
 from cnorm.kernels.job cimport (
     COLUMNS_BACKWARD, COLUMNS_FORWARD, COLUMNS_MOMENTS, CROSSED_BACKWARD, CROSSED_FORWARD, IMAGE_FORWARD, KERNELS,
-    ROWS_BACKWARD, ROWS_FORWARD, SEGMENTS_BACKWARD, SEGMENTS_FORWARD, SEGMENTS_MOMENTS, SELECTED_COLUMNS_MOMENTS,
+    MASKED, ROWS_BACKWARD, ROWS_FORWARD, SEGMENTS_BACKWARD, SEGMENTS_FORWARD, SEGMENTS_MOMENTS, SELECTED_COLUMNS_MOMENTS,
     SEQUENCES_MOMENTS, STANDARDIZE_FORWARD, WINDOW_BACKWARD, WINDOW_FORWARD, JobHead, Kernel, Kernels)
 from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, enable_subnormals, restore_subnormals, use_bfloat16_rounding
 from cnorm.kernels.machine cimport MACHINE
 from cnorm.kernels.statistics cimport rstd_from_variance
+
+ctypedef int (*kernel_function)(JobHead *) noexcept nogil
+
+cdef kernel_function[KERNELS] FUNCTIONS   # filled in below; a masked call runs others by it
 
 include "rows.pyx"
 include "rows_backward.pyx"
@@ -21,6 +25,7 @@ include "sequences.pyx"
 include "columns_selected.pyx"
 include "standardize.pyx"
 include "image.pyx"
+include "masked.pyx"
 
 
 # ---- what the table offers ----
@@ -28,11 +33,8 @@ include "image.pyx"
 # while a kernel runs, restore_subnormals restores what was set.
 
 
-ctypedef int (*kernel_function)(JobHead *) noexcept nogil
-
 # Here alone a kernel, which takes a pointer to its own kind of job, becomes one that takes a pointer to the head of
 # that job.
-cdef kernel_function[KERNELS] FUNCTIONS
 FUNCTIONS[ROWS_FORWARD] = <kernel_function> rows_forward
 FUNCTIONS[ROWS_BACKWARD] = <kernel_function> rows_backward
 FUNCTIONS[SEGMENTS_MOMENTS] = <kernel_function> segments_moments
@@ -49,6 +51,7 @@ FUNCTIONS[SEQUENCES_MOMENTS] = <kernel_function> sequences_moments
 FUNCTIONS[SELECTED_COLUMNS_MOMENTS] = <kernel_function> selected_columns_moments
 FUNCTIONS[STANDARDIZE_FORWARD] = <kernel_function> standardize_forward
 FUNCTIONS[IMAGE_FORWARD] = <kernel_function> image_forward
+FUNCTIONS[MASKED] = <kernel_function> masked_pieces
 
 
 cdef int run(Kernel kernel, JobHead *job) noexcept nogil:

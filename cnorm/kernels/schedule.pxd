@@ -91,10 +91,10 @@ cdef inline bint is_one_tile(const Job *job, const UnitBlocks *blocks) noexcept 
 cdef inline Py_ssize_t rows_per_pass(const Job *job, const UnitBlocks *blocks) noexcept nogil:
     """Units of one tile that one call of the loops takes: they stay in L1 with their results."""
     cdef Py_ssize_t row = blocks.elements * blocks.loops.size, rows
-    if units_of(job) * row <= ROW_PASS_SHORT_BYTES:  # one pass, without the divisions: a small call is not much longer
+    if units_of(job) * row <= ROW_PASS_SHORT_BYTES and job.call_bytes == 0:  # one pass, without the divisions: a small call is not much longer
         return ROW_BATCH_MAX
     rows = row_pass_bytes_from_memory() // row
-    if 2 * units_of(job) * row < cached_traffic():
+    if 2 * max(units_of(job) * row, job.call_bytes) < cached_traffic():
         rows = max(ROW_PASS_SHORT_BYTES // row, min(<Py_ssize_t> ROW_PASS_MAX_LONG, row_pass_bytes() // row))
     rows = min(<Py_ssize_t> ROW_BATCH_MAX, rows)
     return max(1, rows if rows < ROWS_UNROLLED else rows // ROWS_UNROLLED * ROWS_UNROLLED)

@@ -27,6 +27,9 @@ cdef extern from "tuning.h" nogil:
         CROSSED_COLUMNS_MAX
         N_CROSSED_SUMS
         CROSSED_EXPONENT_MAX
+        MASKED_PIECE_BYTES
+        MASKED_CHUNKS
+        MASKED_CHUNK_PIECES
         ROW_SUM_COLUMNS
         GIL_RELEASE_MIN_BYTES
         PARALLEL_MIN_BYTES

@@ -20,8 +20,8 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 ERRORS = (ValueError, TypeError, MemoryError, RuntimeError)  # what is none of them is the last
 
 HEADER = 6
-SHORTEST = 256  # 2 KiB: up to 83 channels
-VALUES = 3  # per channel, at most
+SHORTEST = 256  # 2 KiB: up to 62 channels
+VALUES = 4  # per channel, at most
 
 
 class Exchange:
@@ -65,7 +65,7 @@ class Exchange:
         count : int
             Elements per channel of this rank.
         *values : ndarray, shape (C,)
-            At most three.
+            At most four.
 
         Raises
         ------

@@ -96,16 +96,16 @@ class Lazy:
     def reset_parameters(self):
         """Nothing to reset yet."""
 
-    def forward(self, input):
-        return self._lock.run(Lazy._first_forward, self, as_array(input))
+    def forward(self, input, where=None):
+        return self._lock.run(Lazy._first_forward, self, as_array(input), where)
 
-    def _first_forward(self, input):
+    def _first_forward(self, input, where):
         if not isinstance(self, Lazy):  # another thread was here first
-            return self.forward(input)
+            return self.forward(input, where)
         before = type(self), self.__dict__.copy()
         try:
             self._materialize(self._sizes_of(input))
-            return self.forward(input)
+            return self.forward(input, where)
         except BaseException:
             self.__class__ = before[0]
             self.__dict__.update(before[1])

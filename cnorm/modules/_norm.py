@@ -19,12 +19,21 @@ def as_axis(axis):
     return tuple(operator.index(i) for i in axis)
 
 
+def without_mask(module):
+    """The error of a layer that takes no mask."""
+    return TypeError(
+        f"{type(module).__name__} takes no mask: call it without `where`, and the norms beside it "
+        "one by one"
+    )
+
+
 class Norm(Module):
     """The base of the normalization layers.
 
     A subclass defines `_forward`, which returns the output and, if `keep`, a tuple of what
-    backward needs beside the input; and `_backward`, which takes those and returns the gradients
-    of the input, of what `_learned` names and, with PReLU, of its slope.
+    backward needs beside the input; and `_backward`, which takes those, and the mask where there
+    is one, and returns the gradients of the input, of what `_learned` names and, with PReLU, of
+    its slope.
     """
 
     _learned = ("weight", "bias")
@@ -62,8 +71,16 @@ class Norm(Module):
         if self.bias is not None:
             self.bias.fill(0)
 
-    def forward(self, input):
-        """Return the normalized input: a new array of its shape and dtype."""
+    def forward(self, input, where=None):
+        """Return the normalized input: a new array of its shape and dtype.
+
+        Parameters
+        ----------
+        input : array_like
+        where : ndarray of bool, optional
+            Which elements count, as of the function; broadcasts to the input. The result is 0
+            where it is False. Backward takes it too, by reference.
+        """
         mode = get_grad_mode()
         keep = self.training if mode is None else mode
         activation = self.activation
@@ -72,11 +89,14 @@ class Norm(Module):
             slope, clip = activation.slope, activation.clip
         if type(input) is not np.ndarray:
             input = as_array(input)
-        output, stats = self._forward(input, keep, slope, clip)
-        self._pass[0] = (input, *stats) if keep else None
+        output, stats = self._forward(input, keep, slope, clip, where)
+        if not keep:
+            self._pass[0] = None
+        else:
+            self._pass[0] = (input, *stats) if where is None else (input, *stats, where)
         return output
 
-    def _forward(self, input, keep, slope, clip):
+    def _forward(self, input, keep, slope, clip, where):
         raise NotImplementedError
 
     def _backward(self, grad_output, slope, clip, input, *stats):

@@ -12,8 +12,8 @@ def whole_moments(counts, moments):
 
     Parameters
     ----------
-    counts : list of P floats
-        Elements per channel of each part.
+    counts : ndarray, shape (P, C)
+        Elements of each channel of each part, which masks may make different.
     moments : ndarray, shape (P, 3, C)
         Mean, its low part and M2 of each channel of each part.
     """
@@ -40,13 +40,18 @@ def merged(a, b):
     """Moments of both: `merged` of kernels/moments.pxi, operation by operation, of channels."""
     count_a, mean_a, lo_a, m2_a = a
     count_b, mean_b, lo_b, m2_b = b
-    if count_a == 0:
+    if not np.any(count_a):
         return b
-    if count_b == 0:
+    if not np.any(count_b):
         return a
     count = count_a + count_b
     share = count_b / count
     delta = (mean_b - mean_a) + (lo_b - lo_a)
     step = lo_a + delta * share
     mean = mean_a + step
-    return count, mean, (mean_a - mean) + step, m2_a + m2_b + delta * delta * (count_a * share)
+    whole = mean, (mean_a - mean) + step, m2_a + m2_b + delta * delta * (count_a * share)
+    only_a, only_b = count_b == 0, count_a == 0
+    return count, *(
+        np.where(only_b, of_b, np.where(only_a, of_a, of_both))
+        for of_both, of_a, of_b in zip(whole, a[1:], b[1:], strict=True)
+    )

@@ -55,23 +55,27 @@ class RunningNorm(Norm):
         """`input`, of a rank that was checked, with its axis of samples."""
         return input
 
-    def forward(self, input):
+    def forward(self, input, where=None):
         if type(input) is not np.ndarray:
             input = as_array(input)
         self._check_input_dim(input)
-        return Norm.forward(self, input)  # which super() takes longer to find than to run
+        return Norm.forward(self, input, where)  # which super() takes longer to find than to run
 
-    def _forward(self, input, keep, slope, clip):
+    def _forward(self, input, keep, slope, clip, where):
         mean, var = self.running_mean, self.running_var
         if not self.training:
             of_input = mean is None and var is None
-            return self._normalize(input, keep, slope, clip, of_input, mean, var)
+            return self._normalize(input, keep, slope, clip, of_input, mean, var, where)
         if not self.track_running_stats:
-            return self._normalize(input, keep, slope, clip, True, None, None)
+            return self._normalize(input, keep, slope, clip, True, None, None, where)
         # threads that share the module take turns to update it
-        return self._lock.run(self._normalize, input, keep, slope, clip, True, mean, var)
+        return self._lock.run(
+            self._normalize, input, keep, slope, clip, True, mean, var, where
+        )
 
-    def _normalize(self, input, keep, slope, clip, use_input_stats, running_mean, running_var):
+    def _normalize(
+        self, input, keep, slope, clip, use_input_stats, running_mean, running_var, where
+    ):  # fmt: skip
         """What `_forward` returns, `use_input_stats` first; updates the running statistics."""
         raise NotImplementedError
 

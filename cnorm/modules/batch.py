@@ -19,7 +19,9 @@ class _BatchNorm(RunningNorm):
             channel_axis=channel_axis, activation=activation,
         )  # fmt: skip
 
-    def _normalize(self, input, keep, slope, clip, use_input_stats, running_mean, running_var):
+    def _normalize(
+        self, input, keep, slope, clip, use_input_stats, running_mean, running_var, where
+    ):  # fmt: skip
         count = self.num_batches_tracked if self.training and self.track_running_stats else None
         momentum = self.momentum
         if momentum is None:  # the average of all batches, each with the same weight
@@ -27,7 +29,7 @@ class _BatchNorm(RunningNorm):
         result = batch_norm_and_count(
             count, input, running_mean, running_var, self.weight, self.bias, use_input_stats,
             momentum, self.eps, channel_axis=self.channel_axis, return_stats=keep,
-            negative_slope=slope, clip=clip,
+            negative_slope=slope, clip=clip, where=where,
         )  # fmt: skip
         if not keep:
             return result, None
@@ -79,10 +81,13 @@ class _BatchNorm(RunningNorm):
             values.append(1)
         self._lock.run(assign, targets, values)
 
-    def _backward(self, grad_output, slope, clip, input, use_input_stats, mean, rstd):
+    def _backward(
+        self, grad_output, slope, clip, input, use_input_stats, mean, rstd, where=None
+    ):  # fmt: skip
         return F.batch_norm_backward(
             grad_output, input, mean, rstd, self.weight, training=use_input_stats,
             channel_axis=self.channel_axis, negative_slope=slope, clip=clip, bias=self.bias,
+            where=where,
         )  # fmt: skip
 
 

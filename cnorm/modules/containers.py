@@ -3,6 +3,7 @@
 from operator import index
 
 from ._base import Module
+from ._norm import Norm
 
 
 class _Indexed(Module):
@@ -115,9 +116,20 @@ class Sequential(_Indexed):
             for name, module in modules[0].items():
                 self.register_module(name, module)
 
-    def forward(self, input):
+    def forward(self, input, where=None):
+        """Run the modules; the norms and the containers among them take `where`.
+
+        Parameters
+        ----------
+        input : array_like
+        where : ndarray of bool, optional
+            Which elements count, as of the norms: a mask that broadcasts to the input of each.
+        """
         for module in self:
-            input = module(input)
+            if where is not None and isinstance(module, Norm | Sequential):
+                input = module(input, where)
+            else:
+                input = module(input)
         return input
 
     def backward(self, grad_output):

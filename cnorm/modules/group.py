@@ -73,20 +73,22 @@ class GroupNorm(Norm):
         self._new_parameters(num_channels, device, dtype, weight=affine, bias=affine and bias)
         self.reset_parameters()
 
-    def _forward(self, input, keep, slope, clip):
+    def _forward(self, input, keep, slope, clip, where):
         result = F.group_norm(
             input, self.num_groups, self.weight, self.bias, self.eps,
             channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope, clip=clip,
+            where=where,
         )  # fmt: skip
         if not keep:
             return result, None
         output, mean, rstd = result
         return output, (mean, rstd)
 
-    def _backward(self, grad_output, slope, clip, input, mean, rstd):
+    def _backward(self, grad_output, slope, clip, input, mean, rstd, where=None):
         return F.group_norm_backward(
             grad_output, input, self.num_groups, mean, rstd, self.weight,
             channel_axis=self.channel_axis, negative_slope=slope, clip=clip, bias=self.bias,
+            where=where,
         )  # fmt: skip
 
     def extra_repr(self):

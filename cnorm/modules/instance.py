@@ -2,6 +2,8 @@
 
 import warnings
 
+import numpy as np
+
 from .. import functional as F
 from ._docs import parameters_of
 from ._lazy import LazyNorm
@@ -21,7 +23,9 @@ class _InstanceNorm(RunningNorm):
     def _batched(self, input):
         return input[None] if input.ndim == self._ranks[0] else input
 
-    def _normalize(self, input, keep, slope, clip, use_input_stats, running_mean, running_var):
+    def _normalize(
+        self, input, keep, slope, clip, use_input_stats, running_mean, running_var, where
+    ):  # fmt: skip
         batched = self._batched(input)
         if batched.shape[self.channel_axis] != self.num_features:
             self._other_channels(batched, batched.ndim - input.ndim)
@@ -29,11 +33,16 @@ class _InstanceNorm(RunningNorm):
             batched, running_mean, running_var, self.weight, self.bias, use_input_stats,
             0.0 if self.momentum is None else self.momentum, self.eps,
             channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope, clip=clip,
+            where=self._batched_mask(where, batched is input),
         )  # fmt: skip
         if not keep:
             return result if batched is input else result[0], None
         output, mean, rstd = result
         return output if batched is input else output[0], (use_input_stats, mean, rstd)
+
+    def _batched_mask(self, where, as_it_is):
+        """A mask of a sample without its axis, as one that broadcasts to the batch of it."""
+        return where if where is None or as_it_is else np.asarray(where)[None]
 
     def _other_channels(self, batched, axes_added):
         """Input of other channels than `num_features`: an error, or a warning."""
@@ -55,12 +64,15 @@ class _InstanceNorm(RunningNorm):
             stacklevel=6,
         )
 
-    def _backward(self, grad_output, slope, clip, input, use_input_stats, mean, rstd):
+    def _backward(
+        self, grad_output, slope, clip, input, use_input_stats, mean, rstd, where=None
+    ):  # fmt: skip
         batched = self._batched(input)
         grad_input, *gradients = F.instance_norm_backward(
             self._batched(grad_output), batched, mean, rstd, self.weight,
             use_input_stats=use_input_stats, channel_axis=self.channel_axis,
             negative_slope=slope, clip=clip, bias=self.bias,
+            where=self._batched_mask(where, batched is input),
         )  # fmt: skip
         return grad_input if batched is input else grad_input[0], *gradients
 

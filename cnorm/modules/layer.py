@@ -62,7 +62,7 @@ class LayerNorm(Norm):
         )  # fmt: skip
         self.reset_parameters()
 
-    def forward(self, input):
+    def forward(self, input, where=None):
         # Norm.forward written out: rows may be short, and then each call of a function shows.
         mode = get_grad_mode()
         keep = self.training if mode is None else mode
@@ -71,15 +71,15 @@ class LayerNorm(Norm):
             slope, clip = activation.slope, activation.clip
         output, self._pass[0] = layer_norm_and_saved(
             input, self.normalized_shape, self.weight, self.bias, self.eps, self.channel_axis,
-            slope, clip, keep, self.axis,
+            slope, clip, keep, self.axis, where,
         )  # fmt: skip
         return output
 
-    def _backward(self, grad_output, slope, clip, input, stats):
+    def _backward(self, grad_output, slope, clip, input, stats, where=None):
         return F.layer_norm_backward(
             grad_output, input, self.normalized_shape, None, stats, self.weight,
             channel_axis=self.channel_axis, negative_slope=slope, clip=clip, bias=self.bias,
-            axis=self.axis,
+            axis=self.axis, where=where,
         )  # fmt: skip
 
     def extra_repr(self):

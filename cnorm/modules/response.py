@@ -2,7 +2,7 @@
 
 from .. import functional as F
 from ._arrays import as_array, check_number, check_size
-from ._norm import Norm
+from ._norm import Norm, without_mask
 
 
 class _ResponseNorm(Norm):
@@ -56,7 +56,9 @@ class LocalResponseNorm(_ResponseNorm):
     ):  # fmt: skip
         super().__init__(size, alpha, beta, k, channel_axis, activation)
 
-    def _forward(self, input, keep, slope, clip):
+    def _forward(self, input, keep, slope, clip, where):
+        if where is not None:
+            raise without_mask(self)
         output = F.local_response_norm(
             input, self.size, self.alpha, self.beta, self.k, channel_axis=self.channel_axis,
             negative_slope=slope, clip=clip,
@@ -98,13 +100,15 @@ class CrossMapLRN2d(_ResponseNorm):
     def __init__(self, size, alpha=1e-4, beta=0.75, k=1):
         super().__init__(size, alpha, beta, k, 1, None)
 
-    def forward(self, input):
+    def forward(self, input, where=None):
         input = as_array(input)
         if input.ndim != 4:
             raise ValueError(f"CrossMapLRN2d: Expected input to be 4D, got {input.ndim}D instead.")
-        return super().forward(input)
+        return super().forward(input, where)
 
-    def _forward(self, input, keep, slope, clip):
+    def _forward(self, input, keep, slope, clip, where):
+        if where is not None:
+            raise without_mask(self)
         output = F.cross_map_lrn(input, self.size, self.alpha, self.beta, self.k)
         return output, ()
 

@@ -69,7 +69,7 @@ class RMSNorm(Norm):
         if self.weight is not None:
             self.weight.fill(0 if self.zero_centered_gamma else 1)
 
-    def forward(self, input):
+    def forward(self, input, where=None):
         # Norm.forward written out: rows may be short, and then each call of a function shows.
         mode = get_grad_mode()
         keep = self.training if mode is None else mode
@@ -78,15 +78,15 @@ class RMSNorm(Norm):
             slope, clip = activation.slope, activation.clip
         output, self._pass[0] = rms_norm_and_saved(
             input, self.normalized_shape, self.weight, self.eps, self.channel_axis, slope,
-            clip, keep, self.axis, self.zero_centered_gamma,
+            clip, keep, self.axis, self.zero_centered_gamma, where,
         )  # fmt: skip
         return output
 
-    def _backward(self, grad_output, slope, clip, input, stats):
+    def _backward(self, grad_output, slope, clip, input, stats, where=None):
         return F.rms_norm_backward(
             grad_output, input, self.normalized_shape, stats, self.weight,
             channel_axis=self.channel_axis, negative_slope=slope, clip=clip,
-            axis=self.axis, zero_centered_gamma=self.zero_centered_gamma,
+            axis=self.axis, zero_centered_gamma=self.zero_centered_gamma, where=where,
         )  # fmt: skip
 
     def extra_repr(self):

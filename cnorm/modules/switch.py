@@ -6,7 +6,7 @@ from .. import functional as F
 from .._call.running import assign
 from ._arrays import as_array, as_dtype, as_shape, check_number, wrong_rank
 from ._docs import parameters_of
-from ._norm import Norm
+from ._norm import Norm, without_mask
 
 
 class _SwitchNorm(Norm):
@@ -64,12 +64,14 @@ class _SwitchNorm(Norm):
         if input.ndim != self._rank:
             raise wrong_rank(self, input, (self._rank,))
 
-    def forward(self, input):
+    def forward(self, input, where=None):
+        if where is not None:
+            raise without_mask(self)
         input = as_array(input)
         self._check_input_dim(input)
         return super().forward(input)
 
-    def _forward(self, input, keep, slope, clip):
+    def _forward(self, input, keep, slope, clip, where):
         if not self.using_bn:
             return self._normalize(input, keep, slope, clip, None, None)
         arguments = input, keep, slope, clip, self.running_mean, self.running_var

@@ -4,6 +4,7 @@ import numpy as np
 
 from .. import functional as F
 from .. import steps
+from .._call.moments import measure
 from .._call.running import update
 from ._arrays import as_array, as_gradient
 from ._communicator import Shared, mpi_runs, world
@@ -72,40 +73,52 @@ class SyncBatchNorm(_BatchNorm):
         if input.shape[self.channel_axis :][:1] == (0,):
             raise ValueError("SyncBatchNorm number of input channels should be non-zero")
 
-    def forward(self, input):
+    def forward(self, input, where=None):
         with self._exchange(FORWARD).reporting(FORWARD):
             input = as_array(input)
             self._check_input_dim(input)
-        return super().forward(input)
+        return super().forward(input, where)
 
-    def _normalize(self, input, keep, slope, clip, use_input_stats, running_mean, running_var):
+    def _normalize(
+        self, input, keep, slope, clip, use_input_stats, running_mean, running_var, where
+    ):  # fmt: skip
         exchange = self._exchange(FORWARD)
         if exchange.training:
-            return self._normalize_together(exchange, input, slope, clip, running_mean, running_var)
+            return self._normalize_together(
+                exchange, input, slope, clip, running_mean, running_var, where
+            )
         with exchange.reporting(FORWARD):
             output, stats = super()._normalize(
-                input, keep, slope, clip, use_input_stats, running_mean, running_var
+                input, keep, slope, clip, use_input_stats, running_mean, running_var, where
             )
         exchange.agree(FORWARD, input.dtype)
         return output, stats and (exchange, *stats)
 
-    def _normalize_together(self, exchange, input, slope, clip, running_mean, running_var):
+    def _normalize_together(self, exchange, input, slope, clip, running_mean, running_var, where):
         with exchange.reporting(FORWARD):
             self._check(input, slope, clip, running_mean, running_var)
-            count, *moments = steps.moments(input, channel_axis=self.channel_axis)
-        gathered = exchange.gather(FORWARD, input.dtype, count, *moments)
-        count, mean, lo, m2 = whole_moments(*gathered)
-        if count == 1:
+            if where is None:
+                count, *moments = steps.moments(input, channel_axis=self.channel_axis)
+                count = np.full(self.num_features, float(count))
+            else:
+                channel = self.channel_axis % input.ndim
+                axes = tuple(i for i in range(input.ndim) if i != channel)
+                _, count, *moments = measure(input, axes, where, "propagate")
+        _, values = exchange.gather(FORWARD, input.dtype, 0, count, *moments)
+        count, mean, lo, m2 = whole_moments(values[:, 0], values[:, 1:])
+        if (count == 1).any():
             raise ValueError(
                 "Expected more than 1 value per channel when training, "
                 f"got input size [1, {len(mean)}] of all ranks together"
             )
         with np.errstate(all="ignore"):
-            rstd = 1 / np.sqrt((m2 / count if count else m2) + self.eps)
+            rstd = 1 / np.sqrt(np.where(count > 0, m2 / count, m2) + self.eps)
         output = steps.apply(
             input, mean, lo, rstd, self.weight, self.bias, channel_axis=self.channel_axis,
             negative_slope=slope, clip=clip,
         )  # fmt: skip
+        if where is not None:
+            np.copyto(output, 0, where=np.logical_not(where))
         self._track(running_mean, running_var, count, mean, m2)
         return output, (exchange, True, mean, rstd, count, lo)
 
@@ -123,10 +136,14 @@ class SyncBatchNorm(_BatchNorm):
         momentum = self.momentum
         if momentum is None:
             momentum = 0.0 if tracked is None else 1 / (int(tracked) + 1)
-        if running_mean is None or not count:  # the empty batch changes no statistic
+        counted = count > 0
+        if running_mean is None or not counted.any():  # the empty batch changes no statistic
             running_mean = running_var = None
-        var = m2 / (count - 1) if count else m2
-        update(running_mean, running_var, momentum, mean, var, tracked)
+        before = () if running_mean is None else (running_mean.copy(), running_var.copy())
+        update(running_mean, running_var, momentum, mean, m2 / np.maximum(count - 1, 1), tracked)
+        if before and not counted.all():
+            for running, values in zip((running_mean, running_var), before, strict=True):
+                running[~counted] = values[~counted]
 
     def backward(self, grad_output):
         # As forward talked, whatever was switched since.
@@ -144,16 +161,26 @@ class SyncBatchNorm(_BatchNorm):
         return gradients
 
     def _backward_together(
-        self, grad_output, slope, clip, input, exchange, _, mean, rstd, count, lo
+        self, grad_output, slope, clip, input, exchange, _, mean, rstd, count, lo, where=None
     ):  # fmt: skip
+        if where is not None:  # what is left out adds 0 to sums, and has no gradient
+            grad_output, input = (
+                np.where(where, a, np.zeros((), a.dtype)) for a in (grad_output, input)
+            )
         arrays = grad_output, input, mean, lo, rstd, self.weight, self.bias
         options = {"channel_axis": self.channel_axis, "negative_slope": slope, "clip": clip}
         with exchange.reporting(BACKWARD):
             # The checks of batch norm, as in `_check`.
             super()._backward(grad_output[:0], slope, clip, input[:0], True, mean, rstd)
             sums, *gradients = steps.grad_sums(*arrays, **options)
-        _, sums = exchange.gather(BACKWARD, input.dtype, count, *sums.T)
-        grad_input = steps.grad_apply(*arrays, whole_sums(sums).T, count, **options)
+        _, sums = exchange.gather(BACKWARD, input.dtype, 0, *sums.T)
+        sums = whole_sums(sums).T
+        each = float(count.max(initial=0))
+        if (count != each).any():  # with masks; sums over one count for all channels
+            sums = sums * (each / np.maximum(count, 1))[:, None]
+        grad_input = steps.grad_apply(*arrays, sums, each, **options)
+        if where is not None:
+            np.copyto(grad_input, 0, where=np.logical_not(where))
         learned = [self.weight, self.bias] + [slope] * isinstance(slope, np.ndarray)
         return grad_input, *map(like, gradients, learned)
 

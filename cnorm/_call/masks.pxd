@@ -1,0 +1,35 @@
+# Masks: what `where` may be, and the pieces that a masked call consists of.
+cimport numpy as cnp
+
+from cnorm.kernels.job cimport Items, Kernel, MaskedJob
+
+
+cdef class Mask:
+    cdef object given             # the argument `where`
+    cdef object data              # the input, without the mask of a masked array
+    cdef object of_input          # this mask, or nomask; None where the input is no masked array
+    cdef cnp.ndarray where        # once it is checked, with as many axes as the input, of size 1 where it is one for
+                                  # all; None where all is True
+    cdef bint keeps               # forward with an `out`, which keeps its values where the mask is False
+
+    cdef int check(self, cnp.ndarray x, bint keeps) except -1
+    cdef object gradient(self, object grad_output, str name=*)
+    cdef object wrapped(self, object result)
+    cdef cnp.ndarray full(self, cnp.ndarray x)
+    cdef int copy_selected(self, cnp.ndarray to, cnp.ndarray values) except -1
+
+
+cdef class Pieces:
+    cdef MaskedJob m
+    cdef cnp.ndarray mask         # bytes, contiguous along the axes of items
+
+    cdef int set_arrays(self, list views, cnp.ndarray where, Items items, list outer, list unit, list part,
+                        list segment, list inner) except -1
+    cdef Py_ssize_t pieces(self, int first_outer) noexcept
+    cdef int run(self, Kernel kernel, Py_ssize_t size) except -1
+
+
+cdef cnp.ndarray as_mask(cnp.ndarray where, cnp.ndarray x)
+cdef tuple without_mask(object input, object where)
+cdef Mask mask_argument(object input, object where)
+cdef bint same_along(cnp.ndarray where, int axis) except -1

@@ -1,0 +1,251 @@
+"""Masks: what `where` may be, and the pieces that a masked call consists of (kernels/masked.pyx).
+
+A mask is looked at once, as small as it is: before it broadcasts, and with size 1 along axes where it was broadcast before. A
+mask of all True is no mask. What is selected along the axes of a unit are its items; along the other axes lie pieces,
+each with a mask of its own.
+"""
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.string cimport memset
+
+from cnorm._call.arrays cimport as_array, shape_of
+from cnorm._call.launch cimport launch
+from cnorm._plan cimport ARRAYS
+from cnorm.kernels.job cimport FLOAT64, ITEM_ELEMENTS, ITEM_UNITS, MASKED, Items, Kernel, MaskedAxis, MaskedJob
+from cnorm.kernels.tuning cimport MASKED_PIECE_BYTES
+
+cnp.import_array()
+
+
+# ---- the argument ----
+
+
+cdef cnp.ndarray as_mask(cnp.ndarray where, cnp.ndarray x):
+    """`where` as a mask of the input's shape, or None."""
+    if where is None:
+        return None
+    if cnp.PyArray_TYPE(where) != cnp.NPY_BOOL:
+        raise TypeError(f"where must be a bool array, but got dtype {where.dtype}: a mask of numbers becomes one by "
+                        "comparison, for example mask > 0")
+    try:
+        return np.broadcast_to(where, shape_of(x))
+    except ValueError:
+        raise ValueError(f"where must broadcast to the input's shape {shape_of(x)}, but got "
+                         f"{shape_of(where)}") from None
+
+
+cdef tuple without_mask(object input, object where):
+    """The data of a masked array, and `where` and not its mask; of anything else, what was given."""
+    if type(input) is not np.ndarray and isinstance(input, np.ma.MaskedArray):
+        mask = np.ma.getmask(input)
+        if mask is not np.ma.nomask:
+            where = ~mask if where is None else ~mask & as_array(where, "where")
+        input = np.ma.getdata(input)
+    return input, where
+
+
+cdef Mask mask_argument(object input, object where):
+    """The mask of a call, of `where` or of a masked array; None where there is neither."""
+    cdef Mask mask
+    cdef bint masked = not cnp.PyArray_CheckExact(input) and isinstance(input, np.ma.MaskedArray)
+    if where is None and not masked:
+        return None
+    mask = <Mask> Mask.__new__(Mask)
+    mask.given = where
+    mask.data = input
+    if masked:
+        mask.of_input = np.ma.getmask(input)
+        mask.data = np.ma.getdata(input)
+    return mask
+
+
+cdef class Mask:
+    """The mask of a call."""
+
+    cdef int check(self, cnp.ndarray x, bint keeps) except -1:
+        """Take the mask, of an input that is checked."""
+        cdef cnp.ndarray where, whole
+        self.keeps = keeps
+        where = as_array(self.given, "where")
+        if where is not None:
+            where = as_mask(where, x)
+        if self.of_input is not None and self.of_input is not np.ma.nomask:
+            whole = np.logical_not(self.of_input)
+            where = whole if where is None else whole & where
+        if where is None:
+            return 0
+        where = where[tuple([slice(None) if cnp.PyArray_STRIDE(where, i) else slice(0, 1)
+                             for i in range(cnp.PyArray_NDIM(where))])]
+        if not np.logical_and.reduce(where, None):
+            self.where = where
+        return 0
+
+    cdef object gradient(self, object grad_output, str name="grad_output"):
+        """A gradient of the result; a masked one must have the mask of the input."""
+        if self.of_input is None or not isinstance(grad_output, np.ma.MaskedArray):
+            return grad_output
+        if np.shape(grad_output) == np.shape(self.data) and not np.array_equal(
+                np.ma.getmaskarray(grad_output), np.broadcast_to(self.of_input, np.shape(self.data))):
+            raise ValueError(f"{name} must have the input's mask, but its mask is another one")
+        return np.ma.getdata(grad_output)
+
+    cdef object wrapped(self, object result):
+        """An array of the input's shape, as a masked array where the input is one."""
+        if self.of_input is None:
+            return result
+        mask = self.of_input if self.of_input is np.ma.nomask else np.array(self.of_input)
+        return np.ma.MaskedArray(result, mask)
+
+    cdef cnp.ndarray full(self, cnp.ndarray x):
+        """The mask in the shape of the input."""
+        return np.broadcast_to(self.where, shape_of(x))
+
+    cdef int copy_selected(self, cnp.ndarray to, cnp.ndarray values) except -1:
+        """Copy a result to `out`, where the mask is True, or where the rest is 0 everywhere."""
+        if self.keeps:
+            np.copyto(to, values, where=self.where)
+        else:
+            cnp.PyArray_CopyInto(to, values)
+        return 0
+
+
+cdef bint same_along(cnp.ndarray where, int axis) except -1:
+    """Whether a mask is one for all along an axis."""
+    cdef cnp.ndarray first
+    if cnp.PyArray_DIM(where, axis) == 1:
+        return True
+    head = (slice(None),) * axis
+    first = where[head + (slice(0, 1),)]
+    if not np.array_equal(first, where[head + (slice(-1, None),)]):  # most masks that are not, differ here
+        return False
+    return bool(np.equal(where, first).all())
+
+
+# ---- pieces ----
+
+
+cdef list axes_together(list axes):
+    """Neighbouring axes that are one in memory, (size, strides of arrays, stride of the mask), as one; those of size 1
+    vanish."""
+    found = []
+    for size, strides, mask in axes:
+        if size == 1:
+            continue
+        if found:
+            outer, steps, of_mask = found[-1]
+            if of_mask == size * mask and all([a == size * b for a, b in zip(steps, strides)]):
+                found[-1] = (outer * size, strides, mask)
+                continue
+        found.append((size, strides, mask))
+    return found
+
+
+cdef int set_axis(MaskedAxis *axis, object of) except -1:
+    cdef int k
+    memset(axis, 0, sizeof(MaskedAxis))
+    axis.size, strides, axis.mask = of
+    for k in range(ARRAYS):
+        axis.stride[k] = strides[k]
+    return 0
+
+
+cdef class Pieces:
+    """The pieces of a masked call. Its job (MaskedJob.job) is that of the unmasked call, of which here the axes become
+    those of pieces."""
+
+    cdef int set_arrays(self, list views, cnp.ndarray where, Items items, list outer, list unit, list part,
+                        list segment, list inner) except -1:
+        """Take x, y, dy or the first addend, the second addend (each may be None) and the mask. All have the same axes;
+        the mask has size 1 along those of units and of segments.
+
+        outer, unit, part, segment, inner: axes of pieces; of units that share a mask; of parts of a unit, and of those
+        that share a mask; of items. Axes that are not named are within an item."""
+        cdef MaskedJob *m = &self.m
+        cdef cnp.ndarray x = views[0], view
+        cdef list order = outer + unit + part + segment + inner, axes
+        cdef Py_ssize_t n, itemsize = cnp.PyArray_ITEMSIZE(x)
+        cdef int i, k
+        shape = [cnp.PyArray_DIM(where, i) for i in outer + unit + part + segment]
+        within = [i for i in range(cnp.PyArray_NDIM(x)) if i not in order]
+        where = where[tuple([slice(0, 1) if i in within else slice(None) for i in range(cnp.PyArray_NDIM(x))])]
+        where = where.transpose(order + within)
+        where = np.broadcast_to(where, shape + [cnp.PyArray_DIM(x, i) for i in inner] + [1] * len(within))
+        self.mask = np.ascontiguousarray(np.not_equal(where.view(np.uint8), 0))
+        m.mask = cnp.PyArray_BYTES(self.mask)
+        m.item_bytes = itemsize
+        for i in within:
+            m.item_bytes *= cnp.PyArray_DIM(x, i)
+        m.element_bytes = 8 if m.job.head.dtype == FLOAT64 else 4
+        m.items = items
+        for k in range(ARRAYS):
+            view = views[k]
+            m.array[k] = cnp.PyArray_BYTES(view) if view is not None else NULL
+        axes = [(cnp.PyArray_DIM(x, i), [cnp.PyArray_STRIDE(view, i) if view is not None else 0 for view in views],
+                 cnp.PyArray_STRIDE(self.mask, k) if cnp.PyArray_DIM(self.mask, k) > 1 else 0)
+                for k, i in enumerate(order)]
+        none = (1, [0] * ARRAYS, 0)
+        found = axes_together(axes[:len(outer)])
+        axes = axes[len(outer):]
+        m.outers = len(found)
+        for i in range(m.outers):
+            set_axis(&m.outer[i], found[i])
+        for group, name in ((unit, "unit"), (part, "part"), (segment, "segment")):
+            found = axes_together(axes[:len(group)])
+            axes = axes[len(group):]
+            of = found[0] if found else none
+            if name == "unit":
+                set_axis(&m.unit, of)
+            elif name == "part":
+                set_axis(&m.part, of)
+            else:
+                set_axis(&m.segment, of)
+        found = axes_together(axes)
+        if not found:
+            found = [(1, [itemsize] * ARRAYS, 0)]
+        m.inners = len(found)
+        m.length = 1
+        for i in range(m.inners):
+            set_axis(&m.inner[i], found[i])
+            m.length *= m.inner[i].size
+        m.items_per_piece = m.length
+        m.units_per_piece = 1
+        m.stats_per_piece = 1
+        if items == ITEM_UNITS:
+            m.items_per_piece = min(m.length, max(1, MASKED_PIECE_BYTES // max(m.item_bytes, 1)))
+        elif items == ITEM_ELEMENTS:
+            n = m.segment.size * m.length * m.item_bytes
+            least = MASKED_PIECE_BYTES // 4 if m.part.size > 1 else 0
+            m.units_per_piece = min(m.unit.size, max(1, MASKED_PIECE_BYTES // max(m.part.size * n, 1),
+                                                     least // max(n, 1)))
+        m.job.shape[0] = 1
+        m.job.shape[1] = 1
+        m.job.shape[2] = m.segment.size
+        m.job.shape[3] = 1
+        m.job.shape[4] = 1
+        for i in within:
+            m.job.shape[4] *= cnp.PyArray_DIM(x, i)
+        memset(m.job.x.strides, 0, sizeof(m.job.x.strides))
+        memset(m.job.y.strides, 0, sizeof(m.job.y.strides))
+        memset(m.job.dy.strides, 0, sizeof(m.job.dy.strides))
+        memset(m.job.elements.addend, 0, sizeof(m.job.elements.addend))
+        return 0
+
+    cdef Py_ssize_t pieces(self, int first_outer) noexcept:
+        """How many pieces lie within the axes of pieces from one on."""
+        cdef MaskedJob *m = &self.m
+        cdef Py_ssize_t n = ((m.unit.size + m.units_per_piece - 1) // m.units_per_piece
+                             * ((m.length + m.items_per_piece - 1) // m.items_per_piece))
+        cdef int i
+        for i in range(first_outer, m.outers):
+            n *= m.outer[i].size
+        return n
+
+    cdef int run(self, Kernel kernel, Py_ssize_t size) except -1:
+        """Run all pieces by the kernel that takes one."""
+        self.m.kernel = kernel
+        self.m.head.dtype = self.m.job.head.dtype
+        self.m.head.threads = self.m.job.head.threads
+        self.m.job.call_bytes = size
+        return launch(MASKED, &self.m.head, size, "workspace")

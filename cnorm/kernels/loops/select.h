@@ -1,0 +1,211 @@
+/* Selected elements of any dtype, as bytes: where a mask has them, move them together, put them back.
+ *
+ * An item is what is selected or not as one: an element (2, 4 or 8 bytes), a row of a table (any number of bytes). Items
+ * lie `stride` bytes apart. Masks are bytes, 0 or 1. Eight of them are looked at together: all of the items count, or
+ * none does, in most masks, which leave out paddings and backgrounds. The rest goes without branches.
+ */
+#ifndef CNORM_SELECT_H
+#define CNORM_SELECT_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "simd/lanes.h"
+
+/* Items of any type are moved as these. */
+typedef uint16_t __attribute__((may_alias)) item16;
+typedef uint32_t __attribute__((may_alias)) item32;
+typedef uint64_t __attribute__((may_alias)) item64;
+
+enum { SELECT_SLACK = 64 };  /* bytes after packed items that are written and read: a vector */
+
+#define EIGHT_TRUE 0x0101010101010101u
+
+INLINE uint64_t eight_of(const char *mask) {
+    uint64_t word;
+    memcpy(&word, mask, 8);
+    return word;
+}
+
+/* How many of n items are selected, and the first of them. */
+static ptrdiff_t count_selected_items(const char *mask, ptrdiff_t n, ptrdiff_t *first) {
+    ptrdiff_t i = 0, count = 0;
+    while (i + 8 <= n && eight_of(mask + i) == 0) i += 8;
+    while (i < n && !mask[i]) ++i;
+    *first = i;
+    while (i < n) {  /* bytes add up without a carry for 31 words */
+        uint64_t sum = 0;
+        const ptrdiff_t stop = n - i > 8 * 31 ? i + 8 * 31 : i + (n - i) / 8 * 8;
+        for (; i < stop; i += 8) sum += eight_of(mask + i);
+        for (int k = 0; k < 8; ++k) count += (sum >> (8 * k)) & 0xff;
+        if (n - i < 8)
+            for (; i < n; ++i) count += mask[i];
+    }
+    return count;
+}
+
+/* Whether all of n items are selected. */
+INLINE int all_selected(const char *mask, ptrdiff_t n) {
+    ptrdiff_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        if (eight_of(mask + i) != EIGHT_TRUE) return 0;
+    for (; i < n; ++i)
+        if (!mask[i]) return 0;
+    return 1;
+}
+
+/* pack_N and unpack_N move items of N bits. Where a processor has AVX-512, a vector of items is compressed or expanded in a
+ * register: done by a store it takes ten times as long on some processors. 16-bit items go as 32-bit ones. */
+#if defined __AVX512BW__ && defined __AVX512VL__
+#include <immintrin.h>
+
+INLINE __mmask16 selection_of(const char *mask, int lanes) {
+    const __m128i bytes = lanes == 16 ? _mm_loadu_si128((const __m128i *)mask) : _mm_loadl_epi64((const __m128i *)mask);
+    return _mm_test_epi8_mask(bytes, bytes);
+}
+
+#define LOAD16(at) _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(at)))
+#define LOAD32(at) _mm512_loadu_si512(at)
+#define LOAD64(at) _mm512_loadu_si512(at)
+#define STORE16(at, v) _mm256_storeu_si256((__m256i *)(at), _mm512_cvtepi32_epi16(v))
+#define STORE32(at, v) _mm512_storeu_si512(at, v)
+#define STORE64(at, v) _mm512_storeu_si512(at, v)
+#define STORE_SELECTED16(at, k, v) _mm256_mask_storeu_epi16(at, k, _mm512_cvtepi32_epi16(v))
+#define STORE_SELECTED32(at, k, v) _mm512_mask_storeu_epi32(at, k, v)
+#define STORE_SELECTED64(at, k, v) _mm512_mask_storeu_epi64(at, k, v)
+#define COMPRESS16 _mm512_maskz_compress_epi32
+#define COMPRESS32 _mm512_maskz_compress_epi32
+#define COMPRESS64 _mm512_maskz_compress_epi64
+#define EXPAND16 _mm512_maskz_expand_epi32
+#define EXPAND32 _mm512_maskz_expand_epi32
+#define EXPAND64 _mm512_maskz_expand_epi64
+
+#define PACK_VECTORS(BITS, LANES)                                                                   \
+    if (stride == BITS / 8)                                                                         \
+        for (; i + LANES <= n; i += LANES) {                                                        \
+            const __mmask16 k = selection_of(mask + i, LANES);                                      \
+            STORE##BITS(out, COMPRESS##BITS(k, LOAD##BITS((const item##BITS *)x + i)));             \
+            out += __builtin_popcount(k);                                                           \
+        }
+#define UNPACK_VECTORS(BITS, LANES)                                                                 \
+    if (stride == BITS / 8)                                                                         \
+        for (; i + LANES <= n; i += LANES) {                                                        \
+            const __mmask16 k = selection_of(mask + i, LANES);                                      \
+            const __m512i v = EXPAND##BITS(k, LOAD##BITS(in));                                      \
+            if (zero) STORE##BITS((item##BITS *)y + i, v);                                          \
+            else STORE_SELECTED##BITS((item##BITS *)y + i, k, v);                                   \
+            in += __builtin_popcount(k);                                                            \
+        }
+#else
+/* Eight items at a time, of which most masks select all or none. */
+#define PACK_VECTORS(BITS, LANES)                                                                   \
+    if (stride == BITS / 8)                                                                         \
+        for (; i + 8 <= n; i += 8) {                                                                \
+            const uint64_t word = eight_of(mask + i);                                               \
+            const item##BITS *const at = (const item##BITS *)x + i;                                 \
+            if (word == EIGHT_TRUE) {                                                               \
+                memcpy(out, at, BITS);                                                              \
+                out += 8;                                                                           \
+            } else if (word)                                                                        \
+                for (int k = 0; k < 8; ++k) {                                                       \
+                    *out = at[k];                                                                   \
+                    out += mask[i + k];                                                             \
+                }                                                                                   \
+        }
+#define UNPACK_VECTORS(BITS, LANES)                                                                 \
+    if (stride == BITS / 8)                                                                         \
+        for (; i + 8 <= n; i += 8) {                                                                \
+            const uint64_t word = eight_of(mask + i);                                               \
+            item##BITS *const at = (item##BITS *)y + i;                                             \
+            if (word == EIGHT_TRUE) {                                                               \
+                memcpy(at, in, BITS);                                                               \
+                in += 8;                                                                            \
+            } else if (word == 0) {                                                                 \
+                if (zero) memset(at, 0, BITS);                                                      \
+            } else                                                                                  \
+                for (int k = 0; k < 8; ++k) {                                                       \
+                    const item##BITS all = -(item##BITS)mask[i + k], other = zero ? 0 : at[k];      \
+                    at[k] = (*in & all) | (other & ~all);                                           \
+                    in += mask[i + k];                                                              \
+                }                                                                                   \
+        }
+#endif
+
+#define MOVE(BITS, LANES)                                                                           \
+    static ptrdiff_t pack_##BITS(const char *x, ptrdiff_t stride, const char *mask, ptrdiff_t n,    \
+                                 char *to) {                                                        \
+        item##BITS *out = (item##BITS *)to;                                                         \
+        ptrdiff_t i = 0;                                                                            \
+        PACK_VECTORS(BITS, LANES)                                                                   \
+        for (; i < n; ++i) {                                                                        \
+            *out = *(const item##BITS *)(x + i * stride);                                           \
+            out += mask[i];                                                                         \
+        }                                                                                           \
+        return out - (item##BITS *)to;                                                              \
+    }                                                                                               \
+    static ptrdiff_t unpack_##BITS(const char *from, const char *mask, ptrdiff_t n, char *y,        \
+                                   ptrdiff_t stride, int zero) {                                    \
+        const item##BITS *in = (const item##BITS *)from;                                            \
+        ptrdiff_t i = 0;                                                                            \
+        UNPACK_VECTORS(BITS, LANES)                                                                 \
+        for (; i < n; ++i) {                                                                        \
+            item##BITS *const at = (item##BITS *)(y + i * stride);                                  \
+            const item##BITS all = -(item##BITS)mask[i], other = zero ? 0 : *at;                    \
+            *at = (*in & all) | (other & ~all);                                                     \
+            in += mask[i];                                                                          \
+        }                                                                                           \
+        return in - (const item##BITS *)from;                                                       \
+    }
+
+MOVE(16, 16)
+MOVE(32, 16)
+MOVE(64, 8)
+
+/* Moves the selected ones of n items together; returns how many. `to` has room for SELECT_SLACK bytes more. */
+static ptrdiff_t pack_items(ptrdiff_t size, const char *x, ptrdiff_t stride, const char *mask, ptrdiff_t n, char *to) {
+    if (size == 4) return pack_32(x, stride, mask, n, to);
+    if (size == 2) return pack_16(x, stride, mask, n, to);
+    if (size == 8) return pack_64(x, stride, mask, n, to);
+    char *out = to;
+    for (ptrdiff_t i = 0; i < n; ++i)
+        if (mask[i]) {
+            memcpy(out, x + i * stride, size);
+            out += size;
+        }
+    return (out - to) / size;
+}
+
+/* Puts items back to where they are selected among n; the others become 0 (zero) or stay. Returns how many were
+ * selected. SELECT_SLACK bytes after them may be read. */
+static ptrdiff_t unpack_items(ptrdiff_t size, const char *from, const char *mask, ptrdiff_t n, char *y,
+                              ptrdiff_t stride, int zero) {
+    if (size == 4) return unpack_32(from, mask, n, y, stride, zero);
+    if (size == 2) return unpack_16(from, mask, n, y, stride, zero);
+    if (size == 8) return unpack_64(from, mask, n, y, stride, zero);
+    const char *in = from;
+    for (ptrdiff_t i = 0; i < n; ++i) {
+        if (mask[i]) {
+            memcpy(y + i * stride, in, size);
+            in += size;
+        } else if (zero) memset(y + i * stride, 0, size);
+    }
+    return (in - from) / size;
+}
+
+/* Sets n items to 0. */
+static void zero_items(ptrdiff_t size, char *y, ptrdiff_t stride, ptrdiff_t n) {
+    if (stride == size) memset(y, 0, n * size);
+    else for (ptrdiff_t i = 0; i < n; ++i) memset(y + i * stride, 0, size);
+}
+
+/* Adds sums to the places of the selected ones of n. */
+static void add_to_selected(double *restrict total, const double *restrict sums, const char *mask, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; ++i)
+        if (mask[i]) total[i] += *sums++;
+}
+
+#undef MOVE
+#undef PACK_VECTORS
+#undef UNPACK_VECTORS
+#endif

@@ -1,0 +1,596 @@
+# Masked norms: of the elements that a mask selects (MaskedJob).
+#
+# a) A piece is what shares a mask: some units, or a part of them. Its selected items are one run in most masks (a prefix,
+#    a crop, all): the piece is then a job of the family's own kernel, with fewer items and the arrays as they are. Else
+#    they are moved together into workspace, which that job takes, and its results are put back. So a piece has the bits
+#    of its selected items alone.
+# b) Pieces run one after another on one thread each; pieces fewer than threads run with all of them.
+# c) Where a unit has several parts (the samples of batch norm's channels, channels of a group with masks of their own),
+#    the moments of its parts merge, and then results are applied with given statistics; backward likewise with two
+#    sums. Parts merge in their order, which the shape decides.
+# d) The gradients of parameters per element are added up in double, by chunks of pieces whose number follows from the
+#    shape.
+from cython.parallel cimport prange, threadid
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from cnorm.kernels.job cimport (
+    ITEM_ELEMENTS, ITEM_ROWS, ITEM_UNITS, RUNS, SUMS_GIVEN, SUMS_ONLY, Job, MaskedAxis, MaskedJob, Tensor, has_slopes)
+from cnorm.kernels.loops cimport (
+    LANES_ALIGN, SELECT_SLACK, add_to_selected, all_selected, count_selected_items, pack_items, unpack_items, zero_items)
+from cnorm.kernels.schedule cimport plain_schedule
+from cnorm.kernels.statistics cimport merge_counted_moments, rstd_from_m2, settle_moments
+from cnorm.kernels.workspace cimport round_up
+
+
+cdef struct Piece:
+    char *array[4]            # of its first unit's or part's item 0
+    const char *mask          # of its first item
+    Py_ssize_t begin          # its first item, of those along the inner axes
+    Py_ssize_t length         # items
+    Py_ssize_t count          # that are selected
+    Py_ssize_t first          # the first of them
+    bint one_run              # they lie side by side
+    Py_ssize_t units
+    Py_ssize_t unit           # the number of its first unit, or of its first item (ITEM_UNITS)
+    Py_ssize_t part
+    char *packed[4]           # workspace
+    char *parameters
+    double *stats
+
+
+cdef struct Workspace:        # bytes of one thread's
+    Py_ssize_t packed         # of one array
+    Py_ssize_t parameters     # of one parameter per element
+    Py_ssize_t sums           # of (3, length) doubles
+    Py_ssize_t stats
+    Py_ssize_t total
+
+
+# ---- where a piece is ----
+
+
+cdef inline Py_ssize_t pieces_of(const MaskedJob *m) noexcept nogil:
+    """Pieces; with parts: groups of pieces, of which each has all parts of its units."""
+    cdef Py_ssize_t n = ((m.unit.size + m.units_per_piece - 1) // m.units_per_piece
+                         * ((m.length + m.items_per_piece - 1) // m.items_per_piece))
+    cdef int i
+    for i in range(m.outers):
+        n *= m.outer[i].size
+    return n
+
+
+cdef inline void step(Piece *piece, const MaskedAxis *axis, Py_ssize_t n) noexcept nogil:
+    cdef int k
+    for k in range(4):
+        piece.array[k] += n * axis.stride[k]
+    piece.mask += n * axis.mask
+
+
+cdef inline void look_at_mask(const MaskedJob *m, Piece *piece) noexcept nogil:
+    piece.count = count_selected_items(piece.mask, piece.length, &piece.first)
+    piece.one_run = piece.count > 0 and all_selected(piece.mask + piece.first, piece.count)
+
+
+cdef inline void place_piece(const MaskedJob *m, Py_ssize_t number, Piece *piece) noexcept nogil:
+    cdef Py_ssize_t chunks = (m.length + m.items_per_piece - 1) // m.items_per_piece, chunk, group, i, rest
+    cdef int k
+    memcpy(piece.array, m.array, sizeof(piece.array))
+    piece.mask = m.mask
+    piece.part = 0
+    chunk = number % chunks
+    number //= chunks
+    piece.length = min(m.items_per_piece, m.length - chunk * m.items_per_piece)
+    piece.begin = chunk * m.items_per_piece
+    piece.mask += piece.begin
+    chunks = (m.unit.size + m.units_per_piece - 1) // m.units_per_piece
+    group = number % chunks
+    number //= chunks
+    piece.units = min(m.units_per_piece, m.unit.size - group * m.units_per_piece)
+    step(piece, &m.unit, group * m.units_per_piece)
+    if m.items == ITEM_UNITS:
+        piece.unit = number * m.length + chunk * m.items_per_piece
+    elif m.items == ITEM_ROWS:
+        piece.unit = number * m.stats_per_piece
+    else:
+        piece.unit = number * m.unit.size + group * m.units_per_piece
+    for k in range(m.outers - 1, -1, -1):
+        rest = number // m.outer[k].size
+        i = number - rest * m.outer[k].size
+        step(piece, &m.outer[k], i)
+        number = rest
+
+
+# ---- items: moved together, put back ----
+
+
+cdef inline Py_ssize_t rows_of(const MaskedJob *m, const Piece *piece) noexcept nogil:
+    """Sequences of items that share the mask: units times segments."""
+    return piece.units * m.segment.size
+
+
+cdef inline char *row_of(const MaskedJob *m, const Piece *piece, int k, Py_ssize_t row) noexcept nogil:
+    cdef Py_ssize_t unit = row // m.segment.size
+    return piece.array[k] + unit * m.unit.stride[k] + (row - unit * m.segment.size) * m.segment.stride[k]
+
+
+cdef inline char *item_at(const MaskedJob *m, char *row, int k, Py_ssize_t item) noexcept nogil:
+    """Where an item of a sequence is."""
+    cdef Py_ssize_t rest
+    cdef int i
+    for i in range(m.inners - 1, 0, -1):
+        rest = item // m.inner[i].size
+        row += (item - rest * m.inner[i].size) * m.inner[i].stride[k]
+        item = rest
+    return row + item * m.inner[0].stride[k]
+
+
+cdef inline Py_ssize_t items_of_run(const MaskedJob *m, Py_ssize_t item, Py_ssize_t most) noexcept nogil:
+    """Items from one on that lie along the innermost axis, at most so many."""
+    return min(most, m.inner[m.inners - 1].size - item % m.inner[m.inners - 1].size) if m.inners > 1 else most
+
+
+cdef void pack_array(const MaskedJob *m, const Piece *piece, int k) noexcept nogil:
+    cdef Py_ssize_t row, i, n, stride = m.inner[m.inners - 1].stride[k]
+    cdef char *to = piece.packed[k]
+    for row in range(rows_of(m, piece)):
+        i = 0
+        while i < piece.length:
+            n = items_of_run(m, piece.begin + i, piece.length - i)
+            to += m.item_bytes * pack_items(m.item_bytes, item_at(m, row_of(m, piece, k, row), k, piece.begin + i),
+                                            stride, piece.mask + i, n, to)
+            i += n
+
+
+cdef void unpack_array(const MaskedJob *m, const Piece *piece, int k, bint zero) noexcept nogil:
+    cdef Py_ssize_t row, i, n, stride = m.inner[m.inners - 1].stride[k]
+    cdef const char *items = piece.packed[k]
+    for row in range(rows_of(m, piece)):
+        i = 0
+        while i < piece.length:
+            n = items_of_run(m, piece.begin + i, piece.length - i)
+            items += m.item_bytes * unpack_items(m.item_bytes, items, piece.mask + i, n,
+                                                 item_at(m, row_of(m, piece, k, row), k, piece.begin + i), stride,
+                                                 zero)
+            i += n
+
+
+cdef void zero_range(const MaskedJob *m, const Piece *piece, int k, Py_ssize_t i, Py_ssize_t stop) noexcept nogil:
+    """Set items i .. stop of all sequences of a piece to 0."""
+    cdef Py_ssize_t row, n
+    while i < stop:
+        n = items_of_run(m, piece.begin + i, stop - i)
+        for row in range(rows_of(m, piece)):
+            zero_items(m.item_bytes, item_at(m, row_of(m, piece, k, row), k, piece.begin + i),
+                       m.inner[m.inners - 1].stride[k], n)
+        i += n
+
+
+cdef inline void zero_outside(const MaskedJob *m, const Piece *piece, int k) noexcept nogil:
+    """Set what is not selected to 0, where what is selected is one run, or nothing."""
+    zero_range(m, piece, k, 0, piece.first)
+    zero_range(m, piece, k, piece.first + piece.count, piece.length)
+
+
+cdef inline bint in_place(const MaskedJob *m, const Piece *piece) noexcept nogil:
+    """Whether a kernel takes the selected items where they are."""
+    cdef int k
+    if not piece.one_run or items_of_run(m, piece.begin + piece.first, piece.count) < piece.count:
+        return False
+    if m.items == ITEM_ELEMENTS and piece.length > 1:
+        for k in range(4):
+            if m.array[k] != NULL and m.inner[m.inners - 1].stride[k] != m.item_bytes:
+                return False
+    return True
+
+
+cdef inline void set_tensor_of_piece(const MaskedJob *m, const Piece *piece, int k, bint placed,
+                                     Tensor *tensor) noexcept nogil:
+    cdef Py_ssize_t segment = piece.count * m.item_bytes
+    if m.array[k] == NULL:
+        return
+    if placed:
+        tensor.data = item_at(m, piece.array[k], k, piece.begin + piece.first)
+        if m.items != ITEM_ELEMENTS:
+            tensor.strides[<int> m.items] = m.inner[m.inners - 1].stride[k]
+        else:
+            tensor.strides[1] = m.unit.stride[k]
+            tensor.strides[2] = m.segment.stride[k]
+        return
+    tensor.data = piece.packed[k]
+    if m.items != ITEM_ELEMENTS:
+        tensor.strides[<int> m.items] = m.item_bytes
+    else:
+        tensor.strides[1] = segment * m.segment.size
+        tensor.strides[2] = segment
+
+
+cdef inline bint written(const MaskedJob *m, int k) noexcept nogil:
+    return k == 1 or (k == 0 and m.reads_add)
+
+
+cdef inline void begin_piece(const MaskedJob *m, const Piece *piece, Job *job) noexcept nogil:
+    """Describe a piece to the kernel, with what it reads."""
+    cdef bint placed = in_place(m, piece)
+    cdef int k
+    memcpy(job, &m.job, sizeof(Job))
+    job.shape[1] = piece.units
+    job.shape[<int> m.items] = piece.count
+    set_tensor_of_piece(m, piece, 0, placed, &job.x)
+    set_tensor_of_piece(m, piece, 1, placed, &job.y)
+    set_tensor_of_piece(m, piece, 2, placed, &job.elements.addend[0] if m.reads_add else &job.dy)
+    set_tensor_of_piece(m, piece, 3, placed, &job.elements.addend[1 if m.reads_add else 0])
+    if not placed:
+        for k in range(4):
+            if m.array[k] != NULL and not written(m, k):
+                pack_array(m, piece, k)
+
+
+cdef inline void end_piece(const MaskedJob *m, const Piece *piece) noexcept nogil:
+    """Put results where they belong, and 0 where the mask wants that."""
+    cdef int k
+    cdef bint zero, placed = piece.count == 0 or in_place(m, piece)
+    for k in range(2):
+        if m.array[k] == NULL or not written(m, k):
+            continue
+        zero = m.zero if k == 1 else m.zero_sum
+        if not placed:
+            unpack_array(m, piece, k, zero)
+        elif zero and piece.count < piece.length:
+            zero_outside(m, piece, k)
+
+
+# ---- parameters and statistics of a piece ----
+
+
+cdef inline const void *packed_parameter(const MaskedJob *m, const Piece *piece, const void *values, Py_ssize_t at_set,
+                                         bint placed, Py_ssize_t number, const Workspace *size) noexcept nogil:
+    """A parameter per element, of the selected ones."""
+    cdef const char *at = <const char *> values + at_set * m.length * m.element_bytes
+    cdef char *to = piece.parameters + number * size.parameters
+    if values == NULL:
+        return NULL
+    if placed:
+        return at + piece.first * m.element_bytes
+    pack_items(m.element_bytes, at, m.element_bytes, piece.mask, piece.length, to)
+    return to
+
+
+cdef inline const double *offset(const double *values, Py_ssize_t n) noexcept nogil:
+    return values + n if values != NULL else NULL
+
+
+cdef inline void element_parameters(const MaskedJob *m, const Piece *piece, Py_ssize_t number, const Workspace *size,
+                                    Job *job) noexcept nogil:
+    """Parameters per element (rows)."""
+    cdef Py_ssize_t at = number // m.pieces_per_set % m.sets if m.pieces_per_set else 0, row
+    cdef bint placed = piece.one_run
+    job.elements.param_sets = 1
+    if m.items == ITEM_UNITS:
+        row = at * m.job.shape[3] * m.job.shape[4] * m.element_bytes
+        if job.elements.weight != NULL:
+            job.elements.weight = <const char *> job.elements.weight + row
+        if job.elements.bias != NULL:
+            job.elements.bias = <const char *> job.elements.bias + row
+        return
+    job.elements.weight = packed_parameter(m, piece, job.elements.weight, at, placed, 0, size)
+    job.elements.bias = packed_parameter(m, piece, job.elements.bias, at, placed, 1, size)
+    job.elements.slopes = packed_parameter(m, piece, job.elements.slopes, 0, placed, 2, size)
+
+
+cdef inline double *packed_statistic(const Piece *piece, double *values, int number, bint placed,
+                                     bint read) noexcept nogil:
+    """A statistic per item (ITEM_UNITS): where it is, or in workspace."""
+    cdef double *to = piece.stats + number * piece.length
+    if values == NULL:
+        return NULL
+    if placed:
+        return values + piece.unit + piece.first
+    if read:
+        pack_items(sizeof(double), <const char *> (values + piece.unit), sizeof(double), piece.mask, piece.length,
+                   <char *> to)
+    return to
+
+
+cdef inline void unpack_statistic(const Piece *piece, double *values, int number, bint placed) noexcept nogil:
+    if values == NULL:
+        return
+    if placed:
+        memset(values + piece.unit, 0, piece.first * sizeof(double))
+        memset(values + piece.unit + piece.first + piece.count, 0,
+               (piece.length - piece.first - piece.count) * sizeof(double))
+    else:
+        unpack_items(sizeof(double), <const char *> (piece.stats + number * piece.length), piece.mask, piece.length,
+                     <char *> (values + piece.unit), sizeof(double), True)
+
+
+cdef inline void unit_statistics(const MaskedJob *m, const Piece *piece, Job *job) noexcept nogil:
+    """Where the statistics of a piece are."""
+    cdef bint placed = piece.one_run, read = m.backward or m.job.stats_given
+    if m.items == ITEM_UNITS:
+        job.mean = packed_statistic(piece, m.job.mean, 0, placed, read)
+        job.rstd = packed_statistic(piece, m.job.rstd, 1, placed, read)
+        job.elements.unit_slopes = packed_statistic(piece, <double *> m.job.elements.unit_slopes, 2, placed, True)
+        job.elements.unit_slope_grads = packed_statistic(piece, m.job.elements.unit_slope_grads, 3, placed, False)
+        return
+    job.mean = <double *> offset(m.job.mean, piece.unit)
+    job.lo = <double *> offset(m.job.lo, piece.unit)
+    job.m2 = <double *> offset(m.job.m2, piece.unit)
+    job.rstd = <double *> offset(m.job.rstd, piece.unit)
+    job.elements.unit_slopes = offset(m.job.elements.unit_slopes, piece.unit)
+    job.elements.unit_slope_grads = <double *> offset(m.job.elements.unit_slope_grads, piece.unit)
+
+
+cdef inline void save_unit_statistics(const MaskedJob *m, const Piece *piece) noexcept nogil:
+    """Put statistics per item back; those of units without a selected item are 0."""
+    cdef Py_ssize_t units = m.stats_per_piece if m.items == ITEM_ROWS else piece.units, i
+    cdef bint reads = m.backward or m.job.stats_given
+    if m.items == ITEM_UNITS:
+        if not reads:
+            unpack_statistic(piece, m.job.mean, 0, piece.one_run or piece.count == 0)
+            unpack_statistic(piece, m.job.rstd, 1, piece.one_run or piece.count == 0)
+        unpack_statistic(piece, m.job.elements.unit_slope_grads, 3, piece.one_run or piece.count == 0)
+        return
+    if piece.count or reads:
+        return
+    for i in range(piece.unit, piece.unit + units):
+        if m.job.mean != NULL:
+            m.job.mean[i] = 0
+        if m.job.lo != NULL:
+            m.job.lo[i] = 0
+        if m.job.m2 != NULL:
+            m.job.m2[i] = 0
+        if m.job.rstd != NULL:
+            m.job.rstd[i] = 0
+
+
+cdef inline void channel_parameters(const MaskedJob *m, const Piece *piece, Job *job) noexcept nogil:
+    """Parameters per channel, and where their gradients go."""
+    cdef Py_ssize_t channels = m.channels * (m.part.size if m.merges and m.groups else 1)
+    cdef Py_ssize_t shared, of_sample
+    if m.groups:  # units count the groups of each sample
+        of_sample = piece.unit * channels + piece.part
+        shared = of_sample % (m.groups * channels)
+    else:         # units are channels; parts are samples
+        shared = piece.unit
+        of_sample = piece.part * m.part_channels + piece.unit
+    job.channels.weight = offset(job.channels.weight, of_sample if m.per_sample else shared)
+    job.channels.bias = offset(job.channels.bias, of_sample if m.per_sample else shared)
+    job.channels.slopes = offset(job.channels.slopes, shared)
+    if m.backward:
+        job.channels.grad_weight += of_sample
+        job.channels.grad_bias += of_sample
+        job.channels.grad_slope += of_sample
+
+
+# ---- pieces that are whole units ----
+
+
+cdef inline void add_gradients(const MaskedJob *m, const Piece *piece, Py_ssize_t chunk, const double *grads,
+                               Py_ssize_t n, bint slopes) noexcept nogil:
+    """Add the gradients (3, n) of a piece's parameters per element to the sums of its chunk."""
+    cdef Py_ssize_t length = m.job.shape[3] * m.job.shape[4] if m.items == ITEM_UNITS else m.length, k, i
+    cdef double *total = m.sums + 3 * length * chunk
+    for k in range(3 if slopes else 2):
+        if m.items == ITEM_UNITS or n == length:
+            for i in range(n):
+                total[i] += grads[i]
+        elif piece.one_run:
+            for i in range(n):
+                total[piece.first + i] += grads[i]
+        else:
+            add_to_selected(total, grads, piece.mask, piece.length)
+        total += length
+        grads += n
+
+
+cdef int run_piece(MaskedJob *m, Py_ssize_t number, Py_ssize_t chunk, int threads, char *workspace,
+                   const Workspace *size) noexcept nogil:
+    """A piece of whole units."""
+    cdef Piece piece
+    cdef Job job
+    cdef Py_ssize_t n
+    cdef double *grads
+    cdef int failed = 0
+    place_piece(m, number, &piece)
+    bind_piece(&piece, workspace, size)
+    look_at_mask(m, &piece)
+    if piece.count:
+        begin_piece(m, &piece, &job)
+        job.head.threads = threads
+        unit_statistics(m, &piece, &job)
+        if m.channels:
+            channel_parameters(m, &piece, &job)
+        else:
+            element_parameters(m, &piece, number, size, &job)
+            if m.backward:
+                n = job.shape[3] * job.shape[4]
+                grads = <double *> (workspace + size.total - size.sums)
+                job.elements.grad_weight = grads
+                job.elements.grad_bias = grads + n
+                job.elements.grad_slope = grads + 2 * n
+        failed = FUNCTIONS[m.kernel](&job.head)
+        if not failed and m.backward and not m.channels:
+            add_gradients(m, &piece, chunk, grads, n, has_slopes(m.job.activation))
+    end_piece(m, &piece)
+    save_unit_statistics(m, &piece)
+    return failed
+
+
+cdef inline void bind_piece(Piece *piece, char *workspace, const Workspace *size) noexcept nogil:
+    cdef int k
+    for k in range(4):
+        piece.packed[k] = workspace + k * size.packed
+    piece.parameters = workspace + 4 * size.packed
+    piece.stats = <double *> (piece.parameters + 3 * size.parameters)
+
+
+# ---- units of several parts ----
+
+
+cdef inline int place_part(const MaskedJob *m, const Piece *whole, Py_ssize_t part, Piece *piece) noexcept nogil:
+    piece[0] = whole[0]
+    step(piece, &m.part, part)
+    piece.part = part
+    look_at_mask(m, piece)
+    return 0
+
+
+cdef int merge_parts(MaskedJob *m, const Piece *whole, Py_ssize_t units, int threads) noexcept nogil:
+    """The statistics of some units, from those of their parts."""
+    cdef double *stats = whole.stats
+    cdef Piece piece
+    cdef Job job
+    cdef Py_ssize_t part, i
+    cdef double count = 0, before
+    cdef double *mean = m.job.mean + whole.unit
+    cdef double *lo = m.job.lo + whole.unit
+    cdef double *m2 = m.job.m2 + whole.unit
+    memset(mean, 0, units * sizeof(double))
+    memset(lo, 0, units * sizeof(double))
+    memset(m2, 0, units * sizeof(double))
+    for part in range(m.part.size):
+        place_part(m, whole, part, &piece)
+        if piece.count == 0:
+            continue
+        begin_piece(m, &piece, &job)
+        job.head.threads = threads
+        job.mean = stats
+        job.lo = stats + units
+        job.m2 = stats + 2 * units
+        job.rstd = stats + 3 * units
+        if FUNCTIONS[m.moments](&job.head):
+            return -1
+        before = count
+        for i in range(units):
+            count = before
+            merge_counted_moments(&count, &mean[i], &lo[i], &m2[i], <double> piece.count, stats[i], stats[units + i],
+                                  stats[2 * units + i])
+    for i in range(units):
+        settle_moments(&mean[i], &lo[i], &m2[i])
+        m.job.rstd[whole.unit + i] = rstd_from_m2(m2[i], count, &m.job.finish) if count else 0
+    return 0
+
+
+cdef int sum_parts(MaskedJob *m, const Piece *whole, Py_ssize_t units, int threads, double *count) noexcept nogil:
+    """Backward: the two sums of some units, and the gradients of each part's parameters."""
+    cdef double *sums = whole.stats
+    cdef Piece piece
+    cdef Job job
+    cdef Py_ssize_t part, i
+    count[0] = 0
+    memset(sums, 0, 2 * units * sizeof(double))
+    for part in range(m.part.size):
+        place_part(m, whole, part, &piece)
+        if piece.count == 0:
+            continue
+        begin_piece(m, &piece, &job)
+        job.head.threads = threads
+        unit_statistics(m, &piece, &job)
+        channel_parameters(m, &piece, &job)
+        job.channels.sums = sums + 2 * units
+        job.channels.sums_mode = SUMS_ONLY
+        if FUNCTIONS[m.kernel](&job.head):
+            return -1
+        for i in range(2 * units):
+            sums[i] += sums[2 * units + i]
+        count[0] += <double> piece.count
+    return 0
+
+
+cdef int run_parts(MaskedJob *m, Py_ssize_t number, int threads, char *workspace, const Workspace *size) noexcept nogil:
+    """Some units of several parts."""
+    cdef Piece whole, piece
+    cdef Job job
+    cdef Py_ssize_t part, i, units
+    cdef double count
+    cdef bint reads_parts = m.backward or not m.job.stats_given
+    place_piece(m, number, &whole)
+    bind_piece(&whole, workspace, size)
+    units = m.stats_per_piece if m.items == ITEM_ROWS else whole.units
+    if m.backward:
+        if sum_parts(m, &whole, units, threads, &count):
+            return -1
+    elif merge_parts(m, &whole, units, threads):
+        return -1
+    for i in range(m.part.size):
+        part = m.part.size - 1 - i  # the last ones are in cache
+        place_part(m, &whole, part, &piece)
+        if piece.count:
+            begin_piece(m, &piece, &job)
+            job.head.threads = threads
+            unit_statistics(m, &piece, &job)
+            channel_parameters(m, &piece, &job)
+            if m.backward:
+                job.channels.sums = whole.stats
+                job.channels.sums_mode = SUMS_GIVEN
+                job.channels.count = count
+            else:
+                job.stats_given = True
+                job.read_before = True
+            if FUNCTIONS[m.kernel](&job.head):
+                return -1
+        end_piece(m, &piece)
+    return 0
+
+
+# ---- all pieces ----
+
+
+cdef inline Workspace workspace_of(const MaskedJob *m) noexcept nogil:
+    cdef Workspace size
+    cdef Py_ssize_t units = max(m.stats_per_piece, m.units_per_piece)
+    cdef Py_ssize_t row = m.job.shape[3] * m.job.shape[4] if m.items == ITEM_UNITS else m.length
+    size.packed = round_up(m.units_per_piece * m.segment.size * m.items_per_piece * m.item_bytes + SELECT_SLACK,
+                           LANES_ALIGN)
+    size.parameters = 0
+    size.sums = 0
+    if m.channels == 0:
+        size.parameters = round_up(m.length * m.element_bytes + SELECT_SLACK, LANES_ALIGN) if m.items == ITEM_ELEMENTS else 0
+        size.sums = round_up(3 * row * sizeof(double), LANES_ALIGN) if m.backward else 0
+    size.stats = round_up((4 * m.items_per_piece if m.items == ITEM_UNITS else 4 * units) * sizeof(double)
+                          + SELECT_SLACK, LANES_ALIGN)
+    size.total = 4 * size.packed + 3 * size.parameters + size.stats + size.sums
+    return size
+
+
+cdef inline int run_item(MaskedJob *m, Py_ssize_t item, Py_ssize_t pieces, int threads, char *workspace,
+                         const Workspace *size) noexcept nogil:
+    """A piece, or the pieces of a chunk."""
+    cdef Py_ssize_t i
+    if m.merges:
+        return run_parts(m, item, threads, workspace, size)
+    if not m.chunks:
+        return run_piece(m, item, 0, threads, workspace, size)
+    for i in range(item * m.pieces_per_chunk, min((item + 1) * m.pieces_per_chunk, pieces)):
+        if run_piece(m, i, item, threads, workspace, size):
+            return -1
+    return 0
+
+
+cdef int masked_pieces(MaskedJob *m) noexcept nogil:
+    """All pieces. -1 where memory ran out: a part of the results may be written."""
+    cdef Py_ssize_t pieces = pieces_of(m), i
+    cdef Py_ssize_t items = m.chunks if m.chunks else pieces
+    cdef int threads = m.head.threads if items >= m.head.threads else 1, failed = 0
+    cdef Workspace size = workspace_of(m)
+    cdef char *workspace
+    cdef char *aligned
+    if m.head.schedule_only != NULL:
+        m.head.schedule_only[0] = plain_schedule(RUNS, m.head.threads, items)
+        m.head.schedule_only.units_per_batch = m.units_per_piece
+        return 0
+    workspace = <char *> malloc(threads * size.total + LANES_ALIGN)
+    if workspace == NULL:
+        return -1
+    aligned = workspace + (-<Py_ssize_t> workspace & (LANES_ALIGN - 1))
+    if threads == 1:
+        for i in range(items):
+            if run_item(m, i, pieces, m.head.threads, aligned, &size):
+                failed = -1
+                break
+    else:
+        for i in prange(items, num_threads=threads, schedule="guided", chunksize=max(1, items // (16 * threads))):
+            failed += run_item(m, i, pieces, 1, aligned + threadid() * size.total, &size)
+    free(workspace)
+    return -1 if failed else 0

@@ -1,0 +1,135 @@
+"""Masks through modules: kept for backward by reference, handed on by containers, merged over ranks."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import cnorm
+from cnorm import functional as F
+
+X_SHAPE = (3, 4, 10)
+
+
+def layers():
+    yield cnorm.LayerNorm(10), (3, 4, 1)
+    yield cnorm.RMSNorm(10), (3, 1, 10)
+    yield cnorm.GroupNorm(2, 4), (3, 1, 10)
+    yield cnorm.BatchNorm1d(4), (3, 1, 10)
+    yield cnorm.InstanceNorm1d(4, affine=True, track_running_stats=True), (3, 4, 10)
+    yield cnorm.SyncBatchNorm(4), (3, 1, 10)
+    yield cnorm.LazyBatchNorm1d(), (3, 1, 10)
+    yield cnorm.LazyLayerNorm(), (3, 4, 1)
+
+
+@pytest.mark.parametrize(("layer", "sizes"), list(layers()), ids=lambda a: type(a).__name__)
+def test_layers(layer, sizes, rng):
+    x, dy = rng.normal(size=(2, *X_SHAPE)).astype(np.float32)
+    where = rng.random(sizes) < 0.7
+    where.flat[0] = False
+    selected = np.broadcast_to(where, x.shape)
+    y = layer(x, where=where)
+    assert not y[~selected].any()
+    y.fill(np.nan)
+    dx = layer.backward(dy)
+    poisoned = np.where(selected, x, np.float32(np.nan))
+    again = layer(poisoned, where)
+    assert np.array_equal(dx, layer.backward(np.where(selected, dy, np.float32(np.inf))))
+    layer.eval()
+    with cnorm.enable_grad():
+        y = layer(x, where=where)
+        assert np.isfinite(y).all() and np.isfinite(again).all()
+        assert not layer.backward(dy)[~selected].any()
+    layer.train()
+    layer(x)  # a call without a mask is one again
+    assert layer.backward(dy)[~selected].any()
+
+
+def test_unbatched_instance_norm(rng):
+    x, dy = rng.normal(size=(2, 4, 10)).astype(np.float32)
+    where = rng.random((1, 10)) < 0.7
+    layer = cnorm.InstanceNorm1d(4)
+    y = layer(x, where)
+    expected, *stats = F.instance_norm(x[None], where=where, return_stats=True)
+    assert np.array_equal(y, expected[0])
+    dx, *_ = F.instance_norm_backward(dy[None], x[None], *stats, where=where)
+    assert np.array_equal(layer.backward(dy), dx[0])
+
+
+def test_containers(rng):
+    x, dy = rng.normal(size=(2, *X_SHAPE)).astype(np.float32)
+    where = rng.random((3, 1, 10)) < 0.7
+    first, last = cnorm.BatchNorm1d(4), cnorm.GroupNorm(2, 4)
+    net = cnorm.Sequential(first, cnorm.ReLU(), cnorm.Sequential(last))
+    y = net(x, where=where)
+    expected = last(np.maximum(first(x, where=where), 0), where=where)
+    assert np.array_equal(y, expected)
+    assert not net.backward(dy)[~np.broadcast_to(where, x.shape)].any()
+
+
+def test_layers_without_masks():
+    x = np.ones((2, 4, 6), np.float32)
+    for layer in (cnorm.SwitchNorm1d(4), cnorm.LocalResponseNorm(2)):
+        with pytest.raises(TypeError, match=f"{type(layer).__name__} takes no mask"):
+            layer(x, where=x > 0)
+        with pytest.raises(TypeError, match="takes no mask"):
+            cnorm.Sequential(layer)(x, where=x > 0)
+
+
+def test_masked_arrays(rng):
+    data, dy = rng.normal(size=(2, *X_SHAPE)).astype(np.float32)
+    a = np.ma.masked_array(data, rng.random(X_SHAPE) < 0.3)
+    for layer in (cnorm.LayerNorm(10), cnorm.BatchNorm1d(4), cnorm.GroupNorm(2, 4)):
+        y = layer(a)
+        assert isinstance(y, np.ma.MaskedArray) and np.array_equal(y.mask, a.mask)
+        dx = layer.backward(dy)
+        assert isinstance(dx, np.ma.MaskedArray) and not dx.data[a.mask].any()
+
+
+class Ranks:
+    """A communicator of threads: what SyncBatchNorm needs of one."""
+
+    def __init__(self, n):
+        self.n, self.rows, self.barrier = n, [None] * n, threading.Barrier(n, timeout=30)
+        self.local = threading.local()
+
+    def Get_size(self):  # noqa: N802
+        return self.n
+
+    def Allgather(self, row, rows):  # noqa: N802
+        self.rows[self.local.rank] = row.copy()
+        self.barrier.wait()
+        rows[...] = self.rows
+        self.barrier.wait()
+
+
+def test_sync_batch_norm(rng):
+    """Three ranks, one of them without a mask, as one batch norm of the whole batch."""
+    parts = [rng.normal(0.4, 2, (n, 4, 10)) for n in (3, 2, 4)]
+    masks = [rng.random((3, 1, 10)) < 0.6, None, rng.random((4, 4, 10)) < 0.5]
+    masks[2][:, 3] = False
+    grads = [rng.normal(size=p.shape) for p in parts]
+    whole = np.concatenate([np.broadcast_to(True if m is None else m, p.shape) for m, p in zip(masks, parts)])
+    comm = Ranks(3)
+    found = [None] * 3
+
+    def run(rank):
+        comm.local.rank = rank
+        layer = cnorm.SyncBatchNorm(4, process_group=comm, dtype=np.float64)
+        y = layer(parts[rank], where=masks[rank])
+        found[rank] = y, layer.backward(grads[rank]), layer.weight.grad, layer.running_mean, layer.running_var
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    layer = cnorm.BatchNorm1d(4, dtype=np.float64)
+    y = layer(np.concatenate(parts), where=whole)
+    dx = layer.backward(np.concatenate(grads))
+    np.testing.assert_allclose(np.concatenate([f[0] for f in found]), y, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(np.concatenate([f[1] for f in found]), dx, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(sum(f[2] for f in found), layer.weight.grad, rtol=1e-11, atol=1e-11)
+    for rank in found:
+        np.testing.assert_allclose(rank[3], layer.running_mean, rtol=1e-13)
+        np.testing.assert_allclose(rank[4], layer.running_var, rtol=1e-13)
