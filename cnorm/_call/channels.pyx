@@ -358,7 +358,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         a.finish.eps = self.eps
         a.channels.by_segment = not of_batch
         a.channels.inner_channels = self.channels // self.groups if self.groups else 1
-        a.channels.segment_channels = 1
+        a.channels.segment_channels = 0 if of_batch else 1
         a.channels.channels_per_group = 1
         a.channels.weight = self.weight
         a.channels.bias = self.bias

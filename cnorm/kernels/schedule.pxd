@@ -55,8 +55,8 @@ cdef inline bint stores_nontemporal(const Tensor *y, const Tensor *x, const Tens
 
 
 cdef inline Py_ssize_t traffic_of(const Job *job, Py_ssize_t bytes) noexcept nogil:
-    """Bytes that a call reads and writes, whose input has so many."""
-    return bytes * (3 if job.dy.data != NULL or job.elements.fuse_add else 2)
+    """Bytes that a call reads and writes, whose input has so many; of a piece of a call the whole call's."""
+    return max(bytes, job.call_bytes) * (3 if job.dy.data != NULL or job.elements.fuse_add else 2)
 
 
 cdef inline void set_store_policy(const Job *job, UnitBlocks *blocks) noexcept nogil:
@@ -91,7 +91,8 @@ cdef inline bint is_one_tile(const Job *job, const UnitBlocks *blocks) noexcept 
 cdef inline Py_ssize_t rows_per_pass(const Job *job, const UnitBlocks *blocks) noexcept nogil:
     """Units of one tile that one call of the loops takes: they stay in L1 with their results."""
     cdef Py_ssize_t row = blocks.elements * blocks.loops.size, rows
-    if units_of(job) * row <= ROW_PASS_SHORT_BYTES and job.call_bytes == 0:  # one pass, without the divisions: a small call is not much longer
+    # one pass, without the divisions: a small call is not much longer
+    if units_of(job) * row <= ROW_PASS_SHORT_BYTES and job.call_bytes == 0:
         return ROW_BATCH_MAX
     rows = row_pass_bytes_from_memory() // row
     if 2 * max(units_of(job) * row, job.call_bytes) < cached_traffic():
