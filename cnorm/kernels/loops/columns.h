@@ -186,22 +186,24 @@ INLINE void FN(column_apply_block)(const char *const *x, char *const *y, ptrdiff
  * what they choose from would take, cost up to half as much again. All else is one variant that tests: theirs would
  * multiply. Captures coeffs, activation and the names that FOR_COLUMN_BLOCKS captures. */
 #define FOR_CHOSEN_BLOCKS(BLOCK, peel, splits_line)                                                              \
-    if (coeffs->signs || (peel) >= 0 || (coeffs->row_weight && activation)) {                                    \
+    if (coeffs->signs || (coeffs->row_weight && (activation || (peel) >= 0))) {                                  \
         enum { halves = 0 };                                                                                     \
         const int centred = coeffs->signs ? SIGNS : SHIFTED, activated = activation;                             \
         const int rowwise = coeffs->row_weight != NULL, nontemporal = (peel) >= 0;                               \
         FOR_COLUMN_BLOCKS(nontemporal ? peel : 0, 1, BLOCK)                                                      \
     }                                                                                                            \
-    else if (coeffs->row_weight) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_NONE, 1, 0)                              \
-    else if (activation == ACT_CLIP) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_CLIP, 0, 0)                          \
-    else if (activation) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_SLOPES, 0, 0)                                    \
-    else if (coeffs->shifted) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_NONE, 0, 0)                                 \
-    else if (splits_line) FOR_CHOSEN_VARIANT(BLOCK, CENTRED, ACT_NONE, 0, 1)                                     \
-    else FOR_CHOSEN_VARIANT(BLOCK, CENTRED, ACT_NONE, 0, 0)
-#define FOR_CHOSEN_VARIANT(BLOCK, centring, chosen, by_row, in_halves)                                           \
+    else if ((peel) >= 0) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_NONE, 0, 0, 1, peel)                            \
+    else if (coeffs->row_weight) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_NONE, 1, 0, 0, 0)                        \
+    else if (activation == ACT_CLIP) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_CLIP, 0, 0, 0, 0)                    \
+    else if (activation) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_SLOPES, 0, 0, 0, 0)                              \
+    else if (coeffs->shifted) FOR_CHOSEN_VARIANT(BLOCK, SHIFTED, ACT_NONE, 0, 0, 0, 0)                           \
+    else if (splits_line) FOR_CHOSEN_VARIANT(BLOCK, CENTRED, ACT_NONE, 0, 1, 0, 0)                               \
+    else FOR_CHOSEN_VARIANT(BLOCK, CENTRED, ACT_NONE, 0, 0, 0, 0)
+#define FOR_CHOSEN_VARIANT(BLOCK, centring, chosen, by_row, in_halves, past_cache, peel)                         \
     {                                                                                                            \
-        enum { centred = centring, activated = chosen, rowwise = by_row, halves = in_halves, nontemporal = 0 };  \
-        FOR_COLUMN_BLOCKS(0, 0, BLOCK)                                                                           \
+        enum { centred = centring, activated = chosen, rowwise = by_row, halves = in_halves };                   \
+        enum { nontemporal = past_cache };                                                                       \
+        FOR_COLUMN_BLOCKS(peel, 0, BLOCK)                                                                        \
     }
 
 /* The elements of y to store before aligned non-temporal stores; -1 where these are not asked for, or do not fit. */
