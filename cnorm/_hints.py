@@ -7,6 +7,7 @@ the way out is a note (`BaseException.add_note`), which a traceback shows below 
 
 import difflib
 import inspect
+import math
 import os
 import re
 import reprlib
@@ -21,7 +22,9 @@ _ROW = (
     "normalized_shape, the sizes of the last axes, says which are normalized",
 )
 _LAST = ("channel_axis", "channel_axis=-1 takes channels last")
-_AXIS = (("axis", None), _ROW, ("channel_axis", None))
+_CHANNELS = ("channel_axis", "did you mean channel_axis? functional.standardize takes any axes")
+_AXIS = (("axis", None), ("dim", None), _ROW, _CHANNELS)
+_STATISTICS = ("nan_policy", "moments(...).var(ddof) and .std(ddof) take it")
 _MEANT = {
     **dict.fromkeys(("channels_last", "data_format"), (_ROW, _LAST)),
     "channel_axis": (_ROW,),
@@ -40,12 +43,42 @@ _MEANT = {
     **dict.fromkeys(("mean", "moving_mean"), (("running_mean", None),)),
     **dict.fromkeys(("var", "variance", "moving_var"), (("running_var", None),)),
     **dict.fromkeys(("train", "is_training"), (("training", None),)),
+    **dict.fromkeys(("mask", "padding_mask", "valid"), (("where", None),)),
+    **dict.fromkeys(("ddof", "correction"), (("ddof", None), _STATISTICS)),
+    **dict.fromkeys(("std", "stddev"), (("var", "var=std**2 is the variance"),)),
+    **dict.fromkeys(("ord", "norm"), (("p", None),)),
     **dict.fromkeys(("decay", "alpha"), (("momentum", "momentum, the share of the new batch"),)),
     **dict.fromkeys(("relu", "act"), (("activation", None), ("negative_slope", None))),
     "affine": (("elementwise_affine", None),),
     "elementwise_affine": (("affine", None),),
     "activation": (("negative_slope", "negative_slope=0.0 is ReLU"),),
 }  # fmt: skip
+
+# What is called in another way, or is not here.
+_NO_LAYER = (
+    "cnorm has the norms, and activations that end one; a layer of your own is a cnorm.Module"
+)
+_NAMES = {
+    **dict.fromkeys(("nn", "layers", "modules"), "layers are in cnorm itself: cnorm.LayerNorm"),
+    "F": "import cnorm.functional as F",
+    "load": "did you mean cnorm.checkpoint.load?",
+    "save": "did you mean cnorm.checkpoint.save?",
+    **dict.fromkeys(
+        ("zscore", "z_score", "scale", "StandardScaler"),
+        "did you mean cnorm.functional.standardize?",
+    ),
+    **dict.fromkeys(
+        (
+            "Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding", "Dropout", "Flatten", "Identity",
+            "GELU", "SiLU", "Sigmoid", "Tanh", "Softmax",
+        ),
+        _NO_LAYER,
+    ),
+}  # fmt: skip
+_FUNCTIONS = {
+    **dict.fromkeys(("relu", "leaky_relu", "prelu"), "negative_slope=0.0 of a norm is ReLU"),
+    **dict.fromkeys(("hardtanh", "relu6"), "clip=(low, high) of a norm bounds its result"),
+}
 
 # The way out where a number is expected.
 _NUMBERS = {
@@ -83,6 +116,8 @@ def arguments(text, name, signature):
     """The text of a TypeError about unknown or missing arguments, and what the callable takes."""
     names = list(signature.parameters)
     if match := re.search(r"unexpected keyword argument '(.*?)'", text):
+        if match[1] in ("inplace", "in_place") and "out" not in names:
+            return f"{text}: a layer returns a new array, so leave it out"
         return f"{text}: {_meant(match[1], names) or f'{name}{signature}'}"
     return f"{text}: {name}{signature}"
 
@@ -93,6 +128,20 @@ def _meant(word, names):
             return words or f"did you mean {name}?"
     close = difflib.get_close_matches(word, names, 1)
     return f"did you mean {close[0]}?" if close else None
+
+
+def function(module, name, names, layers):
+    """The message of an AttributeError of the functions."""
+    text = f"module {module!r} has no attribute {name!r}"
+    if name in layers:
+        return f"{text}: did you mean cnorm.{name}, a layer?"
+    if hint := _FUNCTIONS.get(name):
+        return f"{text}: {hint}"
+    if hint := _NAMES.get(name):
+        return f"{text}: {hint}"
+    plain = {known.replace("_", ""): known for known in names}
+    close = difflib.get_close_matches(name.replace("_", "").lower(), plain, 1, 0.75)
+    return f"{text}: did you mean {plain[close[0]]}?" if close else text
 
 
 def of_function(module, error):
@@ -109,6 +158,8 @@ def attribute(module, name, names, functions):
     text = f"module {module!r} has no attribute {name!r}"
     if name in functions:
         return f"{text}: did you mean {module}.functional.{name}?"
+    if hint := _NAMES.get(name):
+        return f"{text}: {hint}"
     lower = {known.lower(): known for known in names}
     close = [known for small, known in lower.items() if re.sub(r"\dd$", "", small) == name.lower()]
     close = close or [lower[m] for m in difflib.get_close_matches(name.lower(), lower, 1, 0.75)]
@@ -131,10 +182,10 @@ def _number_hint(name, value, kind):
         return _NUMBERS[name]
     if isinstance(value, str):
         try:
-            float(value)
+            infinite = math.isinf(float(value))
         except ValueError:
             return ""
-        return f"write {name}={value}, without quotes"
+        return f"write {name}=np.inf" if infinite else f"write {name}={value}, without quotes"
     if isinstance(value, float) and value.is_integer() and "integer" in kind:
         return f"write {int(value)}"
     return ""
@@ -310,6 +361,10 @@ def rank(klass, ndim, ranks):
     """What to do with an input of another rank."""
     if ndim + 1 in ranks and ndim > 1:
         return "one sample? input[None] is a batch of one"
+    if ndim == 1 and 2 in ranks and "Instance" not in klass:
+        return "input[:, None] is many samples of one feature, input[None] one sample of many"
+    if ndim == 2 and re.search(r"(Batch|Switch)Norm[23]d$", klass):
+        return f"{klass[:-2]}1d takes a table, samples by features"
     if re.search(r"[123]d$", klass) and (fits := ndim - 2) in (1, 2, 3):
         return f"{klass[:-2]}{fits}d takes {ndim}D input"
     return ""

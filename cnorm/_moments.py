@@ -62,6 +62,11 @@ class Moments:
     __array_ufunc__ = None  # ndarray + Moments is a TypeError, not an array of objects
 
     def __init__(self, axis=None):
+        if isinstance(axis, np.ndarray) and axis.dtype.kind not in "iu":
+            raise TypeError(
+                f"axis must be None, an integer or a tuple of integers, but got an array of shape "
+                f"{axis.shape}: cnorm.functional.moments(x, axis) takes the moments of x"
+            )
         self._state = calls.as_axes(axis), None, (_frozen(np.zeros(())),) * 4
 
     @classmethod
@@ -162,6 +167,8 @@ class Moments:
     def __add__(self, other):
         if isinstance(other, int) and other == 0:  # where sum() begins
             return self.copy()
+        if isinstance(other, np.ndarray):
+            raise TypeError("Moments add to Moments: update(array) merges more data")
         if not isinstance(other, Moments):
             return NotImplemented
         if other._is_empty:
@@ -343,6 +350,8 @@ class Moments:
 
     def standardize(self, input, *, eps=0.0, ddof=0, clip=None, dtype=None, out=None):
         """``(input - mean) / sqrt(var + eps)`` with these moments.
+
+        With a mask: ``F.standardize(input, m.axis, m.mean, m.var(), where=mask)``.
 
         Parameters
         ----------

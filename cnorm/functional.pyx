@@ -79,6 +79,15 @@ def __dir__():
     return list(__all__)
 
 
+def __getattr__(name):
+    """A name that is not here: the error says what was meant."""
+    if name.startswith("_"):  # programs that look for what modules may have
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cnorm import _hints, modules
+
+    raise AttributeError(_hints.function(__name__, name, __all__, modules.__all__))
+
+
 def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=None, training=False,
                momentum=0.1, eps=1e-5, *, out=None, channel_axis=1, return_stats=False,
                negative_slope=None, clip=None, where=None):

@@ -37,6 +37,11 @@ _WRITERS = {".safetensors": _safetensors, ".npz": _npz}
 _READERS = _WRITERS | dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _torch)
 
 
+def __dir__() -> list[str]:
+    """What completion offers."""
+    return list(__all__)
+
+
 def load(path: str | os.PathLike[str], *, prefix: str = "") -> OrderedDict[str, NDArray[Any]]:
     """Read a checkpoint.
 
@@ -190,7 +195,8 @@ def save(path: str | os.PathLike[str], state_dict: Mapping[str, Any]) -> None:
         raise FileNotFoundError(f"path must be in a folder that exists, got {path}")
     writer = _by_suffix(path, _WRITERS, "written")
     if not isinstance(state_dict, Mapping):
-        way_out = ": pass its state_dict()" if hasattr(state_dict, "state_dict") else ""
+        forms = ("state_dict", "to_dict")
+        way_out = "".join(f": pass its {form}()" for form in forms if hasattr(state_dict, form))
         raise TypeError(
             f"state_dict must be a dict of arrays, got {type(state_dict).__name__}{way_out}"
         )

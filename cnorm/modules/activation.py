@@ -95,6 +95,9 @@ class ReLU(_Slope):
 
     slope = 0.0
 
+    def __init__(self):
+        super().__init__()
+
     def _activate(self, x):
         return np.maximum(x, x.dtype.type(0))  # of -inf too
 
