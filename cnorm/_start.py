@@ -13,13 +13,15 @@ USAGE = 2  # the exit status of a wrong call, as argparse has it
 def explained():
     """Imports of compiled modules, and of what reads the environment.
 
-    Modules that are not compiled are an ImportError that names the way out. On the command line
-    a wrong environment variable ends the process with a line instead of a traceback.
+    Modules that are not compiled, or were before their source changed, are an ImportError that
+    names the way out. On the command line a wrong environment variable ends the process with a
+    line instead of a traceback.
     """
     try:
         yield
-    except ImportError:
+    except ImportError as error:
         _not_compiled()
+        _compiled_before(error)
         raise
     except (RuntimeError, ValueError) as error:
         if not on_command_line():
@@ -64,3 +66,14 @@ def _not_compiled():
         "run `pip install -e .` there, or start Python in another folder to use an installed cnorm",
         name="cnorm.functional",
     ) from None
+
+
+def _compiled_before(error):
+    """What a clone says whose source is newer than what was compiled of it."""
+    root = Path(__file__).parents[1]
+    if (root / "setup.py").exists() and (error.name or "").partition(".")[0] == "cnorm":
+        raise ImportError(
+            f"{error}: if the source in {root} has changed since it was compiled, run "
+            "`pip install -e .` there",
+            name=error.name,
+        ) from error

@@ -83,6 +83,23 @@ def test_sources_that_are_not_compiled_say_what_to_do(tmp_path, monkeypatch, com
     assert "another exception" not in run.stderr
 
 
+def test_sources_that_changed_after_they_were_compiled_say_what_to_do(tmp_path, monkeypatch):
+    shutil.copytree(Path(cnorm.__file__).parent, tmp_path / "cnorm")
+    (tmp_path / "setup.py").touch()  # a clone, not what a wheel brings
+    with (tmp_path / "cnorm" / "_threads.py").open("a") as file:
+        file.write("from ._runtime import of_a_later_version\n")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    command = [sys.executable, "-c", "import cnorm"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: cannot import name 'of_a_later_version' from 'cnorm._run")
+    assert last.endswith(
+        f": if the source in {tmp_path} has changed since it was compiled, run `pip install -e .` "
+        "there"
+    )
+
+
 def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
