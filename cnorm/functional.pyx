@@ -111,8 +111,18 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
         Share of this batch in the running statistics.
     eps : float
         Added to the variance.
-    out, channel_axis, return_stats, negative_slope, clip, where
-        See the module's documentation. The statistics are ``mean`` and ``rstd``, shape (C,).
+    out : ndarray, optional
+        For the result; ``out=input`` works in place.
+    channel_axis : int
+        Which axis holds the channels; -1 takes ``(N, H, W, C)`` arrays as they are.
+    return_stats : bool
+        Also return the statistics that were used: ``mean`` and ``rstd``, shape (C,), float64.
+    negative_slope : float or ndarray, optional
+        An activation in the same pass: ``0.0`` is ReLU, another float LeakyReLU, an array PReLU.
+    clip : (low, high), optional
+        An activation in the same pass: bounds of the result, None for an open side.
+    where : array of bool, optional
+        Which elements count; it broadcasts to `input`. Elsewhere `out` keeps its value, and is 0 without `out`.
 
     Returns
     -------
@@ -214,8 +224,8 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     use_input_stats : bool
     momentum, eps : float
     out, channel_axis, return_stats, negative_slope, clip, where
-        See the module's documentation. The statistics have shape (N, C). With ``channel_axis=0`` the
-        input is one sample, (C, ...).
+        As `batch_norm`. The statistics have shape (N, C). With ``channel_axis=0`` the input is one
+        sample, (C, ...).
 
     Returns
     -------
@@ -294,7 +304,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
     weight, bias : array_like, shape (C,), (1, C) or (N, C), optional
     eps : float
     out, channel_axis, return_stats, negative_slope, clip, where
-        See the module's documentation. The statistics have shape (N, G).
+        As `batch_norm`. The statistics have shape (N, G).
 
     Returns
     -------
@@ -376,8 +386,8 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
     eps : float
         Added to the variance.
     out, channel_axis, return_stats, negative_slope, clip, where
-        See the module's documentation; `channel_axis` only says along which axis the slopes of a PReLU
-        run. The statistics have the input's shape with ones for the normalized axes.
+        As `batch_norm`, but `channel_axis` only says along which axis the slopes of a PReLU run: `axis`
+        says what is normalized. The statistics have the input's shape with ones for the normalized axes.
     axis : int or sequence of int, optional
         Where the dimensions of `normalized_shape` are in the input; None: at its end. ``axis=1`` takes
         (N, C, H, W) images over their channels as they are, channels first or last in memory.
@@ -694,7 +704,7 @@ def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, 
         Channels in a window, even ones too.
     alpha, beta, k : float
     out, channel_axis, negative_slope, clip
-        See the module's documentation.
+        As `batch_norm`.
 
     Returns
     -------
@@ -1000,7 +1010,8 @@ def moments(input, axis=None, *, where=None, nan_policy="propagate"):
     Returns
     -------
     Moments
-        With `count`, `mean` and `m2` in the shape of the kept axes, `var` and `std`.
+        With arrays `count`, `mean` and `m2` in the shape of the kept axes, and methods ``var(ddof=0)`` and
+        ``std(ddof=0)``. A unit, here and below, is what shares one mean: a column, with ``axis=0``.
 
     Raises
     ------
@@ -1095,7 +1106,8 @@ def normalize_image(input, mean, std, max_value=None, *, channel_axis=-1, out_ch
         One image or a batch of any shape, of uint8, int8, uint16, int16 or a float dtype.
     mean, std : float or array_like
         One number for all channels, or one per channel, in units of the result before normalization: usually between
-        0 and 1. Single numbers take an input of any rank, such as a grey image of two axes.
+        0 and 1. For means of bytes, such as 123.675, give ``max_value=1``. Single numbers take an input of any rank,
+        such as a grey image of two axes.
     max_value : float, optional
         The value of a pixel that stands for 1.0. For uint8 it is 255 unless given; for other dtypes it must be given.
     channel_axis : int, optional
