@@ -38,6 +38,7 @@ autodoc_member_order = "bysource"
 def setup(app):
     app.connect("autodoc-process-docstring", escape_unpacking, priority=900)
     app.connect("source-read", leave_out_absent)
+    app.connect("source-read", join_chinese_lines)
 
 
 def escape_unpacking(app, what, name, obj, options, lines):
@@ -59,3 +60,15 @@ SECTION = re.compile(
 def leave_out_absent(app, docname, source):
     """Leave out the sections of the reference about libraries that are not installed here."""
     source[0] = SECTION.sub(lambda m: m[2] if importlib.util.find_spec(m[1]) else "", source[0])
+
+
+CODE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
+WIDE = "\u3000-\u9fff\uff00-\uffef"
+BREAK = re.compile(rf"(?<=[{WIDE}])\n *(?=[{WIDE}])|(?<=[，。；：、）])\n *(?=[`\[A-Za-z])")
+
+
+def join_chinese_lines(app, docname, source):
+    """A line that ends in Chinese text goes on without the space that a page would show."""
+    parts = CODE.split(source[0])
+    parts[::2] = [BREAK.sub("", part) for part in parts[::2]]
+    source[0] = "".join(parts)
