@@ -1,4 +1,20 @@
-"""Normalization layers for NumPy arrays, forward and backward, compiled and multithreaded."""
+"""Normalization layers for NumPy arrays, forward and backward, compiled and multithreaded.
+
+The layers are here, under torch's names, and the functions in `cnorm.functional`:
+
+>>> import numpy as np
+>>> import cnorm
+>>> import cnorm.functional as F
+>>> x = np.random.default_rng(0).normal(5, 3, (32, 64)).astype(np.float32)
+>>> y = F.layer_norm(x, 64)  # each row; F.standardize(x, axis=0) each column, of integers too
+>>> norm = cnorm.BatchNorm1d(64)
+>>> y = norm(x)
+>>> dx = norm.backward(np.ones_like(y))
+
+`cnorm.checkpoint` loads what torch saved, `cnorm.interop` is cnorm inside torch, JAX, scikit-learn,
+dask and xarray, `cnorm.Moments` merges statistics, `cnorm.steps` has what norms of your own are
+made of. `cnorm.show_config()` and `cnorm.explain` tell what runs.
+"""
 
 from importlib import import_module as _import_module
 
