@@ -112,7 +112,11 @@ def _drawn(random):
     clip = CLIP if activation > 0.8 else None
     dtype = DTYPES[random.integers(len(DTYPES))]
     calls = calls_of(_operation(random, shape), random, shape, dtype, slope, clip)
-    return calls[random.integers(len(calls))]
+    function, arguments = calls[random.integers(len(calls))]
+    if "where" in signature(function).parameters and random.uniform() < 0.25:
+        of_mask = [1 if random.uniform() < 0.4 else n for n in _like(arguments).shape]
+        arguments["where"] = random.random(of_mask) < random.choice([0.3, 0.9, 1])
+    return function, arguments
 
 
 def _like(arguments):

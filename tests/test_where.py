@@ -136,7 +136,9 @@ class Case:
             unit_axes = [axis] if self.norm == "batch" else [0, axis]
             table = Table(x.shape, unit_axes)
             stats_shape = tuple(x.shape[i] for i in unit_axes)
-        weight, bias = (np.asarray(a, np.float64).reshape(parameter) for a in (self.weight, self.bias))
+        weight, bias = (
+            np.asarray(a, np.float64).reshape(parameter) for a in (self.weight, self.bias)
+        )
         if self.norm == "rms":
             bias = np.zeros_like(bias)
         args = [table.split(a) for a in (x, mask, weight, bias)]
@@ -204,7 +206,9 @@ def laid_out(a, layout):
         order = [0, *range(2, a.ndim), 1] if a.ndim > 2 else list(range(a.ndim))
         return np.ascontiguousarray(a.transpose(order)).transpose(np.argsort(order))
     if layout == "strided":
-        into = np.zeros([2 * n + 1 for n in a.shape], a.dtype)[tuple(slice(1, None, 2) for _ in a.shape)]
+        into = np.zeros([2 * n + 1 for n in a.shape], a.dtype)[
+            tuple(slice(1, None, 2) for _ in a.shape)
+        ]
     elif layout == "cropped":
         into = np.zeros([n + 3 for n in a.shape], a.dtype)[tuple(slice(1, n + 1) for n in a.shape)]
     elif layout == "negative":
@@ -246,7 +250,15 @@ def masks(rng, shape, rows):
 NORMS = ["layer", "rms", "instance", "group", "batch"]
 SHAPES = {
     True: [(5, 7), (3, 4, 33), (2, 3, 129), (40, 16), (2, 5, 2, 31), (3, 2500), (2, 40000)],
-    False: [(4, 6, 17), (3, 4, 5, 9), (2, 8, 130), (6, 4, 2, 3, 5), (3, 2, 2100), (2, 2, 40000), (70, 32)],
+    False: [
+        (4, 6, 17),
+        (3, 4, 5, 9),
+        (2, 8, 130),
+        (6, 4, 2, 3, 5),
+        (3, 2, 2100),
+        (2, 2, 40000),
+        (70, 32),
+    ],
 }
 
 
@@ -292,7 +304,12 @@ def test_all_true_is_no_mask(norm, layout, rng):
     case = Case(norm, rng, (3, 4, 37), "float32", 1, layout)
     y, *stats = case.forward(return_stats=True)
     expected = (y, *stats, *case.backward(stats))
-    for where in (True, np.ones((1, 1, 1), bool), np.ones((3, 4, 37), bool), np.broadcast_to(True, (3, 4, 37))):
+    for where in (
+        True,
+        np.ones((1, 1, 1), bool),
+        np.ones((3, 4, 37), bool),
+        np.broadcast_to(True, (3, 4, 37)),
+    ):
         found, *_ = case.forward(where=where, return_stats=True)
         assert_same((found, *stats, *case.backward(stats, where=where)), expected)
     assert_same([case.forward(where=None)], [y])
@@ -334,15 +351,20 @@ def test_a_padded_sample_has_the_bits_of_itself_alone(norm, layout, dtype, rng):
             found, *found_stats = part.forward(return_stats=True)
             assert np.ascontiguousarray(y[at]).tobytes() == np.ascontiguousarray(found).tobytes()
             found_dx = part.backward(found_stats)[0]
-            assert np.ascontiguousarray(dx[at]).tobytes() == np.ascontiguousarray(found_dx).tobytes()
+            assert (
+                np.ascontiguousarray(dx[at]).tobytes() == np.ascontiguousarray(found_dx).tobytes()
+            )
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_bits_do_not_depend_on_threads(norm, rng):
     for shape in ((40, 8, 700), (3, 2, 70000)):
         case = Case(norm, rng, shape, "float32")
-        for where in (rng.random((shape[0], 1, shape[2])) < 0.8, rng.random((shape[0], shape[1], 1)) < 0.6,
-                      rng.random(shape) < 0.5):
+        for where in (
+            rng.random((shape[0], 1, shape[2])) < 0.8,
+            rng.random((shape[0], shape[1], 1)) < 0.6,
+            rng.random(shape) < 0.5,
+        ):
             found = []
             for threads in (1, 2, 3):
                 with cnorm.num_threads(threads):
@@ -356,14 +378,23 @@ def test_bits_do_not_depend_on_threads(norm, rng):
 def test_bits_do_not_depend_on_strides(norm, rng):
     """Units first or last in memory aside, which are families of their own."""
     case = Case(norm, rng, (3, 4, 5, 16), "float32")
-    for where in (rng.random((3, 1, 5, 16)) < 0.8, rng.random((3, 4, 5, 1)) < 0.6, rng.random(case.x.shape) < 0.5):
+    for where in (
+        rng.random((3, 1, 5, 16)) < 0.8,
+        rng.random((3, 4, 5, 1)) < 0.6,
+        rng.random(case.x.shape) < 0.5,
+    ):
         y, *stats = case.forward(where=where, return_stats=True)
         expected = (y, *stats, *case.backward(stats, where=where))
         for layout in ("cropped", "strided", "negative"):
             x, dy = laid_out(case.x, layout), laid_out(case.dy, layout)
             y, *stats = case.forward(x, where=where, return_stats=True)
-            assert_same([np.ascontiguousarray(a) for a in (y, *stats, *case.backward(stats, x, dy, where=where))],
-                        expected)
+            assert_same(
+                [
+                    np.ascontiguousarray(a)
+                    for a in (y, *stats, *case.backward(stats, x, dy, where=where))
+                ],
+                expected,
+            )
     full = np.ascontiguousarray(np.broadcast_to(where, case.x.shape))
     assert_same([case.forward(where=full)], [case.forward(where=where)])
 
@@ -375,7 +406,12 @@ def test_bits_do_not_depend_on_strides(norm, rng):
 @pytest.mark.parametrize("layout", ["C", "last", "strided"])
 def test_out_keeps_its_value(norm, layout, rng):
     case = Case(norm, rng, (3, 4, 21), "float32", 1, layout)
-    kinds = [rng.random((3, 1, 21)) < 0.5, np.arange(21) < 9, rng.random((3, 4, 21)) < 0.5, rng.random((3, 4, 1)) < 0.5]
+    kinds = [
+        rng.random((3, 1, 21)) < 0.5,
+        np.arange(21) < 9,
+        rng.random((3, 4, 21)) < 0.5,
+        rng.random((3, 4, 1)) < 0.5,
+    ]
     for where in kinds:
         where = some_true(case, where)
         selected = np.broadcast_to(where, case.x.shape)
@@ -406,22 +442,36 @@ def test_residual_norms(rng):
     for dtype in ("float32", "float16"):
         x, residual, dy, grad_sum = rng.normal(size=(4, 3, 5, 24)).astype(dtype)
         weight, bias = rng.uniform(0.5, 1.5, (2, 24)).astype(np.float32)
-        for where in (rng.random((3, 5, 1)) < 0.6, rng.random((3, 1, 24)) < 0.6, np.arange(24) < 11):
+        for where in (
+            rng.random((3, 5, 1)) < 0.6,
+            rng.random((3, 1, 24)) < 0.6,
+            np.arange(24) < 11,
+        ):
             selected = np.broadcast_to(where, x.shape)
             total = np.where(selected, x + residual, 0).astype(dtype)
             poisoned = np.where(selected, x, np.nan).astype(dtype)
-            y, found, *stats = F.add_layer_norm(poisoned, residual, 24, weight, bias, where=where, return_stats=True)
+            y, found, *stats = F.add_layer_norm(
+                poisoned, residual, 24, weight, bias, where=where, return_stats=True
+            )
             expected, *_ = F.layer_norm(total, 24, weight, bias, where=where, return_stats=True)
             assert_same([y, found], [expected, total])
             out, kept = np.full_like(x, 5), np.full_like(x, 6)
-            F.add_layer_norm(poisoned, residual, 24, weight, bias, where=where, out=out, residual_out=kept)
+            F.add_layer_norm(
+                poisoned, residual, 24, weight, bias, where=where, out=out, residual_out=kept
+            )
             np.testing.assert_array_equal(kept, np.where(selected, total, 6))
             np.testing.assert_array_equal(out, np.where(selected, y, 5))
-            dx, dw, db = F.add_layer_norm_backward(dy, grad_sum, found, 24, *stats, weight, where=where)
+            dx, dw, db = F.add_layer_norm_backward(
+                dy, grad_sum, found, 24, *stats, weight, where=where
+            )
             plain = F.layer_norm_backward(dy, found, 24, *stats, weight, where=where)
             want = np.where(selected, plain[0].astype(np.float64) + grad_sum, 0)
-            np.testing.assert_allclose(dx, want, rtol=4e-3 if dtype == "float16" else 2e-6,
-                                       atol=4e-3 if dtype == "float16" else 2e-6)
+            np.testing.assert_allclose(
+                dx,
+                want,
+                rtol=4e-3 if dtype == "float16" else 2e-6,
+                atol=4e-3 if dtype == "float16" else 2e-6,
+            )
             assert_same([dw, db], plain[1:])
             y, found, rstd = F.add_rms_norm(x, residual, 24, weight, where=where, return_stats=True)
             assert_same([y], [F.rms_norm(total, 24, weight, where=where)])
@@ -441,7 +491,9 @@ def test_no_true_and_one_true(norm, rng):
     assert not any(a.any() for a in case.backward(stats, where=where))
     where[1, 2, 4] = True
     if norm == "batch":
-        with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        with pytest.raises(
+            ValueError, match="Expected more than 1 value per channel when training"
+        ):
             case.forward(where=where)
     elif norm != "rms":  # a mean of one value: the bias
         y, *stats = case.forward(where=where, return_stats=True)
@@ -472,8 +524,12 @@ def test_running_statistics(rng):
         if c == 2:
             assert (mean[c], var[c]) == (np.float32(0.3), np.float32(0.7))
             continue
-        np.testing.assert_allclose(mean[c], 0.75 * 0.3 + 0.25 * np.mean([u.mean() for u in units]), rtol=1e-6)
-        np.testing.assert_allclose(var[c], 0.75 * 0.7 + 0.25 * np.mean([u.var(ddof=1) for u in units]), rtol=1e-6)
+        np.testing.assert_allclose(
+            mean[c], 0.75 * 0.3 + 0.25 * np.mean([u.mean() for u in units]), rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            var[c], 0.75 * 0.7 + 0.25 * np.mean([u.var(ddof=1) for u in units]), rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("layout", ["C", "last"])
@@ -507,7 +563,11 @@ def test_given_statistics(layout, shape, rng):
 def test_activations(norm, layout, rng):
     case = Case(norm, rng, (3, 6, 31), "float32", 1, layout)
     slopes = rng.uniform(0.1, 0.4, 6).astype(np.float32)
-    for where in (rng.random((3, 1, 31)) < 0.6, rng.random((3, 6, 31)) < 0.6, rng.random((3, 6, 1)) < 0.6):
+    for where in (
+        rng.random((3, 1, 31)) < 0.6,
+        rng.random((3, 6, 31)) < 0.6,
+        rng.random((3, 6, 1)) < 0.6,
+    ):
         selected = np.broadcast_to(where, case.x.shape)
         z, *stats = case.forward(where=where, return_stats=True)
         for options in ({"negative_slope": 0.2}, {"negative_slope": slopes}, {"clip": (-0.5, 0.8)}):
@@ -550,7 +610,11 @@ def test_parameters_per_sample(norm, layout, rng):
 def test_rows_with_parameters_per_sample(rng):
     x, dy = rng.normal(size=(2, 3, 70, 12))
     weight, bias = rng.uniform(0.5, 1.5, (2, 3, 1, 12))
-    for where in (rng.random((3, 70, 1)) < 0.6, rng.random((3, 1, 12)) < 0.6, rng.random((3, 70, 12)) < 0.6):
+    for where in (
+        rng.random((3, 70, 1)) < 0.6,
+        rng.random((3, 1, 12)) < 0.6,
+        rng.random((3, 70, 12)) < 0.6,
+    ):
         selected = np.broadcast_to(where, x.shape)
         z, *stats = F.layer_norm(x, 12, where=where, return_stats=True)
         y = F.layer_norm(x, 12, weight, bias, where=where)
@@ -565,10 +629,17 @@ def test_rows_with_parameters_per_sample(rng):
 def test_rows_over_other_axes(layout, rng):
     x, dy = (laid_out(a, layout) for a in rng.normal(size=(2, 3, 8, 5, 7)))
     weight, bias = rng.uniform(0.5, 1.5, (2, 8))
-    for where in (rng.random((3, 1, 5, 7)) < 0.6, rng.random((3, 8, 1, 1)) < 0.6, rng.random((3, 8, 5, 7)) < 0.6):
+    for where in (
+        rng.random((3, 1, 5, 7)) < 0.6,
+        rng.random((3, 8, 1, 1)) < 0.6,
+        rng.random((3, 8, 5, 7)) < 0.6,
+    ):
         last = np.moveaxis(np.broadcast_to(where, x.shape), 1, -1)
         y, *stats = F.layer_norm(x, 8, weight, bias, axis=1, where=where, return_stats=True)
-        moved = np.ascontiguousarray(np.moveaxis(x, 1, -1)), np.ascontiguousarray(np.moveaxis(dy, 1, -1))
+        moved = (
+            np.ascontiguousarray(np.moveaxis(x, 1, -1)),
+            np.ascontiguousarray(np.moveaxis(dy, 1, -1)),
+        )
         z, *expected = F.layer_norm(moved[0], 8, weight, bias, where=last, return_stats=True)
         close(np.moveaxis(y, 1, -1), z, 1e-13)
         found = F.layer_norm_backward(dy, x, 8, *stats, weight, axis=1, where=where)
@@ -592,7 +663,9 @@ def test_gradients_by_finite_differences(rng):
                 high, low = case.x.copy(), case.x.copy()
                 high[at] += 1e-5
                 low[at] -= 1e-5
-                np.testing.assert_allclose((loss(high) - loss(low)) / 2e-5, dx[at], rtol=1e-6, atol=1e-7)
+                np.testing.assert_allclose(
+                    (loss(high) - loss(low)) / 2e-5, dx[at], rtol=1e-6, atol=1e-7
+                )
             weight = case.weight
             case.weight = weight + np.eye(len(weight))[1] * 1e-5
             high = loss()
@@ -621,7 +694,9 @@ def test_errors(rng):
             call(np.ones((3, 2, 5), bool))
         assert call([[[True]]]) is not None
     with pytest.raises(TypeError, match="where must be a bool array"):
-        F.layer_norm_backward(x, x, 5, np.zeros((3, 4, 1)), np.ones((3, 4, 1)), where=np.ones(5, int))
+        F.layer_norm_backward(
+            x, x, 5, np.zeros((3, 4, 1)), np.ones((3, 4, 1)), where=np.ones(5, int)
+        )
 
 
 def test_bytes_other_than_one_are_true(rng):

@@ -109,7 +109,9 @@ def test_sync_batch_norm(rng):
     masks = [rng.random((3, 1, 10)) < 0.6, None, rng.random((4, 4, 10)) < 0.5]
     masks[2][:, 3] = False
     grads = [rng.normal(size=p.shape) for p in parts]
-    whole = np.concatenate([np.broadcast_to(True if m is None else m, p.shape) for m, p in zip(masks, parts)])
+    whole = np.concatenate(
+        [np.broadcast_to(True if m is None else m, p.shape) for m, p in zip(masks, parts)]
+    )
     comm = Ranks(3)
     found = [None] * 3
 
@@ -117,7 +119,13 @@ def test_sync_batch_norm(rng):
         comm.local.rank = rank
         layer = cnorm.SyncBatchNorm(4, process_group=comm, dtype=np.float64)
         y = layer(parts[rank], where=masks[rank])
-        found[rank] = y, layer.backward(grads[rank]), layer.weight.grad, layer.running_mean, layer.running_var
+        found[rank] = (
+            y,
+            layer.backward(grads[rank]),
+            layer.weight.grad,
+            layer.running_mean,
+            layer.running_var,
+        )
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
     for thread in threads:
