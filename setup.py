@@ -63,25 +63,30 @@ class BuildExt(build_ext):
         built = Path(self.get_ext_fullpath(ext.name))
         kept = Path(self.get_ext_filename(self.get_ext_fullname(ext.name)))
         note = Path("build", "kept", f"{kept.name}.sha256")
+        source = self._identity(ext)  # before it is compiled: the text may change meanwhile
         known = self.into_tree and not self.force and kept.exists() and note.exists()
-        if known and note.read_text() == self._identity(ext, kept):
+        if known and note.read_text() == self._identity_with(source, kept):
             built.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(kept, built)
             return
         super().build_extension(ext)
         if self.into_tree:
             note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(self._identity(ext, built))
+            note.write_text(self._identity_with(source, built))
 
-    def _identity(self, ext, result):
-        """A digest of all that a compiled module is made of, and of the module."""
+    @staticmethod
+    def _identity_with(source, result):
+        return f"{source} {hashlib.sha256(result.read_bytes()).hexdigest()}"
+
+    def _identity(self, ext):
+        """A digest of all that a compiled module is made of."""
         how = [self.compiler.compiler_so, self.compiler.linker_so, ext.define_macros]
         how += [ext.extra_compile_args, ext.extra_link_args, Cython.__version__, numpy.__version__]
         total = hashlib.sha256(repr(how).encode())
         # All text that a module may include: the kernels' shims include other .pyx files. Not the
         # generated C, which names the folder of NumPy: another one each time.
         text = [p for p in Path("cnorm").rglob("*") if p.suffix in {".h", ".pxd", ".pyx"}]
-        for path in [*sorted(text), result]:
+        for path in sorted(text):
             total.update(hashlib.sha256(path.read_bytes()).digest())
         return total.hexdigest()
 

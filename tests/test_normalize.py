@@ -221,3 +221,16 @@ def test_the_plans():
     assert of((0, 2)) == ("columns", (3, 1, 2, 4, 5))
     assert of((1,), order=(0, 2, 3, 1)) == ("units", (1, 40, 1, 1, 3))
     assert of((2, 3), order=(0, 2, 3, 1)) == ("columns", (2, 1, 1, 20, 3))
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (3, 700), (2, 3, 5, 7)])
+def test_an_eps_whose_square_is_no_float(build, shape):
+    """Squares of these numbers underflow in float32, and so does that of eps, which hides none of them."""
+    x = np.full(shape, 1e-24, np.float32)
+    n = shape[1]
+    for dim in (1, -1) if len(shape) == 2 else (1,):
+        y = F.normalize(x, dim=dim, eps=1e-25)
+        np.testing.assert_allclose(y, np.full(shape, n**-0.5), rtol=1e-6)
+    channels_last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    y = F.normalize(channels_last, dim=-1, eps=1e-25)
+    np.testing.assert_allclose(y, np.full(y.shape, n**-0.5), rtol=1e-6)

@@ -36,8 +36,11 @@ static inline double rstd_from_m2(double m2, double count, const Finish *finish)
 }
 
 /* The mean square below which squares of floats have underflowed, and the sums are taken again in double; -1 where eps
- * hides it. */
-static inline double tiny_square(const Finish *finish) { return finish->eps < TINY_SQUARE ? TINY_SQUARE : -1; }
+ * hides it: as a variance, or with a norm its square. */
+static inline double tiny_square(const Finish *finish) {
+    const double least = finish->norm == NORM_NONE ? finish->eps : finish->eps * finish->eps;
+    return least < TINY_SQUARE ? TINY_SQUARE : -1;
+}
 
 /* Backward, with a norm: what takes the place of sum(g * dev) in dev_coeff. With s = sum(dy * x)
  *     dx = dy * rstd - x * rstd**3 * s                  NORM_2

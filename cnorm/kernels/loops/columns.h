@@ -114,7 +114,8 @@ INLINE void FN(column_sums_block)(const char *const *x, ptrdiff_t begin, ptrdiff
     }
 }
 
-/* Adds the terms d and d*d, d = x - shift, of some rows to the sums of each column, which are whole vectors. */
+/* Adds the `terms` of some rows to the sums of each column, which are whole vectors: d and d*d, d = x - shift; for
+ * MAGNITUDES and LARGEST |x|, to sums_dd alone. */
 static void FN(column_sums_into)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
                                  const void *shift, int terms, A *sums_d, A *sums_dd) {
     const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
