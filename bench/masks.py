@@ -9,6 +9,7 @@ programs only ever add time. The mask is made outside the clock.
 
 import argparse
 import time
+from functools import partial
 
 import numpy as np
 
@@ -37,9 +38,14 @@ def kinds(shape, rows, rng):
         tokens = shape[1]
         lengths = rng.integers(9 * tokens // 10, tokens + 1, (n, 1, 1))
         yield "tokens, 5 % padding", np.arange(tokens)[:, None] < lengths
-        yield "tokens, half padding", np.arange(tokens)[:, None] < rng.integers(1, tokens, (n, 1, 1))
+        yield (
+            "tokens, half padding",
+            np.arange(tokens)[:, None] < rng.integers(1, tokens, (n, 1, 1)),
+        )
         yield "tokens left out at random", rng.random((n, tokens, 1)) < 0.8
-        full = np.broadcast_to(np.arange(last) < rng.integers(last // 2, last + 1, (n, tokens, 1)), shape)
+        full = np.broadcast_to(
+            np.arange(last) < rng.integers(last // 2, last + 1, (n, tokens, 1)), shape
+        )
         yield "full-size prefixes", np.ascontiguousarray(full)
         yield "the last tenth of the row", np.arange(last) < last * 9 // 10
     else:
@@ -149,13 +155,16 @@ def main():
         if x.size > 1 << 20:
             where = next(iter(kinds(shape, rows, rng)))[1]
             own = numpy_layer_norm if rows else numpy_batch_norm
-            plain, other = pairs(forward, lambda: own(x, where), seconds)
-            print(f"  unmasked {plain:.0f}; NumPy's lines, first mask {other:.0f} {other / plain:.1f}x")
+            plain, other = pairs(forward, partial(own, x, where), seconds)
+            print(
+                f"  unmasked {plain:.0f}; NumPy's lines, first mask {other:.0f} "
+                f"{other / plain:.1f}x"
+            )
             if (call := torch_lines(x, where, rows)) is not None:
                 plain, other = pairs(forward, call, seconds)
                 print(f"  torch's lines, first mask {other:.0f} {other / plain:.1f}x")
             into = np.empty_like(x)
-            plain, other = pairs(forward, lambda: np.copyto(into, x), seconds)
+            plain, other = pairs(forward, partial(np.copyto, into, x), seconds)
             print(f"  NumPy's copy, one thread {other:.0f} {other / plain:.2f}x", flush=True)
 
 

@@ -243,8 +243,8 @@ def masked(name):
     if name != "input":
         return f"{text}: pass {name}.data, or {name}.filled with the value that is meant"
     return (
-        f"{text}: this function takes no mask, and filled values would count. Pass {name}.data where "
-        "all elements count; the norms that take where= take masked arrays too"
+        f"{text}: this function takes no mask, and filled values would count. Pass {name}.data "
+        "where all elements count; the norms that take where= take masked arrays too"
     )
 
 

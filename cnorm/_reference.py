@@ -197,7 +197,7 @@ def _mean(x, axes, mask=None):
 
 
 def _moments(x, axes, mask=None):
-    """The input minus its mean, the mean, and the biased variance: infinity where nothing counts."""
+    """The input minus its mean, the mean, and the biased variance, infinity of nothing."""
     mean = _mean(x, axes, mask)
     centred = x - mean
     rest = _mean(centred, axes, mask)  # what rounding took from the mean

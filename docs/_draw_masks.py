@@ -26,7 +26,8 @@ def colour(value):
 
 def panel(y, values, where, centre, title):
     parts = [
-        f'<text x="{LEFT}" y="{y - 10}" font-size="13" fill="{INK}" font-weight="bold">{title}</text>'
+        f'<text x="{LEFT}" y="{y - 10}" font-size="13" fill="{INK}" '
+        f'font-weight="bold">{title}</text>'
     ]
     for n, row in enumerate(values):
         for i, value in enumerate(row):

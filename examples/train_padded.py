@@ -1,9 +1,9 @@
-"""Train on padded sequences, in NumPy: batch norm that counts the padding, and batch norm that does not.
+"""Train on padded sequences, in NumPy: batch norm with the padding, and without it.
 
 The digits are the 1797 images of 8 by 8 pixels that ship inside scikit-learn, read row by row as a
-sequence of 8 channels. Each is read at a speed of its own, so that sequences have 8 to 32 steps; a batch
-is padded with zeros. The same network of convolutions over time is trained twice from the same
-weights, and reads the held-out digits.
+sequence of 8 channels. Each is read at a speed of its own, so that sequences have 8 to 32 steps; a
+batch is padded with zeros. The same network of convolutions over time is trained twice from the
+same weights, and reads the held-out digits.
 
     python examples/train_padded.py
 """

@@ -141,3 +141,17 @@ def test_normalize_zarr_writes_equal_bits_with_twice_the_workers(elsewhere, tmp_
     want = (f - f.mean((0, 1, 2))) / f.std((0, 1, 2))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, want, rtol=4e-7, atol=4e-7)
+
+
+def test_padded_sequences_do_not_see_their_padding(rng):
+    """With `where=` a training step is the same however far the batch is padded."""
+    example = load("train_padded", "sklearn")
+    parts = [rng.normal(size=(8, n)).astype(np.float32) for n in (9, 14, 30, 22)]
+    found = []
+    for length in (30, 47):
+        network = example.Network(True, np.random.default_rng(0))
+        scores = network.forward(*example.padded(parts, length))
+        network.backward(np.ones_like(scores))
+        found.append([scores, *(p.grad for p in network.parameters())])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

@@ -1,7 +1,7 @@
 """Norms of the elements that a mask selects: `where=`.
 
-The oracle here is the definition: each unit's True values, in float64 NumPy. Gradients of the oracle are those of the
-formulas that `docs/masks.md` gives, and finite differences check the functions themselves once more.
+The oracle is the definition: each unit's True values, in float64 NumPy. Its gradients are those of
+the formulas; finite differences check the functions themselves once more.
 """
 
 import ml_dtypes
@@ -219,7 +219,7 @@ def laid_out(a, layout):
 
 def masks(rng, shape, rows):
     """Masks of many kinds for a shape (N, C, ...) or, `rows`, (..., L)."""
-    n, *inner = shape
+    n = shape[0]
     ndim = len(shape)
     last = shape[-1]
     lengths = rng.integers(0, last + 1, n)
@@ -546,7 +546,7 @@ def test_given_statistics(layout, shape, rng):
         got, *got_stats = F.batch_norm(x, mean, var, weight, bias, return_stats=True, where=where)
         assert_same(got_stats, stats)
         np.testing.assert_array_equal(got, np.where(selected, y, 0))
-        got, dw, db = F.batch_norm_backward(dy, x, *stats, weight, training=False, where=where)
+        got, _, db = F.batch_norm_backward(dy, x, *stats, weight, training=False, where=where)
         np.testing.assert_array_equal(got, np.where(selected, dx, 0))
         over = tuple(i for i in range(len(shape)) if i != 1)
         np.testing.assert_allclose(db, np.where(selected, dy, 0).sum(over), rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Masks through modules: kept for backward by reference, handed on by containers, merged over ranks."""
+"""Masks through modules: kept for backward, handed on by containers, merged over ranks."""
 
 import threading
 
@@ -93,10 +93,10 @@ class Ranks:
         self.n, self.rows, self.barrier = n, [None] * n, threading.Barrier(n, timeout=30)
         self.local = threading.local()
 
-    def Get_size(self):  # noqa: N802
+    def Get_size(self):
         return self.n
 
-    def Allgather(self, row, rows):  # noqa: N802
+    def Allgather(self, row, rows):
         self.rows[self.local.rank] = row.copy()
         self.barrier.wait()
         rows[...] = self.rows
@@ -110,7 +110,10 @@ def test_sync_batch_norm(rng):
     masks[2][:, 3] = False
     grads = [rng.normal(size=p.shape) for p in parts]
     whole = np.concatenate(
-        [np.broadcast_to(True if m is None else m, p.shape) for m, p in zip(masks, parts)]
+        [
+            np.broadcast_to(True if m is None else m, p.shape)
+            for m, p in zip(masks, parts, strict=True)
+        ]
     )
     comm = Ranks(3)
     found = [None] * 3

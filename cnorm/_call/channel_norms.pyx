@@ -6,8 +6,8 @@ cimport numpy as cnp
 from libc.string cimport memcpy
 
 from cnorm._call.arrays cimport (
-    as_array, as_flag, as_float, as_floats, as_int, as_out, as_running, copy_doubles, float64_array, float64_data, hints,
-    size_list)
+    as_array, as_flag, as_float, as_floats, as_int, as_out, as_running, copy_doubles, float64_array, float64_data,
+    hints, size_list)
 from cnorm._call.channels cimport ChannelsCall, parameter_grads
 from cnorm._call.checks cimport (as_gradient, as_statistic, axis_of, check_dims, check_eps, check_groups,
                                  check_parameter, check_tracked, check_written_together, group_count)
@@ -31,8 +31,8 @@ cdef object batch_norm_forward(object input, object running_mean, object running
     """batch_norm; in training, `count` (num_batches_tracked) grows by 1 where it is not None."""
     cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
     cdef Mask given = mask_argument(input, where)
-    cdef cnp.ndarray x = as_array(input if given is None else given.data, "input"), into = as_out(out, "out"), counter = as_running(
-        count, "num_batches_tracked")
+    cdef cnp.ndarray x = as_array(input if given is None else given.data, "input"), into = as_out(out, "out")
+    cdef cnp.ndarray counter = as_running(count, "num_batches_tracked")
     cdef cnp.ndarray mean = as_running(running_mean, "running_mean")
     cdef cnp.ndarray var = as_running(running_var, "running_var")
     cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")

@@ -255,7 +255,8 @@ cdef class ChannelsCall(ChannelAxisCall):
 
     cdef cnp.ndarray grouped(self, cnp.ndarray a, Py_ssize_t groups):
         """A view of an array as (samples, groups, channels of a group, spatial axes); of a mask too."""
-        cdef list spatial = [i for i in range(cnp.PyArray_NDIM(self.x)) if i not in (self.batch_axis, self.channel_axis)]
+        cdef list spatial = [i for i in range(cnp.PyArray_NDIM(self.x))
+                             if i not in (self.batch_axis, self.channel_axis)]
         cdef list order = ([self.batch_axis] if self.batch_axis >= 0 else []) + [self.channel_axis] + spatial
         cdef cnp.ndarray view
         if a is None:

@@ -3,8 +3,8 @@ from cnorm cimport _runtime
 from cnorm._call.observe cimport observe
 from cnorm._runtime cimport PolicyCall, begin_team, end_team, kernels, policy_tag
 from cnorm.kernels.job cimport (
-    CROSSED_BACKWARD, MASKED, SELECTED_COLUMNS_MOMENTS, STANDARDIZE_FORWARD, WINDOW_BACKWARD, ImageJob, Job, JobHead, Kernel,
-    MaskedJob, MomentsJob, StandardizeJob, WindowJob)
+    CROSSED_BACKWARD, MASKED, SELECTED_COLUMNS_MOMENTS, STANDARDIZE_FORWARD, WINDOW_BACKWARD, ImageJob, Job, JobHead,
+    Kernel, MaskedJob, MomentsJob, StandardizeJob, WindowJob)
 from cnorm.kernels.tuning cimport GIL_RELEASE_MIN_BYTES
 
 

@@ -1,7 +1,7 @@
 """Masks: what `where` may be, and the pieces that a masked call consists of (kernels/masked.pyx).
 
-A mask is looked at once, as small as it is: before it broadcasts, and with size 1 along axes where it was broadcast before. A
-mask of all True is no mask. What is selected along the axes of a unit are its items; along the other axes lie pieces,
+A mask is looked at once, as small as it is: before it broadcasts, and with size 1 along axes where it was broadcast
+before. A mask of all True is no mask. What is selected along the axes of a unit are its items; along the other axes lie pieces,
 each with a mask of its own.
 """
 

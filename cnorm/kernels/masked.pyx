@@ -1,9 +1,9 @@
 # Masked norms: of the elements that a mask selects (MaskedJob).
 #
-# a) A piece is what shares a mask: some units, or a part of them. Its selected items are one run in most masks (a prefix,
-#    a crop, all): the piece is then a job of the family's own kernel, with fewer items and the arrays as they are. Else
-#    they are moved together into workspace, which that job takes, and its results are put back. So a piece has the bits
-#    of its selected items alone.
+# a) A piece is what shares a mask: some units, or a part of them. Its selected items are one run in most masks (a
+#    prefix, a crop, all): the piece is then a job of the family's own kernel, with fewer items and the arrays as they
+#    are. Else they are moved together into workspace, which that job takes, and its results are put back. So a piece has
+#    the bits of its selected items alone.
 # b) Pieces run one after another on one thread each; pieces fewer than threads run with all of them.
 # c) Where a unit has several parts (the samples of batch norm's channels, channels of a group with masks of their own),
 #    the moments of its parts merge, and then results are applied with given statistics; backward likewise with two
@@ -17,7 +17,8 @@ from libc.string cimport memcpy, memset
 from cnorm.kernels.job cimport (
     ITEM_ELEMENTS, ITEM_ROWS, ITEM_UNITS, RUNS, SUMS_GIVEN, SUMS_ONLY, Job, MaskedAxis, MaskedJob, Tensor, has_slopes)
 from cnorm.kernels.loops cimport (
-    LANES_ALIGN, SELECT_SLACK, add_to_selected, all_selected, count_selected_items, pack_items, unpack_items, zero_items)
+    LANES_ALIGN, SELECT_SLACK, add_to_selected, all_selected, count_selected_items, pack_items, unpack_items,
+    zero_items)
 from cnorm.kernels.schedule cimport plain_schedule
 from cnorm.kernels.statistics cimport merge_counted_moments, rstd_from_m2, settle_moments
 from cnorm.kernels.workspace cimport round_up
@@ -546,7 +547,8 @@ cdef inline Workspace workspace_of(const MaskedJob *m) noexcept nogil:
     size.parameters = 0
     size.sums = 0
     if m.channels == 0:
-        size.parameters = round_up(m.length * m.element_bytes + SELECT_SLACK, LANES_ALIGN) if m.items == ITEM_ELEMENTS else 0
+        if m.items == ITEM_ELEMENTS:
+            size.parameters = round_up(m.length * m.element_bytes + SELECT_SLACK, LANES_ALIGN)
         size.sums = round_up(3 * row * sizeof(double), LANES_ALIGN) if m.backward else 0
     size.stats = round_up((4 * m.items_per_piece if m.items == ITEM_UNITS else 4 * units) * sizeof(double)
                           + SELECT_SLACK, LANES_ALIGN)

@@ -69,9 +69,7 @@ class RunningNorm(Norm):
         if not self.track_running_stats:
             return self._normalize(input, keep, slope, clip, True, None, None, where)
         # threads that share the module take turns to update it
-        return self._lock.run(
-            self._normalize, input, keep, slope, clip, True, mean, var, where
-        )
+        return self._lock.run(self._normalize, input, keep, slope, clip, True, mean, var, where)
 
     def _normalize(
         self, input, keep, slope, clip, use_input_stats, running_mean, running_var, where

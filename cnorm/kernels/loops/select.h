@@ -1,7 +1,7 @@
 /* Selected elements of any dtype, as bytes: where a mask has them, move them together, put them back.
  *
- * An item is what is selected or not as one: an element (2, 4 or 8 bytes), a row of a table (any number of bytes). Items
- * lie `stride` bytes apart. Masks are bytes, 0 or 1. Eight of them are looked at together: all of the items count, or
+ * An item is what is selected or not as one: an element (2, 4 or 8 bytes), a row of a table (any number of bytes).
+ * Items lie `stride` bytes apart. Masks are bytes, 0 or 1. Eight of them are looked at together: all of the items count, or
  * none does, in most masks, which leave out paddings and backgrounds. The rest goes without branches.
  */
 #ifndef CNORM_SELECT_H
@@ -55,8 +55,8 @@ INLINE int all_selected(const char *mask, ptrdiff_t n) {
     return 1;
 }
 
-/* pack_N and unpack_N move items of N bits. Where a processor has AVX-512, a vector of items is compressed or expanded in a
- * register: done by a store it takes ten times as long on some processors. 16-bit items go as 32-bit ones. */
+/* pack_N and unpack_N move items of N bits. Where a processor has AVX-512, a vector of items is compressed or expanded
+ * in a register: done by a store it takes ten times as long on some processors. 16-bit items go as 32-bit ones. */
 #if defined __AVX512BW__ && defined __AVX512VL__
 #include <immintrin.h>
 
