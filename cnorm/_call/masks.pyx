@@ -216,7 +216,7 @@ cdef class Pieces:
             m.items_per_piece = min(m.length, max(1, MASKED_PIECE_BYTES // max(m.item_bytes, 1)))
         elif items == ITEM_ELEMENTS:
             n = m.segment.size * m.length * m.item_bytes
-            least = MASKED_PIECE_BYTES // 4 if m.part.size > 1 else 0
+            least = MASKED_PIECE_BYTES // 8 if m.part.size > 1 else 0  # of a part, so that its job pays
             m.units_per_piece = min(m.unit.size, max(1, MASKED_PIECE_BYTES // max(m.part.size * n, 1),
                                                      least // max(n, 1)))
         m.job.shape[0] = 1

@@ -209,8 +209,7 @@ cdef extern from "loops/table.h" nogil:
 cdef extern from "loops/select.h" nogil:  # which describes them
     enum:
         SELECT_SLACK
-    Py_ssize_t count_selected_items(const char *mask, Py_ssize_t n, Py_ssize_t *first)
-    bint all_selected(const char *mask, Py_ssize_t n)
+    Py_ssize_t find_selected(const char *mask, Py_ssize_t n, Py_ssize_t *first, bint *one_run)
     Py_ssize_t pack_items(Py_ssize_t size, const char *x, Py_ssize_t stride, const char *mask, Py_ssize_t n, char *to)
     Py_ssize_t unpack_items(Py_ssize_t size, const char *items, const char *mask, Py_ssize_t n, char *y,
                             Py_ssize_t stride, bint zero)

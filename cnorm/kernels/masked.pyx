@@ -17,8 +17,7 @@ from libc.string cimport memcpy, memset
 from cnorm.kernels.job cimport (
     ITEM_ELEMENTS, ITEM_ROWS, ITEM_UNITS, RUNS, SUMS_GIVEN, SUMS_ONLY, Job, MaskedAxis, MaskedJob, Tensor, has_slopes)
 from cnorm.kernels.loops cimport (
-    LANES_ALIGN, SELECT_SLACK, add_to_selected, all_selected, count_selected_items, pack_items, unpack_items,
-    zero_items)
+    LANES_ALIGN, SELECT_SLACK, add_to_selected, find_selected, pack_items, unpack_items, zero_items)
 from cnorm.kernels.schedule cimport plain_schedule
 from cnorm.kernels.statistics cimport merge_counted_moments, rstd_from_m2, settle_moments
 from cnorm.kernels.workspace cimport round_up
@@ -69,8 +68,7 @@ cdef inline void step(Piece *piece, const MaskedAxis *axis, Py_ssize_t n) noexce
 
 
 cdef inline void look_at_mask(const MaskedJob *m, Piece *piece) noexcept nogil:
-    piece.count = count_selected_items(piece.mask, piece.length, &piece.first)
-    piece.one_run = piece.count > 0 and all_selected(piece.mask + piece.first, piece.count)
+    piece.count = find_selected(piece.mask, piece.length, &piece.first, &piece.one_run)
 
 
 cdef inline void place_piece(const MaskedJob *m, Py_ssize_t number, Piece *piece) noexcept nogil:

@@ -70,7 +70,7 @@ enum {
 
 /* ---- masks ---- */
 enum {
-    MASKED_PIECE_BYTES = 1 << 16, /* of the units that share a mask and are one job, approximately: with their results they
+    MASKED_PIECE_BYTES = 1 << 18, /* of the units that share a mask and are one job, approximately: with their results they
                                      stay in L2. Gradients of parameters add up piece by piece */
     MASKED_CHUNKS = 64,           /* float64 sums of the gradients of a parameter, at most */
     MASKED_CHUNK_PIECES = 4,      /* pieces of a chunk, at least */

@@ -28,31 +28,30 @@ INLINE uint64_t eight_of(const char *mask) {
     return word;
 }
 
-/* How many of n items are selected, and the first of them. */
-static ptrdiff_t count_selected_items(const char *mask, ptrdiff_t n, ptrdiff_t *first) {
-    ptrdiff_t i = 0, count = 0;
-    while (i + 8 <= n && eight_of(mask + i) == 0) i += 8;
-    while (i < n && !mask[i]) ++i;
-    *first = i;
-    while (i < n) {  /* bytes add up without a carry for 31 words */
+/* How many of n items are selected; the first of them, and whether they lie side by side. */
+static ptrdiff_t find_selected(const char *mask, ptrdiff_t n, ptrdiff_t *first, int *one_run) {
+    const char *const begin = memchr(mask, 1, n), *const end = mask + n;
+    *one_run = 0;
+    *first = n;
+    if (!begin) return 0;
+    *first = begin - mask;
+    const char *at = memchr(begin, 0, end - begin);
+    if (!at || !memchr(at, 1, end - at)) {
+        *one_run = 1;
+        return (at ? at : end) - begin;
+    }
+    ptrdiff_t count = at - begin;
+    while (at < end) { /* bytes add up without a carry for 31 words */
         uint64_t sum = 0;
-        const ptrdiff_t stop = n - i > 8 * 31 ? i + 8 * 31 : i + (n - i) / 8 * 8;
-        for (; i < stop; i += 8) sum += eight_of(mask + i);
+        const char *const stop = end - at > 8 * 31 ? at + 8 * 31 : at + (end - at) / 8 * 8;
+        if (stop == at) {
+            for (; at < end; ++at) count += *at;
+            break;
+        }
+        for (; at < stop; at += 8) sum += eight_of(at);
         for (int k = 0; k < 8; ++k) count += (sum >> (8 * k)) & 0xff;
-        if (n - i < 8)
-            for (; i < n; ++i) count += mask[i];
     }
     return count;
-}
-
-/* Whether all of n items are selected. */
-INLINE int all_selected(const char *mask, ptrdiff_t n) {
-    ptrdiff_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        if (eight_of(mask + i) != EIGHT_TRUE) return 0;
-    for (; i < n; ++i)
-        if (!mask[i]) return 0;
-    return 1;
 }
 
 /* pack_N and unpack_N move items of N bits. Where a processor has AVX-512, a vector of items is compressed or expanded
