@@ -23,6 +23,7 @@ class Operation:
     function = None
     by_channel = True  # takes channel_axis
     takes_slope = takes_clip = True
+    takes_where = False
     mixes_samples = False
     gradients = ("grad_input", "grad_weight", "grad_bias")
     statistics = ("mean", "rstd")
@@ -49,7 +50,7 @@ class Operation:
         """The gradients, a tuple."""
         raise NotImplementedError
 
-    def run(self, F, x, dy, p, *, axis=1, slope=None, clip=None):
+    def run(self, F, x, dy, p, *, axis=1, slope=None, clip=None, where=None):
         """Everything that forward and backward give, by name. Leaves `p` as it is."""
         p = {k: np.copy(v) if isinstance(v, np.ndarray) else v for k, v in p.items()}
         options = {"channel_axis": axis} if self.by_channel else {}
@@ -57,6 +58,8 @@ class Operation:
             options["negative_slope"] = slope
         if clip is not None:
             options["clip"] = clip
+        if where is not None:
+            options["where"] = where
         y, *stats = self.forward(F, x, p, **options)
         if (slope is not None or clip is not None) and "bias" in p:
             options["bias"] = p["bias"]
