@@ -49,7 +49,24 @@ def digests():
                         if shape == SHAPES[0] and operation.takes_clip:
                             results = operation.run(F, layout(x), layout(dy), p, clip=CLIP)
                             found[f"{key} clip"] = digest(results)
+                        for name, where in (
+                            masks(shape) if shape == SHAPES[0] and operation.takes_where else ()
+                        ):
+                            results = operation.run(F, layout(x), layout(dy), p, where=where)
+                            found[f"{key} {name}"] = digest(results)
     return found
+
+
+def masks(shape):
+    """Masks of three kinds: padding, positions that count, elements that count."""
+    random = np.random.RandomState(1)
+    yield (
+        "padded",
+        np.arange(shape[-1])
+        < random.randint(2, shape[-1] + 1, shape[:1] + (1,) * (len(shape) - 1)),
+    )
+    yield "positions", random.random_sample((shape[0], 1, *shape[2:])) < 0.7
+    yield "elements", random.random_sample(shape) < 0.5
 
 
 def portable(found):

@@ -97,6 +97,7 @@ def _spatial(shape, axis):
 
 class BatchNorm(Operation):
     function = "batch_norm"
+    takes_where = True
 
     @property
     def mixes_samples(self):
@@ -138,6 +139,7 @@ class InstanceNorm(BatchNorm):
 
 class GroupNorm(Operation):
     function = "group_norm"
+    takes_where = True
 
     @staticmethod
     def _groups(channels):
@@ -165,6 +167,7 @@ class LayerNorm(Operation):
     """
 
     function = "layer_norm"
+    takes_where = True
     by_channel = False
 
     def accepts(self, shape, axis):
@@ -296,6 +299,7 @@ class Normalize(Operation):
 
 class SwitchNorm(BatchNorm):
     function = "switch_norm"
+    takes_where = False
     gradients = (*Operation.gradients, "grad_mean_weight", "grad_var_weight")
     statistics = ("stats",)
 

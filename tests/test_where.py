@@ -7,10 +7,13 @@ the formulas; finite differences check the functions themselves once more.
 import ml_dtypes
 import numpy as np
 import pytest
+from operations import FURTHER_OPERATIONS, OPERATIONS
 
 import cnorm
+from cnorm import _reference
 from cnorm import functional as F
 
+ALL = OPERATIONS + FURTHER_OPERATIONS
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # tolerance of results of size 1: a few roundings of the dtype, or of float32 where it is wider
 TOLERANCE = {"float64": 1e-12, "float32": 4e-6, "float16": 4e-3, "bfloat16": 3e-2}
@@ -293,6 +296,23 @@ def test_compacted_data(norm, shape, layout, dtype, rng):
             case.check_poisoned(mask, (found[0], *found[1], found[2], *found[3]))
         except AssertionError as error:
             raise AssertionError(f"mask of {name}: {error}") from error
+
+
+@pytest.mark.grid(3)
+@pytest.mark.parametrize("operation", [o for o in ALL if o.takes_where], ids=str)
+@pytest.mark.parametrize("layout", ["C", "last"])
+def test_reference(operation, layout, rng):
+    """Every operation beside the one in plain NumPy, slopes and clips too."""
+    shape = (3, 6, 5, 7)
+    x, dy = (laid_out(a, layout) for a in rng.normal(size=(2, *shape)))
+    p = operation.draw(rng, shape, 1)
+    kinds = [(3, 1, 5, 7), (3, 6, 5, 1), (6, 1, 1), shape]
+    for where in [rng.random(sizes) < 0.6 for sizes in kinds]:
+        for how in ({}, {"clip": (-0.5, 0.7)}, {"slope": rng.uniform(0.1, 0.4, 6)}):
+            found = operation.run(F, x, dy, p, where=where, **how)
+            expected = operation.run(_reference, x, dy, p, where=where, **how)
+            for name in expected:
+                close(found[name], expected[name], 1e-10)
 
 
 # ---- bits ----
