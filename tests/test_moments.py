@@ -690,3 +690,9 @@ def test_the_first_call_copies_no_input(elsewhere):
     risen = json.loads(done.stdout)
     assert len(risen) > 20
     assert max(risen.values()) < 8_000_000 / 4, risen
+
+
+def test_a_mask_of_numbers_beside_a_masked_array_is_refused():
+    a = np.ma.masked_invalid([1.0, np.nan, 2.0])
+    with pytest.raises(TypeError, match="where must be a bool array"):
+        F.moments(a, where=[1.0, 0.0, 1.0])

@@ -763,3 +763,48 @@ def test_explain_and_small_views(rng):
     plan = cnorm.explain(F.batch_norm, x, training=True, where=where)
     assert "segments, masked" in str(plan) and "parts 30" in str(plan)
     assert "masked" not in str(cnorm.explain(F.batch_norm, x, training=True, where=where | True))
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4"])
+def test_a_mask_in_the_memory_of_a_result(dtype):
+    """It is read after the first result is written, and copied therefore."""
+    x = np.arange(12, dtype=np.float32).reshape(3, 4) ** 2
+    mask = np.array([[1, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]], bool)
+    for where in (mask, mask[:, :1]):
+        expected = F.layer_norm(x, 4, where=where, out=np.zeros((3, 4), dtype))
+        total, of_total = (np.zeros((3, 4), dtype) for _ in range(2))
+        F.add_layer_norm(x, x, 4, where=where, out=total, residual_out=of_total)
+        for at in (0, 8, 36):
+            memory = np.zeros(48, np.uint8)
+            inside = memory[at:].view(bool)[: where.size].reshape(where.shape)
+            inside[...] = where
+            out = memory.view(dtype).reshape(3, 4)
+            kept = out.copy()
+            F.layer_norm(x, 4, where=inside, out=out)
+            selected = np.broadcast_to(where, x.shape)
+            assert out.tobytes() == np.where(selected, expected, kept).astype(dtype).tobytes()
+            memory[...] = 0
+            inside[...] = where
+            kept = out.copy()
+            y = np.zeros((3, 4), dtype)
+            F.add_layer_norm(x, x, 4, where=inside, out=y, residual_out=out)
+            assert y.tobytes() == total.tobytes()
+            assert out.tobytes() == np.where(selected, of_total, kept).astype(dtype).tobytes()
+
+
+def test_as_many_axes_as_numpy_has(rng):
+    x = rng.normal(size=(2, 4, 5)).astype(np.float32)
+    mask = rng.random((2, 1, 5)) < 0.7
+    mask[:, :, :2] = True
+    long, longer = (2, 4) + (1,) * 61 + (5,), (8,) + (1,) * 62 + (5,)
+    for call in (
+        lambda x, m: F.batch_norm(x, training=True, where=m),
+        lambda x, m: F.group_norm(x, 2, where=m),
+        lambda x, m: F.instance_norm(x, where=m),
+        lambda x, m: F.layer_norm(x, 5, where=m),
+    ):
+        y = call(x.reshape(long), mask.reshape((2, 1, *long[2:])))
+        assert y.tobytes() == call(x, mask).tobytes()
+    y = F.instance_norm(x.reshape(longer), channel_axis=0, where=np.arange(5) < 3)
+    z = F.instance_norm(x.reshape(1, 8, 5), where=np.arange(5) < 3)
+    assert y.tobytes() == z.tobytes()

@@ -103,6 +103,23 @@ class Ranks:
         self.barrier.wait()
 
 
+def on_ranks(n, call):
+    """call(rank, communicator) of each rank, in threads: the results."""
+    comm = Ranks(n)
+    found = [None] * n
+
+    def run(rank):
+        comm.local.rank = rank
+        found[rank] = call(rank, comm)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
 def test_sync_batch_norm(rng):
     """Three ranks, one of them without a mask, as one batch norm of the whole batch."""
     parts = [rng.normal(0.4, 2, (n, 4, 10)) for n in (3, 2, 4)]
@@ -115,26 +132,14 @@ def test_sync_batch_norm(rng):
             for m, p in zip(masks, parts, strict=True)
         ]
     )
-    comm = Ranks(3)
-    found = [None] * 3
 
-    def run(rank):
-        comm.local.rank = rank
+    def run(rank, comm):
         layer = cnorm.SyncBatchNorm(4, process_group=comm, dtype=np.float64)
         y = layer(parts[rank], where=masks[rank])
-        found[rank] = (
-            y,
-            layer.backward(grads[rank]),
-            layer.weight.grad,
-            layer.running_mean,
-            layer.running_var,
-        )
+        dx = layer.backward(grads[rank])
+        return y, dx, layer.weight.grad, layer.running_mean, layer.running_var
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = on_ranks(3, run)
     layer = cnorm.BatchNorm1d(4, dtype=np.float64)
     y = layer(np.concatenate(parts), where=whole)
     dx = layer.backward(np.concatenate(grads))
@@ -144,3 +149,50 @@ def test_sync_batch_norm(rng):
     for rank in found:
         np.testing.assert_allclose(rank[3], layer.running_mean, rtol=1e-13)
         np.testing.assert_allclose(rank[4], layer.running_var, rtol=1e-13)
+
+
+def test_ranks_with_masks_of_all_true_and_masked_arrays(rng):
+    parts = rng.normal(0.4, 2, (2, 3, 4, 10)).astype(np.float32)
+    dy = rng.normal(size=parts.shape).astype(np.float32)
+    holes = rng.random(parts.shape) < 0.3
+
+    def call(kind):
+        def of_rank(rank, comm):
+            layer = cnorm.SyncBatchNorm(4, process_group=comm)
+            x, where = parts[rank], None
+            if kind == "all True":
+                where = np.ones((1, 4, 1), bool)
+            elif kind == "where":
+                where = ~holes[rank]
+            elif kind == "numpy.ma":
+                x = np.ma.masked_array(x, holes[rank])
+            y = layer(x, where=where)
+            dx = layer.backward(
+                np.ma.masked_array(dy[rank], holes[rank]) if kind == "numpy.ma" else dy[rank]
+            )
+            if kind == "numpy.ma":
+                for a in (y, dx):
+                    assert isinstance(a, np.ma.MaskedArray) and np.array_equal(a.mask, holes[rank])
+            arrays = y, dx, layer.weight.grad, layer.running_mean, layer.running_var
+            return [np.ma.getdata(a).tobytes() for a in arrays]
+
+        return on_ranks(2, of_rank)
+
+    assert call("all True") == call("none")
+    assert call("numpy.ma") == call("where")
+
+
+def test_nothing_runs_where_one_norm_takes_no_mask():
+    inner = cnorm.Sequential(cnorm.ReLU(), cnorm.SwitchNorm1d(3))
+    for second in (cnorm.SwitchNorm1d(3), cnorm.LocalResponseNorm(2), inner):
+        net = cnorm.Sequential(cnorm.BatchNorm1d(3), second)
+        with pytest.raises(TypeError, match="takes no mask"):
+            net(np.ones((4, 3), np.float32), where=np.ones((4, 1), bool))
+        assert net[0].num_batches_tracked == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_running_statistics_overflow_in_silence():
+    layer = cnorm.BatchNorm1d(3)
+    layer(np.full((4, 3), 3e38, np.float32), where=np.arange(4)[:, None] < 3)
+    assert np.isfinite(layer.running_mean).all()

@@ -125,11 +125,12 @@ cdef int update_from_masked(ChannelsCall call, cnp.ndarray running_mean, cnp.nda
     mean = np.where(counted, mean, 0).sum(0) / share
     var = np.divide(m2, counts - 1, out=np.zeros(counts.shape), where=counted).sum(0) / share
     targets, values = [], []
-    for running, batch in ((running_mean, mean), (running_var, var)):
-        before = np.asarray(running, np.float64)
-        mixed = (1 - factor) * before + factor * batch.reshape(before.shape)
-        targets.append(running)
-        values.append(np.where((n > 0).reshape(before.shape), mixed, before).astype(running.dtype))
+    with np.errstate(all="ignore"):
+        for running, batch in ((running_mean, mean), (running_var, var)):
+            before = np.asarray(running, np.float64)
+            mixed = (1 - factor) * before + factor * batch.reshape(before.shape)
+            targets.append(running)
+            values.append(np.where((n > 0).reshape(before.shape), mixed, before).astype(running.dtype))
     if count is not None:
         targets.append(count)
         values.append(np.asarray(count + 1, count.dtype))

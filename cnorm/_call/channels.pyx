@@ -10,7 +10,7 @@ from cnorm._call.arrays cimport checked_product, copy_doubles, copy_if_overlappi
 from cnorm._call.launch cimport launch
 from cnorm._call.masks cimport Pieces, same_along
 from cnorm._call.output cimport ChannelAxisCall, gradient_from_sums, set_tensor, slope_gradient
-from cnorm._plan cimport COPY, UNITS, Plan
+from cnorm._plan cimport COPY, MAX_DIMS, UNITS, Plan
 from cnorm._pool cimport new_array
 from cnorm._runtime cimport threads_for
 from cnorm.kernels.job cimport (
@@ -258,10 +258,15 @@ cdef class ChannelsCall(ChannelAxisCall):
         cdef list spatial = [i for i in range(cnp.PyArray_NDIM(self.x))
                              if i not in (self.batch_axis, self.channel_axis)]
         cdef list order = ([self.batch_axis] if self.batch_axis >= 0 else []) + [self.channel_axis] + spatial
+        cdef list ones = []
         cdef cnp.ndarray view
         if a is None:
             return None
-        view = a.transpose(order)
+        if len(order) > MAX_DIMS - 2:  # there are two axes more here; of so many some have size 1
+            ones = [i for i in spatial if cnp.PyArray_DIM(self.x, i) == 1][:2]
+        view = a.transpose([i for i in order if i not in ones] + ones)
+        if ones:
+            view = view.reshape(shape_of(view)[:len(order) - len(ones)])
         if self.batch_axis < 0:
             view = view[None]
         shape = shape_of(view)

@@ -15,7 +15,6 @@ cdef class Mask:
     cdef int check(self, cnp.ndarray x, bint keeps) except -1
     cdef object gradient(self, object grad_output, str name=*)
     cdef object wrapped(self, object result)
-    cdef cnp.ndarray full(self, cnp.ndarray x)
     cdef int copy_selected(self, cnp.ndarray to, cnp.ndarray values) except -1
 
 

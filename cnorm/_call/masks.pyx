@@ -1,8 +1,8 @@
 """Masks: what `where` may be, and the pieces that a masked call consists of (kernels/masked.pyx).
 
 A mask is looked at once, as small as it is: before it broadcasts, and with size 1 along axes where it was broadcast
-before. A mask of all True is no mask. What is selected along the axes of a unit are its items; along the other axes lie pieces,
-each with a mask of its own.
+before. A mask of all True is no mask. What is selected along the axes of a unit are its items; along the other axes
+lie pieces, each with a mask of its own.
 """
 
 import numpy as np
@@ -22,13 +22,18 @@ cnp.import_array()
 # ---- the argument ----
 
 
+cdef int check_bool(cnp.ndarray where) except -1:
+    if where is not None and cnp.PyArray_TYPE(where) != cnp.NPY_BOOL:
+        raise TypeError(f"where must be a bool array, but got dtype {where.dtype}: a mask of numbers becomes one by "
+                        "comparison, for example mask > 0")
+    return 0
+
+
 cdef cnp.ndarray as_mask(cnp.ndarray where, cnp.ndarray x):
     """`where` as a mask of the input's shape, or None."""
     if where is None:
         return None
-    if cnp.PyArray_TYPE(where) != cnp.NPY_BOOL:
-        raise TypeError(f"where must be a bool array, but got dtype {where.dtype}: a mask of numbers becomes one by "
-                        "comparison, for example mask > 0")
+    check_bool(where)
     try:
         return np.broadcast_to(where, shape_of(x))
     except ValueError:
@@ -38,10 +43,13 @@ cdef cnp.ndarray as_mask(cnp.ndarray where, cnp.ndarray x):
 
 cdef tuple without_mask(object input, object where):
     """The data of a masked array, and `where` and not its mask; of anything else, what was given."""
+    cdef cnp.ndarray given
     if type(input) is not np.ndarray and isinstance(input, np.ma.MaskedArray):
         mask = np.ma.getmask(input)
+        given = as_array(where, "where")
+        check_bool(given)
         if mask is not np.ma.nomask:
-            where = ~mask if where is None else ~mask & as_array(where, "where")
+            where = ~mask if given is None else ~mask & given
         input = np.ma.getdata(input)
     return input, where
 
@@ -98,10 +106,6 @@ cdef class Mask:
         mask = self.of_input if self.of_input is np.ma.nomask else np.array(self.of_input)
         return np.ma.MaskedArray(result, mask)
 
-    cdef cnp.ndarray full(self, cnp.ndarray x):
-        """The mask in the shape of the input."""
-        return np.broadcast_to(self.where, shape_of(x))
-
     cdef int copy_selected(self, cnp.ndarray to, cnp.ndarray values) except -1:
         """Copy a result to `out`, where the mask is True, or where the rest is 0 everywhere."""
         if self.keeps:
@@ -109,6 +113,30 @@ cdef class Mask:
         else:
             cnp.PyArray_CopyInto(to, values)
         return 0
+
+
+def mask_of(input, where):
+    """(array, mask) of an input, which may be a masked array: the mask as small as it was given, None where it selects
+    all."""
+    cdef Mask given = mask_argument(input, where)
+    cdef cnp.ndarray x
+    if given is None:
+        return input, None
+    x = as_array(given.data, "input")
+    given.check(x, False)
+    return x, given.where
+
+
+def masked_as(input, result):
+    """A result of the input's shape, as a masked array where the input is one."""
+    cdef Mask given = mask_argument(input, None)
+    return result if given is None else given.wrapped(result)
+
+
+def plain_gradient(input, grad_output):
+    """A gradient of such a result; a masked one must have the mask of the input."""
+    cdef Mask given = mask_argument(input, None)
+    return grad_output if given is None else given.gradient(grad_output)
 
 
 cdef bint same_along(cnp.ndarray where, int axis) except -1:

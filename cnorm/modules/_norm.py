@@ -37,6 +37,7 @@ class Norm(Module):
     """
 
     _learned = ("weight", "bias")
+    _takes_where = True
 
     def __init__(self, channel_axis=1, activation=None):
         super().__init__()

@@ -3,7 +3,7 @@
 from operator import index
 
 from ._base import Module
-from ._norm import Norm
+from ._norm import Norm, without_mask
 
 
 class _Indexed(Module):
@@ -125,12 +125,22 @@ class Sequential(_Indexed):
         where : ndarray of bool, optional
             Which elements count, as of the norms: a mask that broadcasts to the input of each.
         """
+        if where is not None:
+            self._check_takes_where()
         for module in self:
             if where is not None and isinstance(module, Norm | Sequential):
                 input = module(input, where)
             else:
                 input = module(input)
         return input
+
+    def _check_takes_where(self):
+        """Whether all norms do: before the first of them counts a batch."""
+        for module in self:
+            if isinstance(module, Sequential):
+                module._check_takes_where()
+            elif isinstance(module, Norm) and not module._takes_where:
+                raise without_mask(module)
 
     def backward(self, grad_output):
         before = [(module, "_kept", module._kept) for module in self.modules()]

@@ -7,6 +7,7 @@ from ._norm import Norm, without_mask
 
 class _ResponseNorm(Norm):
     _learned = ()
+    _takes_where = False
 
     def __init__(self, size, alpha, beta, k, channel_axis, activation):
         super().__init__(channel_axis, activation)

@@ -11,6 +11,7 @@ from ._norm import Norm, without_mask
 
 class _SwitchNorm(Norm):
     _learned = ("weight", "bias", "mean_weight", "var_weight")
+    _takes_where = False
     last_gamma = False
 
     def _create(self, num_features, eps, momentum, using_moving_average, mixed, device, dtype):

@@ -4,8 +4,9 @@ import numpy as np
 
 from .. import functional as F
 from .. import steps
+from .._call.masks import mask_of, masked_as, plain_gradient
 from .._call.moments import measure
-from .._call.running import update
+from .._call.running import assign, update
 from ._arrays import as_array, as_gradient
 from ._communicator import Shared, mpi_runs, world
 from ._docs import parameters_of
@@ -95,7 +96,9 @@ class SyncBatchNorm(_BatchNorm):
         return output, stats and (exchange, *stats)
 
     def _normalize_together(self, exchange, input, slope, clip, running_mean, running_var, where):
+        given = input
         with exchange.reporting(FORWARD):
+            input, where = mask_of(given, where)
             self._check(input, slope, clip, running_mean, running_var)
             if where is None:
                 count, *moments = steps.moments(input, channel_axis=self.channel_axis)
@@ -120,7 +123,7 @@ class SyncBatchNorm(_BatchNorm):
         if where is not None:
             np.copyto(output, 0, where=np.logical_not(where))
         self._track(running_mean, running_var, count, mean, m2)
-        return output, (exchange, True, mean, rstd, count, lo)
+        return masked_as(given, output), (exchange, True, mean, rstd, count, lo)
 
     def _check(self, input, slope, clip, running_mean, running_var):
         # The checks of batch norm: it runs on no samples at all, which changes no statistic.
@@ -139,11 +142,17 @@ class SyncBatchNorm(_BatchNorm):
         counted = count > 0
         if running_mean is None or not counted.any():  # the empty batch changes no statistic
             running_mean = running_var = None
-        before = () if running_mean is None else (running_mean.copy(), running_var.copy())
-        update(running_mean, running_var, momentum, mean, m2 / np.maximum(count - 1, 1), tracked)
-        if before and not counted.all():
-            for running, values in zip((running_mean, running_var), before, strict=True):
-                running[~counted] = values[~counted]
+        var = m2 / np.maximum(count - 1, 1)
+        if running_mean is None or counted.all():
+            update(running_mean, running_var, momentum, mean, var, tracked)
+            return
+        with np.errstate(all="ignore"):
+            mixed = [
+                np.where(counted, (1 - momentum) * np.float64(running) + momentum * batch, running)
+                for running, batch in ((running_mean, mean), (running_var, var))
+            ]
+        counter = [] if tracked is None else [tracked]
+        assign([running_mean, running_var, *counter], [*mixed, *(n + 1 for n in counter)])
 
     def backward(self, grad_output):
         # As forward talked, whatever was switched since.
@@ -163,13 +172,16 @@ class SyncBatchNorm(_BatchNorm):
     def _backward_together(
         self, grad_output, slope, clip, input, exchange, _, mean, rstd, count, lo, where=None
     ):  # fmt: skip
-        if where is not None:  # what is left out adds 0 to sums, and has no gradient
-            grad_output, input = (
-                np.where(where, a, np.zeros((), a.dtype)) for a in (grad_output, input)
-            )
-        arrays = grad_output, input, mean, lo, rstd, self.weight, self.bias
         options = {"channel_axis": self.channel_axis, "negative_slope": slope, "clip": clip}
+        given = input
         with exchange.reporting(BACKWARD):
+            grad_output = plain_gradient(given, grad_output)
+            input, where = mask_of(given, where)
+            if where is not None:  # what is left out adds 0 to sums, and has no gradient
+                grad_output, input = (
+                    np.where(where, a, np.zeros((), a.dtype)) for a in (grad_output, input)
+                )
+            arrays = grad_output, input, mean, lo, rstd, self.weight, self.bias
             # The checks of batch norm, as in `_check`.
             super()._backward(grad_output[:0], slope, clip, input[:0], True, mean, rstd)
             sums, *gradients = steps.grad_sums(*arrays, **options)
@@ -182,7 +194,7 @@ class SyncBatchNorm(_BatchNorm):
         if where is not None:
             np.copyto(grad_input, 0, where=np.logical_not(where))
         learned = [self.weight, self.bias] + [slope] * isinstance(slope, np.ndarray)
-        return grad_input, *map(like, gradients, learned)
+        return masked_as(given, grad_input), *map(like, gradients, learned)
 
     @classmethod
     def convert_sync_batchnorm(cls, module, process_group=None):
