@@ -427,12 +427,11 @@ cdef inline void bind_piece(Piece *piece, char *workspace, const Workspace *size
 # ---- units of several parts ----
 
 
-cdef inline int place_part(const MaskedJob *m, const Piece *whole, Py_ssize_t part, Piece *piece) noexcept nogil:
+cdef inline void place_part(const MaskedJob *m, const Piece *whole, Py_ssize_t part, Piece *piece) noexcept nogil:
     piece[0] = whole[0]
     step(piece, &m.part, part)
     piece.part = part
     look_at_mask(m, piece)
-    return 0
 
 
 cdef int merge_parts(MaskedJob *m, const Piece *whole, Py_ssize_t units, int threads) noexcept nogil:
@@ -503,7 +502,6 @@ cdef int run_parts(MaskedJob *m, Py_ssize_t number, int threads, char *workspace
     cdef Job job
     cdef Py_ssize_t part, i, units
     cdef double count
-    cdef bint reads_parts = m.backward or not m.job.stats_given
     place_piece(m, number, &whole)
     bind_piece(&whole, workspace, size)
     units = m.stats_per_piece if m.items == ITEM_ROWS else whole.units
