@@ -388,8 +388,8 @@ cdef int run_piece(MaskedJob *m, Py_ssize_t number, Py_ssize_t chunk, int thread
     """A piece of whole units."""
     cdef Piece piece
     cdef Job job
-    cdef Py_ssize_t n
-    cdef double *grads
+    cdef Py_ssize_t n = 0
+    cdef double *grads = NULL
     cdef int failed = 0
     place_piece(m, number, &piece)
     bind_piece(&piece, workspace, size)
