@@ -225,7 +225,7 @@ def test_the_plans():
 
 @pytest.mark.parametrize("shape", [(1, 4), (3, 700), (2, 3, 5, 7)])
 def test_an_eps_whose_square_is_no_float(build, shape):
-    """Squares of these numbers underflow in float32, and so does that of eps, which hides none of them."""
+    """Squares of these numbers underflow in float32, and so does that of eps, which hides none."""
     x = np.full(shape, 1e-24, np.float32)
     n = shape[1]
     for dim in (1, -1) if len(shape) == 2 else (1,):
