@@ -133,6 +133,10 @@ cdef void given_segment(const Job *job, const UnitBlocks *blocks, Py_ssize_t ite
     extent.begin = 0
     extent.end = blocks.elements
     segment_apply(job, blocks, &coeffs, unit, unit_at(job, &job.x, unit), unit_at(job, &job.y, unit), &extent)
+
+
+cdef inline void given_segment_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t item) noexcept nogil:
+    given_segment(job, blocks, item)
     if blocks.schedule.nontemporal:
         store_fence()
 
@@ -143,10 +147,12 @@ cdef int segments_given_in_order(const Job *job, const UnitBlocks *blocks) noexc
     if job.head.threads == 1:
         for i in range(items):
             given_segment(job, blocks, i)
+        if blocks.schedule.nontemporal:  # once: a fence waits until all lines are written
+            store_fence()
     else:
         for i in prange(items, num_threads=job.head.threads, schedule="guided",
                         chunksize=min_chunk(items, job.head.threads)):
-            given_segment(job, blocks, i)
+            given_segment_item(job, blocks, i)
     return 0
 
 
