@@ -477,7 +477,7 @@ def foreign(random):
 def _through_torch(function, arguments, expected):
     """The function for torch on tensors: the same bits."""
     theirs = getattr(_library("cnorm.interop.torch"), function.__name__, None)
-    if theirs is None or {"negative_slope", "clip"} & set(arguments):
+    if theirs is None or {"negative_slope", "clip", "where"} & set(arguments):
         return
     known = signature(theirs).parameters
     arguments = {
