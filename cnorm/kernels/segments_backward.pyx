@@ -520,7 +520,7 @@ cdef inline void grad_apply_item(const Job *job, const UnitBlocks *blocks, const
     """The gradient of the input over one partial, with the coefficients of its unit."""
     cdef Py_ssize_t unit = item // count
     partial_grad_apply(job, blocks, coeffs + unit, unit, item - unit * count)
-    if blocks.schedule.nontemporal:
+    if blocks.schedule.nontemporal and job.head.threads > 1:
         store_fence()
 
 
@@ -545,6 +545,8 @@ cdef int segments_backward_two_sweeps(const Job *job, const UnitBlocks *blocks,
         for i in prange(items, num_threads=job.head.threads, use_threads_if=job.head.threads > 1, schedule="guided",
                         chunksize=min_chunk(items, job.head.threads)):
             grad_apply_item(job, blocks, coeffs, i, count)
+        if blocks.schedule.nontemporal and job.head.threads == 1:  # once: a fence waits until all lines are written
+            store_fence()
     free(partials)
     free(coeffs)
     return 0
