@@ -56,8 +56,8 @@ for operation in OPERATIONS:
         forward, (_, *stats) = risen(lambda: operation.forward(F, x, dict(p), out=out))
         backward, _ = risen(lambda: operation.backward(F, dy, x, stats, p, out=out))
         size = x.nbytes if layout is contiguous else values.nbytes
-        # beside a quarter of the input: gradients of the parameters and their partial sums, for which
-        # the allocator may take new memory
+        # beside a quarter of the input: gradients of the parameters and their partial sums, which
+        # the allocator may put into new memory
         parameter = max((v.size for v in p.values() if isinstance(v, np.ndarray)), default=0)
         found[f"{operation} {layout.__name__}"] = forward, backward, size / 4, 4 * 8 * parameter
 print(json.dumps(found))
