@@ -75,10 +75,6 @@ _NAMES = {
         _NO_LAYER,
     ),
 }  # fmt: skip
-_FUNCTIONS = {
-    **dict.fromkeys(("relu", "leaky_relu", "prelu"), "negative_slope=0.0 of a norm is ReLU"),
-    **dict.fromkeys(("hardtanh", "relu6"), "clip=(low, high) of a norm bounds its result"),
-}
 
 # The way out where a number is expected.
 _NUMBERS = {
@@ -128,20 +124,6 @@ def _meant(word, names):
             return words or f"did you mean {name}?"
     close = difflib.get_close_matches(word, names, 1)
     return f"did you mean {close[0]}?" if close else None
-
-
-def function(module, name, names, layers):
-    """The message of an AttributeError of the functions."""
-    text = f"module {module!r} has no attribute {name!r}"
-    if name in layers:
-        return f"{text}: did you mean cnorm.{name}, a layer?"
-    if hint := _FUNCTIONS.get(name):
-        return f"{text}: {hint}"
-    if hint := _NAMES.get(name):
-        return f"{text}: {hint}"
-    plain = {known.replace("_", ""): known for known in names}
-    close = difflib.get_close_matches(name.replace("_", "").lower(), plain, 1, 0.75)
-    return f"{text}: did you mean {plain[close[0]]}?" if close else text
 
 
 def of_function(module, error):
