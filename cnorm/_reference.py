@@ -219,7 +219,7 @@ def _update(running, factor, batch):
 
 
 def _update_selected(running_mean, running_var, factor, mean, var, mask, units):
-    """The same of what a mask selects: units of fewer than two elements do not count."""
+    """Running statistics of what a mask selects; units of fewer than two elements do not count."""
     count = mask.sum(units, keepdims=True)
     counted = count > 1
     var = np.where(counted, var * count / np.maximum(count - 1, 1), 0)

@@ -1,6 +1,4 @@
-"""Masks through modules: kept for backward, handed on by containers, merged over ranks."""
-
-import threading
+"""Masks through modules: kept for backward, handed on by containers."""
 
 import numpy as np
 import pytest
@@ -84,102 +82,6 @@ def test_masked_arrays(rng):
         assert isinstance(y, np.ma.MaskedArray) and np.array_equal(y.mask, a.mask)
         dx = layer.backward(dy)
         assert isinstance(dx, np.ma.MaskedArray) and not dx.data[a.mask].any()
-
-
-class Ranks:
-    """A communicator of threads: what SyncBatchNorm needs of one."""
-
-    def __init__(self, n):
-        self.n, self.rows, self.barrier = n, [None] * n, threading.Barrier(n, timeout=30)
-        self.local = threading.local()
-
-    def Get_size(self):
-        return self.n
-
-    def Allgather(self, row, rows):
-        self.rows[self.local.rank] = row.copy()
-        self.barrier.wait()
-        rows[...] = self.rows
-        self.barrier.wait()
-
-
-def on_ranks(n, call):
-    """call(rank, communicator) of each rank, in threads: the results."""
-    comm = Ranks(n)
-    found = [None] * n
-
-    def run(rank):
-        comm.local.rank = rank
-        found[rank] = call(rank, comm)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(n)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
-
-
-def test_sync_batch_norm(rng):
-    """Three ranks, one of them without a mask, as one batch norm of the whole batch."""
-    parts = [rng.normal(0.4, 2, (n, 4, 10)) for n in (3, 2, 4)]
-    masks = [rng.random((3, 1, 10)) < 0.6, None, rng.random((4, 4, 10)) < 0.5]
-    masks[2][:, 3] = False
-    grads = [rng.normal(size=p.shape) for p in parts]
-    whole = np.concatenate(
-        [
-            np.broadcast_to(True if m is None else m, p.shape)
-            for m, p in zip(masks, parts, strict=True)
-        ]
-    )
-
-    def run(rank, comm):
-        layer = cnorm.SyncBatchNorm(4, process_group=comm, dtype=np.float64)
-        y = layer(parts[rank], where=masks[rank])
-        dx = layer.backward(grads[rank])
-        return y, dx, layer.weight.grad, layer.running_mean, layer.running_var
-
-    found = on_ranks(3, run)
-    layer = cnorm.BatchNorm1d(4, dtype=np.float64)
-    y = layer(np.concatenate(parts), where=whole)
-    dx = layer.backward(np.concatenate(grads))
-    np.testing.assert_allclose(np.concatenate([f[0] for f in found]), y, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(np.concatenate([f[1] for f in found]), dx, rtol=1e-11, atol=1e-11)
-    np.testing.assert_allclose(sum(f[2] for f in found), layer.weight.grad, rtol=1e-11, atol=1e-11)
-    for rank in found:
-        np.testing.assert_allclose(rank[3], layer.running_mean, rtol=1e-13)
-        np.testing.assert_allclose(rank[4], layer.running_var, rtol=1e-13)
-
-
-def test_ranks_with_masks_of_all_true_and_masked_arrays(rng):
-    parts = rng.normal(0.4, 2, (2, 3, 4, 10)).astype(np.float32)
-    dy = rng.normal(size=parts.shape).astype(np.float32)
-    holes = rng.random(parts.shape) < 0.3
-
-    def call(kind):
-        def of_rank(rank, comm):
-            layer = cnorm.SyncBatchNorm(4, process_group=comm)
-            x, where = parts[rank], None
-            if kind == "all True":
-                where = np.ones((1, 4, 1), bool)
-            elif kind == "where":
-                where = ~holes[rank]
-            elif kind == "numpy.ma":
-                x = np.ma.masked_array(x, holes[rank])
-            y = layer(x, where=where)
-            dx = layer.backward(
-                np.ma.masked_array(dy[rank], holes[rank]) if kind == "numpy.ma" else dy[rank]
-            )
-            if kind == "numpy.ma":
-                for a in (y, dx):
-                    assert isinstance(a, np.ma.MaskedArray) and np.array_equal(a.mask, holes[rank])
-            arrays = y, dx, layer.weight.grad, layer.running_mean, layer.running_var
-            return [np.ma.getdata(a).tobytes() for a in arrays]
-
-        return on_ranks(2, of_rank)
-
-    assert call("all True") == call("none")
-    assert call("numpy.ma") == call("where")
 
 
 def test_nothing_runs_where_one_norm_takes_no_mask():

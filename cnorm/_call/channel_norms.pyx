@@ -13,7 +13,7 @@ from cnorm._call.checks cimport (as_gradient, as_statistic, axis_of, check_dims,
                                  check_parameter, check_tracked, check_written_together, group_count)
 from cnorm._call.masks cimport Mask, mask_argument
 from cnorm._call.output cimport ARENA_DOUBLES
-from cnorm._call.running cimport assign_all, mean_over_samples, update_running
+from cnorm._call.running cimport mean_over_samples, update_counted, update_running
 from cnorm._runtime cimport kernels
 
 cnp.import_array()
@@ -124,17 +124,7 @@ cdef int update_from_masked(ChannelsCall call, cnp.ndarray running_mean, cnp.nda
     share = np.maximum(n, 1)
     mean = np.where(counted, mean, 0).sum(0) / share
     var = np.divide(m2, counts - 1, out=np.zeros(counts.shape), where=counted).sum(0) / share
-    targets, values = [], []
-    with np.errstate(all="ignore"):
-        for running, batch in ((running_mean, mean), (running_var, var)):
-            before = np.asarray(running, np.float64)
-            mixed = (1 - factor) * before + factor * batch.reshape(before.shape)
-            targets.append(running)
-            values.append(np.where((n > 0).reshape(before.shape), mixed, before).astype(running.dtype))
-    if count is not None:
-        targets.append(count)
-        values.append(np.asarray(count + 1, count.dtype))
-    return assign_all(targets, values)
+    return update_counted(running_mean, running_var, factor, mean, var, np.greater(n, 0), count)
 
 
 cdef const double *of_channels(ChannelsCall call, const double *values) except NULL:

@@ -12,7 +12,6 @@ from cnorm._call.masks cimport Pieces, same_along
 from cnorm._call.output cimport ChannelAxisCall, gradient_from_sums, set_tensor, slope_gradient
 from cnorm._plan cimport COPY, MAX_DIMS, UNITS, Plan
 from cnorm._pool cimport new_array
-from cnorm._runtime cimport threads_for
 from cnorm.kernels.job cimport (
     COLUMNS_BACKWARD, COLUMNS_FORWARD, COLUMNS_MOMENTS, FLOAT64, ITEM_ELEMENTS, ITEM_ROWS, SEGMENTS_BACKWARD,
     SEGMENTS_FORWARD, SEGMENTS_MOMENTS, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, Tensor)
@@ -105,11 +104,9 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef int fill_job(self, const Plan *p, Job *a) except -1:
         """Describe the call to a kernel."""
         cdef int i
-        memset(a, 0, sizeof(Job))
+        self.begin_job(self.eps, a)
         for i in range(5):
             a.shape[i] = p.shape[i]
-        a.head.dtype = self.dtype
-        a.head.threads = threads_for(self.bytes)
         set_tensor(&a.x, self.x, p, 0)
         if self.y is not None:
             set_tensor(&a.y, self.y, p, 1)
@@ -127,12 +124,7 @@ cdef class ChannelsCall(ChannelAxisCall):
             if self.per_sample and p.family == UNITS:
                 a.channels.by_segment = True  # a segment is a sample of a channel
                 a.channels.segment_channels = self.channels
-        a.activation = self.activation
-        a.slope = self.slope
-        a.low = self.low
-        a.high = self.high
         a.channels.channels_per_group = self.channels // self.groups if self.groups else 1
-        a.finish.eps = self.eps
         a.mean = self.mean
         a.rstd = self.rstd
         a.m2 = self.m2
@@ -352,16 +344,9 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef int fill_masked_job(self, Job *a, bint of_batch, bint backward) except -1:
         """The job of which `run_masked` makes pieces."""
         cdef Py_ssize_t n = max(self.samples, 1) * self.channels
-        memset(a, 0, sizeof(Job))
-        a.head.dtype = self.dtype
-        a.head.threads = threads_for(self.bytes)
+        self.begin_job(self.eps, a)
         a.centred = True
         a.stats_given = self.stats_given
-        a.activation = self.activation
-        a.slope = self.slope
-        a.low = self.low
-        a.high = self.high
-        a.finish.eps = self.eps
         a.channels.by_segment = not of_batch
         a.channels.inner_channels = self.channels // self.groups if self.groups else 1
         a.channels.segment_channels = 0 if of_batch else 1

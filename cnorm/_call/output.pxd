@@ -3,7 +3,7 @@ cimport numpy as cnp
 
 from cnorm._call.masks cimport Mask
 from cnorm._plan cimport Plan
-from cnorm.kernels.job cimport Tensor
+from cnorm.kernels.job cimport Job, Tensor
 
 cdef enum:
     ARENA_DOUBLES = 4096   # workspace that a function has on its stack for its call
@@ -37,6 +37,7 @@ cdef class Call:
     cdef int copy_for_plan(self, int arrays, Plan *p) except -1
     cdef int take_mask(self, Mask given, cnp.ndarray x, cnp.ndarray out) except -1
     cdef cnp.ndarray copy_out(self)
+    cdef int begin_job(self, double eps, Job *a) except -1
     cdef int convert_activation(self, object negative_slope, object clip) except -1
     cdef int convert_slope(self, object negative_slope) except -1
     cdef int check_slope(self, Py_ssize_t channels) except -1

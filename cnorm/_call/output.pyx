@@ -3,6 +3,7 @@
 import numpy as np
 
 cimport numpy as cnp
+from libc.string cimport memset
 
 from cnorm._call.arrays cimport (accumulation_type, as_array, as_doubles, as_float, checked_out, checked_product,
                                  copy_if_overlapping, copy_like, dtype_code, float64_array, float64_data,
@@ -13,8 +14,8 @@ from cnorm._call.masks cimport Mask
 from cnorm._call.observe cimport note
 from cnorm._plan cimport ARRAYS, COPY, Plan, plan_channels
 from cnorm._pool cimport empty_like, new_array
-from cnorm._runtime cimport kernels
-from cnorm.kernels.job cimport ACT_CLIP, ACT_SLOPE, ACT_SLOPES
+from cnorm._runtime cimport kernels, threads_for
+from cnorm.kernels.job cimport ACT_CLIP, ACT_SLOPE, ACT_SLOPES, Job
 
 cdef extern from "numpy/arrayobject.h":
     object PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
@@ -35,6 +36,18 @@ cdef class Call:
         self.dtype = dtype_code(x)
         self.elements = cnp.PyArray_SIZE(x)
         self.bytes = self.elements * cnp.PyArray_ITEMSIZE(x)
+
+    cdef int begin_job(self, double eps, Job *a) except -1:
+        """Begin to describe the call to a kernel: what all norms have in common; the rest is 0."""
+        memset(a, 0, sizeof(Job))
+        a.head.dtype = self.dtype
+        a.head.threads = threads_for(self.bytes)
+        a.activation = self.activation
+        a.slope = self.slope
+        a.low = self.low
+        a.high = self.high
+        a.finish.eps = eps
+        return 0
 
     cdef void use_arena(self, double *arena) noexcept:
         """Take workspace from ARENA_DOUBLES doubles, which outlive the call, first: short vectors then need

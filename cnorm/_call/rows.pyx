@@ -15,7 +15,6 @@ from cnorm._call.observe cimport note
 from cnorm._call.output cimport Call, gradient_from_sums, set_tensor
 from cnorm._plan cimport ARRAYS, COLUMNS, UNITS, Plan, plan_row_axes, plan_rows
 from cnorm._pool cimport empty_like
-from cnorm._runtime cimport threads_for
 from cnorm.kernels.job cimport (
     ACT_SLOPES, COLUMNS_BACKWARD, COLUMNS_FORWARD, FLOAT64, ITEM_ELEMENTS, ITEM_UNITS, ROWS_BACKWARD, ROWS_FORWARD, Job)
 from cnorm.kernels.tuning cimport MASKED_CHUNK_PIECES, MASKED_CHUNKS
@@ -128,11 +127,9 @@ cdef class RowsCall(Call):
     cdef int fill_job(self, const Plan *p, bint fuse_add, Job *a) except -1:
         """Describe the call to a kernel. With `fuse_add`, dy and addend are the terms of the sum."""
         cdef int i
-        memset(a, 0, sizeof(Job))
+        self.begin_job(self.eps, a)
         for i in range(5):
             a.shape[i] = p.shape[i]
-        a.head.dtype = self.dtype
-        a.head.threads = threads_for(self.bytes)
         set_tensor(&a.x, self.x, p, 0)
         set_tensor(&a.y, self.y, p, 1)
         if fuse_add:
@@ -146,11 +143,6 @@ cdef class RowsCall(Call):
                 a.elements.add_to_grad = True
                 set_tensor(&a.elements.addend[0], self.addend, p, 3)
         a.centred = self.centred
-        a.activation = self.activation
-        a.slope = self.slope
-        a.low = self.low
-        a.high = self.high
-        a.finish.eps = self.eps
         a.mean = float64_data(self.mean)
         a.rstd = float64_data(self.rstd)
         if self.weight is not None:

@@ -46,6 +46,18 @@ cdef int update_running(cnp.ndarray running_mean, cnp.ndarray running_var, doubl
     return assign_all(targets, values)
 
 
+cdef int update_counted(cnp.ndarray running_mean, cnp.ndarray running_var, double factor, cnp.ndarray mean,
+                        cnp.ndarray var, cnp.ndarray counted, cnp.ndarray count) except -1:
+    """As `update_running`, of the channels that are `counted`; the others keep theirs."""
+    with np.errstate(all="ignore"):
+        targets, values = [running_mean, running_var], [mixed_copy(running_mean, factor, mean, counted),
+                                                        mixed_copy(running_var, factor, var, counted)]
+    if count is not None:
+        targets.append(count)
+        values.append(np.asarray(count + 1, count.dtype))
+    return assign_all(targets, values)
+
+
 cdef int mean_over_samples(const double *values, Py_ssize_t samples, Py_ssize_t channels, double *mean) except -1:
     """The mean over the samples of (samples, channels) statistics, as NumPy adds them."""
     cdef Py_ssize_t i, c
@@ -84,9 +96,12 @@ cdef void mix_floats(char *p, Py_ssize_t n, Py_ssize_t step, double factor, cons
                                                  + factor * (batch[i] / divisor))
 
 
-cdef cnp.ndarray mixed_copy(cnp.ndarray running, double factor, cnp.ndarray batch):
-    """The new value of a running statistic of any shape and float dtype."""
-    wide = (1 - factor) * np.asarray(running, np.float64).reshape(-1) + factor * batch
+cdef cnp.ndarray mixed_copy(cnp.ndarray running, double factor, cnp.ndarray batch, cnp.ndarray counted=None):
+    """The new value of a running statistic of any shape and float dtype; the old one where `counted` is False."""
+    before = np.asarray(running, np.float64).reshape(-1)
+    wide = (1 - factor) * before + factor * batch
+    if counted is not None:
+        wide = np.where(counted, wide, before)
     return wide.reshape(shape_of(running)).astype(running.dtype)
 
 
@@ -99,8 +114,9 @@ cdef int assign_all(list targets, list values) except -1:
     return 0
 
 
-def update(running_mean, running_var, factor, mean, var, count=None):
-    """running = (1 - factor) * running + factor * batch, in place, and count += 1: all of it or nothing."""
+def update(running_mean, running_var, factor, mean, var, count=None, counted=None):
+    """running = (1 - factor) * running + factor * batch, in place, and count += 1: all of it or nothing. Channels that
+    are not `counted`, a bool of each, keep theirs."""
     cdef cnp.ndarray of_mean = as_running(running_mean, "running_mean")
     cdef cnp.ndarray of_var = as_running(running_var, "running_var")
     cdef cnp.ndarray counter = as_running(count, "num_batches_tracked")
@@ -112,6 +128,9 @@ def update(running_mean, running_var, factor, mean, var, count=None):
     check_length(of_mean, "running_mean", cnp.PyArray_SIZE(means), None, 0)
     check_length(of_var, "running_var", cnp.PyArray_SIZE(means), None, 0)
     check_written_together(of_mean, of_var, counter, None)
+    if counted is not None:
+        update_counted(of_mean, of_var, share, means.reshape(-1), variances.reshape(-1), counted, counter)
+        return
     update_running(of_mean, of_var, share, float64_data(means), float64_data(variances), 1,
                    cnp.PyArray_SIZE(means), counter)
 

@@ -208,11 +208,12 @@ cdef inline bint written(const MaskedJob *m, int k) noexcept nogil:
     return k == 1 or (k == 0 and m.reads_add)
 
 
-cdef inline void begin_piece(const MaskedJob *m, const Piece *piece, Job *job) noexcept nogil:
+cdef inline void begin_piece(const MaskedJob *m, const Piece *piece, int threads, Job *job) noexcept nogil:
     """Describe a piece to the kernel, with what it reads."""
     cdef bint placed = in_place(m, piece)
     cdef int k
     memcpy(job, &m.job, sizeof(Job))
+    job.head.threads = threads
     job.shape[1] = piece.units
     job.shape[<int> m.items] = piece.count
     set_tensor_of_piece(m, piece, 0, placed, &job.x)
@@ -395,8 +396,7 @@ cdef int run_piece(MaskedJob *m, Py_ssize_t number, Py_ssize_t chunk, int thread
     bind_piece(&piece, workspace, size)
     look_at_mask(m, &piece)
     if piece.count:
-        begin_piece(m, &piece, &job)
-        job.head.threads = threads
+        begin_piece(m, &piece, threads, &job)
         unit_statistics(m, &piece, &job)
         if m.channels:
             channel_parameters(m, &piece, &job)
@@ -451,8 +451,7 @@ cdef int merge_parts(MaskedJob *m, const Piece *whole, Py_ssize_t units, int thr
         place_part(m, whole, part, &piece)
         if piece.count == 0:
             continue
-        begin_piece(m, &piece, &job)
-        job.head.threads = threads
+        begin_piece(m, &piece, threads, &job)
         job.mean = stats
         job.lo = stats + units
         job.m2 = stats + 2 * units
@@ -482,8 +481,7 @@ cdef int sum_parts(MaskedJob *m, const Piece *whole, Py_ssize_t units, int threa
         place_part(m, whole, part, &piece)
         if piece.count == 0:
             continue
-        begin_piece(m, &piece, &job)
-        job.head.threads = threads
+        begin_piece(m, &piece, threads, &job)
         unit_statistics(m, &piece, &job)
         channel_parameters(m, &piece, &job)
         job.channels.sums = sums + 2 * units
@@ -514,8 +512,7 @@ cdef int run_parts(MaskedJob *m, Py_ssize_t number, int threads, char *workspace
         part = m.part.size - 1 - i  # the last ones are in cache
         place_part(m, &whole, part, &piece)
         if piece.count:
-            begin_piece(m, &piece, &job)
-            job.head.threads = threads
+            begin_piece(m, &piece, threads, &job)
             unit_statistics(m, &piece, &job)
             channel_parameters(m, &piece, &job)
             if m.backward:

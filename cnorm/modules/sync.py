@@ -6,7 +6,7 @@ from .. import functional as F
 from .. import steps
 from .._call.masks import mask_of, masked_as, plain_gradient
 from .._call.moments import measure
-from .._call.running import assign, update
+from .._call.running import update
 from ._arrays import as_array, as_gradient
 from ._communicator import Shared, mpi_runs, world
 from ._docs import parameters_of
@@ -144,15 +144,8 @@ class SyncBatchNorm(_BatchNorm):
             running_mean = running_var = None
         var = m2 / np.maximum(count - 1, 1)
         if running_mean is None or counted.all():
-            update(running_mean, running_var, momentum, mean, var, tracked)
-            return
-        with np.errstate(all="ignore"):
-            mixed = [
-                np.where(counted, (1 - momentum) * np.float64(running) + momentum * batch, running)
-                for running, batch in ((running_mean, mean), (running_var, var))
-            ]
-        counter = [] if tracked is None else [tracked]
-        assign([running_mean, running_var, *counter], [*mixed, *(n + 1 for n in counter)])
+            counted = None
+        update(running_mean, running_var, momentum, mean, var, tracked, counted)
 
     def backward(self, grad_output):
         # As forward talked, whatever was switched since.
