@@ -265,21 +265,33 @@ def share(model, inputs, clock):
     return statistics.median(shares)
 
 
-def measure(step, models, inputs, seconds, rounds, clock):
-    """Milliseconds of torch, its ratio to cnorm, to the control, and the control's spread."""
-    given = [(m, torch.optim.SGD(m.parameters(), lr=1e-6)) for m in models]
-    for model, optimizer in given * 2:  # warms up
-        step(model, optimizer, inputs)
+PLACES = 4
+
+
+def measure(step, made, inputs, seconds, rounds, clock):
+    """Milliseconds of torch, its ratio to cnorm, to the control, and the control's spread.
+
+    `made` are torch's model and cnorm's. Where the weights of a model lie in memory changes its
+    time by one or two per cent, the same in every turn: the copies are made PLACES times anew.
+    """
     order, turns = [0, 1, 2], []
-    end = time.perf_counter() + seconds
-    while len(turns) < rounds or time.perf_counter() < end:
+    for place in range(1, 1 + PLACES):
         random.shuffle(order)
-        times = [0.0] * 3
+        given = {}
         for i in order:
-            start = clock()
+            model = copy.deepcopy(made[i % 2])
+            given[i] = model, torch.optim.SGD(model.parameters(), lr=1e-6)
+        for i in order * 2:  # warms up
             step(*given[i], inputs)
-            times[i] = clock() - start
-        turns.append(times)
+        end = time.perf_counter() + seconds / PLACES
+        while len(turns) < rounds * place / PLACES or time.perf_counter() < end:
+            random.shuffle(order)
+            times = [0.0] * 3
+            for i in order:
+                start = clock()
+                step(*given[i], inputs)
+                times[i] = clock() - start
+            turns.append(times)
     ratios, controls = [t[0] / t[1] for t in turns], sorted(t[0] / t[2] for t in turns)
     width = (controls[int(0.9 * (len(turns) - 1))] - controls[int(0.1 * (len(turns) - 1))]) / 2
     return {
@@ -302,7 +314,7 @@ def rows(network, sizes, seconds, rounds, clock):
         part = share(model.eval(), inputs, clock)
         for what, step, training in (("training", train, True), ("evaluation", evaluate, False)):
             of_torch, of_cnorm = typical_errors(model, fast, network, size, training)
-            models = [copy.deepcopy(m).train(training) for m in (model, fast, model)]
+            models = model.train(training), fast.train(training)
             row = measure(step, models, inputs, seconds, rounds, clock)
             yield row | {
                 "network": network.name,

@@ -29,7 +29,7 @@ from ._torch_autograd import _is_compiling, run_here, watched
 ALWAYS, NEVER = 0, 1 << 62
 BATCH_NORM = (1 << 15, 1 << 16)
 BATCH_NORM_EVALUATION = (1 << 23, NEVER)
-BATCH_NORM_EVALUATION_RELU = (1 << 17, 1 << 18)
+BATCH_NORM_EVALUATION_RELU = (1 << 20, 1 << 20)
 FROZEN_BATCH_NORM = (1 << 14, 1 << 15)
 INSTANCE_NORM = (1 << 10, 1 << 13)
 GROUP_NORM = (1 << 17, 1 << 19)
