@@ -44,7 +44,9 @@ enum {
 #define POLICY_SAMPLE_CREDIT 30000000 /* and so much is given at first; */
 #define POLICY_SAMPLE_SAVED 2000000000 /* at most so much is saved up: large calls need it */
 #define POLICY_SLOWEST 0.5          /* for which one thread takes a byte, before anything is known */
-#define POLICY_WORTH 0.75f          /* of one thread's time: a team that takes more may do better by waiting briefly */
+#define POLICY_WORTH 0.75f          /* of one thread's time: a team that takes more may do better by waiting briefly, */
+#define POLICY_WORTH_LATE 1.25f     /* where its mean is so many times what its calls take that no thread is late for */
+#define POLICY_FORGET 1024          /* what these take may grow by 1/1024 of the difference in a call */
 #define POLICY_THREAD_START 20000   /* to end a thread of a team and start it again */
 #define POLICY_STEADY 256           /* a mean follows its kind's calls as one of the last 256 would, */
 #define POLICY_STEADY_SAMPLE 8      /* and by samples as of the last 8 */
@@ -64,6 +66,7 @@ typedef struct {
     uint32_t teams;                /* calls on more than one thread, and samples */
     uint32_t count[POLICY_STEPS];  /* calls at a step, POLICY_STEADY at most */
     float mean[POLICY_STEPS];      /* ns per byte */
+    float prompt;                  /* ns per byte of a call of all threads that is not interrupted, or 0 */
 } PolicyKind;
 
 typedef struct {
@@ -98,17 +101,25 @@ typedef struct {
 #define ADD(x, value) __atomic_add_fetch(&(x), (value), __ATOMIC_RELAXED)
 #define CHANGE(x, from, to) __atomic_compare_exchange_n(&(x), &(from), (to), 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)
 
-static inline float policy_mean(const PolicyKind *kind, int step) {
-    const uint32_t bits = __atomic_load_n((const uint32_t *)(const void *)&kind->mean[step], __ATOMIC_RELAXED);
+static inline float policy_load(const float *from) {
+    const uint32_t bits = __atomic_load_n((const uint32_t *)(const void *)from, __ATOMIC_RELAXED);
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-static inline void policy_set_mean(PolicyKind *kind, int step, float value) {
+static inline void policy_store(float *to, float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    __atomic_store_n((uint32_t *)(void *)&kind->mean[step], bits, __ATOMIC_RELAXED);
+    __atomic_store_n((uint32_t *)(void *)to, bits, __ATOMIC_RELAXED);
+}
+
+static inline float policy_mean(const PolicyKind *kind, int step) { return policy_load(&kind->mean[step]); }
+
+/* A call of all threads took so long: at once where it is the shortest, else slowly, as another machine may be slower. */
+static inline void policy_note_prompt(PolicyKind *kind, float time) {
+    const float prompt = policy_load(&kind->prompt);
+    policy_store(&kind->prompt, prompt == 0 || time < prompt ? time : prompt + (time - prompt) / POLICY_FORGET);
 }
 
 static inline void policy_reset(Policy *p, int can_brief) {
@@ -138,6 +149,7 @@ static inline PolicyKind *policy_kind(Policy *p, uint32_t tag) {
     if (LOAD(kind->tag) != tag) {
         STORE(kind->teams, 0);
         for (int i = 0; i < POLICY_STEPS; ++i) STORE(kind->count[i], 0);
+        policy_store(&kind->prompt, 0);
         STORE(kind->tag, tag);
     }
     return kind;
@@ -270,7 +282,8 @@ static inline void policy_note(Policy *p, const PolicyCall *call, int64_t elapse
     int best, next;
     /* a sample that was interrupted is no time to compare with */
     mean += (time - mean) / (float)(call->reason == POLICY_SAMPLE && time < mean && count > 2 ? 2 : count);
-    policy_set_mean(kind, step, mean);
+    policy_store(&kind->mean[step], mean);
+    if (step == 0) policy_note_prompt(kind, time);
     STORE(kind->count[step], count);
     if (current > 0) ADD(class->rest, -elapsed);
     if (brief) ADD(p->brief_rest, -elapsed);
@@ -286,7 +299,8 @@ static inline void policy_note(Policy *p, const PolicyCall *call, int64_t elapse
          * have been interrupted, is no time to compare with. */
         const int below = best < 2 ? call->threads : policy_threads(call->wanted, best - 1);
         const float longest = 1.1f * mean * (float)call->threads / (float)below;
-        const float worth = !call->level && !brief && p->can_brief && best > 1 ? POLICY_WORTH : 1;
+        const int late = step == 0 && mean > POLICY_WORTH_LATE * policy_load(&kind->prompt);
+        const float worth = late && p->can_brief && best > 1 ? POLICY_WORTH : 1;
         const float known = worth * policy_mean(kind, best);
         const int few = LOAD(kind->count[best]) < POLICY_KNOWN;
         instead = (int64_t)((double)(few && longest < known ? longest : known) * (double)call->size);

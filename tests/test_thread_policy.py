@@ -63,6 +63,7 @@ STATES = {
     "idle": IDLE,
     "interrupted now and then": two(*[often(base, 1e-4, 1, 10) for base in (0.28, 0.15, 0.15)]),
     "idle, with other work between the calls": two(often(0.28), often(0.19), often(0.15)),
+    "a team gains little": two(*[often(base, 1e-4, 0.5, 4) for base in (0.03, 0.029, 0.0245)]),
     "a team gains nothing": two(often(0.28), often(0.28), often(0.28)),
     "one other": two(often(0.27), often(0.29, 0.01, 1, 3), often(0.2, 0.1, 2, 5)),
     "two others": two(often(0.28, 0.02, 2, 10), often(0.19, 0.02, 3, 15), often(0.2, 0.3, 2, 10)),
