@@ -1,7 +1,7 @@
 # The few words a developer types. PYTHON=... chooses another interpreter.
 PYTHON ?= python
 DIST ?= dist
-SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
+SANITIZE := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined
 SANITIZED := tests/kernels/test_entries.py tests/test_operations.py tests/test_forward.py tests/test_backward.py tests/test_epilogue.py
 
 .PHONY: build wheel test test-large bench lint asan memcheck docs clean
