@@ -175,7 +175,7 @@ def lacks_readme(op):
 PLACES = {
     "cnorm/functional.pyx": lacks_function,
     "cnorm/functional.pyi": lacks_stub,
-    "cnorm/_reference.py": lacks_reference,
+    "cnorm/_reference/": lacks_reference,
     "cnorm/_operations.py": lacks_case,
     "cnorm/modules/__init__.py": lacks_layers,
     "cnorm/__init__.py": lacks_export,
