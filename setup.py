@@ -173,6 +173,7 @@ CALLS = [
     "switch",
     "window",
     "moments",
+    "standardize",
     "image",
 ]
 # Modules in which a call spends no time worth counting are compiled for size: a third of it.
@@ -182,6 +183,7 @@ SMALL = {
     "_call.moments",
     "_call.normalize",
     "_call.observe",
+    "_call.standardize",
     "_call.switch",
     "_call.window",
     "steps",

@@ -6,6 +6,7 @@ import operator
 import numpy as np
 
 from ._call import moments as calls
+from ._call.standardize import apply_moments
 from ._version import install
 
 FORMAT = 1  # of `to_dict`
@@ -302,7 +303,7 @@ class Moments:
             return ()
         if self._ndim is None:
             raise ValueError("moments without data have no axes yet")
-        return tuple(i for i in range(self._ndim) if i not in self.axis)
+        return calls.kept_axes(self.axis, self._ndim)
 
     def _kept_axis(self, axis):
         """The place among the kept axes of an axis of the data."""
@@ -403,9 +404,7 @@ class Moments:
             raise ValueError("these moments have no data yet: update them first")
         low = self._arrays[2]
         var = self.var(ddof)
-        return calls.apply_moments(
-            input, self.axis, self.mean, low, var, eps, clip, dtype, out, inverse
-        )
+        return apply_moments(input, self.axis, self.mean, low, var, eps, clip, dtype, out, inverse)
 
     # ---- other forms ----
 

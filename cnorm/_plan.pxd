@@ -20,6 +20,7 @@ cdef struct Plan:
     Py_ssize_t shape[5]
     Py_ssize_t stride[4][4]   # per array, in bytes; the last axis is contiguous
 
+cdef list axes_together(list axes)
 cdef void plan_rows(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,
                     int normalized, Py_ssize_t itemsize) noexcept nogil
 cdef void plan_row_axes(Plan *p, int ndim, const Py_ssize_t *shape, const Py_ssize_t **strides, int arrays,

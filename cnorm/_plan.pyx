@@ -42,6 +42,19 @@ cdef int collapse(int count, const int *axes, const Py_ssize_t *shape, const Py_
     return found
 
 
+cdef list axes_together(list axes):
+    """`collapse` for any number of arrays: of axes (size, strides)."""
+    cdef list found = []
+    for size, strides in axes:
+        if size == 1:
+            continue
+        if found and all([outer == size * inner for outer, inner in zip(found[-1][1], strides)]):
+            found[-1] = (found[-1][0] * size, strides)
+        else:
+            found.append((size, strides))
+    return found
+
+
 cdef inline bint contiguous(const Axis *axis, int arrays, Py_ssize_t itemsize) noexcept nogil:
     cdef int k
     for k in range(arrays):

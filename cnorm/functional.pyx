@@ -36,7 +36,7 @@ from cnorm._call.row_norms cimport STATS_ARRAYS, STATS_NONE, add_norm_forward, r
 from cnorm._call.switch cimport switch_norm_forward, switch_norm_gradients
 from cnorm._call.window cimport response_norm_backward, response_norm_forward
 
-from ._call.moments import standardize as _standardize
+from ._call.standardize import standardize as _standardize
 from ._moments import moments as _moments
 
 cdef extern from *:

@@ -34,6 +34,7 @@ cdef object hints()
 cdef Py_ssize_t as_size(object value) except? -1
 cdef Py_ssize_t checked_product(Py_ssize_t a, Py_ssize_t b, str what) except -1
 cpdef cnp.ndarray as_floats(cnp.ndarray array, str name)
+cdef cnp.ndarray native_copy(cnp.ndarray a, str name)
 cdef object size_list(cnp.ndarray a)
 cdef cnp.ndarray checked_out(cnp.ndarray out, cnp.ndarray like, str name=*)
 cdef cnp.ndarray check_written(cnp.ndarray a, str name)

@@ -185,11 +185,14 @@ cpdef cnp.ndarray as_floats(cnp.ndarray array, str name):
         raise TypeError(hints().no_array(name, None))
     if dtype_code(array) < 0:
         raise TypeError(hints().floats(name, array))
-    if not is_native(array):
-        if _runtime.observing:
-            note(f"{name} is copied: it is not aligned, or not in this machine's byte order")
-        array = array.astype(array.dtype.newbyteorder("="))
-    return array
+    return array if is_native(array) else native_copy(array, name)
+
+
+cdef cnp.ndarray native_copy(cnp.ndarray a, str name):
+    """A copy that is aligned and in this machine's byte order."""
+    if _runtime.observing:
+        note(f"{name} is copied: it is not aligned, or not in this machine's byte order")
+    return a.astype(a.dtype.newbyteorder("="))
 
 
 cdef object size_list(cnp.ndarray a):

@@ -10,8 +10,10 @@ from cnorm._call.arrays cimport (as_array, as_doubles, as_float, as_int, as_out,
                                  float64_data, is_native, may_overlap, shape_of)
 from cnorm._call.checks cimport axis_of
 from cnorm._call.launch cimport launch
-from cnorm._call.moments cimport result_dtype, wide_code
+from cnorm._call.moments cimport wide_code
 from cnorm._call.observe cimport note
+from cnorm._call.standardize cimport result_dtype
+from cnorm._plan cimport axes_together
 from cnorm._runtime cimport kernels, threads_for
 from cnorm.kernels.job cimport IMAGE_FORWARD, WIDE_INT32, WIDE_INT64, WIDE_UINT32, WIDE_UINT64, ImageJob
 from cnorm.kernels.tuning cimport IMAGE_TABLE_MIN_PIXELS
@@ -104,17 +106,12 @@ cdef class Image:
         """The axes of x and y as images, channels, rows and pixels of a row; False where they are more.
 
         Neighbouring axes that are one in memory become one, and pixels lie along the axis of the smallest stride."""
-        cdef list axes = [[cnp.PyArray_DIM(self.x, i), cnp.PyArray_STRIDE(self.x, i), cnp.PyArray_STRIDE(self.y, i)]
+        cdef list axes = [(cnp.PyArray_DIM(self.x, i), (cnp.PyArray_STRIDE(self.x, i), cnp.PyArray_STRIDE(self.y, i)))
                           for i in range(cnp.PyArray_NDIM(self.x)) if i != self.channel and cnp.PyArray_DIM(self.x, i) > 1]
-        cdef list joined = []
+        cdef list joined
         cdef int i, at
-        axes.sort(key=lambda axis: -abs(axis[1]))
-        for axis in axes:
-            if joined and joined[-1][1] == axis[0] * axis[1] and joined[-1][2] == axis[0] * axis[2]:
-                axis[0] *= joined[-1][0]
-                joined[-1] = axis
-            else:
-                joined.append(axis)
+        axes.sort(key=lambda axis: -abs(axis[1][0]))
+        joined = axes_together(axes)
         if len(joined) > 3:
             return False
         memset(job, 0, sizeof(ImageJob))
@@ -122,7 +119,7 @@ cdef class Image:
             job.shape[i] = 1
         for i in range(len(joined)):
             at = (0, 2, 3)[3 - len(joined) + i]
-            job.shape[at], job.x_strides[at], job.y_strides[at] = joined[i]
+            job.shape[at], (job.x_strides[at], job.y_strides[at]) = joined[i]
         if len(joined) == 0:
             job.x_strides[3] = cnp.PyArray_ITEMSIZE(self.x)
             job.y_strides[3] = cnp.PyArray_ITEMSIZE(self.y)

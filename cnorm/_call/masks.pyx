@@ -12,7 +12,7 @@ from libc.string cimport memset
 
 from cnorm._call.arrays cimport as_array, shape_of
 from cnorm._call.launch cimport launch
-from cnorm._plan cimport ARRAYS
+from cnorm._plan cimport ARRAYS, axes_together
 from cnorm.kernels.job cimport FLOAT64, ITEM_ELEMENTS, ITEM_UNITS, MASKED, Items, Kernel, MaskedAxis, MaskedJob
 from cnorm.kernels.tuning cimport MASKED_PIECE_BYTES
 
@@ -154,28 +154,13 @@ cdef bint same_along(cnp.ndarray where, int axis) except -1:
 # ---- pieces ----
 
 
-cdef list axes_together(list axes):
-    """Neighbouring axes that are one in memory, (size, strides of arrays, stride of the mask), as one; those of size 1
-    vanish."""
-    found = []
-    for size, strides, mask in axes:
-        if size == 1:
-            continue
-        if found:
-            outer, steps, of_mask = found[-1]
-            if of_mask == size * mask and all([a == size * b for a, b in zip(steps, strides)]):
-                found[-1] = (outer * size, strides, mask)
-                continue
-        found.append((size, strides, mask))
-    return found
-
-
 cdef int set_axis(MaskedAxis *axis, object of) except -1:
     cdef int k
     memset(axis, 0, sizeof(MaskedAxis))
-    axis.size, strides, axis.mask = of
+    axis.size, strides = of
     for k in range(ARRAYS):
         axis.stride[k] = strides[k]
+    axis.mask = strides[ARRAYS]
     return 0
 
 
@@ -210,10 +195,10 @@ cdef class Pieces:
         for k in range(ARRAYS):
             view = views[k]
             m.array[k] = cnp.PyArray_BYTES(view) if view is not None else NULL
-        axes = [(cnp.PyArray_DIM(x, i), [cnp.PyArray_STRIDE(view, i) if view is not None else 0 for view in views],
-                 cnp.PyArray_STRIDE(self.mask, k) if cnp.PyArray_DIM(self.mask, k) > 1 else 0)
+        axes = [(cnp.PyArray_DIM(x, i), [cnp.PyArray_STRIDE(view, i) if view is not None else 0 for view in views]
+                 + [cnp.PyArray_STRIDE(self.mask, k) if cnp.PyArray_DIM(self.mask, k) > 1 else 0])
                 for k, i in enumerate(order)]
-        none = (1, [0] * ARRAYS, 0)
+        none = (1, [0] * (ARRAYS + 1))
         found = axes_together(axes[:len(outer)])
         axes = axes[len(outer):]
         m.outers = len(found)
@@ -231,7 +216,7 @@ cdef class Pieces:
                 set_axis(&m.segment, of)
         found = axes_together(axes)
         if not found:
-            found = [(1, [itemsize] * ARRAYS, 0)]
+            found = [(1, [itemsize] * ARRAYS + [0])]
         m.inners = len(found)
         m.length = 1
         for i in range(m.inners):

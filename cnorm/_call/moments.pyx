@@ -1,4 +1,4 @@
-"""Moments and standardize: any dtype, any axes, from arguments to kernels; and the merge of moments.
+"""Moments of any dtype over any axes, from arguments to kernels, and their merge.
 
 Axes are taken in the order of memory, the largest stride first, so that a transposed or Fortran-ordered array is read
 as it lies. Where the innermost axis is reduced, the units are sequences (kernels/sequences.pyx), whatever lies outside.
@@ -10,22 +10,17 @@ import numpy as np
 
 cimport numpy as cnp
 
-from cnorm._call.arrays cimport (
-    as_array, as_doubles, as_float, as_out, check_written, copy_if_overlapping, dtype_code, float64_data, is_native,
-    may_overlap, new_float64, same_memory, shape_of)
 from cnorm cimport _runtime
 from cnorm._call cimport checks
-from cnorm._call.checks cimport clip_bounds
+from cnorm._call.arrays cimport as_array, dtype_code, float64_data, is_native, native_copy, shape_of
 from cnorm._call.launch cimport launch
 from cnorm._call.masks cimport as_mask, without_mask
 from cnorm._call.observe cimport note
 from cnorm._plan cimport MAX_DIMS
-from cnorm._pool cimport empty_like
 from cnorm._runtime cimport threads_for
 from cnorm.kernels.job cimport (
-    BFLOAT16, FLOAT16, FLOAT32, FLOAT64, SELECTED_COLUMNS_MOMENTS, SEQUENCES_MOMENTS, STANDARDIZE_FORWARD,
-    WIDE_BFLOAT16, WIDE_FLOAT16, WIDE_FLOAT32, WIDE_INT8, WIDE_INT16, WIDE_INT32, WIDE_INT64, WIDE_UINT8, WIDE_UINT16,
-    WIDE_UINT32, WIDE_UINT64, Axes, MomentsJob, StandardizeJob)
+    FLOAT64, SELECTED_COLUMNS_MOMENTS, SEQUENCES_MOMENTS, WIDE_BFLOAT16, WIDE_FLOAT16, WIDE_FLOAT32, WIDE_INT8,
+    WIDE_INT16, WIDE_INT32, WIDE_INT64, WIDE_UINT8, WIDE_UINT16, WIDE_UINT32, WIDE_UINT64, Axes, MomentsJob)
 from cnorm.kernels.statistics cimport merge_counted_moments, settle_moments
 
 cnp.import_array()
@@ -58,20 +53,16 @@ cdef cnp.ndarray as_numbers(cnp.ndarray a, str name):
     if wide_code(a) < 0:
         raise TypeError(f"{name} must be a float16, bfloat16, float32, float64, integer or bool array, but got dtype "
                         f"{a.dtype}")
-    if not is_native(a):
-        if _runtime.observing:
-            note(f"{name} is copied: it is not aligned, or not in this machine's byte order")
-        a = a.astype(a.dtype.newbyteorder("="))
-    return a
+    return a if is_native(a) else native_copy(a, name)
 
 
-def as_axes(axis):
+cpdef tuple as_axes(axis):
     """The argument `axis` as a sorted tuple of ints, which may be negative; None stays None."""
     axes = checks.as_axes(axis)
     return None if axes is None else tuple(sorted(axes))
 
 
-def resolve_axes(axes, int ndim):
+cpdef tuple resolve_axes(axes, int ndim):
     """Axes of an input of `ndim` dimensions, not negative, in order; of None all."""
     cdef int found[MAX_DIMS]
     cdef int i
@@ -80,12 +71,18 @@ def resolve_axes(axes, int ndim):
     return tuple(sorted([found[i] for i in range(checks.resolve_axes(axes, ndim, found))]))
 
 
-def check_policy(nan_policy):
+cpdef tuple kept_axes(tuple reduced, int ndim):
+    """The axes of an input of `ndim` dimensions that are not reduced."""
+    return tuple([i for i in range(ndim) if i not in reduced])
+
+
+cpdef int check_policy(nan_policy) except -1:
     if not isinstance(nan_policy, str) or nan_policy not in POLICIES:
         raise ValueError(f"nan_policy must be 'propagate', 'omit' or 'raise', but got {nan_policy!r}")
+    return 0
 
 
-def to_doubles(values, str name):
+cpdef cnp.ndarray to_doubles(values, str name):
     """Statistics of any float or integer dtype as a new float64 array."""
     cdef cnp.ndarray a = as_numbers(as_array(values, name), name)
     return np.array(a, np.float64, order="C")
@@ -122,17 +119,11 @@ cdef void add_axis(Axes *axes, Py_ssize_t size, Py_ssize_t x, Py_ssize_t y, Py_s
 cdef class Measurement:
     """The moments of an input over some of its axes."""
 
-    cdef cnp.ndarray x, mask
-    cdef tuple reduced, kept          # axes of the input
-    cdef list order                   # the kept axes as the kernels number units
-    cdef bint omit
-    cdef cnp.ndarray count, mean, lo, m2   # in the shape of the kept axes
-
     cdef int take(self, cnp.ndarray x, cnp.ndarray mask, tuple reduced, bint omit) except -1:
         self.x = x
         self.mask = mask
         self.reduced = reduced
-        self.kept = tuple([i for i in range(cnp.PyArray_NDIM(x)) if i not in reduced])
+        self.kept = kept_axes(reduced, cnp.PyArray_NDIM(x))
         self.omit = omit and wide_code(x) in (FLOAT64, WIDE_FLOAT32, WIDE_FLOAT16, WIDE_BFLOAT16)
         return 0
 
@@ -293,16 +284,19 @@ def measure(input, axes, where, nan_policy):
 
 
 cdef void merge_arrays(Py_ssize_t n, double *count, double *mean, double *lo, double *m2, const double *other_count,
-                       const double *other_mean, const double *other_lo, const double *other_m2) noexcept nogil:
+                       const double *other_mean, const double *other_lo, const double *other_m2,
+                       bint settle) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
         merge_counted_moments(&count[i], &mean[i], &lo[i], &m2[i], other_count[i], other_mean[i], other_lo[i],
                               other_m2[i])
-        settle_moments(&mean[i], &lo[i], &m2[i])
+        if settle:
+            settle_moments(&mean[i], &lo[i], &m2[i])
 
 
-def merge(one, other):
-    """Merge moments, each (count, mean, lo, m2) of one shape: new arrays."""
+def merge(one, other, bint settle=True):
+    """Merge moments, each (count, mean, lo, m2) of one shape: new arrays. With `settle` NaN and infinity make all of
+    their unit NaN."""
     cdef list into = [np.array(a, np.float64, order="C") for a in one]
     cdef list rest = [np.ascontiguousarray(a, np.float64) for a in other]
     cdef cnp.ndarray a
@@ -317,232 +311,10 @@ def merge(one, other):
             raise ValueError(f"moments of shapes {shape_of(into[0])} and {shape_of(a)} do not merge")
         read[i] = float64_data(a)
     with nogil:
-        merge_arrays(n, to[0], to[1], to[2], to[3], read[0], read[1], read[2], read[3])
+        merge_arrays(n, to[0], to[1], to[2], to[3], read[0], read[1], read[2], read[3], settle)
     return tuple(into)
 
 
-# ---- standardize ----
-
-
-cdef int float_code(object dtype) except -2:
-    return dtype_code(np.empty(0, dtype))
-
-
-cdef object result_dtype(cnp.ndarray x, object dtype, cnp.ndarray out):
-    """The dtype of the result, one of the four float dtypes, native."""
-    if dtype is not None:
-        dtype = np.dtype(dtype)
-        if float_code(dtype) < 0:
-            raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, but got {dtype}")
-        if out is not None and float_code(out.dtype) != float_code(dtype):
-            raise TypeError(f"out must have dtype {dtype}, but got {out.dtype}: dtype={out.dtype} asks for another")
-    elif out is not None:
-        dtype = out.dtype
-        if float_code(dtype) < 0:
-            raise TypeError(f"out must be a float32, float64, float16 or bfloat16 array, but got dtype {dtype}")
-    else:
-        dtype = x.dtype if dtype_code(x) >= 0 else np.dtype(np.float32)
-    return dtype.newbyteorder("=")
-
-
-cdef tuple as_bounds(object clip):
-    """The argument `clip` as (low, high), of which an open side is NaN, or None."""
-    cdef double low, high
-    return (low, high) if clip_bounds(clip, &low, &high) else None
-
-
-def given_statistic(values, str name, shape, axes, kept_shape):
-    """Statistics that were given, float64, in the shape of the kept axes."""
-    cdef cnp.ndarray a
-    a = as_array(values, name)
-    if dtype_code(a) < 0 and a.dtype.kind in "iub":
-        a = a.astype(np.float64)
-    if dtype_code(a) < 0:
-        raise TypeError(f"{name} must be a float or integer array, but got dtype {a.dtype}")
-    if cnp.PyArray_NDIM(a) == len(shape) and cnp.PyArray_NDIM(a) > 0 and len(kept_shape) < len(shape):
-        if any([cnp.PyArray_DIM(a, i) != 1 for i in axes]):
-            raise ValueError(f"{name} must have size 1 at the reduced axes {axes}, but got shape {shape_of(a)}")
-        a = a.reshape([n for i, n in enumerate(shape_of(a)) if i not in axes])
-    try:
-        return np.array(np.broadcast_to(as_doubles(a, name), kept_shape), order="C")
-    except ValueError:
-        raise ValueError(f"{name} must broadcast to the shape {kept_shape} of the kept axes, or have the input's "
-                         f"number of dimensions with size 1 at the axes {axes}, but got shape {shape_of(values)}"
-                         if hasattr(values, "shape") else
-                         f"{name} must broadcast to the shape {kept_shape} of the kept axes") from None
-
-
-def scale_from(var, double eps, bint inverse):
-    """1 / sqrt(var + eps), 1 where that is 0; inverse: sqrt(var + eps), and 1 there."""
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        std = np.sqrt(var + eps)
-        std = np.where(std == 0, 1.0, std)
-        return std if inverse else 1 / std
-
-
-def variance(count, m2, double ddof):
+cpdef variance(count, m2, double ddof):
     """m2 / (count - ddof), NaN where count <= ddof."""
     return np.divide(m2, count - ddof, out=np.full(np.shape(m2), np.nan), where=np.asarray(count) > ddof)
-
-
-def check_eps(double eps):
-    if not eps >= 0:
-        raise ValueError(f"eps must be non-negative, but got {eps}")
-
-
-cdef class Application:
-    """One pass over an input: standardize, or its inverse, with statistics in the shape of the kept axes."""
-
-    cdef cnp.ndarray x, mask, y, result
-    cdef cnp.ndarray mean, lo, scale
-    cdef tuple kept
-    cdef bint inverse
-    cdef tuple bounds
-
-    cdef int plan(self, StandardizeJob *job) except -1:
-        cdef list order = memory_order(self.y), kept = [i for i in order if i in self.kept]
-        cdef dict unit = {}
-        cdef Py_ssize_t step = 1
-        cdef int i
-        for i in reversed(kept):
-            unit[i] = step
-            step *= cnp.PyArray_DIM(self.x, i)
-        if kept != list(self.kept):
-            axes = [self.kept.index(i) for i in kept]
-            self.mean, self.lo, self.scale = [np.ascontiguousarray(one.transpose(axes))
-                                              for one in (self.mean, self.lo, self.scale)]
-        job.axes.count = 0
-        for i in order:
-            add_axis(&job.axes, cnp.PyArray_DIM(self.x, i), cnp.PyArray_STRIDE(self.x, i),
-                     cnp.PyArray_STRIDE(self.y, i),
-                     cnp.PyArray_STRIDE(self.mask, i) if self.mask is not None else 0, unit.get(i, 0))
-        job.x = cnp.PyArray_BYTES(self.x)
-        job.y = cnp.PyArray_BYTES(self.y)
-        job.mask = cnp.PyArray_BYTES(self.mask) if self.mask is not None else NULL
-        return 0
-
-    cdef int resolve_output(self, object dtype, cnp.ndarray out) except -1:
-        """Choose where the result goes: memory of its own where `out` cannot be written while the input is read."""
-        cdef bint same
-        if out is None:
-            if self.mask is not None:
-                self.y = np.zeros_like(self.x, dtype)
-            elif self.x.dtype == dtype:
-                self.y = empty_like(self.x)
-            else:
-                self.y = np.empty_like(self.x, dtype)
-            self.result = self.y
-            return 0
-        if shape_of(out) != shape_of(self.x):
-            raise ValueError(f"out must have shape {shape_of(self.x)}, but got {shape_of(out)}")
-        self.result = check_written(out, "out")
-        self.mask = copy_if_overlapping(self.mask, out)
-        self.y = out
-        same = out.dtype == self.x.dtype and same_memory(out, self.x)
-        if not is_native(out) or not same and may_overlap(out, self.x) or not self.has_dense_run(out):
-            if _runtime.observing:
-                note("the result goes through memory of its own: out overlaps the input, or its innermost axis is not "
-                     "contiguous, or it is not aligned, or not in this machine's byte order")
-            self.y = np.empty(shape_of(out), dtype)
-            if self.mask is not None and not _runtime.observing:
-                self.y[...] = out
-        return 0
-
-    cdef bint has_dense_run(self, cnp.ndarray a) except -1:
-        """Whether the elements of the innermost axis lie side by side."""
-        for i in reversed(memory_order(a)):
-            if cnp.PyArray_DIM(a, i) > 1:
-                return cnp.PyArray_STRIDE(a, i) == cnp.PyArray_ITEMSIZE(a)
-        return True
-
-    cdef cnp.ndarray run(self, object dtype, cnp.ndarray out):
-        cdef StandardizeJob job
-        self.resolve_output(dtype, out)
-        if cnp.PyArray_SIZE(self.x) == 0:
-            return self.result
-        self.plan(&job)
-        job.head.dtype = wide_code(self.x)
-        job.out_dtype = dtype_code(self.y)
-        job.head.threads = threads_for(cnp.PyArray_NBYTES(self.x))
-        job.inverse = self.inverse
-        job.clips = self.bounds is not None
-        job.low, job.high = self.bounds if self.bounds is not None else (0.0, 0.0)
-        job.mean = float64_data(self.mean)
-        job.lo = float64_data(self.lo)
-        job.scale = float64_data(self.scale)
-        job.head.schedule_only = NULL
-        launch(STANDARDIZE_FORWARD, &job.head, cnp.PyArray_NBYTES(self.x), "result")
-        if self.y is not self.result:
-            cnp.PyArray_CopyInto(self.result, self.y)
-        return self.result
-
-
-cdef Application application(cnp.ndarray x, cnp.ndarray mask, tuple kept, object mean, object lo, object scale,
-                             tuple bounds, bint inverse):
-    cdef Application call = Application.__new__(Application)
-    call.x, call.mask, call.kept = x, mask, kept
-    call.mean, call.lo, call.scale = [np.ascontiguousarray(one, np.float64) for one in (mean, lo, scale)]
-    call.bounds, call.inverse = bounds, inverse
-    return call
-
-
-def standardize(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtype, out, return_stats):
-    """`cnorm.functional.standardize`."""
-    cdef cnp.ndarray x, mask, into = as_out(out, "out")
-    cdef Measurement m
-    cdef double added = as_float(eps, "eps"), less = as_float(ddof, "ddof")
-    cdef tuple bounds = as_bounds(clip), axes, kept, shape
-    cdef bint with_stats = return_stats, masked = isinstance(input, np.ma.MaskedArray)
-    whole = input
-    input, where = without_mask(input, where)
-    x, mask = as_array(input, "input"), as_array(where, "where")
-    x = as_numbers(x, "input")
-    check_policy(nan_policy)
-    mask = as_mask(mask, x)
-    axes = resolve_axes(as_axes(axis), cnp.PyArray_NDIM(x))
-    kept = tuple([i for i in range(cnp.PyArray_NDIM(x)) if i not in axes])
-    shape = tuple([cnp.PyArray_DIM(x, i) for i in kept])
-    check_eps(added)
-    dtype = result_dtype(x, dtype, into)
-    if (mean is None) != (var is None):
-        raise ValueError("mean and var must either both be given or neither")
-    if mean is None:
-        m = measured(x, mask, axes, nan_policy)
-        lo = m.lo
-        average = np.where(m.count > 0, m.mean, np.nan)
-        spread = variance(m.count, m.m2, less)
-    else:
-        average = given_statistic(mean, "mean", shape_of(x), axes, shape)
-        spread = given_statistic(var, "var", shape_of(x), axes, shape)
-        if (spread < 0).any():
-            raise ValueError("var must not be negative")
-        lo = np.zeros(shape)
-        if nan_policy == "raise":
-            measured(x, mask, tuple(range(cnp.PyArray_NDIM(x))), nan_policy)
-    rstd = scale_from(spread, added, False)
-    y = application(x, mask, kept, average, lo, rstd, bounds, False).run(dtype, into)
-    if masked and into is None:
-        y = np.ma.masked_array(y, np.ma.getmaskarray(whole).copy())
-    if not with_stats:
-        return y
-    sizes = [1 if i in axes else n for i, n in enumerate(shape_of(x))]
-    return y, average.reshape(sizes), rstd.reshape(sizes)
-
-
-def apply_moments(input, axes, mean, lo, var, eps, clip, dtype, out, bint inverse):
-    """`Moments.standardize` and `Moments.inverse`, of moments over `axes`."""
-    cdef cnp.ndarray x, into = as_out(out, "out")
-    cdef tuple kept
-    cdef double added = as_float(eps, "eps")
-    cdef tuple bounds = as_bounds(clip)
-    cdef tuple reduced
-    x = as_array(input, "input")
-    x = as_numbers(x, "input")
-    reduced = resolve_axes(axes, cnp.PyArray_NDIM(x))
-    kept = tuple([i for i in range(cnp.PyArray_NDIM(x)) if i not in reduced])
-    check_eps(added)
-    dtype = result_dtype(x, dtype, into)
-    if tuple([cnp.PyArray_DIM(x, i) for i in kept]) != np.shape(mean):
-        raise ValueError(f"the input must have the shape {np.shape(mean)} of these moments at the kept axes {kept}, "
-                         f"but its shape is {shape_of(x)}")
-    return application(x, None, kept, mean, lo, scale_from(var, added, inverse), bounds, inverse).run(dtype, into)

@@ -10,7 +10,7 @@ from cnorm cimport _runtime
 from cnorm._call.arrays cimport (as_array, as_doubles, as_float, as_floats, as_out, checked_out, checked_product,
                                  float64_data, new_float64, shape_of)
 from cnorm._call.channels cimport ChannelsCall
-from cnorm._call.checks cimport as_axes, as_gradient, resolve_axes
+from cnorm._call.checks cimport as_axes, as_gradient, check_eps, resolve_axes
 from cnorm._call.observe cimport note
 from cnorm._call.output cimport ARENA_DOUBLES
 from cnorm._plan cimport ARRAYS, COPY, MAX_DIMS, Plan, has_plan, plan_axes
@@ -33,8 +33,7 @@ cdef class NormalizeCall(ChannelsCall):
         cdef int found[MAX_DIMS]
         cdef int axis, i, count
         self.norm = norm_of(p)
-        if not eps >= 0:
-            raise ValueError(f"eps must be non-negative, but got {eps}")
+        check_eps("normalize", eps, False)
         self.eps = eps
         self.rstd_max = 1 / eps if eps > 0 else INFINITY
         count = resolve_axes(as_axes(dim, "dim", False), cnp.PyArray_NDIM(x), found, "dim")

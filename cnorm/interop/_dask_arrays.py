@@ -30,7 +30,7 @@ def channels_of(x, channel_axis):
 def reduced_and_kept(x, axis):
     """(reduced, kept) axes of an array."""
     axes = calls.resolve_axes(calls.as_axes(axis), x.ndim)
-    return axes, tuple(i for i in range(x.ndim) if i not in axes)
+    return axes, calls.kept_axes(axes, x.ndim)
 
 
 def meta(ndim, dtype):

@@ -14,6 +14,7 @@ from dask.highlevelgraph import HighLevelGraph
 import cnorm.functional as F
 
 from .._call import moments as calls
+from .._call.standardize import scale_from
 from .._moments import Moments
 from ._dask_arrays import as_dask, mask_like, meta, reduced_and_kept, require_known
 
@@ -232,5 +233,5 @@ def _standardized(block, moments, where=None, *, axes, eps, ddof, clip, dtype, n
 
 def statistic(moments, *, axes, ndim, ddof, eps, which):
     mean, var = moments.mean, moments.var(ddof)
-    values = mean if which == "mean" else calls.scale_from(var, eps, False)
+    values = mean if which == "mean" else scale_from(var, eps, False)
     return np.expand_dims(values, axes)
