@@ -59,6 +59,25 @@ cdef inline Py_ssize_t traffic_of(const Job *job, Py_ssize_t bytes) noexcept nog
     return max(bytes, job.call_bytes) * (3 if job.dy.data != NULL or job.elements.fuse_add else 2)
 
 
+cdef inline void begin_schedule(Schedule *schedule, int strategy, int threads, Py_ssize_t items) noexcept nogil:
+    """Pieces of work, one by one, that threads share; how results are stored is not said."""
+    schedule.strategy = strategy
+    schedule.threads = threads
+    schedule.items = items
+    schedule.rows_per_pass = 1
+    schedule.units_per_batch = 1
+
+
+cdef inline Schedule plain_schedule(int strategy, int threads, Py_ssize_t items) noexcept nogil:
+    """A schedule that has no more than pieces of work which threads share."""
+    cdef Schedule schedule
+    begin_schedule(&schedule, strategy, threads, items)
+    schedule.nontemporal = False
+    schedule.prefetch_bytes = 0
+    schedule.prefetch_segments = 0
+    return schedule
+
+
 cdef inline void set_store_policy(const Job *job, UnitBlocks *blocks) noexcept nogil:
     """How the results of units are stored, and what is prefetched before it is read or written."""
     cdef Schedule *schedule = &blocks.schedule
@@ -131,11 +150,8 @@ cdef inline void schedule_units_forward(const Job *job, UnitBlocks *blocks) noex
     cdef Schedule *schedule = &blocks.schedule
     cdef Py_ssize_t units = units_of(job)
     cdef bint sweeps
+    begin_schedule(schedule, UNIT_BY_UNIT, job.head.threads, units)
     set_store_policy(job, blocks)
-    schedule.threads = job.head.threads
-    schedule.items = units
-    schedule.rows_per_pass = 1
-    schedule.units_per_batch = 1
     if is_one_tile(job, blocks) and not (forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS)):
         schedule.strategy = ROW_BATCHES
         schedule.rows_per_pass = rows_per_pass(job, blocks)
@@ -155,8 +171,6 @@ cdef inline void schedule_units_forward(const Job *job, UnitBlocks *blocks) noex
         schedule.items = units * blocks.blocks
     elif schedule.units_per_batch > 1 and not job.stats_given and not forced(UNIT_BY_UNIT):
         schedule.strategy = UNIT_BATCHES
-    else:
-        schedule.strategy = UNIT_BY_UNIT
 
 
 # ---- segments: moments alone, backward ----
@@ -164,11 +178,7 @@ cdef inline void schedule_units_forward(const Job *job, UnitBlocks *blocks) noex
 cdef inline void schedule_segments_moments(const Job *job, UnitBlocks *blocks) noexcept nogil:
     cdef Schedule *schedule = &blocks.schedule
     cdef Py_ssize_t units = units_of(job)
-    schedule.threads = job.head.threads
-    schedule.items = units
-    schedule.units_per_batch = 1
-    schedule.rows_per_pass = 1
-    schedule.strategy = UNIT_BY_UNIT
+    schedule[0] = plain_schedule(UNIT_BY_UNIT, job.head.threads, units)
     if is_one_tile(job, blocks) and not (forced(UNIT_BY_UNIT) or forced(TWO_SWEEPS)):
         schedule.strategy = ROW_BATCHES
         schedule.rows_per_pass = rows_per_pass(job, blocks)
@@ -181,11 +191,8 @@ cdef inline void schedule_segments_backward(const Job *job, UnitBlocks *blocks, 
     """partials: how many partial sums a unit has."""
     cdef Schedule *schedule = &blocks.schedule
     cdef Py_ssize_t units = units_of(job)
+    begin_schedule(schedule, UNIT_BY_UNIT, job.head.threads, units)
     set_store_policy(job, blocks)
-    schedule.threads = job.head.threads
-    schedule.items = units
-    schedule.rows_per_pass = 1
-    schedule.units_per_batch = 1
     if job.channels.sums_mode == SUMS_GIVEN or (
             (needs_two_sweeps(units, partials, job.head.threads) or forced(TWO_SWEEPS))
             and not (forced(UNIT_BY_UNIT) or forced(UNIT_BATCHES))):
@@ -195,7 +202,8 @@ cdef inline void schedule_segments_backward(const Job *job, UnitBlocks *blocks, 
     if (partials <= STACK_PARTIALS or job.channels.by_segment) and job.channels.sums_mode == SUMS_INTERNAL and not (
             forced(UNIT_BY_UNIT)):
         schedule.units_per_batch = units_per_batch(job, blocks, True)
-    schedule.strategy = UNIT_BATCHES if schedule.units_per_batch > 1 else UNIT_BY_UNIT
+    if schedule.units_per_batch > 1:
+        schedule.strategy = UNIT_BATCHES
 
 
 # ---- rows, backward ----
@@ -204,19 +212,14 @@ cdef inline void schedule_rows_backward(const Job *job, UnitBlocks *blocks, Py_s
                                         Py_ssize_t partials) noexcept nogil:
     cdef Schedule *schedule = &blocks.schedule
     cdef int threads = job.head.threads
+    begin_schedule(schedule, PARTIALS_GUIDED, threads, partials)
     set_store_policy(job, blocks)
-    schedule.threads = threads
-    schedule.items = partials
-    schedule.rows_per_pass = 1
-    schedule.units_per_batch = 1
     if (threads > 1 and partials < 2 * threads and partials % threads or forced(TWO_SWEEPS)) and not (
             forced(PARTIALS_STATIC) or forced(PARTIALS_GUIDED)):
         schedule.strategy = TWO_SWEEPS
     elif (threads == 1 or rows <= STATIC_ROWS_MAX * partials or forced(PARTIALS_STATIC)) and not (
             forced(PARTIALS_GUIDED)):
         schedule.strategy = PARTIALS_STATIC
-    else:
-        schedule.strategy = PARTIALS_GUIDED
 
 
 # ---- columns ----
@@ -236,17 +239,12 @@ cdef inline void schedule_columns(const Job *job, ColumnLayout *layout, bint bac
     # packed rows are one column block, whose sums are the rows' only once they are merged
     cdef bint independent = (layout.row_ranges == 1 and layout.rows_packed == 1 and not job.stats_given
                              and job.channels.channels_per_group == 1)
-    schedule.threads = job.head.threads
-    schedule.items = layout.row_ranges * layout.column_blocks
+    schedule[0] = plain_schedule(ROW_RANGES, job.head.threads, layout.row_ranges * layout.column_blocks)
     schedule.rows_per_pass = layout.rows_per_pass
-    schedule.units_per_batch = 1
-    schedule.prefetch_bytes = 0
-    schedule.prefetch_segments = 0
     schedule.nontemporal = stores_nontemporal(
         &job.y, &job.x, &job.dy, traffic_of(job, bytes),
         nontemporal_one_read() if job.stats_given and not job.read_before and not backward
         else nontemporal_two_reads())
-    schedule.strategy = ROW_RANGES
     if independent and job.channels.sums_mode == SUMS_INTERNAL and (layout.column_blocks > 1 or forced(COLUMN_BLOCKS)):
         if not forced(ROW_RANGES):
             schedule.strategy = COLUMN_BLOCKS
@@ -268,20 +266,6 @@ cdef inline void schedule_crossed(const Job *job, ColumnLayout *layout, Py_ssize
 
 
 # ---- moments in double, standardize ----
-
-cdef inline Schedule plain_schedule(int strategy, int threads, Py_ssize_t items) noexcept nogil:
-    """A schedule that has no more than pieces of work which threads share."""
-    cdef Schedule schedule
-    schedule.strategy = strategy
-    schedule.threads = threads
-    schedule.items = items
-    schedule.rows_per_pass = 1
-    schedule.units_per_batch = 1
-    schedule.nontemporal = False
-    schedule.prefetch_bytes = 0
-    schedule.prefetch_segments = 0
-    return schedule
-
 
 cdef inline Py_ssize_t short_rows_together(const MomentsJob *job) noexcept nogil:
     """Rows that one call of the loops for short rows takes: of one run each, without a selection; else 0."""
