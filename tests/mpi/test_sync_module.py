@@ -11,7 +11,7 @@ from communicators import on_threads
 
 import cnorm
 from cnorm.modules._exchange import Exchange
-from cnorm.modules._parts import merged
+from cnorm.modules._parts import whole_moments
 
 convert = cnorm.SyncBatchNorm.convert_sync_batchnorm
 
@@ -112,13 +112,14 @@ def test_a_pickle_holds_a_communicator_that_can_be_pickled():
     assert norm(np.eye(3, dtype=np.float32)).shape == (3, 3)
 
 
-def test_merging_is_exact_where_the_numbers_are():
-    a = 2.0, np.array([1.0]), np.array([0.0]), np.array([2.0])  # of 0 and 2
-    b = 2.0, np.array([5.0]), np.array([0.0]), np.array([8.0])  # of 3 and 7
-    count, mean, lo, m2 = merged(a, b)
-    assert (count, *mean, *lo, *m2) == (4, 3, 0, 26)
-    none = 0.0, np.array([9.0]), np.array([9.0]), np.array([9.0])
-    assert merged(a, none) is a and merged(none, b) is b
+@pytest.mark.parametrize("at", range(3))
+def test_merging_is_exact_where_the_numbers_are(at):
+    """Of 0 and 2, and of 3 and 7; a rank without elements changes nothing, wherever it is."""
+    parts = [(2, 1, 0, 2), (2, 5, 0, 8)]
+    parts.insert(at, (0, 9, 9, 9))
+    counts, *moments = np.array(parts, np.float64).T[:, :, None]
+    count, mean, lo, m2 = whole_moments(counts, np.stack(moments, axis=1))
+    assert (*count, *mean, *lo, *m2) == (4, 3, 0, 26)
 
 
 def test_an_error_of_any_class_and_length_arrives():
