@@ -224,10 +224,6 @@ cdef class Chosen:
         """Whether its threads are to wait briefly for each other."""
         return bool(self.call.brief)
 
-    @property
-    def is_sample(self):
-        return self.call.reason == POLICY_SAMPLE
-
 
 cdef class ThreadPolicy:
     """A policy by itself, or with `of_process` that of this process, fed with times that its caller makes up: for

@@ -351,8 +351,3 @@ def as_clip(clip):
     if not clip_bounds(clip, &low, &high):
         return None
     return None if low != low else low, None if high != high else high
-
-
-def check_running_updates(running_mean, running_var, out):
-    """`check_written_together` for Python modules of this package, without a counter."""
-    check_written_together(running_mean, running_var, None, out)

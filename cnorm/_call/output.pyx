@@ -270,8 +270,3 @@ cdef object slope_gradient(cnp.ndarray per_channel, cnp.ndarray slope):
     if cnp.PyArray_SIZE(slope) == 1:
         per_channel = np.asarray(per_channel.sum())
     return per_channel.reshape(shape_of(slope)).astype(slope.dtype.newbyteorder("="))
-
-
-def result_array(cnp.ndarray out, cnp.ndarray like):
-    """`out`, if a result like an array can be written to it, or where it is None a new array."""
-    return empty_like(like) if out is None else checked_out(out, like)

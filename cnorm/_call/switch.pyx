@@ -11,7 +11,7 @@ import numpy as np
 
 cimport numpy as cnp
 
-from cnorm._call.arrays cimport (as_array, as_doubles, as_float, as_floats, as_int, as_out, as_running, copy_doubles,
+from cnorm._call.arrays cimport (as_array, as_float, as_floats, as_int, as_out, as_running, copy_doubles,
                                  dtype_code, float64_data, new_float64, shape_of, size_list)
 from cnorm._call.channels cimport ChannelsCall, parameter_grads, sum_over_samples
 from cnorm._call.checks cimport as_gradient, check_length, check_running, check_written_together

@@ -22,6 +22,7 @@ N is samples, C channels, S everything spatial, G groups, M rows, L elements of 
 may differ from sample to sample: then they have axis ``0`` too.
 """
 
+# ruff: noqa: F401 -- what is imported here is what there is
 from .channels import (
     batch_norm,
     batch_norm_backward,
@@ -50,32 +51,3 @@ from .rows import (
 )
 from .statistics import Moments, moments, standardize
 from .switch import switch_norm, switch_norm_backward
-
-__all__ = [
-    "Moments",
-    "add_layer_norm",
-    "add_layer_norm_backward",
-    "add_rms_norm",
-    "add_rms_norm_backward",
-    "batch_norm",
-    "batch_norm_backward",
-    "cross_map_lrn",
-    "cross_map_lrn_backward",
-    "group_norm",
-    "group_norm_backward",
-    "instance_norm",
-    "instance_norm_backward",
-    "layer_norm",
-    "layer_norm_backward",
-    "local_response_norm",
-    "local_response_norm_backward",
-    "moments",
-    "normalize",
-    "normalize_backward",
-    "normalize_image",
-    "rms_norm",
-    "rms_norm_backward",
-    "standardize",
-    "switch_norm",
-    "switch_norm_backward",
-]

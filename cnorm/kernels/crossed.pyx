@@ -14,7 +14,6 @@
 #    of rstd * g and of rstd**2 * g * xhat, g with the weight. Given statistics of columns have no gradient.
 from cython.parallel cimport prange
 from libc.math cimport fabs, frexp, ldexp
-from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from cnorm.kernels.coefficients cimport fill

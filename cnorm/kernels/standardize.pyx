@@ -7,7 +7,7 @@
 #    spread out, one per element of a chunk.
 from cython.parallel cimport prange
 
-from cnorm.kernels.job cimport FLOAT64, JOB_AXES, RUNS, Axes, StandardizeJob
+from cnorm.kernels.job cimport RUNS, Axes, StandardizeJob
 from cnorm.kernels.loops cimport (
     LOOPS_BY_DTYPE, READ_BY_DTYPE, clip_values, restore_each, restore_runs, standardize_each, standardize_runs,
     write_elements, write_selected)

@@ -1,4 +1,4 @@
-# The names of tuning.h, where each constant has its value, unit and reason.
+# The names of tuning.h that Cython takes. There each constant has its value, unit and reason.
 
 cdef extern from "tuning.h" nogil:
     const double TINY_SQUARE
@@ -8,8 +8,6 @@ cdef extern from "tuning.h" nogil:
         TILE
         BLOCK_TILES
         SHORT_SEGMENT
-        CASCADE
-        PROBE_VECTORS
         TREE_LEVELS
         ROW_BLOCK_ROWS
         ROW_BLOCK_MIN_ROWS
@@ -38,8 +36,6 @@ cdef extern from "tuning.h" nogil:
         SWEEP_UNITS_PER_THREAD
         PEEL_MIN_VECTORS
         PAGE_BYTES
-        NONTEMPORAL_ROW_MIN_BYTES
-        NONTEMPORAL_RUN_MIN_LINES
         PREFETCH_SEGMENT_MIN
         PREFETCH_SEGMENT_MAX
         PREFETCH_DISTANCE
@@ -56,7 +52,6 @@ cdef extern from "tuning.h" nogil:
         BATCH_BYTES_FROM_MEMORY
         BATCH_MIN_UNITS
         STACK_PARTIALS
-        GRAD_BLOCK_ROWS
         PREFETCH_WRITE_ROW_MAX
         PREFETCH_READ_ROW_MAX
         ELEMENT_RANGE
@@ -73,9 +68,6 @@ cdef extern from "tuning.h" nogil:
         LANE_MULTIPLE
         PEEL_MIN_BYTES
         PEEL_MAX_ELEMENTS
-        COLUMN_PREFETCH_BYTES
-        WIDE_ROWS
-        WIDE_COLUMNS
         MOMENT_ROWS
         MOMENT_ROW_MAX
         STANDARDIZE_CHUNK
