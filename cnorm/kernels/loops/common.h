@@ -4,10 +4,10 @@
  *   VECTOR     vector of accumulators (simd/lanes.h): f32l or f64l
  *   ACC_DTYPE  the accumulation type as a Dtype
  *
- * The loops are in five files by family, included at the end of this one. FN(name) is the name of a function for S.
- * A function whose name ends in _any or _block takes what chooses a variant (`elementwise`, `centred`, `activation`,
- * `store`) as its last arguments, and is inlined into one function per variant. These are constants where a variant is
- * worth its code; where a caller hands on what it was given, each vector tests it.
+ * The loops are in convert.h and in five files by family, included at the end of this one. FN(name) is the name of a
+ * function for S. A function whose name ends in _any or _block takes what chooses a variant (`elementwise`, `centred`,
+ * `activation`, `store`) as its last arguments, and is inlined into one function per variant. These are constants where
+ * a variant is worth its code; where a caller hands on what it was given, each vector tests it.
  *
  * Loops take the elements of a run a vector at a time: element i goes to lane i modulo LANES. The last elements of a
  * run, and those before an aligned address, make a partial vector of `partial` elements. Where a function takes
