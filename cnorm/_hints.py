@@ -7,6 +7,7 @@ the way out is a note (`BaseException.add_note`), which a traceback shows below 
 
 import difflib
 import inspect
+import itertools
 import math
 import os
 import re
@@ -217,6 +218,34 @@ def cast(name, array):
 
 def _functions():
     return getattr(sys.modules.get("cnorm.functional"), "__all__", ())
+
+
+def mask_dtype(dtype):
+    """The message where a mask is not of bools."""
+    text = f"where must be a bool array, but got dtype {dtype}"
+    if "object" in str(dtype):
+        return f"{text}: if all its elements are bools, pass where.astype(bool)"
+    return f"{text}: a mask of numbers becomes one by comparison, for example mask > 0"
+
+
+def mask_shape(where, shape):
+    """The message where a mask does not broadcast to the input, with the axes that it lacks.
+
+    A mask of the samples, or of samples and positions, is what comes most often: NumPy matches the
+    last axes with each other, so that it needs axes of size 1 for the others.
+    """
+    text = f"where must broadcast to the input's shape {shape}, but got {where}"
+    if len(where) == len(shape) and sorted(where) == sorted(shape):
+        return f"{text}: its axes are in another order, which where.transpose(...) changes"
+    places = itertools.combinations(range(len(shape)), len(where))
+    fits = [at for at in places if all(n in (1, shape[i]) for n, i in zip(where, at, strict=True))]
+    if not where or not fits or len(shape) > 8:
+        return f"{text}: each of its axes must have size 1, or that of the input's axis"
+    ways = []
+    for at in fits[:2]:
+        index = [":" if i in at else "None" for i in range(at[0], len(shape))]
+        ways.append(f"where[{', '.join(index)}]")
+    return f"{text}: {' or '.join(ways)} does"
 
 
 def masked(name):

@@ -349,22 +349,31 @@ class Moments:
 
     # ---- use ----
 
-    def standardize(self, input, *, eps=0.0, ddof=0, clip=None, dtype=None, out=None):
+    def standardize(self, input, *, eps=0.0, ddof=0, where=None, clip=None, dtype=None, out=None):
         """``(input - mean) / sqrt(var + eps)`` with these moments.
-
-        With a mask: ``F.standardize(input, m.axis, m.mean, m.var(), where=mask)``.
 
         Parameters
         ----------
         input : array_like
-            Of a shape that agrees at the kept axes.
+            Of a shape that agrees at the kept axes. Of a ``numpy.ma`` array the mask holds as well
+            as `where`, and the result is masked as it is.
         eps, ddof, clip, dtype, out
             As in `cnorm.functional.standardize`.
+        where : array_like of bool, optional
+            Which elements to standardize; broadcasts to the input. Elsewhere `out` keeps its value,
+            and the result is 0 without `out`.
 
         Returns
         -------
         ndarray
             Of the input's shape.
+
+        Raises
+        ------
+        TypeError
+            A mask that is not of bools, an input that is not of numbers.
+        ValueError
+            Moments without data, shapes that do not fit together, eps out of range.
 
         Examples
         --------
@@ -372,8 +381,11 @@ class Moments:
         >>> m = F.moments([[1.0, 2.0], [3.0, 6.0]], axis=0)
         >>> m.standardize([[2.0, 8.0]])
         array([[0., 2.]])
+        >>> m.standardize([[4.0, 8.0], [np.nan, 0.0]], where=[[True, True], [False, True]])
+        array([[ 2.,  2.],
+               [ 0., -2.]])
         """
-        return self._apply(input, eps, ddof, clip, dtype, out, inverse=False)
+        return self._apply(input, eps, ddof, where, clip, dtype, out, inverse=False)
 
     def inverse(self, input, *, eps=0.0, ddof=0, dtype=None, out=None):
         """``input * sqrt(var + eps) + mean``: what `standardize` was given.
@@ -397,14 +409,16 @@ class Moments:
         >>> m.inverse([[0.0, 2.0]])
         array([[2., 8.]])
         """
-        return self._apply(input, eps, ddof, None, dtype, out, inverse=True)
+        return self._apply(input, eps, ddof, None, None, dtype, out, inverse=True)
 
-    def _apply(self, input, eps, ddof, clip, dtype, out, inverse):
+    def _apply(self, input, eps, ddof, where, clip, dtype, out, inverse):
         if self._is_empty and self.axis is not None:
             raise ValueError("these moments have no data yet: update them first")
         low = self._arrays[2]
         var = self.var(ddof)
-        return apply_moments(input, self.axis, self.mean, low, var, eps, clip, dtype, out, inverse)
+        return apply_moments(
+            input, self.axis, self.mean, low, var, eps, where, clip, dtype, out, inverse
+        )
 
     # ---- other forms ----
 

@@ -49,6 +49,7 @@ class Moments:
         *,
         eps: float = 0.0,
         ddof: float = 0,
+        where: ArrayLike | None = None,
         clip: _Clip = None,
         dtype: DTypeLike | None = None,
         out: NDArray[Any] | None = None,

@@ -20,6 +20,12 @@ class Arrays:
     last = np.ones((2, 8, 8, 3), np.float32)  # channels last
     mean, var, weight = np.zeros(6, np.float32), np.ones(6, np.float32), np.ones(6, np.float32)
     mask = np.ma.masked_greater(x, 1)
+    o = x.astype(object)
+
+    @staticmethod
+    def of(*shape):
+        """A mask."""
+        return np.ones(shape, bool)
 
 
 class NeedsGrad:
@@ -47,6 +53,8 @@ LAST = "input has 3 channels on its last axis: channel_axis=-1?"
 NUMBER = "eps must be a number, but got str '1e-5': write eps=1e-5, without quotes"
 FLOATS = "input must be a float32, float64, float16 or bfloat16 array, but got dtype"
 AUTOGRAD = "is a torch tensor that requires grad"
+ROW = "where must broadcast to the input's shape (2, 6, 4, 5)", "but got (2,)"
+NONE = "where[:, None, None, None] does"
 FIRST_LAST = "1 is channels first, -1 channels last"
 RELU = "such as activation=cnorm.ReLU(), but got"
 
@@ -165,6 +173,26 @@ CALLS = [
     ),
     (lambda a: cnorm.BatchNorm2d(5)(a.x[0, 0]), ValueError, "got 2D input", "BatchNorm1d takes a"),
     (lambda a: cnorm.BatchNorm1d(5)(a.x[0, 0, 0]), ValueError, "got 1D input", "input[:, None] is"),
+    # masks
+    (lambda a: F.batch_norm(a.x, training=True, where=a.of(2)), ValueError, *ROW, NONE),
+    (lambda a: cnorm.BatchNorm2d(6)(a.x, where=a.of(2)), ValueError, *ROW, NONE),
+    (lambda a: F.layer_norm(a.x, 5, where=a.of(2)), ValueError, *ROW, NONE),
+    (lambda a: F.group_norm(a.x, 2, where=a.of(2, 4, 5)), ValueError, "where[:, None, :, :] does"),
+    (lambda a: F.instance_norm(a.x, where=a.of(2, 5)), ValueError, "where[:, None, None, :] does"),
+    (lambda a: F.rms_norm(a.x, 5, where=a.of(6)), ValueError, "where[:, None, None] does"),
+    (lambda a: F.add_rms_norm(a.x, a.x, 5, where=a.of(2, 6)), ValueError, "[:, :, None, None] do"),
+    (lambda a: F.rms_norm(a.x, 5, where=a.of(7)), ValueError, "got (7,): each", "must have size 1"),
+    (lambda a: F.rms_norm(a.x, 5, where=a.of(5, 4, 6, 2)), ValueError, "where.transpose(...)"),
+    (lambda a: F.layer_norm(np.ones((3, 3)), 3, where=a.of(1, 3, 3)), ValueError, "got (1, 3, 3)"),
+    (lambda a: F.rms_norm(np.ones((3, 3, 4)), 4, where=a.of(3)), ValueError, "None] or where[:, N"),
+    (lambda a: F.layer_norm(a.x, 5, where=a.of(5).astype(object)), TypeError, "where.astype(bool)"),
+    (lambda a: F.layer_norm(a.x, 5, where=np.ones(5)), TypeError, "float64", "example mask > 0"),
+    # arrays of objects
+    (lambda a: F.batch_norm(a.o, training=True), TypeError, "object: if", "input.astype(np.float"),
+    (lambda a: cnorm.GroupNorm(2, 6)(a.o), TypeError, "object: if", "input.astype(np.float32)"),
+    (lambda a: F.standardize(a.o, 0), TypeError, "object: if", "input.astype(np.float32)"),
+    (lambda a: F.moments(a.o), TypeError, "object: if", "input.astype(np.float32)"),
+    (lambda a: F.normalize_image(a.o, 0, 1), TypeError, "object", ".astype(numpy.float32)"),
     # moments
     (lambda a: cnorm.Moments(a.x), TypeError, "of shape (2, 6, 4, 5)", "takes the moments of x"),
     (lambda a: F.moments(a.x, 0) + a.x, TypeError, "update(array) merges more data"),

@@ -507,6 +507,52 @@ def test_masked_arrays(rng):
     assert F.moments(np.ma.masked_array(data), 0) == F.moments(data, 0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "float16"])
+def test_moments_standardize_what_a_mask_selects(rng, dtype):
+    """As `F.standardize` with the same statistics does, to the bit."""
+    x = (rng.normal(size=(5, 4, 6)) * 9).astype(dtype)
+    where = rng.random((5, 1, 6)) < 0.6
+    selected = np.broadcast_to(where, x.shape)
+    for axis in (0, (0, 2), None, 1):
+        m = F.moments(x, axis, where=where)
+        mean = np.broadcast_to(m.mean, m.shape)
+        for settings in ({}, {"eps": 1e-3, "ddof": 1, "clip": (-1, None), "dtype": "float32"}):
+            rest = {k: v for k, v in settings.items() if k != "ddof"}
+            var = m.var(settings.get("ddof", 0))
+            want = F.standardize(x, axis, mean, var, where=where, **rest)
+            got = m.standardize(x, where=where, **settings)
+            assert got.dtype == want.dtype
+            # moments keep the mean as two doubles, of which F.standardize is given one
+            np.testing.assert_allclose(got, want, rtol=2**-9 if dtype == "float16" else 2**-22)
+            assert not got[~selected].any()
+            assert np.array_equal(
+                got[selected], m.standardize(x, **settings)[selected], equal_nan=True
+            )
+    if dtype != "int16":
+        bad = np.where(selected, x, np.array(np.nan, dtype))
+        out = np.full_like(x, 7)
+        assert m.standardize(bad, where=where, out=out) is out
+        assert np.array_equal(out, np.where(selected, m.standardize(x), np.array(7, dtype)))
+        m.standardize(bad, where=where, out=bad)
+        assert np.isnan(bad[~selected]).all()
+        assert np.array_equal(bad[selected], out[selected])
+    a = np.ma.masked_array(x, ~selected)
+    for y in (m.standardize(a), m.inverse(m.standardize(a))):
+        assert np.array_equal(y.mask, ~selected) and y.mask is not a.mask
+        assert not y.data[~selected].any()
+    assert np.array_equal(m.standardize(a).data, m.standardize(x, where=where))
+    both = rng.random(x.shape) < 0.5
+    y = m.standardize(a, where=both)
+    assert np.array_equal(y.data, m.standardize(x, where=both & selected))
+
+
+def test_all_true_and_no_mask_standardize_alike(rng):
+    x = rng.normal(size=(5, 4)).astype(np.float32)
+    m = F.moments(x, 0)
+    for where in (True, np.ones(4, bool), np.ones((5, 1), bool)):
+        assert m.standardize(x, where=where).tobytes() == m.standardize(x).tobytes()
+
+
 X = np.ones((10, 5))
 
 
@@ -517,11 +563,18 @@ X = np.ones((10, 5))
         (lambda: F.moments(X, (0, -2)), ValueError, "each axis once.*axis 0 twice"),
         (lambda: F.moments(X, 0.5), TypeError, "axis must be None, an integer or a sequence"),
         (lambda: F.moments(X * 1j), TypeError, "complex128"),
-        (lambda: F.moments(np.array([None])), TypeError, "object"),
+        (lambda: F.moments(np.array([None])), TypeError, "object: if all .*input.astype"),
+        (lambda: F.standardize(X.astype(object), 0), TypeError, "object: if all .*input.astype"),
+        (lambda: F.standardize(X, 0, X[0].astype("O"), 1), TypeError, "object: if .*mean.astype"),
+        (lambda: F.moments([1, None]), TypeError, "object: if all .*input.astype"),
         (lambda: F.moments(X.astype("g")), TypeError, "got dtype"),
         (lambda: F.moments(None), TypeError, "got None"),
         (lambda: F.moments(X, where=np.ones(5)), TypeError, "where must be a bool array"),
         (lambda: F.moments(X, where=np.ones(4, bool)), ValueError, "where must broadcast"),
+        (lambda: F.moments(X, where=[True] * 10), ValueError, r"where\[:, None\] does"),
+        (lambda: F.standardize(X, 0, where=[True] * 10), ValueError, r"where\[:, None\] does"),
+        (lambda: F.moments(X, 0).standardize(X, where=[1]), TypeError, "where must be a bool"),
+        (lambda: F.moments(X, 0).standardize(X, where=[True] * 10), ValueError, "None. does"),
         (lambda: F.moments(X, nan_policy="drop"), ValueError, "'propagate', 'omit' or 'raise'"),
         (lambda: F.moments(X, 0) + F.moments(X, 1), ValueError, "axis"),
         (lambda: F.moments(X, 0) + F.moments(X), ValueError, "axis"),

@@ -10,7 +10,7 @@ import numpy as np
 cimport numpy as cnp
 from libc.string cimport memset
 
-from cnorm._call.arrays cimport as_array, shape_of
+from cnorm._call.arrays cimport as_array, hints, shape_of
 from cnorm._call.launch cimport launch
 from cnorm._plan cimport ARRAYS, axes_together
 from cnorm.kernels.job cimport FLOAT64, ITEM_ELEMENTS, ITEM_UNITS, MASKED, Items, Kernel, MaskedAxis, MaskedJob
@@ -24,8 +24,7 @@ cnp.import_array()
 
 cdef int check_bool(cnp.ndarray where) except -1:
     if where is not None and cnp.PyArray_TYPE(where) != cnp.NPY_BOOL:
-        raise TypeError(f"where must be a bool array, but got dtype {where.dtype}: a mask of numbers becomes one by "
-                        "comparison, for example mask > 0")
+        raise TypeError(hints().mask_dtype(where.dtype))
     return 0
 
 
@@ -37,8 +36,7 @@ cdef cnp.ndarray as_mask(cnp.ndarray where, cnp.ndarray x):
     try:
         return np.broadcast_to(where, shape_of(x))
     except ValueError:
-        raise ValueError(f"where must broadcast to the input's shape {shape_of(x)}, but got "
-                         f"{shape_of(where)}") from None
+        raise ValueError(hints().mask_shape(shape_of(where), shape_of(x))) from None
 
 
 cdef tuple without_mask(object input, object where):

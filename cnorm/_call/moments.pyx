@@ -12,7 +12,7 @@ cimport numpy as cnp
 
 from cnorm cimport _runtime
 from cnorm._call cimport checks
-from cnorm._call.arrays cimport as_array, dtype_code, float64_data, is_native, native_copy, shape_of
+from cnorm._call.arrays cimport as_array, dtype_code, float64_data, hints, is_native, native_copy, shape_of
 from cnorm._call.launch cimport launch
 from cnorm._call.masks cimport as_mask, without_mask
 from cnorm._call.observe cimport note
@@ -51,8 +51,7 @@ cdef cnp.ndarray as_numbers(cnp.ndarray a, str name):
     if a is None:
         raise TypeError(f"{name} must be an array, but got None")
     if wide_code(a) < 0:
-        raise TypeError(f"{name} must be a float16, bfloat16, float32, float64, integer or bool array, but got dtype "
-                        f"{a.dtype}")
+        raise TypeError(hints().floats(name, a, "a float16, bfloat16, float32, float64, integer or bool array"))
     return a if is_native(a) else native_copy(a, name)
 
 

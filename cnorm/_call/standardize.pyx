@@ -169,13 +169,20 @@ cdef Application application(cnp.ndarray x, cnp.ndarray mask, tuple kept, object
     return call
 
 
+cdef object masked_like(object input, object result):
+    """A new result, as a masked array where the input is one, with a copy of its mask."""
+    if not isinstance(input, np.ma.MaskedArray):
+        return result
+    return np.ma.masked_array(result, np.ma.getmaskarray(input).copy())
+
+
 def standardize(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtype, out, return_stats):
     """`cnorm.functional.standardize`."""
     cdef cnp.ndarray x, mask, into = as_out(out, "out")
     cdef Measurement m
     cdef double added = as_float(eps, "eps"), less = as_float(ddof, "ddof")
     cdef tuple bounds = as_bounds(clip), axes, kept, shape
-    cdef bint with_stats = return_stats, masked = isinstance(input, np.ma.MaskedArray)
+    cdef bint with_stats = return_stats
     whole = input
     input, where = without_mask(input, where)
     x, mask = as_array(input, "input"), as_array(where, "where")
@@ -204,23 +211,26 @@ def standardize(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtyp
             measured(x, mask, tuple(range(cnp.PyArray_NDIM(x))), nan_policy)
     rstd = scale_from(spread, added, False)
     y = application(x, mask, kept, average, lo, rstd, bounds, False).run(dtype, into)
-    if masked and into is None:
-        y = np.ma.masked_array(y, np.ma.getmaskarray(whole).copy())
+    if into is None:
+        y = masked_like(whole, y)
     if not with_stats:
         return y
     sizes = [1 if i in axes else n for i, n in enumerate(shape_of(x))]
     return y, average.reshape(sizes), rstd.reshape(sizes)
 
 
-def apply_moments(input, axes, mean, lo, var, eps, clip, dtype, out, bint inverse):
+def apply_moments(input, axes, mean, lo, var, eps, where, clip, dtype, out, bint inverse):
     """`Moments.standardize` and `Moments.inverse`, of moments over `axes`."""
-    cdef cnp.ndarray x, into = as_out(out, "out")
+    cdef cnp.ndarray x, mask, y, into = as_out(out, "out")
     cdef tuple kept
     cdef double added = as_float(eps, "eps")
     cdef tuple bounds = as_bounds(clip)
     cdef tuple reduced
-    x = as_array(input, "input")
+    whole = input
+    input, where = without_mask(input, where)
+    x, mask = as_array(input, "input"), as_array(where, "where")
     x = as_numbers(x, "input")
+    mask = as_mask(mask, x)
     reduced = resolve_axes(axes, cnp.PyArray_NDIM(x))
     kept = kept_axes(reduced, cnp.PyArray_NDIM(x))
     check_eps("standardize", added, False)
@@ -228,4 +238,5 @@ def apply_moments(input, axes, mean, lo, var, eps, clip, dtype, out, bint invers
     if tuple([cnp.PyArray_DIM(x, i) for i in kept]) != np.shape(mean):
         raise ValueError(f"the input must have the shape {np.shape(mean)} of these moments at the kept axes {kept}, "
                          f"but its shape is {shape_of(x)}")
-    return application(x, None, kept, mean, lo, scale_from(var, added, inverse), bounds, inverse).run(dtype, into)
+    y = application(x, mask, kept, mean, lo, scale_from(var, added, inverse), bounds, inverse).run(dtype, into)
+    return masked_like(whole, y) if into is None else y

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from contextlib import suppress
 
 import dask.array as da
 import numpy as np
@@ -40,14 +41,14 @@ def meta(ndim, dtype):
 def mask_like(where, x):
     """`where` as a dask array with the shape and the chunks of `x`."""
     where = da.asarray(where)
+    if where.dtype == bool:
+        with suppress(ValueError):
+            return da.broadcast_to(where, x.shape).rechunk(x.chunks)
+    from .. import _hints
+
     if where.dtype != bool:
-        raise TypeError(f"where must be a bool array, but got dtype {where.dtype}")
-    try:
-        return da.broadcast_to(where, x.shape).rechunk(x.chunks)
-    except ValueError:
-        raise ValueError(
-            f"where must broadcast to the input's shape {x.shape}, but got {where.shape}"
-        ) from None
+        raise TypeError(_hints.mask_dtype(where.dtype))
+    raise ValueError(_hints.mask_shape(where.shape, x.shape))
 
 
 def require_whole(x, axes, what):
