@@ -82,6 +82,7 @@ class BuildExt(build_ext):
         """A digest of all that a compiled module is made of."""
         how = [self.compiler.compiler_so, self.compiler.linker_so, ext.define_macros]
         how += [ext.extra_compile_args, ext.extra_link_args, Cython.__version__, numpy.__version__]
+        how += [DIRECTIVES]
         total = hashlib.sha256(repr(how).encode())
         # All text that a module may include: the kernels' shims include other .pyx files. Not the
         # generated C, which names the folder of NumPy: another one each time.
@@ -190,6 +191,8 @@ SMALL = {
     "kernels.api",
     "kernels._cpu",
 }
+# No `embedsignature`: functions have a signature, and help() and Sphinx would print it twice.
+DIRECTIVES = {"language_level": 3, "cdivision": True, "freethreading_compatible": True}
 # The text that kernels share is in `cdef inline` functions of .pxd files. Told to inline all of
 # them, the compiler takes three times as long: it decides by itself.
 SHARED_TEXT = [("CYTHON_INLINE", "__attribute__((unused))")]
@@ -210,12 +213,7 @@ setup(
             extension("kernels.api", depends=["cnorm/kernels/api.pxd", "cnorm/kernels/job.pxd"]),
             *(extension(f"kernels._{name}", BUILDS[name], SOURCES, SHARED_TEXT) for name in chosen),
         ],
-        compiler_directives={
-            "language_level": 3,
-            "cdivision": True,
-            "embedsignature": True,
-            "freethreading_compatible": True,
-        },
+        compiler_directives=DIRECTIVES,
     ),
     cmdclass={"build_ext": BuildExt},
 )

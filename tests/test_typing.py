@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import pydoc
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -74,3 +75,6 @@ def test_help_shows_signature_and_numpydoc(function):
     assert text
     for section in ("Parameters", "Returns"):
         assert f"{section}\n{'-' * len(section)}\n" in text
+    # once: not in the docstring's first line as well
+    shown = pydoc.plaintext.document(function)
+    assert shown.count(f"{function.__name__}(") == 1 + text.count(f".{function.__name__}(")
