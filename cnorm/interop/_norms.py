@@ -1,12 +1,12 @@
 """Each norm as a pair of functions over NumPy arrays: what an automatic gradient needs.
 
-``forward(x, weight, bias, *running, out=None)`` returns ``(y, *stats)``,
-``backward(dy, x, weight, *stats, bias=None, out=None)`` returns ``(dx, dw, db)``. `running` is the
-pair of running statistics or nothing; forward updates it in place where ``uses_input_stats``, and
-reads it where not. `out` receives y or dx. ``stats_shapes(shape)`` are the statistics' shapes for
-an input of that shape. A norm with a ``negative_slope`` ends in ReLU (0) or LeakyReLU, one with a
-``clip`` in Hardtanh or ReLU6: its gradient depends on the bias, which `backward` takes where
-``needs_bias``.
+``forward(x, weight, bias, *running, out=None, where=None)`` returns ``(y, *stats)``,
+``backward(dy, x, weight, *stats, bias=None, out=None, where=None)`` returns ``(dx, dw, db)``.
+`running` is the pair of running statistics or nothing; forward updates it in place where
+``uses_input_stats``, and reads it where not. `out` receives y or dx; `where` is a mask, which
+LocalResponseNorm does not take. ``stats_shapes(shape)`` are the statistics' shapes for an input of
+that shape. A norm with a ``negative_slope`` ends in ReLU (0) or LeakyReLU, one with a ``clip`` in
+Hardtanh or ReLU6: its gradient depends on the bias, which `backward` takes where ``needs_bias``.
 """
 
 from dataclasses import dataclass
@@ -27,18 +27,18 @@ class BatchNorm:
     def needs_bias(self):
         return self.negative_slope is not None or self.clip is not None
 
-    def forward(self, x, weight, bias, *running, out=None):
+    def forward(self, x, weight, bias, *running, out=None, where=None):
         return F.batch_norm(
             x, *(running or (None, None)), weight, bias, self.uses_input_stats, self.momentum,
-            self.eps, channel_axis=self.channel_axis, return_stats=True, out=out,
+            self.eps, channel_axis=self.channel_axis, return_stats=True, out=out, where=where,
             negative_slope=self.negative_slope, clip=self.clip,
         )  # fmt: skip
 
-    def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None):
+    def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None, where=None):
         return F.batch_norm_backward(
             dy, x, mean, rstd, weight, training=self.uses_input_stats, out=out,
             channel_axis=self.channel_axis, negative_slope=self.negative_slope, clip=self.clip,
-            bias=bias,
+            bias=bias, where=where,
         )  # fmt: skip
 
     def stats_shapes(self, shape):
@@ -53,16 +53,17 @@ class InstanceNorm:
     channel_axis: int = 1
     needs_bias = False
 
-    def forward(self, x, weight, bias, *running, out=None):
+    def forward(self, x, weight, bias, *running, out=None, where=None):
         return F.instance_norm(
             x, *(running or (None, None)), weight, bias, self.uses_input_stats, self.momentum,
-            self.eps, channel_axis=self.channel_axis, return_stats=True, out=out,
+            self.eps, channel_axis=self.channel_axis, return_stats=True, out=out, where=where,
         )  # fmt: skip
 
-    def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None):
+    def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None, where=None):
         return F.instance_norm_backward(
             dy, x, mean, rstd, weight,
             use_input_stats=self.uses_input_stats, out=out, channel_axis=self.channel_axis,
+            where=where,
         )  # fmt: skip
 
     def stats_shapes(self, shape):
@@ -82,16 +83,17 @@ class GroupNorm:
     def needs_bias(self):
         return self.negative_slope is not None or self.clip is not None
 
-    def forward(self, x, weight, bias, *, out=None):
+    def forward(self, x, weight, bias, *, out=None, where=None):
         return F.group_norm(
             x, self.num_groups, weight, bias, self.eps, channel_axis=self.channel_axis,
             return_stats=True, out=out, negative_slope=self.negative_slope, clip=self.clip,
+            where=where,
         )  # fmt: skip
 
-    def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None):
+    def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None, where=None):
         return F.group_norm_backward(
             dy, x, self.num_groups, mean, rstd, weight, channel_axis=self.channel_axis, out=out,
-            negative_slope=self.negative_slope, clip=self.clip, bias=bias,
+            negative_slope=self.negative_slope, clip=self.clip, bias=bias, where=where,
         )  # fmt: skip
 
     def stats_shapes(self, shape):
@@ -105,13 +107,16 @@ class LayerNorm:
     uses_input_stats = True
     needs_bias = False
 
-    def forward(self, x, weight, bias, *, out=None):
+    def forward(self, x, weight, bias, *, out=None, where=None):
         return F.layer_norm(
-            x, self.normalized_shape, weight, bias, self.eps, return_stats=True, out=out
-        )
+            x, self.normalized_shape, weight, bias, self.eps, return_stats=True, out=out,
+            where=where,
+        )  # fmt: skip
 
-    def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None):
-        return F.layer_norm_backward(dy, x, self.normalized_shape, mean, rstd, weight, out=out)
+    def backward(self, dy, x, weight, mean, rstd, *, bias=None, out=None, where=None):
+        return F.layer_norm_backward(
+            dy, x, self.normalized_shape, mean, rstd, weight, out=out, where=where
+        )
 
     def stats_shapes(self, shape):
         k = len(self.normalized_shape)
@@ -125,11 +130,16 @@ class RMSNorm:
     uses_input_stats = True
     needs_bias = False
 
-    def forward(self, x, weight, bias, *, out=None):
-        return F.rms_norm(x, self.normalized_shape, weight, self.eps, return_stats=True, out=out)
+    def forward(self, x, weight, bias, *, out=None, where=None):
+        return F.rms_norm(
+            x, self.normalized_shape, weight, self.eps, return_stats=True, out=out, where=where
+        )
 
-    def backward(self, dy, x, weight, rstd, *, bias=None, out=None):
-        return *F.rms_norm_backward(dy, x, self.normalized_shape, rstd, weight, out=out), None
+    def backward(self, dy, x, weight, rstd, *, bias=None, out=None, where=None):
+        grads = F.rms_norm_backward(
+            dy, x, self.normalized_shape, rstd, weight, out=out, where=where
+        )
+        return *grads, None
 
     def stats_shapes(self, shape):
         k = len(self.normalized_shape)

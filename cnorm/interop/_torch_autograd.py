@@ -82,13 +82,39 @@ def arrays_of(tensors):
         dtype = DTYPES.get(t.dtype)
         if dtype is None:
             return None
-        memory = _memory_at(t.data_ptr())
-        if t.is_contiguous():
-            arrays.append(np.ndarray(t.shape, dtype, memory))
-        else:
-            strides = [s * dtype.itemsize for s in t.stride()]
-            arrays.append(np.ndarray(t.shape, dtype, memory, 0, strides))
+        arrays.append(_array_of(t, dtype))
     return arrays
+
+
+def check_mask(where, x):
+    """Whether a mask is a tensor of bools that broadcasts to the input."""
+    if not isinstance(where, torch.Tensor):
+        raise TypeError(f"where must be a bool tensor, but got {type(where).__name__}")
+    fits = where.dim() <= x.dim() and all(
+        n == 1 or n == size
+        for n, size in zip(reversed(where.shape), reversed(x.shape), strict=False)
+    )
+    if where.dtype is torch.bool and fits:
+        return
+    from .. import _hints  # as everywhere in cnorm, once a call has failed
+
+    if where.dtype is not torch.bool:
+        raise TypeError(_hints.mask_dtype(where.dtype).replace("bool array", "bool tensor"))
+    raise ValueError(_hints.mask_shape(tuple(where.shape), tuple(x.shape)))
+
+
+def mask_of(where):
+    """The memory of a mask as an array (None for None), or None where NumPy cannot see it."""
+    if where is None or type(where) not in _PLAIN or _keys(where).raw_repr() not in _DENSE:
+        return None
+    return _array_of(where, np.dtype(bool))
+
+
+def _array_of(t, dtype):
+    memory = _memory_at(t.data_ptr())
+    if t.is_contiguous():
+        return np.ndarray(t.shape, dtype, memory)
+    return np.ndarray(t.shape, dtype, memory, 0, [s * dtype.itemsize for s in t.stride()])
 
 
 def as_tensor(array):
@@ -113,33 +139,37 @@ def _made(kind, settings):
     return kind(*settings)
 
 
-def run(kind, settings, x, weight=None, bias=None, mean=None, var=None):
+def run(kind, settings, x, weight=None, bias=None, mean=None, var=None, where=None):
     """A norm of `_torch_functions` applied to tensors, here or by torch's own function."""
-    y = None if watched() else run_here(kind, settings, x, weight, bias, mean, var)
-    return kind(*settings).in_torch(x, weight, bias, mean, var) if y is None else y
+    if where is not None:
+        check_mask(where, x)
+    y = None if watched() else run_here(kind, settings, x, weight, bias, mean, var, where)
+    return kind(*settings).in_torch(x, weight, bias, mean, var, where) if y is None else y
 
 
-def run_here(kind, settings, x, weight=None, bias=None, mean=None, var=None):
+def run_here(kind, settings, x, weight=None, bias=None, mean=None, var=None, where=None):
     """The norm while nobody watches, or None where torch's own function must do it."""
     if (mean is None) != (var is None):
         return None
     tensors = (x, weight, bias) if mean is None else (x, weight, bias, mean, var)
-    arrays = arrays_of(tensors)
-    if arrays is None:
+    arrays, mask = arrays_of(tensors), mask_of(where)
+    if arrays is None or (mask is None) != (where is None):
         return None
     norm = _made(kind, settings)
     if differentiable(x, weight, bias):
-        return _apply(norm, arrays, x, weight, bias)
-    return compute(norm, arrays, x)[0]
+        return _apply(norm, arrays, mask, x, weight, bias, where)
+    return compute(norm, arrays, mask, x)[0]
 
 
-def compute(norm, arrays, x):
+def compute(norm, arrays, mask, x):
     """The result as a tensor, then the statistics as arrays."""
+    options = {} if mask is None else {"where": mask}
     if x.numel() * x.element_size() >= REUSED_FROM:
-        y, *stats = norm.forward(*arrays)
+        y, *stats = norm.forward(*arrays, **options)
         return as_tensor(y), stats
-    y = torch.empty_like(x)
-    _, *stats = norm.forward(*arrays, out=arrays_of((y,))[0])
+    # what the mask leaves out keeps its value
+    y = torch.empty_like(x) if mask is None else torch.zeros_like(x)
+    _, *stats = norm.forward(*arrays, out=arrays_of((y,))[0], **options)
     return y, stats
 
 
@@ -150,16 +180,17 @@ class Norm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, norm, arrays, x, weight, bias):
-        y, ctx.stats = compute(norm, arrays, x)
+    def forward(ctx, norm, arrays, mask, x, weight, bias, where):
+        y, ctx.stats = compute(norm, arrays, mask, x)
         ctx.norm = norm
-        ctx.save_for_backward(x, weight, bias)
+        ctx.save_for_backward(x, weight, bias, where)
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        _, _, of_x, of_weight, of_bias = ctx.needs_input_grad
-        x, weight, bias = saved = ctx.saved_tensors
+        _, _, _, of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        *saved, where = ctx.saved_tensors
+        x, weight, bias = saved
         norm = ctx.norm
         # with gradients enabled the gradient is to be differentiated; several gradients at once
         # (`is_grads_batched`) have no memory of their own
@@ -167,16 +198,20 @@ class Norm(torch.autograd.Function):
         if not (torch.is_grad_enabled() or watched()):
             arrays = arrays_of((dy, x, weight, bias) if norm.needs_bias else (dy, x, weight))
         if arrays is None:
-            grads = gradients_in_torch(norm, ctx.stats, dy, saved, (of_x, of_weight, of_bias))
-            return None, None, *grads
+            needed = (of_x, of_weight, of_bias)
+            grads = gradients_in_torch(norm, ctx.stats, dy, saved, needed, where)
+            return None, None, None, *grads, None
         bias = arrays[3] if norm.needs_bias else None
-        dx, dw, db = norm.backward(*arrays[:3], *ctx.stats, bias=bias)
+        options = {} if where is None else {"where": mask_of(where)}
+        dx, dw, db = norm.backward(*arrays[:3], *ctx.stats, bias=bias, **options)
         return (
+            None,
             None,
             None,
             as_tensor(dx) if of_x else None,
             as_tensor(dw) if of_weight else None,
             as_tensor(db) if of_bias else None,
+            None,
         )
 
 
@@ -184,14 +219,14 @@ class Norm(torch.autograd.Function):
 _apply = super(torch.autograd.Function, Norm).apply
 
 
-def gradients_in_torch(norm, stats, dy, tensors, needed):
+def gradients_in_torch(norm, stats, dy, tensors, needed, where):
     """Gradients by torch's operations: they can be batched, and differentiated again."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         if norm.uses_input_stats:
-            y = norm.in_torch(*tensors, None, None)
+            y = norm.in_torch(*tensors, None, None, where)
         else:
-            y = norm.with_statistics(*tensors, *map(torch.from_numpy, stats))
+            y = norm.with_statistics(*tensors, *map(torch.from_numpy, stats), where)
         wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
         grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=again))
     return [next(grads) if n else None for n in needed]

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from . import _torch_functions as F
-from ._torch_autograd import _is_compiling, run_here, watched
+from ._torch_autograd import _is_compiling, run, run_here, watched
 
 # Elements of an input from which cnorm is the faster one, first without gradients, then with
 # forward and backward. A call of cnorm costs some 6 µs more than one of torch's own, forward and
@@ -66,6 +66,10 @@ class AcceleratedForward:
         _, self.argument, *_ = inspect.signature(type(module).forward).parameters
 
     def __call__(self, *args, **kwargs):
+        if kwargs:
+            where = kwargs.pop("where", None)
+            if where is not None:
+                return self._masked(where, *args, **kwargs)
         if len(args) == 1 and not kwargs:
             x = args[0]
         else:
@@ -81,6 +85,18 @@ class AcceleratedForward:
             if y is not None:
                 return y
         return type(module).forward(module, *args, **kwargs)
+
+    def _masked(self, where, *args, **kwargs):
+        """The layer with a mask, which torch's own ``forward`` has not: always by cnorm's."""
+        module = self.module
+        if type(module) not in MASKED:
+            raise TypeError(
+                f"{type(module).__name__} takes no where=: of the layers that compute with cnorm "
+                f"{', '.join(kind.__name__ for kind in MASKED)} do, and the functions of "
+                "cnorm.interop.torch"
+            )
+        (x,) = inspect.signature(type(module).forward).bind(module, *args, **kwargs).args[1:]
+        return MASKED[type(module)](module, x, where=where)
 
     def __getstate__(self):
         return self.module
@@ -103,6 +119,11 @@ class AcceleratedForward:
     __name__ = property(lambda self: self.__wrapped__.__name__)
 
 
+def _run(*args, where):
+    """A norm as `run_here`; with a mask whether or not cnorm can compute it."""
+    return run_here(*args) if where is None else run(*args, where=where)
+
+
 def _pays(x, least, channels=0):
     return x.numel() - channels * CHANNEL >= least[torch.is_grad_enabled()]
 
@@ -116,13 +137,14 @@ def _never(m, x):
 
 
 @_from(BATCH_NORM, BATCH_NORM_EVALUATION)
-def _batch_norm(m, x, *activation):
+def _batch_norm(m, x, *activation, where=None):
     training, tracks = m.training, m.track_running_stats
     if training or not tracks:
         least = BATCH_NORM
     else:
         least = BATCH_NORM_EVALUATION_RELU if activation else BATCH_NORM_EVALUATION
-    if not _pays(x, least, m.num_features):  # before the layer's buffers are asked for
+    # before the layer's buffers are asked for
+    if where is None and not _pays(x, least, m.num_features):
         return None
     mean, var, count = m.running_mean, m.running_var, m.num_batches_tracked
     if training and not tracks:
@@ -134,44 +156,46 @@ def _batch_norm(m, x, *activation):
     if counts and m.momentum is None:  # a cumulative average
         momentum = 1 / (int(count) + 1)
     settings = (of_batch, momentum, m.eps, 1, *activation)
-    y = run_here(F.BatchNorm, settings, x, m.weight, m.bias, mean, var)
+    y = _run(F.BatchNorm, settings, x, m.weight, m.bias, mean, var, where=where)
     if counts and y is not None:
         count.add_(1)
     return y
 
 
 @_from(INSTANCE_NORM)
-def _instance_norm(m, x):
-    if x.is_nested:
+def _instance_norm(m, x, where=None):
+    if where is not None:
+        m._check_input_dim(x)
+    elif x.is_nested:
         return None
     unbatched = m._get_no_batch_dim()
     batched = x.ndim > unbatched
-    if x.ndim != unbatched + batched or x.shape[-unbatched] != m.num_features:
+    if where is None and (x.ndim != unbatched + batched or x.shape[-unbatched] != m.num_features):
         return None  # torch says what is wrong, or warns
     settings = (m.training or not m.track_running_stats, m.momentum or 0.0, m.eps)
     tensors = (x if batched else x[None], m.weight, m.bias, m.running_mean, m.running_var)
-    y = run_here(F.InstanceNorm, settings, *tensors)
+    y = _run(F.InstanceNorm, settings, *tensors, where=where)
     return y if batched or y is None else y[0]
 
 
 @_from(GROUP_NORM)
-def _group_norm(m, x, *activation):
-    if not _pays(x, GROUP_NORM_RELU if activation else GROUP_NORM):
+def _group_norm(m, x, *activation, where=None):
+    if where is None and not _pays(x, GROUP_NORM_RELU if activation else GROUP_NORM):
         return None
     settings = (m.num_groups, m.eps, 1, *activation)
-    return run_here(F.GroupNorm, settings, x, m.weight, m.bias)
+    return _run(F.GroupNorm, settings, x, m.weight, m.bias, where=where)
 
 
 @_from(LAYER_NORM)
-def _layer_norm(m, x):
+def _layer_norm(m, x, where=None):
     if x.layout is torch.strided and not x.is_nested:
         x = x.contiguous()  # as the result of torch's own is, and as what follows is used to
-    return run_here(F.LayerNorm, (m.normalized_shape, m.eps), x, m.weight, m.bias)
+    return _run(F.LayerNorm, (m.normalized_shape, m.eps), x, m.weight, m.bias, where=where)
 
 
 @_from(RMS_NORM)
-def _rms_norm(m, x):
-    return run_here(F.RMSNorm, (m.normalized_shape, m.eps), x, m.weight)
+def _rms_norm(m, x, where=None):
+    return _run(F.RMSNorm, (m.normalized_shape, m.eps), x, m.weight, where=where)
 
 
 @_from(RESPONSE_NORM)
@@ -191,6 +215,8 @@ CLASSES = {
     nn.RMSNorm: _rms_norm,
     nn.LocalResponseNorm: _local_response_norm,
 }
+# Those that take a mask
+MASKED = {kind: compute for kind, compute in CLASSES.items() if kind is not nn.LocalResponseNorm}
 
 
 # ---- layers of timm, torchvision, transformers and diffusers ----

@@ -86,6 +86,9 @@ def accelerate(model, *, verbose=False):
     name. A subclass of torch's layers, SyncBatchNorm, a layer whose ``forward`` was replaced, and
     a lazy layer that has not seen its first batch are left alone.
 
+    torch's layers, but LocalResponseNorm, then take a mask as well: ``layer(x, where=mask)``, with
+    a bool tensor that broadcasts to the input.
+
     Parameters
     ----------
     model : torch.nn.Module

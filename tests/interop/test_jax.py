@@ -27,6 +27,7 @@ CASES = {
     "rms_norm": ("rms_norm", lambda w, b: (5, w), IMAGE, 5),
     "local_response_norm": ("local_response_norm", lambda w, b: (3, 0.5), IMAGE, 6),
 }
+MASKED = {name: case for name, case in CASES.items() if name != "local_response_norm"}
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +60,70 @@ def test_values(case):
 def test_check_grads(case, compiled):
     ours, _, arrays = case
     check_grads(jax.jit(ours) if compiled else ours, arrays, order=1, modes=["rev"])
+
+
+@pytest.fixture(params=[(4, 1, 5), (1, 1, 5), (4, 6, 5), (4, 1, 1)], ids=str)
+def where(request, rng):
+    """A mask, of which each channel has at least two True."""
+    mask = rng.random(request.param) < 0.6
+    mask[:2] = True
+    return mask
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+def test_masks(name, where, compiled, rng):
+    """Values, gradients, and that nothing of what is left out comes through."""
+    name, args, shape, parameter = MASKED[name]
+    x = 2 * rng.standard_normal(shape) + 1
+    w, b = rng.uniform(0.5, 1.5, parameter), rng.standard_normal(parameter)
+    selected = np.broadcast_to(where, shape)
+
+    def of(module):
+        return lambda x, w, b, m: getattr(module, name)(x, *args(w, b), where=m)
+
+    ours = jax.jit(of(cj)) if compiled else of(cj)
+    y = ours(x, w, b, where)
+    np.testing.assert_allclose(y, of(reference)(x, w, b, where), rtol=1e-13, atol=1e-13)
+    assert not np.asarray(y)[~selected].any()
+    check_grads(lambda *a: ours(*a, where), (x, w, b), order=1, modes=["rev"])
+    poisoned = np.where(selected, x, np.nan)
+    grad = jax.grad(lambda *a: (ours(*a) ** 3).sum(), argnums=(0, 1, 2))
+    np.testing.assert_array_equal(ours(poisoned, w, b, where), y)
+    for got, want in zip(grad(poisoned, w, b, where), grad(x, w, b, where), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert not np.asarray(grad(poisoned, w, b, where)[0])[~selected].any()
+    everything = np.ones(where.shape, bool)
+    np.testing.assert_array_equal(ours(x, w, b, everything), ours(x, w, b, None))
+
+
+def test_masks_under_vmap(rng):
+    x = rng.standard_normal((3, 4, 6, 5))
+    mask = rng.random((3, 4, 1, 5)) < 0.7
+    mask[:, :2] = True
+
+    def loss(x, m):
+        return (cj.batch_norm(x, training=True, where=m) ** 3).sum()
+
+    got = jax.vmap(jax.grad(loss))(x, mask)
+    want = jnp.stack([jax.grad(loss)(*one) for one in zip(x, mask, strict=True)])
+    np.testing.assert_array_equal(got, want)
+    shared = jax.vmap(jax.grad(loss), in_axes=(0, None))(x, mask[0])
+    want = jnp.stack([jax.grad(loss)(one, mask[0]) for one in x])
+    np.testing.assert_array_equal(shared, want)
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "instance_norm"])
+def test_running_statistics_of_a_mask(rng, name):
+    x, mask = rng.standard_normal((4, 6, 5)), rng.random((4, 6, 1)) < 0.5
+    mask[0] = True
+    mask[:, 2] = False
+    old = [r.copy() for r in RUNNING]
+    y, *new = getattr(cj, name)(x, *old, None, None, True, 0.3, where=mask)
+    want = getattr(reference, name)(x, *old, None, None, True, 0.3, where=mask)
+    np.testing.assert_allclose(y, want, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(new, old, rtol=1e-13)
+    assert new[0][2] == RUNNING[0][2] and new[1][2] == RUNNING[1][2]
 
 
 def test_no_weight_and_no_bias(rng):
@@ -147,6 +212,12 @@ def test_large_arrays_in_a_loop():
 def test_errors():
     with pytest.raises(TypeError, match="float arrays, but got dtype int64"):
         cj.layer_norm(jnp.arange(4), 4)
+    with pytest.raises(TypeError, match="where must be a bool array, but got dtype float64"):
+        cj.layer_norm(jnp.ones((2, 4)), 4, where=jnp.ones((2, 1)))
+    with pytest.raises(ValueError, match=r"got \(2,\): where\[:, None\] does"):
+        jax.jit(lambda x, m: cj.layer_norm(x, 4, where=m))(jnp.ones((2, 4)), jnp.ones(2, bool))
+    with pytest.raises(ValueError, match=r"where must broadcast to the input's shape \(2, 4\)"):
+        cj.rms_norm(jnp.ones((2, 4)), 4, where=jnp.ones((3, 2, 4), bool))
     with pytest.raises(ValueError, match="must either both be None"):
         cj.batch_norm(jnp.ones((2, 3)), jnp.ones(3), training=True)
     with pytest.raises(RuntimeError, match="normalized_shape"):  # through JAX
