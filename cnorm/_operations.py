@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,54 +65,96 @@ class Inputs:
         self.weight, self.bias, self.mean, self.var = by_channel
         self.row_weight, self.row_bias = rng.uniform(0.5, 1.5, (2, shape[-1])).astype(wide)
         self.mean_mix, self.var_mix = rng.uniform(-1, 1, (2, 3)).astype(wide)
+        self.mask: dict[str, Array] = {}
+
+    def masked(self) -> Inputs:
+        """The same with a mask that is one for all channels.
+
+        Rows keep three elements: of two that lie close nobody computes the gradient well.
+        """
+        other = copy(self)
+        shape = list(self.x.shape)
+        shape[self.axis["channel_axis"]] = 1
+        where = np.random.default_rng(1).random(shape) < 0.8
+        if shape[-1] > 1:
+            where[..., :3] = True
+        other.mask = {"where": where}
+        return other
+
+
+def _masked(case: Function) -> Function:
+    """A case with a mask, forward and backward."""
+
+    def call(F: Any, i: Inputs) -> tuple[Array, ...]:
+        return case(F, i.masked())
+
+    return call
 
 
 def _batch(F: Any, i: Inputs) -> tuple[Array, ...]:
     mean, var = i.mean.copy(), i.var.copy()
-    y, *stats = F.batch_norm(i.x, mean, var, i.weight, i.bias, True, return_stats=True, **i.axis)
-    return y, mean, var, *F.batch_norm_backward(i.dy, i.x, *stats, i.weight, **i.axis)
+    y, *stats = F.batch_norm(
+        i.x, mean, var, i.weight, i.bias, True, return_stats=True, **i.axis, **i.mask
+    )
+    return y, mean, var, *F.batch_norm_backward(i.dy, i.x, *stats, i.weight, **i.axis, **i.mask)
 
 
 def _batch_eval(F: Any, i: Inputs) -> tuple[Array, ...]:
-    y, *stats = F.batch_norm(i.x, i.mean, i.var, i.weight, i.bias, return_stats=True, **i.axis)
-    return y, *F.batch_norm_backward(i.dy, i.x, *stats, i.weight, training=False, **i.axis)
+    y, *stats = F.batch_norm(
+        i.x, i.mean, i.var, i.weight, i.bias, return_stats=True, **i.axis, **i.mask
+    )
+    return y, *F.batch_norm_backward(
+        i.dy, i.x, *stats, i.weight, training=False, **i.axis, **i.mask
+    )
 
 
 def _instance(F: Any, i: Inputs) -> tuple[Array, ...]:
-    y, *stats = F.instance_norm(i.x, weight=i.weight, bias=i.bias, return_stats=True, **i.axis)
-    return y, *F.instance_norm_backward(i.dy, i.x, *stats, i.weight, **i.axis)
+    y, *stats = F.instance_norm(
+        i.x, weight=i.weight, bias=i.bias, return_stats=True, **i.axis, **i.mask
+    )
+    return y, *F.instance_norm_backward(i.dy, i.x, *stats, i.weight, **i.axis, **i.mask)
 
 
 def _group(F: Any, i: Inputs) -> tuple[Array, ...]:
-    y, *stats = F.group_norm(i.x, 3, i.weight, i.bias, return_stats=True, **i.axis)
-    return y, *F.group_norm_backward(i.dy, i.x, 3, *stats, i.weight, **i.axis)
+    y, *stats = F.group_norm(i.x, 3, i.weight, i.bias, return_stats=True, **i.axis, **i.mask)
+    return y, *F.group_norm_backward(i.dy, i.x, 3, *stats, i.weight, **i.axis, **i.mask)
 
 
 def _layer(F: Any, i: Inputs) -> tuple[Array, ...]:
     shape = i.row_weight.shape
-    y, *stats = F.layer_norm(i.x, shape, i.row_weight, i.row_bias, return_stats=True)
-    return y, *F.layer_norm_backward(i.dy, i.x, shape, *stats, i.row_weight)
+    y, *stats = F.layer_norm(i.x, shape, i.row_weight, i.row_bias, return_stats=True, **i.mask)
+    return y, *F.layer_norm_backward(i.dy, i.x, shape, *stats, i.row_weight, **i.mask)
 
 
 def _rms(F: Any, i: Inputs) -> tuple[Array, ...]:
     shape = i.row_weight.shape
-    y, rstd = F.rms_norm(i.x, shape, i.row_weight, 1e-5, return_stats=True)
-    return y, *F.rms_norm_backward(i.dy, i.x, shape, rstd, i.row_weight)
+    y, rstd = F.rms_norm(i.x, shape, i.row_weight, 1e-5, return_stats=True, **i.mask)
+    return y, *F.rms_norm_backward(i.dy, i.x, shape, rstd, i.row_weight, **i.mask)
 
 
 def _add_layer(F: Any, i: Inputs) -> tuple[Array, ...]:
     shape = i.row_weight.shape
     y, total, *stats = F.add_layer_norm(
-        i.x, i.residual, shape, i.row_weight, i.row_bias, return_stats=True
+        i.x, i.residual, shape, i.row_weight, i.row_bias, return_stats=True, **i.mask
     )
     # of the rounded sum, which is what a later backward is given
-    return y, total, *F.add_layer_norm_backward(i.dy, i.dy, total, shape, *stats, i.row_weight)
+    return (
+        y,
+        total,
+        *F.add_layer_norm_backward(i.dy, i.dy, total, shape, *stats, i.row_weight, **i.mask),
+    )
 
 
 def _add_rms(F: Any, i: Inputs) -> tuple[Array, ...]:
     shape = i.row_weight.shape
-    y, total, rstd = F.add_rms_norm(i.x, i.residual, shape, i.row_weight, 1e-5, return_stats=True)
-    return y, total, *F.add_rms_norm_backward(i.dy, i.dy, total, shape, rstd, i.row_weight)
+    y, total, rstd = F.add_rms_norm(
+        i.x, i.residual, shape, i.row_weight, 1e-5, return_stats=True, **i.mask
+    )
+    return (
+        y,
+        total,
+        *F.add_rms_norm_backward(i.dy, i.dy, total, shape, rstd, i.row_weight, **i.mask),
+    )
 
 
 def _response(F: Any, i: Inputs) -> tuple[Array, ...]:
@@ -180,7 +223,11 @@ OPERATIONS = (
     Operation(
         "batch_norm",
         "channels",
-        (("batch_norm", _batch), ("batch_norm, evaluation", _batch_eval)),
+        (
+            ("batch_norm", _batch),
+            ("batch_norm, evaluation", _batch_eval),
+            ("batch_norm, masked", _masked(_batch)),
+        ),
         page="batch",
         layers=(*_dims("BatchNorm", lazy=True), "SyncBatchNorm"),
         interop="BatchNorm",
@@ -188,7 +235,7 @@ OPERATIONS = (
     Operation(
         "instance_norm",
         "channels",
-        (("instance_norm", _instance),),
+        (("instance_norm", _instance), ("instance_norm, masked", _masked(_instance))),
         page="instance",
         layers=_dims("InstanceNorm", lazy=True),
         interop="InstanceNorm",
@@ -196,7 +243,7 @@ OPERATIONS = (
     Operation(
         "group_norm",
         "channels",
-        (("group_norm", _group),),
+        (("group_norm", _group), ("group_norm, masked", _masked(_group))),
         page="group",
         layers=("GroupNorm", "LazyGroupNorm"),
         interop="GroupNorm",
@@ -204,7 +251,7 @@ OPERATIONS = (
     Operation(
         "layer_norm",
         "rows",
-        (("layer_norm", _layer),),
+        (("layer_norm", _layer), ("layer_norm, masked", _masked(_layer))),
         page="layer",
         layers=("LayerNorm", "LazyLayerNorm"),
         interop="LayerNorm",
@@ -212,13 +259,23 @@ OPERATIONS = (
     Operation(
         "rms_norm",
         "rows",
-        (("rms_norm", _rms),),
+        (("rms_norm", _rms), ("rms_norm, masked", _masked(_rms))),
         page="rms",
         layers=("RMSNorm", "LazyRMSNorm"),
         interop="RMSNorm",
     ),
-    Operation("add_layer_norm", "rows", (("add_layer_norm", _add_layer),), page="layer"),
-    Operation("add_rms_norm", "rows", (("add_rms_norm", _add_rms),), page="rms"),
+    Operation(
+        "add_layer_norm",
+        "rows",
+        (("add_layer_norm", _add_layer), ("add_layer_norm, masked", _masked(_add_layer))),
+        page="layer",
+    ),
+    Operation(
+        "add_rms_norm",
+        "rows",
+        (("add_rms_norm", _add_rms), ("add_rms_norm, masked", _masked(_add_rms))),
+        page="rms",
+    ),
     Operation(
         "local_response_norm",
         "window",
