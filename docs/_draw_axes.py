@@ -1,6 +1,6 @@
 """Draw which values share a mean and a variance, one picture for each norm.
 
-    python docs/_draw_axes.py        # writes docs/pictures/*.svg
+    python docs/_draw_axes.py        # writes docs/pictures/*.svg, and zh/*.svg there in Chinese
 
 A batch is drawn as a block: samples N to the right, channels C into the page, everything
 spatial S downwards. Coloured values are one unit: they are normalized together. Plain SVG, so
@@ -161,11 +161,35 @@ PICTURES = {
 }
 
 
+# Names of layers and of axes stay as they are in the code; whoever reads the page has the font.
+CHINESE = {
+    "One channel of all samples": "整批样本的同一个通道",
+    "One channel of one sample": "一个样本的一个通道",
+    "A group of channels of one sample": "一个样本的一组通道",
+    "GroupNorm, 2 groups": "GroupNorm，分 2 组",
+    "The last axes, everything else apart": "最后几个轴一起算，其余各算各的",
+    "LayerNorm(L): each token": "LayerNorm(L)：逐个词元",
+    "The last axes; no mean is taken": "最后几个轴一起算，不减均值",
+    "RMSNorm(L): each token": "RMSNorm(L)：逐个词元",
+    "A value (red) and its neighbours": "一个值（红）和它相邻的通道",
+    "A learned mixture of three": "三种统计量按学到的权重混合",
+    "InstanceNorm's": "InstanceNorm 的",
+    "LayerNorm's": "LayerNorm 的",
+    "BatchNorm's": "BatchNorm 的",
+    "One channel of all samples of all ranks": "所有进程、所有样本的同一个通道",
+    "rank 0": "进程 0",
+    "rank 1": "进程 1",
+}
+
+
 def main():
     folder = Path(__file__).parent / "pictures"
-    folder.mkdir(exist_ok=True)
+    (folder / "zh").mkdir(parents=True, exist_ok=True)
     for name, (heading, blocks) in PICTURES.items():
         (folder / f"{name}.svg").write_text(picture(heading, blocks))
+        blocks = [(*rest, CHINESE.get(title, title)) for *rest, title in blocks]
+        chinese = picture(CHINESE[heading], blocks)
+        (folder / "zh" / f"{name}.svg").write_text(chinese, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Draw what padding does to batch norm, for docs/masks.md.
 
-    python docs/_draw_masks.py        # writes docs/pictures/masks.svg
+    python docs/_draw_masks.py        # writes docs/pictures/masks.svg, and zh/masks.svg in Chinese
 
 One channel of a padded batch as rows of coloured cells: the values, the values after plain batch
 norm, the values after batch norm with ``where=``. Plain SVG, as in _draw_axes.py.
@@ -39,11 +39,20 @@ def panel(y, values, where, centre, title):
     return parts
 
 
-def described(values):
-    return f"mean {values.mean():.2f}, deviation {values.std():.2f}"
+# Titles of the three panels, of which each ends with the mean and the deviation of the data.
+ENGLISH = (
+    "A padded batch, one channel: the data have mean {:.2f}, deviation {:.2f}",
+    "Plain batch norm counts the padding: the data have mean {:.2f}, deviation {:.2f}",
+    "where=mask: the data have mean {:.2f}, deviation {:.2f}",
+)
+CHINESE = (
+    "补零后的一批数据，一个通道：有效数据的均值 {:.2f}，标准差 {:.2f}",
+    "直接做 BatchNorm，填充也计入统计：有效数据的均值 {:.2f}，标准差 {:.2f}",
+    "where=mask：有效数据的均值 {:.2f}，标准差 {:.2f}",
+)
 
 
-def picture():
+def picture(titles):
     rng = np.random.default_rng(3)
     length = max(LENGTHS)
     where = np.arange(length) < np.reshape(LENGTHS, (-1, 1, 1))
@@ -51,12 +60,9 @@ def picture():
     plain = F.batch_norm(x, training=True)
     masked = F.batch_norm(x, training=True, where=where)
     parts, y = [], TOP
-    for values, centre, title in (
-        (x, 3, "A padded batch, one channel: the data have"),
-        (plain, 0, "Plain batch norm counts the padding: the data have"),
-        (masked, 0, "where=mask: the data have"),
-    ):
-        parts += panel(y, values[:, 0], where, centre, f"{title} {described(values[where])}")
+    for values, centre, title in zip((x, plain, masked), (3, 0, 0), titles, strict=True):
+        data = values[where]
+        parts += panel(y, values[:, 0], where, centre, title.format(data.mean(), data.std()))
         y += len(LENGTHS) * CELL + GAP
     width, height = 2 * LEFT + max(length * CELL, 560), y - GAP + 20
     text = "\n".join(parts)
@@ -68,6 +74,8 @@ def picture():
 
 
 if __name__ == "__main__":
-    path = Path(__file__).parent / "pictures" / "masks.svg"
-    path.write_text(picture())
-    print(path)
+    folder = Path(__file__).parent / "pictures"
+    (folder / "zh").mkdir(parents=True, exist_ok=True)
+    for path, titles in ((folder / "masks.svg", ENGLISH), (folder / "zh" / "masks.svg", CHINESE)):
+        path.write_text(picture(titles), encoding="utf-8")
+        print(path)
