@@ -238,8 +238,8 @@ def test_opcheck(name, settings, weighted):
 @pytest.mark.parametrize("name", ["batch_norm", "instance_norm"])
 def test_running_statistics(name):
     """By cnorm, by torch's operations and by the operator, as the reference."""
-    x, where = torch.randn(SHAPE).double(), mask_of((4, 6, 1))
-    where[0], where[:, 2] = True, False
+    x, where = torch.randn(SHAPE).double(), mask_of(SHAPE)
+    where[0], where[:, 2], where[1, 0, 1:] = True, False, False  # a unit of one, channels of none
     want = [t.numpy().copy() for t in _running()]
     norm = getattr(reference, name)
     norm(x.numpy(), *want, None, None, True, 0.3, where=where.numpy())
