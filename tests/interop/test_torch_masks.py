@@ -1,6 +1,8 @@
 """Masks in torch: values and gradients, wherever the norm is computed."""
 
 # ruff: noqa: E402 -- the optional library first, then what needs it
+import copy
+
 import numpy as np
 import pytest
 
@@ -290,6 +292,18 @@ def test_layers(name):
     for parameter, other in zip(layer.parameters(), ours.parameters(), strict=True):
         np.testing.assert_allclose(parameter.grad, other.grad, rtol=1e-5, atol=1e-6)
     assert torch.equal(layer(x, where=None), layer(x))
+
+
+def test_a_compiled_layer():
+    layer = ct.accelerate(nn.BatchNorm1d(6))
+    other = copy.deepcopy(layer)
+    x, where = torch.randn(SHAPE), mask_of((4, 1, 5))
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x, where: layer(x, where=where), backend="aot_eager", fullgraph=True
+    )
+    torch.testing.assert_close(compiled(x, where), other(x, where=where))
+    torch.testing.assert_close(layer.state_dict(), other.state_dict())
 
 
 def test_layers_without_a_batch_axis_and_without_a_mask():
