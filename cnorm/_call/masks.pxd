@@ -5,7 +5,7 @@ from cnorm.kernels.job cimport Items, Kernel, MaskedJob
 
 
 cdef class Mask:
-    cdef object given             # the argument `where`
+    cdef cnp.ndarray given        # the argument `where`
     cdef object data              # the input, without the mask of a masked array
     cdef object of_input          # this mask, or nomask; None where the input is no masked array
     cdef cnp.ndarray where        # once it is checked, with as many axes as the input, of size 1 where it is one for

@@ -53,13 +53,15 @@ cdef tuple without_mask(object input, object where):
 
 
 cdef Mask mask_argument(object input, object where):
-    """The mask of a call, of `where` or of a masked array; None where there is neither."""
+    """The mask of a call, of `where` or of a masked array; None where there is neither.
+
+    Called before anything is checked: to ask `where` for its array may run code of the caller's."""
     cdef Mask mask
     cdef bint masked = not cnp.PyArray_CheckExact(input) and isinstance(input, np.ma.MaskedArray)
     if where is None and not masked:
         return None
     mask = <Mask> Mask.__new__(Mask)
-    mask.given = where
+    mask.given = as_array(where, "where")
     mask.data = input
     if masked:
         mask.of_input = np.ma.getmask(input)
@@ -74,7 +76,7 @@ cdef class Mask:
         """Take the mask, of an input that is checked."""
         cdef cnp.ndarray where, whole
         self.keeps = keeps
-        where = as_array(self.given, "where")
+        where = self.given
         if where is not None:
             where = as_mask(where, x)
         if self.of_input is not None and self.of_input is not np.ma.nomask:
