@@ -6,6 +6,8 @@ from cnorm.kernels.job cimport FLOAT16, FLOAT32, FLOAT64
 
 cdef extern from "Python.h":
     PyTypeObject *Py_TYPE(object)
+    long long PyLong_AsLongLongAndOverflow(object, int *) except? -1
+    Py_ssize_t PY_SSIZE_T_MAX, PY_SSIZE_T_MIN
 
 cdef PyTypeObject *TRUSTED_SUBCLASS   # of ndarray, which runs no code of the caller's: Parameter; set once
 
@@ -24,15 +26,13 @@ cdef inline int dtype_code(cnp.ndarray a) noexcept:
     return bfloat16_code(a)
 
 
-cpdef cnp.ndarray as_out(object a, str name)
-cpdef cnp.ndarray as_running(object a, str name)
 cdef cnp.ndarray from_foreign(object a, str name)
+cdef cnp.ndarray foreign_out(object a, str name)
 cdef double converted_float(object value, str name) except? -1
 cdef object converted_int(object value, str name)
 cdef bint converted_flag(object value, str name) except -1
 cdef object hints()
-cdef Py_ssize_t as_size(object value) except? -1
-cdef Py_ssize_t checked_product(Py_ssize_t a, Py_ssize_t b, str what) except -1
+cdef Py_ssize_t large_product(Py_ssize_t a, Py_ssize_t b, str what) except -1
 cpdef cnp.ndarray as_floats(cnp.ndarray array, str name)
 cdef cnp.ndarray native_copy(cnp.ndarray a, str name)
 cdef object size_list(cnp.ndarray a)
@@ -42,7 +42,7 @@ cdef cnp.ndarray copy_like(cnp.ndarray a, cnp.ndarray like)
 cdef int check_no_overlap(cnp.ndarray a, str name, cnp.ndarray b, str other) except -1
 cdef cnp.ndarray as_plain(cnp.ndarray a, str name)
 cdef cnp.ndarray converted(cnp.ndarray a, int number)
-cpdef cnp.ndarray as_doubles(cnp.ndarray values, str name)
+cdef cnp.ndarray as_doubles(cnp.ndarray values, str name)
 cdef int copy_doubles(double *to, Py_ssize_t n, cnp.ndarray values, str name) except -1
 cdef cnp.ndarray new_float64(cnp.npy_intp n)
 cdef cnp.ndarray float64_array(const double *values, Py_ssize_t n)
@@ -68,6 +68,20 @@ cdef inline cnp.ndarray as_array(object a, str name):
     if a is None or is_trusted(a):
         return <cnp.ndarray> a
     return from_foreign(a, name)
+
+
+cdef inline cnp.ndarray as_out(object a, str name):
+    """An array to write to, or None, the object itself, which the caller gets back."""
+    if a is None or is_trusted(a):
+        return <cnp.ndarray> a
+    return foreign_out(a, name)
+
+
+cdef inline cnp.ndarray as_running(object a, str name):
+    """An array to update, or None; of a subclass, a view."""
+    if a is None or is_trusted(a):
+        return <cnp.ndarray> a
+    return from_foreign(foreign_out(a, name), name)
 
 
 cdef inline tuple shape_of(object a):
@@ -105,10 +119,10 @@ cdef inline void byte_range(cnp.ndarray a, size_t *low, size_t *high) noexcept:
     cdef Py_ssize_t reach
     low[0] = <size_t> cnp.PyArray_DATA(a)
     high[0] = low[0] + cnp.PyArray_ITEMSIZE(a)
-    if cnp.PyArray_SIZE(a) == 0:
-        high[0] = low[0]
-        return
     for i in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIM(a, i) == 0:
+            low[0] = high[0] = <size_t> cnp.PyArray_DATA(a)
+            return
         reach = (cnp.PyArray_DIM(a, i) - 1) * cnp.PyArray_STRIDE(a, i)
         if reach > 0:
             high[0] += reach
@@ -175,3 +189,17 @@ cdef inline bint as_flag(object value, str name) except -1:
 cdef inline object as_int(object value, str name):
     """An argument as an int, and not a subclass, which may compare as it likes."""
     return value if type(value) is int else converted_int(value, name)
+
+
+cdef inline Py_ssize_t as_size(object value) except? -1:
+    """An int as a size; one that no size can be as the largest or the smallest."""
+    cdef int beyond
+    cdef long long n = PyLong_AsLongLongAndOverflow(value, &beyond)
+    if beyond > 0 or n > PY_SSIZE_T_MAX:
+        return PY_SSIZE_T_MAX
+    return PY_SSIZE_T_MIN if beyond < 0 or n < PY_SSIZE_T_MIN else <Py_ssize_t> n
+
+
+cdef inline Py_ssize_t checked_product(Py_ssize_t a, Py_ssize_t b, str what) except -1:
+    """a * b of sizes, or MemoryError. Of sizes of few bits without a division."""
+    return a * b if (a | b) >> (4 * sizeof(Py_ssize_t) - 1) == 0 else large_product(a, b, what)

@@ -9,7 +9,6 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.number cimport PyNumber_Index
-from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.string cimport memcpy
 
@@ -21,10 +20,6 @@ from cnorm.kernels.job cimport BFLOAT16, FLOAT32, FLOAT64
 
 cdef extern from "numpy/arrayobject.h":
     object PyArray_View(cnp.ndarray, void *, void *)
-
-cdef extern from "Python.h":
-    Py_ssize_t PyNumber_AsSsize_t(object, PyObject *) except? -1
-    Py_ssize_t PY_SSIZE_T_MAX
 
 cnp.import_array()
 
@@ -81,19 +76,12 @@ cdef int refuse_mask(object a, str name) except -1:
     return 0
 
 
-cpdef cnp.ndarray as_out(object a, str name):
-    """An array to write to, or None, the object itself, which the caller gets back."""
-    if a is None or is_trusted(a):
-        return <cnp.ndarray> a
+cdef cnp.ndarray foreign_out(object a, str name):
+    """`as_out` of anything else than None or an array of ours."""
     if not isinstance(a, cnp.ndarray):
         raise TypeError(hints().not_writable_array(name, a))
     refuse_mask(a, name)
     return <cnp.ndarray> a
-
-
-cpdef cnp.ndarray as_running(object a, str name):
-    """An array to update, or None; of a subclass, a view."""
-    return as_array(as_out(a, name), name)
 
 
 cdef cnp.ndarray from_foreign(object a, str name):
@@ -167,13 +155,8 @@ cdef bint converted_flag(object value, str name) except -1:
     return bool(value)
 
 
-cdef Py_ssize_t as_size(object value) except? -1:
-    """An int as a size; one that is none as the largest or the smallest."""
-    return PyNumber_AsSsize_t(value, NULL)
-
-
-cdef Py_ssize_t checked_product(Py_ssize_t a, Py_ssize_t b, str what) except -1:
-    """a * b of sizes, or MemoryError."""
+cdef Py_ssize_t large_product(Py_ssize_t a, Py_ssize_t b, str what) except -1:
+    """`checked_product` of any sizes."""
     if a > 0 and b > PY_SSIZE_T_MAX // a:
         raise MemoryError(f"{what} would hold {a} times {b} elements, which is more than can be addressed")
     return a * b
@@ -270,7 +253,7 @@ cdef cnp.ndarray converted(cnp.ndarray a, int number):
     return to
 
 
-cpdef cnp.ndarray as_doubles(cnp.ndarray values, str name):
+cdef cnp.ndarray as_doubles(cnp.ndarray values, str name):
     """A plain float64 array from parameters or statistics of any float type."""
     cdef cnp.ndarray a = as_plain(values, name)
     return a if dtype_code(a) == FLOAT64 else converted(a, cnp.NPY_FLOAT64)

@@ -1,5 +1,6 @@
 # A call of a norm with a weight per channel. In a call, `groups` is 0 for batch norm (a unit is a channel), C for instance norm,
 # and G for group norm (a unit is a group of channels of one sample).
+cimport cython
 cimport numpy as cnp
 
 from cnorm._call.output cimport ChannelAxisCall
@@ -20,14 +21,11 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef object counts            # with a mask: how many elements of each unit count, float64
     cdef double eps
 
-    cdef Py_ssize_t units(self) noexcept
-    cdef Py_ssize_t unit_size(self) noexcept
     cdef const double *parameter(self, cnp.ndarray values, str name) except? NULL
     cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias, bint of_samples=*) except -1
     cdef bint has_samples(self, cnp.ndarray values) noexcept
     cdef Py_ssize_t grad_size(self) noexcept
     cdef int return_statistics(self, int ndim) except -1
-    cdef int reserve(self, double **statistic) except -1
     cdef int reserve_statistics(self) except -1
     cdef int fill_job(self, const Plan *p, Job *a) except -1
     cdef int spread_statistics(self, Job *a) except -1
@@ -44,6 +42,23 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef void empty_statistics(self) noexcept
     cdef cnp.ndarray backward(self, cnp.ndarray grad_output, cnp.ndarray out, cnp.ndarray sums=*,
                               int sums_mode=*, double count=*)
+
+    @cython.final
+    cdef inline Py_ssize_t units(self) noexcept:
+        """How many units, each with statistics of its own, the input has."""
+        return self.samples * self.groups if self.groups else self.channels
+
+    @cython.final
+    cdef inline Py_ssize_t unit_size(self) noexcept:
+        """Elements of a unit."""
+        return self.elements // self.units() if self.units() else 0
+
+    @cython.final
+    cdef inline int reserve(self, double **statistic) except -1:
+        """Workspace for a statistic, where it has none."""
+        if statistic[0] == NULL:
+            statistic[0] = self.workspace(self.units())
+        return 0
 
 
 cdef void sum_over_samples(double *grads, Py_ssize_t rows, Py_ssize_t channels) noexcept

@@ -22,14 +22,6 @@ cnp.import_array()
 cdef class ChannelsCall(ChannelAxisCall):
     """One call of a norm with a weight per channel."""
 
-    cdef Py_ssize_t units(self) noexcept:
-        """How many units, each with statistics of its own, the input has."""
-        return self.samples * self.groups if self.groups else self.channels
-
-    cdef Py_ssize_t unit_size(self) noexcept:
-        """Elements of a unit."""
-        return self.elements // self.units() if self.units() else 0
-
     cdef int protect_inputs(self, cnp.ndarray written) except -1:
         ChannelAxisCall.protect_inputs(self, written)
         self.mean_array = copy_if_overlapping(self.mean_array, written)
@@ -50,7 +42,7 @@ cdef class ChannelsCall(ChannelAxisCall):
             copy = self.workspace(n)
             copy_doubles(copy, n, values, name)
             return copy
-        copy = self.workspace(self.samples, n)
+        copy = self.workspaces(self.samples, n)
         if self.has_samples(values):
             copy_doubles(copy, self.samples * n, values, name)
             return copy
@@ -85,12 +77,6 @@ cdef class ChannelsCall(ChannelAxisCall):
         self.rstd_array = new_array(cnp.NPY_FLOAT64, ndim, shape)
         self.mean = float64_data(self.mean_array)
         self.rstd = float64_data(self.rstd_array)
-        return 0
-
-    cdef int reserve(self, double **statistic) except -1:
-        """Workspace for a statistic, where it has none."""
-        if statistic[0] == NULL:
-            statistic[0] = self.workspace(self.units())
         return 0
 
     cdef int reserve_statistics(self) except -1:
@@ -139,9 +125,9 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef int spread_statistics(self, Job *a) except -1:
         """Give a job whose units are channels of a sample the statistics of the channels."""
         cdef Py_ssize_t n = self.channels, i
-        cdef double *mean = self.workspace(self.samples, n)
-        cdef double *rstd = self.workspace(self.samples, n)
-        cdef double *lo = self.workspace(self.samples, n)
+        cdef double *mean = self.workspaces(self.samples, n)
+        cdef double *rstd = self.workspaces(self.samples, n)
+        cdef double *lo = self.workspaces(self.samples, n)
         for i in range(self.samples):
             memcpy(mean + i * n, self.mean, n * sizeof(double))
             memcpy(rstd + i * n, self.rstd, n * sizeof(double))
@@ -160,7 +146,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         cdef Py_ssize_t i, n = self.channels
         if values == NULL:
             return NULL
-        copy = self.workspace(self.samples, n)
+        copy = self.workspaces(self.samples, n)
         for i in range(self.samples):
             memcpy(copy + i * n, values + (self.samples - 1 - i) * n, n * sizeof(double))
         return copy
@@ -199,7 +185,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         cdef Plan of_samples
         cdef Job a
         cdef Py_ssize_t n = 2 * self.channels, i, k
-        cdef double *sums = self.workspace(self.samples, n)
+        cdef double *sums = self.workspaces(self.samples, n)
         self.groups = self.channels
         self.plan(3, &of_samples)
         self.fill_job(&of_samples, &a)
@@ -410,7 +396,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         cdef Job a
         cdef Py_ssize_t rows = max(self.samples, 1) if self.groups or self.per_sample or self.mask is not None else 1
         cdef Py_ssize_t n = checked_product(rows, self.channels, "the gradients of the parameters of all samples")
-        cdef double *g = self.workspace(n, 3)
+        cdef double *g = self.workspaces(n, 3)
         memset(g, 0, 3 * n * sizeof(double))
         self.grads = g
         if sums_mode == SUMS_ONLY:  # nothing is written: the input stands for the result

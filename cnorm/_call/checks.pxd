@@ -15,13 +15,13 @@ cdef tuple as_axes(object axis, str name=*, bint optional=*)
 cdef int resolve_axes(tuple axes, int ndim, int *found, str name=*) except -1
 cdef tuple row_axes(tuple axis, cnp.ndarray x, tuple shape)
 cdef tuple as_row_shape(object normalized_shape)
-cpdef cnp.ndarray as_gradient(cnp.ndarray grad_output, cnp.ndarray x, str name=*)
+cdef cnp.ndarray as_gradient(cnp.ndarray grad_output, cnp.ndarray x, str name=*)
 cdef cnp.ndarray as_statistic(cnp.ndarray values, str name, Py_ssize_t n, str shape)
-cpdef int check_running(cnp.ndarray running, str name, Py_ssize_t channels, cnp.ndarray x=*, int axis=*) except -1
+cdef int check_running(cnp.ndarray running, str name, Py_ssize_t channels, cnp.ndarray x=*, int axis=*) except -1
 cdef int check_writable(cnp.ndarray running, str name) except -1
 cdef int check_length(cnp.ndarray parameter, str name, Py_ssize_t channels, cnp.ndarray x, int axis) except -1
 cdef int check_parameter(cnp.ndarray parameter, str name, cnp.ndarray x, int axis) except -1
-cpdef int check_one_activation(object negative_slope, object clip) except -1
+cdef int check_one_activation(object negative_slope, object clip) except -1
 cdef bint clip_bounds(object clip, double *low, double *high) except -1
 cdef int axis_of(object channel_axis, int ndim) except -1
 cdef bint is_counter(cnp.ndarray count) noexcept

@@ -232,7 +232,7 @@ cdef bint has_shape(cnp.ndarray parameter, tuple shape) except -1:
     return shape_of(parameter) == shape
 
 
-cpdef cnp.ndarray as_gradient(cnp.ndarray grad_output, cnp.ndarray x, str name="grad_output"):
+cdef cnp.ndarray as_gradient(cnp.ndarray grad_output, cnp.ndarray x, str name="grad_output"):
     """grad_output, checked against the input it belongs to."""
     cdef cnp.ndarray dy = as_floats(grad_output, name)
     if not same_shape(dy, x):
@@ -250,7 +250,7 @@ cdef cnp.ndarray as_statistic(cnp.ndarray values, str name, Py_ssize_t n, str sh
     return a
 
 
-cpdef int check_running(cnp.ndarray running, str name, Py_ssize_t channels, cnp.ndarray x=None,
+cdef int check_running(cnp.ndarray running, str name, Py_ssize_t channels, cnp.ndarray x=None,
                         int axis=0) except -1:
     """None, or a float array of a value per channel: of the input on that axis, where these are given."""
     if running is None or is_plain_vector(running, cnp.NPY_FLOAT32, channels):
@@ -308,7 +308,7 @@ cdef int axis_of(object channel_axis, int ndim) except -1:
     return axis + ndim if axis < 0 else axis
 
 
-cpdef int check_one_activation(object negative_slope, object clip) except -1:
+cdef int check_one_activation(object negative_slope, object clip) except -1:
     """At most one of the two is given; `clip` is one that bounds something."""
     if negative_slope is not None and clip is not None:
         raise ValueError("negative_slope and clip exclude each other: pass one of them, but got a negative_slope and "

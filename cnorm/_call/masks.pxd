@@ -30,5 +30,12 @@ cdef class Pieces:
 
 cdef cnp.ndarray as_mask(cnp.ndarray where, cnp.ndarray x)
 cdef tuple without_mask(object input, object where)
-cdef Mask mask_argument(object input, object where)
+cdef Mask mask_of_call(object input, object where)
 cdef bint same_along(cnp.ndarray where, int axis) except -1
+
+
+cdef inline Mask mask_argument(object input, object where):
+    """The mask of a call, of `where` or of a masked array; None where there is neither.
+
+    Called before anything is checked: to ask `where` for its array may run code of the caller's."""
+    return None if where is None and cnp.PyArray_CheckExact(input) else mask_of_call(input, where)

@@ -52,10 +52,8 @@ cdef tuple without_mask(object input, object where):
     return input, where
 
 
-cdef Mask mask_argument(object input, object where):
-    """The mask of a call, of `where` or of a masked array; None where there is neither.
-
-    Called before anything is checked: to ask `where` for its array may run code of the caller's."""
+cdef Mask mask_of_call(object input, object where):
+    """`mask_argument` where the input is no plain array, or there is a `where`."""
     cdef Mask mask
     cdef bint masked = not cnp.PyArray_CheckExact(input) and isinstance(input, np.ma.MaskedArray)
     if where is None and not masked:

@@ -1,6 +1,11 @@
 # One call of a norm: its arrays, where the result goes, workspace. `rows`, `channels` and `window` build on it.
+#
+# What most calls pass by, such as a mask that is not given, is tested here, inline: a call of another module costs 10
+# instructions, and a small norm has some twenty such tests.
+cimport cython
 cimport numpy as cnp
 
+from cnorm._call.arrays cimport checked_product
 from cnorm._call.masks cimport Mask
 from cnorm._plan cimport Plan
 from cnorm.kernels.job cimport Job, Tensor
@@ -26,7 +31,7 @@ cdef class Call:
 
     cdef void set_input(self, cnp.ndarray x) noexcept
     cdef void use_arena(self, double *arena) noexcept
-    cdef double *workspace(self, Py_ssize_t n, Py_ssize_t times=*) except NULL
+    cdef double *heap_workspace(self, Py_ssize_t n) except NULL
     cdef int protect_inputs(self, cnp.ndarray written) except -1
     cdef int plan(self, int arrays, Plan *p) except -1
     cdef void layouts(self, int arrays, const Py_ssize_t **shape, const Py_ssize_t **strides) noexcept
@@ -35,12 +40,46 @@ cdef class Call:
     cdef int note_copies(self, cnp.ndarray out, cnp.ndarray grad_output) except -1
     cdef cnp.ndarray copy_in_order(self, cnp.ndarray a)
     cdef int copy_for_plan(self, int arrays, Plan *p) except -1
-    cdef int take_mask(self, Mask given, cnp.ndarray x, cnp.ndarray out) except -1
-    cdef cnp.ndarray copy_out(self)
+    cdef int check_mask(self, Mask given, cnp.ndarray x, cnp.ndarray out) except -1
+    cdef cnp.ndarray copied_out(self)
     cdef int begin_job(self, double eps, Job *a) except -1
-    cdef int convert_activation(self, object negative_slope, object clip) except -1
+    cdef int convert_given_activation(self, object negative_slope, object clip) except -1
     cdef int convert_slope(self, object negative_slope) except -1
-    cdef int check_slope(self, Py_ssize_t channels) except -1
+    cdef int check_slope_array(self, Py_ssize_t channels) except -1
+
+    @cython.final
+    cdef inline double *workspace(self, Py_ssize_t n) except NULL:
+        """Workspace of n doubles while the call lasts."""
+        if n >= self.arena_left:
+            return self.heap_workspace(n)
+        self.arena += n
+        self.arena_left -= n
+        return self.arena - n
+
+    @cython.final
+    cdef inline double *workspaces(self, Py_ssize_t n, Py_ssize_t times) except NULL:
+        """Workspace of several times n doubles."""
+        return self.workspace(checked_product(n, times, "the workspace of this call"))
+
+    @cython.final
+    cdef inline int convert_activation(self, object negative_slope, object clip) except -1:
+        """Convert the arguments, of which one may be an activation."""
+        return 0 if negative_slope is None and clip is None else self.convert_given_activation(negative_slope, clip)
+
+    @cython.final
+    cdef inline int check_slope(self, Py_ssize_t channels) except -1:
+        """Check the slopes that `convert_slope` took."""
+        return 0 if self.slope_array is None else self.check_slope_array(channels)
+
+    @cython.final
+    cdef inline int take_mask(self, Mask given, cnp.ndarray x, cnp.ndarray out) except -1:
+        """Check the argument `where`, of an input that is checked. A mask of all True is none."""
+        return 0 if given is None else self.check_mask(given, x, out)
+
+    @cython.final
+    cdef inline cnp.ndarray copy_out(self):
+        """The result, once it has what a kernel wrote to memory of its own."""
+        return self.result if self.y is self.result else self.copied_out()
 
 
 cdef class ChannelAxisCall(Call):

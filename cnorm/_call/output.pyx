@@ -55,15 +55,10 @@ cdef class Call:
         self.arena = arena
         self.arena_left = ARENA_DOUBLES
 
-    cdef double *workspace(self, Py_ssize_t n, Py_ssize_t times=1) except NULL:
-        """Workspace of n doubles, or several times n, while the call lasts."""
-        n = checked_product(n, times, "the workspace of this call")
-        if n >= self.arena_left:
-            self.heap_blocks = (new_float64(n), self.heap_blocks)
-            return float64_data((<tuple> self.heap_blocks)[0])
-        self.arena += n
-        self.arena_left -= n
-        return self.arena - n
+    cdef double *heap_workspace(self, Py_ssize_t n) except NULL:
+        """`workspace` that is not left on the stack."""
+        self.heap_blocks = (new_float64(n), self.heap_blocks)
+        return float64_data((<tuple> self.heap_blocks)[0])
 
     cdef int protect_inputs(self, cnp.ndarray written) except -1:
         """Copy what a kernel reads besides x and the gradients, where writing to this array would change it."""
@@ -159,24 +154,22 @@ cdef class Call:
                 self.plan(arrays, p)
         return 0
 
-    cdef cnp.ndarray copy_out(self):
-        """The result, once it has what a kernel wrote to memory of its own."""
-        if self.y is not self.result:
-            if self.mask is None:
-                cnp.PyArray_CopyInto(self.result, self.y)
-            else:
-                self.mask.copy_selected(self.result, self.y)
+    cdef cnp.ndarray copied_out(self):
+        """`copy_out` where there is something to copy."""
+        if self.mask is None:
+            cnp.PyArray_CopyInto(self.result, self.y)
+        else:
+            self.mask.copy_selected(self.result, self.y)
         return self.result
 
-    cdef int take_mask(self, Mask given, cnp.ndarray x, cnp.ndarray out) except -1:
-        """Check the argument `where`, of an input that is checked. A mask of all True is none."""
-        if given is not None:
-            given.check(x, out is not None)
-            self.mask = None if given.where is None else given
+    cdef int check_mask(self, Mask given, cnp.ndarray x, cnp.ndarray out) except -1:
+        """`take_mask` of one that is given."""
+        given.check(x, out is not None)
+        self.mask = None if given.where is None else given
         return 0
 
-    cdef int convert_activation(self, object negative_slope, object clip) except -1:
-        """Convert the arguments, of which one may be an activation."""
+    cdef int convert_given_activation(self, object negative_slope, object clip) except -1:
+        """`convert_activation` where either is given."""
         self.convert_slope(negative_slope)
         if clip is not None and clip_bounds(clip, &self.low, &self.high):
             check_one_activation(negative_slope, clip)
@@ -195,12 +188,9 @@ cdef class Call:
         self.slope_gradient = isinstance(negative_slope, cnp.ndarray) or cnp.PyArray_NDIM(self.slope_array) > 0
         return 0
 
-    cdef int check_slope(self, Py_ssize_t channels) except -1:
-        """Check the slopes that `convert_slope` took."""
-        cdef cnp.ndarray values
-        if self.slope_array is None:
-            return 0
-        values = as_doubles(self.slope_array, "negative_slope")
+    cdef int check_slope_array(self, Py_ssize_t channels) except -1:
+        """`check_slope` where they are an array."""
+        cdef cnp.ndarray values = as_doubles(self.slope_array, "negative_slope")
         if cnp.PyArray_SIZE(values) == 1:
             self.slope = float64_data(values)[0]
         elif cnp.PyArray_SIZE(values) == channels:

@@ -8,7 +8,7 @@ from libc.string cimport memset
 
 from cnorm._call.arrays cimport (
     accumulation_type, as_array, as_doubles, as_flag, as_float, as_floats, as_int, as_out, as_size, check_no_overlap,
-    checked_out, dtype_code, float64_array, is_native, is_plain_array, is_plain_vector, may_overlap, new_float64,
+    checked_out, dtype_code, float64_array, is_native, is_plain_array, is_plain_vector, is_trusted, may_overlap, new_float64,
     same_shape, shape_of, writable_in_place)
 from cnorm._call.checks cimport as_axes, as_gradient, as_row_shape, axis_of, check_row, row_axes
 from cnorm._call.launch cimport launch
@@ -352,7 +352,9 @@ cdef tuple forward_and_saved(object input, object normalized_shape, object weigh
                              object axis, object zero_centred, object where):
     """(result, what backward needs): None, or with `save` the input as an array and packed statistics, which
     `rows_norm_backward` takes for rstd."""
-    cdef object x = input if isinstance(input, np.ma.MaskedArray) else as_array(input, "input")
+    cdef object x = input
+    if not is_trusted(input) and not isinstance(input, np.ma.MaskedArray):
+        x = as_array(input, "input")
     result = rows_norm_forward(x, normalized_shape, weight, bias, centred, eps, None, channel_axis,
                                STATS_PACKED if save else STATS_NONE, negative_slope, clip, axis, zero_centred, where)
     if not save:

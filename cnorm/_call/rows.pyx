@@ -314,7 +314,7 @@ cdef class RowsCall(Call):
         cdef Plan p
         cdef Job a
         cdef Py_ssize_t n = checked_product(self.length, self.runs(), "the gradients of all sets of parameters")
-        self.grads = self.workspace(n, 3)
+        self.grads = self.workspaces(n, 3)
         self.resolve_output(&p, out, grad_output, addend)
         if self.elements and self.mask is not None:
             p.family = UNITS
@@ -406,7 +406,7 @@ cdef class RowsCall(Call):
                 chunks //= 2
         pieces.m.pieces_per_chunk = (n + chunks - 1) // chunks
         pieces.m.chunks = (n + pieces.m.pieces_per_chunk - 1) // pieces.m.pieces_per_chunk
-        pieces.m.sums = self.grads if self.param_sets > 1 else self.workspace(chunks, 3 * self.length)
+        pieces.m.sums = self.grads if self.param_sets > 1 else self.workspaces(chunks, 3 * self.length)
         memset(pieces.m.sums, 0, 3 * self.length * chunks * sizeof(double))
         return 0
 

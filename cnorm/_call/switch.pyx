@@ -336,7 +336,7 @@ cdef int backward_images(ChannelsCall call, const Plan *p, object stats, double 
     cdef Py_ssize_t n = call.units()
     cdef cnp.ndarray sums = new_float64(2 * n).reshape(call.samples, call.channels, 2)
     cdef double *rstd = float64_data(stats.mixed) + 2 * n
-    cdef double *g = call.workspace(n, 3)
+    cdef double *g = call.workspaces(n, 3)
     call.grads = g
     set_moments(call, stats.mixed, rstd)
     call.fill_job(p, &a)
@@ -363,7 +363,7 @@ cdef int backward_table(ChannelsCall call, const Plan *p, object stats, double *
     """All gradients of a table, likewise."""
     cdef Job a
     cdef double differences[2]
-    call.grads = call.workspace(call.channels, 3)
+    call.grads = call.workspaces(call.channels, 3)
     call.fill_job(p, &a)
     set_table(&a, stats)
     a.channels.grad_weight = call.grads
@@ -425,7 +425,7 @@ cdef object switch_norm_gradients(object grad_output, object input, object stats
     for i in range(6):
         to_shares[i] = 0
     if call.elements == 0:
-        call.grads = call.workspace(call.channels, 3)
+        call.grads = call.workspaces(call.channels, 3)
         for i in range(3 * call.channels):
             call.grads[i] = 0
     elif ndim == 2:
