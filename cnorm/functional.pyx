@@ -28,8 +28,7 @@ dense, of its memory order.
 """
 
 from cnorm._call.channel_norms cimport (
-    BATCH_NORM, GROUP_NORM, INSTANCE_NORM, batch_norm_forward, channel_norm_backward, group_norm_forward,
-    instance_norm_forward)
+    BATCH_NORM, GROUP_NORM, INSTANCE_NORM, channel_norm_backward, group_norm_forward, running_norm_forward)
 from cnorm._call.image cimport image_normalized
 from cnorm._call.normalize cimport normalize_backward_of, normalize_forward
 from cnorm._call.row_norms cimport STATS_ARRAYS, STATS_NONE, add_norm_forward, rows_norm_backward, rows_norm_forward
@@ -151,8 +150,8 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
            [ 1.,  1.],
            [ 0.,  0.]], dtype=float32)
     """
-    return batch_norm_forward(input, running_mean, running_var, None, weight, bias, training, momentum, eps,
-                              out, channel_axis, return_stats, negative_slope, clip, where)
+    return running_norm_forward(BATCH_NORM, input, running_mean, running_var, None, weight, bias, training, momentum,
+                                eps, out, channel_axis, return_stats, negative_slope, clip, where)
 
 
 def batch_norm_backward(grad_output, input, mean, rstd, weight=None, *, training=True, out=None,
@@ -245,8 +244,8 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     array([[[-1.,  1.],
             [-1.,  1.]]], dtype=float32)
     """
-    return instance_norm_forward(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
-                                 out, channel_axis, return_stats, negative_slope, clip, where)
+    return running_norm_forward(INSTANCE_NORM, input, running_mean, running_var, None, weight, bias, use_input_stats,
+                                momentum, eps, out, channel_axis, return_stats, negative_slope, clip, where)
 
 
 def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_input_stats=True,

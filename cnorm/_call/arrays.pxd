@@ -53,6 +53,11 @@ cdef inline int accumulation_type(int dtype) noexcept:
     return cnp.NPY_FLOAT64 if dtype == FLOAT64 else cnp.NPY_FLOAT32
 
 
+cdef inline Py_ssize_t accumulation_size(int dtype) noexcept:
+    """Bytes of an element of that type."""
+    return 8 if dtype == FLOAT64 else 4
+
+
 cdef inline bint is_native(cnp.ndarray a) noexcept:
     """Whether its elements are aligned and in this machine's byte order."""
     return cnp.PyArray_ISALIGNED(a) and cnp.PyArray_ISNOTSWAPPED(a)
@@ -135,6 +140,13 @@ cdef inline bint may_overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
     byte_range(a, &a_low, &a_high)
     byte_range(b, &b_low, &b_high)
     return a_low < b_high and b_low < a_high
+
+
+cdef inline bint blocks_overlap(object a, Py_ssize_t size, object b, Py_ssize_t other) noexcept:
+    """`may_overlap` of C-contiguous arrays of so many bytes."""
+    cdef const char *first = cnp.PyArray_BYTES(<cnp.ndarray> a)
+    cdef const char *second = cnp.PyArray_BYTES(<cnp.ndarray> b)
+    return first < second + other and second < first + size
 
 
 cdef inline cnp.ndarray copy_if_overlapping(cnp.ndarray a, cnp.ndarray written):

@@ -5,17 +5,13 @@ cdef enum NormKind:
     GROUP_NORM
 
 
-cdef object batch_norm_forward(object input, object running_mean, object running_var, object count, object weight,
-                               object bias, object training, object momentum, object eps, object out,
-                               object channel_axis, object return_stats, object negative_slope, object clip,
-                               object where=*)
-cdef object instance_norm_forward(object input, object running_mean, object running_var, object weight,
-                                  object bias, object use_input_stats, object momentum, object eps, object out,
-                                  object channel_axis, object return_stats, object negative_slope, object clip,
-                               object where=*)
+cdef object running_norm_forward(NormKind kind, object input, object running_mean, object running_var, object count,
+                                 object weight, object bias, object from_input, object momentum, object eps,
+                                 object out, object channel_axis, object return_stats, object negative_slope,
+                                 object clip, object where)
 cdef object group_norm_forward(object input, object num_groups, object weight, object bias, object eps,
                                object out, object channel_axis, object return_stats, object negative_slope, object clip,
-                               object where=*)
+                               object where)
 cdef object channel_norm_backward(object grad_output, object input, object num_groups, object mean, object rstd,
                                   object weight, object bias, object from_input, NormKind kind, object out,
                                   object channel_axis, object negative_slope, object clip, object where=*)

@@ -24,12 +24,14 @@ cdef object add_statistics(ChannelsCall call, object y):
     return y if call.mean_array is None else (y, call.mean_array, call.rstd_array)
 
 
-cdef object batch_norm_forward(object input, object running_mean, object running_var, object count, object weight,
-                               object bias, object training, object momentum, object eps, object out,
-                               object channel_axis, object return_stats, object negative_slope, object clip,
-                               object where=None):
-    """batch_norm; in training, `count` (num_batches_tracked) grows by 1 where it is not None."""
+cdef object running_norm_forward(NormKind kind, object input, object running_mean, object running_var, object count,
+                                 object weight, object bias, object from_input, object momentum, object eps,
+                                 object out, object channel_axis, object return_stats, object negative_slope,
+                                 object clip, object where):
+    """batch_norm or instance_norm. `from_input` is `training` of the one, `use_input_stats` of the other; with the input's
+    statistics, `count` (num_batches_tracked) grows by 1 where it is not None."""
     cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
+    cdef bint of_batch = kind == BATCH_NORM
     cdef Mask given = mask_argument(input, where)
     cdef cnp.ndarray x = as_array(input if given is None else given.data, "input"), into = as_out(out, "out")
     cdef cnp.ndarray counter = as_running(count, "num_batches_tracked")
@@ -37,8 +39,8 @@ cdef object batch_norm_forward(object input, object running_mean, object running
     cdef cnp.ndarray var = as_running(running_var, "running_var")
     cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
     cdef bint with_statistics = return_stats
-    cdef bint of_batch = as_flag(training, "training")
-    cdef double factor = as_float(momentum, "momentum") if of_batch and mean is not None else 0
+    cdef bint of_input = as_flag(from_input, "training" if of_batch else "use_input_stats")
+    cdef double factor = as_float(momentum, "momentum") if of_input and mean is not None else 0
     cdef int axis
     cdef double arena[ARENA_DOUBLES]
     call.eps = as_float(eps, "eps")
@@ -46,30 +48,41 @@ cdef object batch_norm_forward(object input, object running_mean, object running
     channel_axis = as_int(channel_axis, "channel_axis")
 
     x = as_floats(x, "input")
-    check_dims(x, "batch_norm", 2)
+    check_dims(x, "batch_norm" if of_batch else "instance_norm", 2)
     axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
-    if axis == 0:
+    if axis == 0 and of_batch:
         raise ValueError(hints().channel_axis_of_batch())
     check_tracked(x, axis, mean, var, w, b)
-    if not of_batch and mean is None:
-        raise hints().noted(RuntimeError("running_mean must be defined in evaluation mode"),
-                            "training=True takes the statistics of this batch")
-    call.set_axes(x, 0, axis, 0)
+    if not of_input and mean is None:
+        raise no_running_statistics(kind)
+    call.set_axes(x, -1 if axis == 0 else 0, axis, 0 if of_batch else cnp.PyArray_DIM(x, axis))
     call.use_arena(arena)
-    if of_batch and call.unit_size() == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {size_list(x)}")
-    check_eps("batch_norm", call.eps, of_batch)
+    if of_input and call.unit_size() == 1:
+        raise ValueError(f"Expected more than 1 {'value per channel' if of_batch else 'spatial element'} when training, "
+                         f"got input size {size_list(x)}")
+    if of_batch:
+        check_eps("batch_norm", call.eps, of_input)
     call.take_mask(given, x, into)
-    if call.mask is not None and of_batch and call.elements:
+    if call.mask is not None and of_input and call.elements:
         count_selected(call, x)
     call.parameters(w, b, True)
-    return wrapped(given, tracked_forward(call, of_batch, mean, var, counter, factor, into,
-                                          1 if with_statistics else 0))
+    return wrapped(given, tracked_forward(call, of_input, mean, var, counter, factor, into,
+                                          0 if not with_statistics else 1 if of_batch else 2))
+
+
+cdef object no_running_statistics(NormKind kind):
+    """The error of a call that needs running statistics."""
+    if kind == INSTANCE_NORM:
+        return RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
+    return hints().noted(RuntimeError("running_mean must be defined in evaluation mode"),
+                         "training=True takes the statistics of this batch")
 
 
 cdef int count_selected(ChannelsCall call, cnp.ndarray x) except -1:
-    """Count what a mask selects of each channel: one element has no variance."""
+    """Count what a mask selects of each unit. Of a batch's channel one element has no variance."""
     call.counts = call.masked_counts()
+    if call.groups:
+        return 0
     alone = np.equal(call.counts, 1)
     if alone.any():
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {size_list(x)} with "
@@ -156,46 +169,9 @@ cdef int use_running_statistics(ChannelsCall call, cnp.ndarray mean, cnp.ndarray
     return 0
 
 
-cdef object instance_norm_forward(object input, object running_mean, object running_var, object weight,
-                                  object bias, object use_input_stats, object momentum, object eps, object out,
-                                  object channel_axis, object return_stats, object negative_slope, object clip,
-                               object where=None):
-    """instance_norm."""
-    cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
-    cdef Mask given = mask_argument(input, where)
-    cdef cnp.ndarray x = as_array(input if given is None else given.data, "input"), into = as_out(out, "out")
-    cdef cnp.ndarray mean = as_running(running_mean, "running_mean")
-    cdef cnp.ndarray var = as_running(running_var, "running_var")
-    cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
-    cdef bint with_statistics = return_stats
-    cdef bint of_input = as_flag(use_input_stats, "use_input_stats")
-    cdef double factor = as_float(momentum, "momentum") if of_input and mean is not None else 0
-    cdef int axis
-    cdef double arena[ARENA_DOUBLES]
-    call.eps = as_float(eps, "eps")
-    call.convert_activation(negative_slope, clip)
-    channel_axis = as_int(channel_axis, "channel_axis")
-
-    x = as_floats(x, "input")
-    check_dims(x, "instance_norm", 2)
-    axis = axis_of(channel_axis, cnp.PyArray_NDIM(x))
-    check_tracked(x, axis, mean, var, w, b)
-    if not of_input and mean is None:
-        raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
-    call.set_axes(x, -1 if axis == 0 else 0, axis, cnp.PyArray_DIM(x, axis))
-    call.use_arena(arena)
-    if of_input and call.unit_size() == 1:
-        raise ValueError(f"Expected more than 1 spatial element when training, got input size {size_list(x)}")
-    call.take_mask(given, x, into)
-    if call.mask is not None and of_input and call.elements:
-        call.counts = call.masked_counts()
-    call.parameters(w, b, True)
-    return wrapped(given, tracked_forward(call, of_input, mean, var, None, factor, into, 2 if with_statistics else 0))
-
-
 cdef object group_norm_forward(object input, object num_groups, object weight, object bias, object eps,
                                object out, object channel_axis, object return_stats, object negative_slope,
-                               object clip, object where=None):
+                               object clip, object where):
     """group_norm."""
     cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
     cdef Mask given = mask_argument(input, where)
@@ -281,7 +257,7 @@ cdef object channel_norm_backward(object grad_output, object input, object num_g
 
 
 def batch_norm_and_count(num_batches_tracked, input, running_mean, running_var, weight, bias, training, momentum,
-                         eps, *, channel_axis, return_stats, negative_slope, clip, where=None):
+                         eps, channel_axis, return_stats, negative_slope, clip, where):
     """`batch_norm` of a module: in training its counter grows by 1, together with the running statistics or not."""
-    return batch_norm_forward(input, running_mean, running_var, num_batches_tracked, weight, bias, training,
-                              momentum, eps, None, channel_axis, return_stats, negative_slope, clip, where)
+    return running_norm_forward(BATCH_NORM, input, running_mean, running_var, num_batches_tracked, weight, bias, training,
+                                momentum, eps, None, channel_axis, return_stats, negative_slope, clip, where)

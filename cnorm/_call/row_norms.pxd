@@ -8,7 +8,7 @@ cdef enum Statistics:   # as the caller of forward gets them
 cdef object rows_norm_forward(object input, object normalized_shape, object weight, object bias, bint centred,
                               object eps, object out, object channel_axis, Statistics wanted,
                               object negative_slope, object clip, object axis, object zero_centred,
-                              object where=*)
+                              object where)
 cdef object rows_norm_backward(object grad_output, object input, object normalized_shape, object mean,
                                object rstd, object weight, object bias, bint centred, object out,
                                object channel_axis, object negative_slope, object clip, object axis,

@@ -7,9 +7,9 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.string cimport memset
 
 from cnorm._call.arrays cimport (
-    accumulation_type, as_array, as_doubles, as_flag, as_float, as_floats, as_int, as_out, as_size, check_no_overlap,
-    checked_out, dtype_code, float64_array, is_native, is_plain_array, is_plain_vector, is_trusted, may_overlap, new_float64,
-    same_shape, shape_of, writable_in_place)
+    accumulation_size, accumulation_type, as_array, as_doubles, as_flag, as_float, as_floats, as_int, as_out, as_size, blocks_overlap, check_no_overlap,
+    checked_out, dtype_code, float64_array, is_native, is_plain_array, is_plain_vector, is_trusted, may_overlap,
+    new_float64, same_shape, shape_of, writable_in_place)
 from cnorm._call.checks cimport as_axes, as_gradient, as_row_shape, axis_of, check_row, row_axes
 from cnorm._call.launch cimport launch
 from cnorm._call.masks cimport Mask, mask_argument
@@ -34,7 +34,7 @@ cdef object forward_contiguous(object input, object normalized_shape, object wei
     cdef cnp.ndarray mean = None, rstd = None
     cdef bytes packed = None
     cdef int number, dtype, ndim, i
-    cdef Py_ssize_t n, rows
+    cdef Py_ssize_t n, rows, size
     cdef cnp.npy_intp shape[MAX_DIMS]
     cdef Job a
     if not cnp.PyArray_CheckExact(input):
@@ -63,8 +63,11 @@ cdef object forward_contiguous(object input, object normalized_shape, object wei
         if not is_plain_array(out, cnp.PyArray_TYPE(x)) or not cnp.PyArray_CheckExact(out) or not same_shape(out, x):
             return None
         y = <cnp.ndarray> out
-        if not cnp.PyArray_ISWRITEABLE(y) or not writable_in_place(y, x, True) or (
-                weight is not None and may_overlap(y, weight)) or (bias is not None and may_overlap(y, bias)):
+        size = rows * n * cnp.PyArray_ITEMSIZE(x)
+        if not cnp.PyArray_ISWRITEABLE(y) or (
+                cnp.PyArray_DATA(y) != cnp.PyArray_DATA(x) and blocks_overlap(y, size, x, size)) or (
+                weight is not None and blocks_overlap(y, size, weight, n * accumulation_size(dtype))) or (
+                bias is not None and blocks_overlap(y, size, bias, n * accumulation_size(dtype))):
             return None
     memset(&a, 0, sizeof(a))
     if wanted == STATS_PACKED:
@@ -141,7 +144,7 @@ cdef int lay_out_slopes(RowsCall call, object channel_axis) except -1:
 cdef object rows_norm_forward(object input, object normalized_shape, object weight, object bias, bint centred,
                               object eps, object out, object channel_axis, Statistics wanted,
                               object negative_slope, object clip, object axis, object zero_centred,
-                              object where=None):
+                              object where):
     """layer_norm (`centred`) or rms_norm, which takes an `eps` of None: the machine epsilon."""
     cdef RowsCall call
     cdef Mask given

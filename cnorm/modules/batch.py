@@ -28,8 +28,7 @@ class _BatchNorm(RunningNorm):
             momentum = 0.0 if count is None else 1 / (int(count) + 1)
         result = batch_norm_and_count(
             count, input, running_mean, running_var, self.weight, self.bias, use_input_stats,
-            momentum, self.eps, channel_axis=self.channel_axis, return_stats=keep,
-            negative_slope=slope, clip=clip, where=where,
+            momentum, self.eps, self.channel_axis, keep, slope, clip, where,
         )  # fmt: skip
         if not keep:
             return result, None
