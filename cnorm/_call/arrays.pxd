@@ -97,6 +97,15 @@ cdef inline object dtype_of(cnp.ndarray a):
     return <object> cnp.PyArray_DESCR(a)
 
 
+cdef inline Py_ssize_t size_of(cnp.ndarray a) noexcept:
+    """PyArray_SIZE without a call into NumPy."""
+    cdef Py_ssize_t n = 1
+    cdef int i
+    for i in range(cnp.PyArray_NDIM(a)):
+        n *= cnp.PyArray_DIM(a, i)
+    return n
+
+
 cdef inline bint same_shape(cnp.ndarray a, cnp.ndarray b) noexcept:
     cdef int i, n = cnp.PyArray_NDIM(a)
     if n != cnp.PyArray_NDIM(b):

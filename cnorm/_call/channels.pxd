@@ -7,6 +7,7 @@ from cnorm._call.output cimport ChannelAxisCall
 from cnorm._plan cimport Plan
 from cnorm.kernels.job cimport Job
 
+@cython.no_gc
 cdef class ChannelsCall(ChannelAxisCall):
     cdef const double *weight     # per channel, or (per_sample) per sample and channel; or NULL
     cdef const double *bias

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 from libc.math cimport INFINITY, sqrt
 from libc.string cimport memcpy, memset
@@ -19,6 +20,7 @@ from cnorm.kernels.job cimport (
 cnp.import_array()
 
 
+@cython.no_gc
 cdef class ChannelsCall(ChannelAxisCall):
     """One call of a norm with a weight per channel."""
 

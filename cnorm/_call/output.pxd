@@ -5,7 +5,7 @@
 cimport cython
 cimport numpy as cnp
 
-from cnorm._call.arrays cimport checked_product
+from cnorm._call.arrays cimport checked_product, dtype_code, shape_and_strides, size_of
 from cnorm._call.masks cimport Mask
 from cnorm._plan cimport Plan
 from cnorm.kernels.job cimport Job, Tensor
@@ -14,6 +14,8 @@ cdef enum:
     ARENA_DOUBLES = 4096   # workspace that a function has on its stack for its call
 
 
+# A call, which nothing refers to, is in no cycle: the garbage collector need not know of it.
+@cython.no_gc
 cdef class Call:
     cdef cnp.ndarray x, y, dy, addend
     cdef cnp.ndarray result        # what the caller gets: y, or what y is copied to at the end
@@ -29,12 +31,9 @@ cdef class Call:
     cdef Mask mask                 # of elements that count, where not all do; or None
     cdef object heap_blocks        # workspace that did not fit: (array, those before)
 
-    cdef void set_input(self, cnp.ndarray x) noexcept
-    cdef void use_arena(self, double *arena) noexcept
     cdef double *heap_workspace(self, Py_ssize_t n) except NULL
     cdef int protect_inputs(self, cnp.ndarray written) except -1
     cdef int plan(self, int arrays, Plan *p) except -1
-    cdef void layouts(self, int arrays, const Py_ssize_t **shape, const Py_ssize_t **strides) noexcept
     cdef int resolve_output(self, Plan *p, cnp.ndarray out, cnp.ndarray grad_output, cnp.ndarray addend=*) except -1
     cdef int copy_for_plan(self, int arrays, Plan *p) except -1
     cdef int note_copies(self, cnp.ndarray out, cnp.ndarray grad_output) except -1
@@ -46,6 +45,31 @@ cdef class Call:
     cdef int convert_given_activation(self, object negative_slope, object clip) except -1
     cdef int convert_slope(self, object negative_slope) except -1
     cdef int check_slope_array(self, Py_ssize_t channels) except -1
+
+    @cython.final
+    cdef inline void set_input(self, cnp.ndarray x) noexcept:
+        self.x = x
+        self.dtype = dtype_code(x)
+        self.elements = size_of(x)
+        self.bytes = self.elements * cnp.PyArray_ITEMSIZE(x)
+
+    @cython.final
+    cdef inline void layouts(self, int arrays, const Py_ssize_t **shape, const Py_ssize_t **strides) noexcept:
+        """The shape, and the strides of the first `arrays` of x, y, dy and addend."""
+        shape_and_strides(self.x, shape, &strides[0])
+        if arrays > 1:
+            shape_and_strides(self.y, shape, &strides[1])
+        if arrays > 2:
+            shape_and_strides(self.dy, shape, &strides[2])
+        if arrays > 3:
+            shape_and_strides(self.addend, shape, &strides[3])
+
+    @cython.final
+    cdef inline void use_arena(self, double *arena) noexcept:
+        """Take workspace from ARENA_DOUBLES doubles, which outlive the call, first: short vectors then need
+        no allocation."""
+        self.arena = arena
+        self.arena_left = ARENA_DOUBLES
 
     @cython.final
     cdef inline double *workspace(self, Py_ssize_t n) except NULL:
@@ -82,6 +106,7 @@ cdef class Call:
         return self.result if self.y is self.result else self.copied_out()
 
 
+@cython.no_gc
 cdef class ChannelAxisCall(Call):
     cdef int batch_axis            # -1 where the input is one sample
     cdef int channel_axis

@@ -2,12 +2,13 @@
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 from libc.string cimport memset
 
 from cnorm._call.arrays cimport (accumulation_type, as_array, as_doubles, as_float, checked_out, checked_product,
                                  copy_if_overlapping, copy_like, dtype_code, float64_array, float64_data,
-                                 is_native, new_float64, shape_and_strides, shape_of, writable_in_place)
+                                 is_native, new_float64, shape_of, writable_in_place)
 from cnorm cimport _runtime
 from cnorm._call.checks cimport check_one_activation, clip_bounds
 from cnorm._call.masks cimport Mask
@@ -28,14 +29,9 @@ cdef extern from *:
 cnp.import_array()
 
 
+@cython.no_gc
 cdef class Call:
     """The arrays of one call: x and dy are read, y is written, `result` is what the caller gets."""
-
-    cdef void set_input(self, cnp.ndarray x) noexcept:
-        self.x = x
-        self.dtype = dtype_code(x)
-        self.elements = cnp.PyArray_SIZE(x)
-        self.bytes = self.elements * cnp.PyArray_ITEMSIZE(x)
 
     cdef int begin_job(self, double eps, Job *a) except -1:
         """Begin to describe the call to a kernel: what all norms have in common; the rest is 0."""
@@ -48,12 +44,6 @@ cdef class Call:
         a.high = self.high
         a.finish.eps = eps
         return 0
-
-    cdef void use_arena(self, double *arena) noexcept:
-        """Take workspace from ARENA_DOUBLES doubles, which outlive the call, first: short vectors then need
-        no allocation."""
-        self.arena = arena
-        self.arena_left = ARENA_DOUBLES
 
     cdef double *heap_workspace(self, Py_ssize_t n) except NULL:
         """`workspace` that is not left on the stack."""
@@ -70,16 +60,6 @@ cdef class Call:
     cdef int plan(self, int arrays, Plan *p) except -1:
         """The plan for the first `arrays` of x, y, dy and addend."""
         raise NotImplementedError
-
-    cdef void layouts(self, int arrays, const Py_ssize_t **shape, const Py_ssize_t **strides) noexcept:
-        """The shape, and the strides of the first `arrays` of x, y, dy and addend."""
-        shape_and_strides(self.x, shape, &strides[0])
-        if arrays > 1:
-            shape_and_strides(self.y, shape, &strides[1])
-        if arrays > 2:
-            shape_and_strides(self.dy, shape, &strides[2])
-        if arrays > 3:
-            shape_and_strides(self.addend, shape, &strides[3])
 
     cdef int resolve_output(self, Plan *p, cnp.ndarray out, cnp.ndarray grad_output, cnp.ndarray addend=None) except -1:
         """Choose where the result goes, and the plan; copy what no kernel takes as it is.
@@ -201,6 +181,7 @@ cdef class Call:
         return 0
 
 
+@cython.no_gc
 cdef class ChannelAxisCall(Call):
     """A call that sees its arrays as (samples, channels, everything spatial)."""
 

@@ -2,7 +2,7 @@
 cdef enum Statistics:   # as the caller of forward gets them
     STATS_NONE
     STATS_ARRAYS
-    STATS_PACKED        # bytes: rstd of every row, then the means. Two arrays take as long to make as a short row.
+    STATS_PACKED        # (input, bytes): rstd of every row, then the means. Two arrays take as long to make as a short row.
 
 
 cdef object rows_norm_forward(object input, object normalized_shape, object weight, object bias, bint centred,

@@ -9,7 +9,7 @@ from libc.string cimport memset
 from cnorm._call.arrays cimport (
     accumulation_size, accumulation_type, as_array, as_doubles, as_flag, as_float, as_floats, as_int, as_out, as_size, blocks_overlap, check_no_overlap,
     checked_out, dtype_code, float64_array, is_native, is_plain_array, is_plain_vector, is_trusted, may_overlap,
-    new_float64, same_shape, shape_of, writable_in_place)
+    new_float64, same_shape, shape_of, size_of, writable_in_place)
 from cnorm._call.checks cimport as_axes, as_gradient, as_row_shape, axis_of, check_row, row_axes
 from cnorm._call.launch cimport launch
 from cnorm._call.masks cimport Mask, mask_argument
@@ -54,7 +54,7 @@ cdef object forward_contiguous(object input, object normalized_shape, object wei
         return None
     if bias is not None and (weight is None or not is_plain_vector(bias, number, n)):
         return None
-    rows = cnp.PyArray_SIZE(x) // n
+    rows = size_of(x) // n
     if rows == 0:
         return None
     if out is None:
@@ -105,7 +105,7 @@ cdef object forward_contiguous(object input, object normalized_shape, object wei
     if not wanted:
         return y
     if wanted == STATS_PACKED:
-        return y, packed
+        return y, (input, packed)
     return (y, mean, rstd) if centred else (y, rstd)
 
 
@@ -158,9 +158,7 @@ cdef object rows_norm_forward(object input, object normalized_shape, object weig
             return y
     call = <RowsCall> RowsCall.__new__(RowsCall)
     given = mask_argument(input, where)
-    if given is not None:
-        input = given.data
-    x, into = as_array(input, "input"), as_out(out, "out")
+    x, into = as_array(input if given is None else given.data, "input"), as_out(out, "out")
     w, b = as_array(weight, "weight"), as_array(bias, "bias")
     shape = as_row_shape(normalized_shape)
     axis = as_axes(axis)
@@ -190,7 +188,7 @@ cdef object rows_norm_forward(object input, object normalized_shape, object weig
     if not wanted:
         return y
     if wanted == STATS_PACKED:
-        return y, packed
+        return y, (input, packed)
     stats = call.stats_shape()
     if centred:
         return y, call.mean.reshape(stats), call.rstd.reshape(stats)
@@ -362,8 +360,7 @@ cdef tuple forward_and_saved(object input, object normalized_shape, object weigh
                                STATS_PACKED if save else STATS_NONE, negative_slope, clip, axis, zero_centred, where)
     if not save:
         return result, None
-    saved = (x, (<tuple> result)[1])
-    return (<tuple> result)[0], saved if where is None else saved + (where,)
+    return result if where is None else ((<tuple> result)[0], <tuple> (<tuple> result)[1] + (where,))
 
 
 def layer_norm_and_saved(input, normalized_shape, weight, bias, eps, channel_axis, negative_slope, clip,

@@ -1,4 +1,5 @@
 # A call of a norm with a weight per element of a row.
+cimport cython
 cimport numpy as cnp
 
 from cnorm._call.masks cimport Pieces
@@ -7,6 +8,7 @@ from cnorm._plan cimport MAX_DIMS, Plan
 from cnorm.kernels.job cimport Job
 
 
+@cython.no_gc
 cdef class RowsCall(Call):
     cdef cnp.ndarray weight, bias                    # as the kernels take them: (sets, elements of a row)
     cdef cnp.ndarray mean, rstd

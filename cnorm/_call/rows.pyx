@@ -2,6 +2,7 @@
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memcpy, memset
@@ -45,6 +46,7 @@ cdef cnp.ndarray row_parameter(cnp.ndarray values, str name, int dtype):
     return a if cnp.PyArray_TYPE(a) == number else converted(a, number)
 
 
+@cython.no_gc
 cdef class RowsCall(Call):
     """One call of layer or rms norm."""
 

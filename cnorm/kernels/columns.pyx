@@ -25,7 +25,7 @@ from cnorm.kernels.columns_apply cimport (
     N_COLUMN_COEFFICIENTS, all_rows_contiguous, apply_column_block, apply_row_range, bind_coefficients,
     coefficient_bytes, column_range_coefficients, sample_coefficients)
 from cnorm.kernels.columns_layout cimport (
-    ColumnLayout, column_block_begin, column_block_size, column_layout, row_at, rows_are_contiguous)
+    ColumnLayout, column_block_begin, column_block_size, row_at, rows_are_contiguous, set_column_layout)
 from cnorm.kernels.columns_moments cimport (
     column_block_moments, columns_statistics, group_statistics, merge_packed, merge_row_ranges, partial_at)
 from cnorm.kernels.job cimport COLUMN_BLOCKS, Job, Tensor
@@ -98,8 +98,9 @@ cdef int sample_moments(Job *job, const ColumnLayout *layout, Py_ssize_t sample,
 
 cdef int columns_moments(Job *job) noexcept nogil:
     """mean, lo, m2 and rstd of each group of columns, a sample at a time."""
-    cdef ColumnLayout layout = column_layout(job, job.head.threads)
+    cdef ColumnLayout layout
     cdef Py_ssize_t i
+    set_column_layout(job, job.head.threads, &layout)
     schedule_columns_moments(job, &layout)
     if job.head.schedule_only != NULL:
         job.head.schedule_only[0] = layout.schedule
@@ -149,8 +150,9 @@ cdef int sample_apply(const Job *job, const ColumnLayout *layout, const double *
 cdef void forward_column_block(Job *job, const ColumnLayout *layout, bint gathered, Py_ssize_t sample,
                                Py_ssize_t block, double *partials, char *workspace) noexcept nogil:
     """Statistics and results of one column block; blocks share the workspaces, each at its own columns."""
-    cdef ColumnCoefficients coeffs = bind_coefficients(job, layout, sample, workspace)
+    cdef ColumnCoefficients coeffs
     cdef Py_ssize_t first = column_block_begin(layout, block), n = column_block_size(layout, block)
+    bind_coefficients(job, layout, sample, workspace, &coeffs)
     if job.elements.fuse_add:
         add_column_block(job, layout, sample, 0, block)
     column_block_moments(job, layout, gathered, sample, 0, block, partials)
@@ -192,9 +194,10 @@ cdef inline int forward_sample(Job *job, const ColumnLayout *layout, Py_ssize_t 
 cdef int columns_forward(Job *job) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias; mean, lo, m2 and rstd are written (read where given)."""
     cdef bint by_sample = samples_per_thread(job)
-    cdef ColumnLayout layout = column_layout(job, 1 if by_sample else job.head.threads)
+    cdef ColumnLayout layout
     cdef Py_ssize_t i
     cdef int failed = 0
+    set_column_layout(job, 1 if by_sample else job.head.threads, &layout)
     schedule_columns(job, &layout, False)
     if job.head.schedule_only != NULL:
         job.head.schedule_only[0] = layout.schedule

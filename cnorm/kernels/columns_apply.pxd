@@ -158,12 +158,11 @@ cdef inline Py_ssize_t coefficient_bytes(const ColumnLayout *layout) noexcept no
     return (layout.repeat * layout.columns + PEEL_MAX_ELEMENTS) * layout.loops.acc_size
 
 
-cdef inline ColumnCoefficients bind_coefficients(const Job *job, const ColumnLayout *layout, Py_ssize_t sample,
-                                                 char *workspace) noexcept nogil:
+cdef inline void bind_coefficients(const Job *job, const ColumnLayout *layout, Py_ssize_t sample, char *workspace,
+                                   ColumnCoefficients *coeffs) noexcept nogil:
     """Coefficients to be filled, in a workspace of N_COLUMN_COEFFICIENTS * coefficient_bytes."""
     cdef Py_ssize_t bytes = coefficient_bytes(layout), set_bytes = layout.rows * layout.loops.acc_size
     cdef Py_ssize_t param_set = param_set_of(job, sample * layout.columns)
-    cdef ColumnCoefficients coeffs
     coeffs.mean_hi = workspace
     coeffs.scale = workspace + bytes
     coeffs.bias = workspace + 2 * bytes
@@ -179,7 +178,6 @@ cdef inline ColumnCoefficients bind_coefficients(const Job *job, const ColumnLay
     coeffs.row_weight = param_set_at(job.elements.weight, param_set, set_bytes)
     coeffs.row_bias = param_set_at(job.elements.bias, param_set, set_bytes)
     coeffs.row_slope = job.elements.slopes
-    return coeffs
 
 
 cdef inline void column_range_coefficients(const Job *job, const ColumnLayout *layout, Py_ssize_t sample,
@@ -200,17 +198,19 @@ cdef inline void sample_coefficients(const Job *job, const ColumnLayout *layout,
                                      ColumnCoefficients *coeffs) noexcept nogil:
     """Coefficients of all columns of a sample, repeated as packed rows need them."""
     cdef Py_ssize_t row_bytes = layout.columns * layout.loops.acc_size, bytes = coefficient_bytes(layout)
-    cdef Py_ssize_t used, k, done, step
-    coeffs[0] = bind_coefficients(job, layout, sample, workspace)
+    cdef Py_ssize_t end = bytes, used, k, done, step
+    bind_coefficients(job, layout, sample, workspace, coeffs)
     column_range_coefficients(job, layout, sample, sums, count, what, 0, layout.columns, coeffs)
     if layout.rows == 1:
         return
+    if layout.rows * layout.columns * layout.loops.size < PEEL_MIN_BYTES:  # nothing is peeled: a third of the copies less
+        end = layout.repeat * row_bytes
     # forward uses mean_hi, scale and bias, and the slopes of an activation
     used = N_COLUMN_COEFFICIENTS if what == PASS_BACKWARD else 4 if has_slopes(job.activation) else 3
     for k in range(used):
         done = row_bytes
-        while done < bytes:
-            step = min(done, bytes - done)
+        while done < end:
+            step = min(done, end - done)
             memcpy(workspace + k * bytes + done, workspace + k * bytes, step)
             done += step
 

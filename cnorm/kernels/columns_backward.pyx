@@ -20,7 +20,7 @@ from cnorm.kernels.columns_apply cimport (
     bind_coefficients, coefficient_bytes, coefficients_from, column_range_coefficients, expand_to_columns,
     move_to_row, sample_coefficients, split_column_means)
 from cnorm.kernels.columns_layout cimport (
-    ColumnLayout, PackedRows, column_block_begin, column_block_size, column_layout, rows_are_contiguous,
+    ColumnLayout, PackedRows, column_block_begin, column_block_size, rows_are_contiguous, set_column_layout,
     set_packed_rows, sums_rows)
 from cnorm.kernels.columns_moments cimport whole_rows
 from cnorm.kernels.job cimport COLUMN_BLOCKS, NORM_NONE, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, has_slopes
@@ -287,9 +287,10 @@ cdef void backward_column_block(Job *job, const ColumnLayout *layout, bint gathe
                                 Py_ssize_t block, double *partials, double *sums,
                                 char *workspace) noexcept nogil:
     """All gradients of one column block; blocks share the workspaces, each at its own columns."""
-    cdef ColumnCoefficients coeffs = bind_coefficients(job, layout, sample, workspace)
+    cdef ColumnCoefficients coeffs
     cdef Py_ssize_t first = column_block_begin(layout, block), n = column_block_size(layout, block)
     cdef double count = <double> layout.rows
+    bind_coefficients(job, layout, sample, workspace, &coeffs)
     column_range_coefficients(job, layout, sample, NULL, 0, PASS_SUMS, first, n, &coeffs)
     column_block_grad_sums(job, layout, &coeffs, gathered, GRAD_AFTER_SUMS, sample, 0, block, partials)
     column_totals(job, layout, sample, partials, first, n, sums)
@@ -362,8 +363,9 @@ cdef int backward_samples(Job *job, const ColumnLayout *layout, bint by_sample) 
 cdef int columns_backward(Job *job) noexcept nogil:
     """The gradients of the input (y) and of the parameters: per sample and column, or per row."""
     cdef bint by_sample = samples_per_thread(job)
-    cdef ColumnLayout layout = column_layout(job, 1 if by_sample else job.head.threads)
+    cdef ColumnLayout layout
     cdef int failed
+    set_column_layout(job, 1 if by_sample else job.head.threads, &layout)
     schedule_columns(job, &layout, True)
     if job.head.schedule_only != NULL:
         job.head.schedule_only[0] = layout.schedule

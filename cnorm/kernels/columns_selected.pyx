@@ -9,7 +9,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from cnorm.kernels.columns_layout cimport (
-    ColumnLayout, addresses_of_rows, column_block_begin, column_block_size, column_layout, row_at, rows_are_contiguous)
+    ColumnLayout, addresses_of_rows, column_block_begin, column_block_size, row_at, rows_are_contiguous,
+    set_column_layout)
 from cnorm.kernels.columns_moments cimport whole_rows
 from cnorm.kernels.job cimport ROW_RANGES, SAMPLES_PER_THREAD, Job, MomentsJob, Tensor
 from cnorm.kernels.loops cimport READ_BY_DTYPE, selected_column_probe, selected_column_sums
@@ -243,7 +244,7 @@ cdef int selected_columns_moments(MomentsJob *job) noexcept nogil:
     columns.m2 = job.m2
     columns.rstd = job.count  # of no use, and overwritten
     by_sample = samples_in_parallel(job, columns.shape[0])
-    layout = column_layout(&columns, 1 if by_sample else job.head.threads)
+    set_column_layout(&columns, 1 if by_sample else job.head.threads, &layout)
     if job.head.schedule_only != NULL:
         job.head.schedule_only[0] = plain_schedule(
             SAMPLES_PER_THREAD if by_sample else ROW_RANGES, job.head.threads,

@@ -17,7 +17,7 @@ from libc.math cimport fabs, frexp, ldexp
 from libc.string cimport memset
 
 from cnorm.kernels.coefficients cimport fill
-from cnorm.kernels.columns_layout cimport ColumnLayout, addresses_of_rows, column_layout, rows_are_contiguous
+from cnorm.kernels.columns_layout cimport ColumnLayout, addresses_of_rows, rows_are_contiguous, set_column_layout
 from cnorm.kernels.job cimport ACT_SLOPES, ROW_BATCHES, Job, has_slopes
 from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, CrossedBlock, LoopTable
 from cnorm.kernels.moments cimport UnitBlocks, finite, unit_blocks
@@ -289,9 +289,10 @@ cdef void crossed_results(const Job *job, const CrossedTable *table) noexcept no
 cdef int crossed_forward(Job *job) noexcept nogil:
     """y = (x - mean) * rstd * weight + bias, with the mixed mean and rstd of each element; and the moments of rows and,
     unless they are given, of columns: mean, lo, and in m2 the variance."""
-    cdef ColumnLayout layout = column_layout(job, job.head.threads)
+    cdef ColumnLayout layout
     cdef CrossedTable table = crossed_table(job)
     cdef double stack[STACK_DOUBLES]
+    set_column_layout(job, job.head.threads, &layout)
     schedule_crossed(job, &layout, table.row_blocks * table.chunks)
     if job.head.schedule_only != NULL:
         job.head.schedule_only[0] = layout.schedule
@@ -371,14 +372,16 @@ cdef void crossed_totals(const Job *job, const ColumnLayout *layout, CrossedTabl
 
 cdef int crossed_backward(Job *job) noexcept nogil:
     """The gradients of the input (y), of the parameters, and of the shares of rows less those of columns."""
-    cdef ColumnLayout layout = column_layout(job, job.head.threads)
+    cdef ColumnLayout layout
     cdef CrossedTable table = crossed_table(job)
-    cdef Py_ssize_t items = layout.row_ranges * table.chunks, i
+    cdef Py_ssize_t items, partial_doubles, i
     cdef Py_ssize_t row_doubles = 2 * table.rows * table.chunks
-    cdef Py_ssize_t partial_doubles = N_CROSSED_SUMS * table.columns * layout.row_ranges
     cdef double stack[STACK_DOUBLES]
     cdef double *row_sums
     cdef double *partials
+    set_column_layout(job, job.head.threads, &layout)
+    items = layout.row_ranges * table.chunks
+    partial_doubles = N_CROSSED_SUMS * table.columns * layout.row_ranges
     schedule_crossed(job, &layout, items)
     if job.head.schedule_only != NULL:
         job.head.schedule_only[0] = layout.schedule

@@ -25,7 +25,7 @@ from cnorm.kernels.tuning cimport (
     ELEMENT_RANGE, PARALLEL_TOTALS_MIN, PARTIAL_STRIDE_MULTIPLE, PARTIALS_CHUNK, PREFETCH_READ_ROW_MAX,
     PREFETCH_WRITE_ROW_MAX, ROW_BLOCK_BYTES, ROW_BLOCK_MIN_ROWS, ROW_BLOCK_ROWS, ROW_PARTIALS_ELEMENTS,
     ROW_PARTIALS_MAX, TILE)
-from cnorm.kernels.units cimport param_set_at, param_set_of, unit_at, unit_coefficients, units_of
+from cnorm.kernels.units cimport param_set_at, param_set_of, set_unit_coefficients, unit_at, units_of
 from cnorm.kernels.workspace cimport power_of_two, round_up
 
 
@@ -74,10 +74,10 @@ cdef inline Py_ssize_t element_ranges(const RowBlocks *cut) noexcept nogil:
     return (cut.elements + ELEMENT_RANGE - 1) // ELEMENT_RANGE
 
 
-cdef inline Coefficients row_coefficients(const Job *job, const UnitBlocks *blocks,
-                                          Py_ssize_t row) noexcept nogil:
+cdef inline void set_row_coefficients(const Job *job, const UnitBlocks *blocks, Py_ssize_t row,
+                                      Coefficients *coeffs) noexcept nogil:
     """The coefficients of a row, from the statistics that forward left."""
-    return unit_coefficients(job, blocks, row, job.mean[row] if job.mean != NULL else 0, 0, job.rstd[row])
+    set_unit_coefficients(job, blocks, row, job.mean[row] if job.mean != NULL else 0, 0, job.rstd[row], coeffs)
 
 
 # ---- the sums over a row ----
@@ -89,7 +89,7 @@ cdef void add_tile_sums(const Job *job, const UnitBlocks *blocks, Py_ssize_t row
     """Add the sums over one tile of a row to sums[N_GRAD_SUMS]. Tiles of several runs are gathered first."""
     cdef double x_buffer[TILE]
     cdef double dy_buffer[TILE]
-    cdef Coefficients coeffs = row_coefficients(job, blocks, row)
+    cdef Coefficients coeffs
     cdef const LoopTable *loops = blocks.loops
     cdef const char *x = unit_at(job, &job.x, row)
     cdef const char *dy = unit_at(job, &job.dy, row)
@@ -98,6 +98,7 @@ cdef void add_tile_sums(const Job *job, const UnitBlocks *blocks, Py_ssize_t row
     extent.count = 1
     extent.begin = tile * TILE
     extent.end = min(extent.begin + TILE, blocks.elements)
+    set_row_coefficients(job, blocks, row, &coeffs)
     if blocks.runs == 1:
         x += extent.begin * loops.size
         dy += extent.begin * loops.size
@@ -140,7 +141,7 @@ cdef void set_grad_block(const Job *job, const UnitBlocks *blocks, const RowBloc
     grad.centred = job.centred
     grad.activation = job.activation
     grad.add_to_grad = job.elements.add_to_grad
-    grad.coeffs = row_coefficients(job, blocks, first)
+    set_row_coefficients(job, blocks, first, &grad.coeffs)
     grad.mean = job.mean + first if job.mean != NULL else NULL
     grad.rstd = job.rstd + first
     grad.row_slopes = job.elements.unit_slopes + first if job.elements.unit_slopes != NULL else NULL

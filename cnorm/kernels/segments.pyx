@@ -16,7 +16,7 @@ from cnorm.kernels.statistics cimport rstd_from_m2
 from cnorm.kernels.tuning cimport BATCH_UNITS, STACK_DOUBLES
 from cnorm.kernels.unit_sweeps cimport (
     forward_row_batches, forward_two_sweeps, forward_units, moments_in_blocks, save_unit_moments)
-from cnorm.kernels.units cimport given_coefficients, save_statistics, unit_at, units_of
+from cnorm.kernels.units cimport save_statistics, set_given_coefficients, unit_at, units_of
 from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
 
 
@@ -126,8 +126,9 @@ cdef void given_segment(const Job *job, const UnitBlocks *blocks, Py_ssize_t ite
     """One segment of one unit; items count the units of the first segment, then of the next, which is the
     order in which batch norm's channels lie in memory."""
     cdef Py_ssize_t units = units_of(job), segment = item // units, unit = item - segment * units
-    cdef Coefficients coeffs = given_coefficients(job, blocks, unit)
+    cdef Coefficients coeffs
     cdef ElementRange extent
+    set_given_coefficients(job, blocks, unit, &coeffs)
     extent.segment = segment
     extent.count = 1
     extent.begin = 0

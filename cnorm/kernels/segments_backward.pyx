@@ -25,7 +25,7 @@ from cnorm.kernels.segments_apply cimport (
     set_channel)
 from cnorm.kernels.statistics cimport dev_coeff_from_sum, gdev_from_norm, grad_offset_from_sum
 from cnorm.kernels.tuning cimport BATCH_UNITS, BLOCK_TILES, SHORT_SEGMENT, STACK_PARTIALS, TILE
-from cnorm.kernels.units cimport given_coefficients, unit_at, units_of
+from cnorm.kernels.units cimport set_given_coefficients, unit_at, units_of
 
 
 cdef inline Py_ssize_t partials_of_unit(const Job *job, const UnitBlocks *blocks) noexcept nogil:
@@ -262,7 +262,7 @@ cdef inline void unit_backward_coefficients(const Job *job, const UnitBlocks *bl
     cdef Py_ssize_t partial
     if partials == NULL:
         partials = stack
-    coeffs[0] = given_coefficients(job, blocks, unit)
+    set_given_coefficients(job, blocks, unit, coeffs)
     if has_short_segments(job, blocks) and blocks.elements >= SHORT_SEGMENT:
         segment_batch_grad_sums(job, blocks, coeffs, unit, partials)
     else:
@@ -347,7 +347,7 @@ cdef void segment_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssize_t
         segments_grad_sums(job, blocks, unit, n, segment, 1, batch)
         return
     for i in range(n):
-        coeffs = given_coefficients(job, blocks, unit + i)
+        set_given_coefficients(job, blocks, unit + i, &coeffs)
         partial_grad_sums(job, blocks, &coeffs, unit + i, segment, partial)
         for k in range(N_GRAD_SUMS):
             batch.sums[k * BATCH_UNITS + i] = partial[k]
@@ -403,7 +403,7 @@ cdef void unit_batch_grad_sums(const Job *job, const UnitBlocks *blocks, Py_ssiz
         segments_grad_sums(job, blocks, unit, n, 0, blocks.segments, batch)
         return
     for i in range(n):
-        coeffs = given_coefficients(job, blocks, unit + i)
+        set_given_coefficients(job, blocks, unit + i, &coeffs)
         memset(sums, 0, sizeof(sums))
         for partial in range(partials_of_unit(job, blocks)):
             partial_grad_sums(job, blocks, &coeffs, unit + i, partial, partials)
@@ -511,7 +511,8 @@ cdef inline void grad_sums_item(const Job *job, const UnitBlocks *blocks, double
                                 Py_ssize_t count) noexcept nogil:
     """The sums of one partial; items count the `count` partials of the first unit, then of the next."""
     cdef Py_ssize_t unit = item // count
-    cdef Coefficients coeffs = given_coefficients(job, blocks, unit)
+    cdef Coefficients coeffs
+    set_given_coefficients(job, blocks, unit, &coeffs)
     partial_grad_sums(job, blocks, &coeffs, unit, item - unit * count, partials + N_GRAD_SUMS * item)
 
 
@@ -539,7 +540,7 @@ cdef int segments_backward_two_sweeps(const Job *job, const UnitBlocks *blocks,
                         chunksize=min_chunk(items, job.head.threads)):
             grad_sums_item(job, blocks, partials, i, count)
     for i in range(units):
-        coeffs[i] = given_coefficients(job, blocks, i)
+        set_given_coefficients(job, blocks, i, coeffs + i)
         finish_unit(job, blocks, coeffs + i, i, partials + N_GRAD_SUMS * count * i)
     if job.channels.sums_mode != SUMS_ONLY:
         for i in prange(items, num_threads=job.head.threads, use_threads_if=job.head.threads > 1, schedule="guided",

@@ -18,8 +18,8 @@ from cnorm.kernels.schedule cimport min_chunk
 from cnorm.kernels.statistics cimport rstd_from_m2
 from cnorm.kernels.tuning cimport BLOCK_TILES
 from cnorm.kernels.units cimport (
-    given_coefficients, has_element_params, param_set_at, param_set_of, save_statistics, unit_at, unit_coefficients,
-    units_of)
+    has_element_params, param_set_at, param_set_of, save_statistics, set_given_coefficients, set_unit_coefficients,
+    unit_at, units_of)
 
 
 cdef inline void apply_block(const Job *job, const UnitBlocks *blocks, const Coefficients *coeffs, Py_ssize_t unit,
@@ -62,10 +62,10 @@ cdef inline void normalize_unit(Job *job, const UnitBlocks *blocks, Py_ssize_t u
     cdef Moments m
     cdef double rstd
     if job.stats_given:
-        coeffs = given_coefficients(job, blocks, unit)
+        set_given_coefficients(job, blocks, unit, &coeffs)
     else:
         m = save_unit_moments(job, blocks, unit, &rstd)
-        coeffs = unit_coefficients(job, blocks, unit, m.mean, m.lo, rstd)
+        set_unit_coefficients(job, blocks, unit, m.mean, m.lo, rstd, &coeffs)
     for block in range(blocks.blocks):
         apply_block(job, blocks, &coeffs, unit, block)
     if blocks.schedule.nontemporal:
@@ -119,7 +119,8 @@ cdef inline int moments_in_blocks(Job *job, const UnitBlocks *blocks) noexcept n
 
 cdef inline void apply_block_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t item) noexcept nogil:
     cdef Py_ssize_t unit = item // blocks.blocks
-    cdef Coefficients coeffs = given_coefficients(job, blocks, unit)
+    cdef Coefficients coeffs
+    set_given_coefficients(job, blocks, unit, &coeffs)
     apply_block(job, blocks, &coeffs, unit, item - unit * blocks.blocks)
     if blocks.schedule.nontemporal:
         store_fence()

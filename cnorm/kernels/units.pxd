@@ -43,10 +43,9 @@ cdef inline void save_statistics(Job *job, Py_ssize_t unit, Moments m, double rs
         job.rstd[unit] = rstd
 
 
-cdef inline Coefficients unit_coefficients(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, double mean,
-                                           double lo, double rstd) noexcept nogil:
+cdef inline void set_unit_coefficients(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, double mean,
+                                       double lo, double rstd, Coefficients *coeffs) noexcept nogil:
     """What is applied to a unit, forward, before its channel's parameters (set_channel) or with those per element."""
-    cdef Coefficients coeffs
     cdef Py_ssize_t param_set = param_set_of(job, unit), bytes = blocks.elements * blocks.loops.acc_size
     coeffs.mean_hi = mean_hi_part(mean, blocks.loops.rounded(mean), rstd, job.finish.eps)
     coeffs.mean_lo = (mean - coeffs.mean_hi) + lo
@@ -65,14 +64,13 @@ cdef inline Coefficients unit_coefficients(const Job *job, const UnitBlocks *blo
     coeffs.weights = param_set_at(job.elements.weight, param_set, bytes)
     coeffs.biases = param_set_at(job.elements.bias, param_set, bytes)
     coeffs.slopes = job.elements.slopes
-    return coeffs
 
 
-cdef inline Coefficients given_coefficients(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit) noexcept nogil:
+cdef inline void set_given_coefficients(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit,
+                                        Coefficients *coeffs) noexcept nogil:
     """The coefficients of a unit whose statistics the job holds."""
-    cdef Coefficients coeffs = unit_coefficients(job, blocks, unit, job.mean[unit] if job.mean != NULL else 0,
-                                                 job.lo[unit] if job.lo != NULL else 0, job.rstd[unit])
+    set_unit_coefficients(job, blocks, unit, job.mean[unit] if job.mean != NULL else 0,
+                          job.lo[unit] if job.lo != NULL else 0, job.rstd[unit], coeffs)
     if job.finish.norm == NORM_MAX:  # the mean that backward is given is the norm
         coeffs.mean_hi = job.mean[unit]
         coeffs.mean_lo = 0
-    return coeffs

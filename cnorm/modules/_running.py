@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._arrays import as_array, as_dtype, as_shape, check_number, wrong_rank
+from ._arrays import as_dtype, as_shape, check_number, wrong_rank
 from ._norm import Norm
 
 
@@ -55,13 +55,8 @@ class RunningNorm(Norm):
         """`input`, of a rank that was checked, with its axis of samples."""
         return input
 
-    def forward(self, input, where=None):
-        if type(input) is not np.ndarray:
-            input = as_array(input)
-        self._check_input_dim(input)
-        return Norm.forward(self, input, where)  # which super() takes longer to find than to run
-
     def _forward(self, input, keep, slope, clip, where):
+        self._check_input_dim(input)
         mean, var = self.running_mean, self.running_var
         if not self.training:
             of_input = mean is None and var is None

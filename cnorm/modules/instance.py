@@ -61,7 +61,7 @@ class _InstanceNorm(RunningNorm):
             f"input's size at dim={axis} does not match num_features. You can silence this warning "
             "by not passing in num_features, which is not used because affine=False"
             + (hint and f". {hint}"),
-            stacklevel=6,
+            stacklevel=5,
         )
 
     def _backward(
