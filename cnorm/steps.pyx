@@ -186,7 +186,7 @@ def apply(input, mean, lo, rstd, weight=None, bias=None, *, channel_axis=1, grou
     call.convert_activation(negative_slope, clip)
     give_statistics(call, m, low, r)
     call.stats_given = True
-    call.parameters(w, b)
+    call.parameters(w, b, False)
     return call.forward(into)
 
 
@@ -237,7 +237,7 @@ def grad_sums(grad_output, input, mean, lo, rstd, weight=None, bias=None, *, cha
     dy = as_gradient(dy, call.x)
     n = call.channels
     give_statistics(call, m, low, r)
-    call.parameters(w, b)
+    call.parameters(w, b, False)
     sums = np.zeros((call.units(), 2))
     call.backward(dy, None, sums, SUMS_ONLY)
     return (sums, float64_array(call.grads, n), float64_array(call.grads + n, n),
@@ -301,7 +301,7 @@ def grad_apply(grad_output, input, mean, lo, rstd, weight, bias, sums, count, *,
     if cnp.PyArray_SIZE(of_units) != checked_product(call.units(), 2, "the sums"):
         raise ValueError(f"sums must have shape {(call.units(), 2)}, but got {shape_of(of_units)}")
     give_statistics(call, m, low, r)
-    call.parameters(w, b)
+    call.parameters(w, b, False)
     return call.backward(dy, into, of_units, SUMS_GIVEN, elements)
 
 

@@ -2,6 +2,7 @@
 cimport numpy as cnp
 from cpython.object cimport PyTypeObject
 
+from cnorm._runtime cimport kernels
 from cnorm.kernels.job cimport FLOAT16, FLOAT32, FLOAT64
 
 cdef extern from "Python.h":
@@ -43,7 +44,7 @@ cdef int check_no_overlap(cnp.ndarray a, str name, cnp.ndarray b, str other) exc
 cdef cnp.ndarray as_plain(cnp.ndarray a, str name)
 cdef cnp.ndarray converted(cnp.ndarray a, int number)
 cdef cnp.ndarray as_doubles(cnp.ndarray values, str name)
-cdef int copy_doubles(double *to, Py_ssize_t n, cnp.ndarray values, str name) except -1
+cdef int copy_other_doubles(double *to, Py_ssize_t n, cnp.ndarray values, str name) except -1
 cdef cnp.ndarray new_float64(cnp.npy_intp n)
 cdef cnp.ndarray float64_array(const double *values, Py_ssize_t n)
 
@@ -191,6 +192,14 @@ cdef inline bint is_plain_vector(object a, int number, Py_ssize_t n) noexcept:
     """Whether it is a C-contiguous native vector of n elements of a dtype."""
     return is_plain_array(a, number) and cnp.PyArray_NDIM(<cnp.ndarray> a) == 1 and (
         cnp.PyArray_DIM(<cnp.ndarray> a, 0) == n)
+
+
+cdef inline int copy_doubles(double *to, Py_ssize_t n, cnp.ndarray values, str name) except -1:
+    """Copy n parameters or statistics of any float type to doubles."""
+    if is_plain_vector(values, cnp.NPY_FLOAT32, n):  # the usual one
+        kernels.widen64(FLOAT32, cnp.PyArray_BYTES(values), n, to)
+        return 0
+    return copy_other_doubles(to, n, values, name)
 
 
 cdef inline double *float64_data(object a) noexcept:

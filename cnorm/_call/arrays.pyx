@@ -259,13 +259,9 @@ cdef cnp.ndarray as_doubles(cnp.ndarray values, str name):
     return a if dtype_code(a) == FLOAT64 else converted(a, cnp.NPY_FLOAT64)
 
 
-cdef int copy_doubles(double *to, Py_ssize_t n, cnp.ndarray values, str name) except -1:
-    """Copy n parameters or statistics of any float type to doubles."""
-    cdef cnp.ndarray a
-    if is_plain_vector(values, cnp.NPY_FLOAT32, n):  # the usual one
-        kernels.widen64(FLOAT32, cnp.PyArray_BYTES(<cnp.ndarray> values), n, to)
-        return 0
-    a = as_plain(values, name)
+cdef int copy_other_doubles(double *to, Py_ssize_t n, cnp.ndarray values, str name) except -1:
+    """`copy_doubles` of any vector."""
+    cdef cnp.ndarray a = as_plain(values, name)
     if cnp.PyArray_SIZE(a) != n:
         raise RuntimeError(f"{name} should contain {n} elements not {cnp.PyArray_SIZE(a)}")
     kernels.widen64(dtype_code(a), cnp.PyArray_BYTES(a), n, to)

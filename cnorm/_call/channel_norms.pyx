@@ -57,7 +57,7 @@ cdef object running_norm_forward(NormKind kind, object input, object running_mea
         raise no_running_statistics(kind)
     call.set_axes(x, -1 if axis == 0 else 0, axis, 0 if of_batch else cnp.PyArray_DIM(x, axis))
     call.use_arena(arena)
-    if of_input and call.unit_size() == 1:
+    if of_input and call.elements and call.elements == call.units():
         raise ValueError(f"Expected more than 1 {'value per channel' if of_batch else 'spatial element'} when training, "
                          f"got input size {size_list(x)}")
     if of_batch:
@@ -107,7 +107,8 @@ cdef object tracked_forward(ChannelsCall call, bint of_input, cnp.ndarray runnin
     if call.counts is not None and running_mean is not None:
         update_from_masked(call, running_mean, running_var, factor, count)
     elif running_mean is None or call.elements == 0:  # no statistics to update, or none to update them with
-        update_running(None, None, 0, NULL, NULL, 1, 0, count)
+        if count is not None:
+            update_running(None, None, 0, NULL, NULL, 1, 0, count)
     else:
         update_running(running_mean, running_var, factor, of_channels(call, call.mean), of_channels(call, call.m2),
                        call.unit_size() - 1, call.channels, count)

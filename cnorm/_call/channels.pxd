@@ -23,7 +23,7 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef double eps
 
     cdef const double *parameter(self, cnp.ndarray values, str name) except? NULL
-    cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias, bint of_samples=*) except -1
+    cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias, bint of_samples) except -1
     cdef bint has_samples(self, cnp.ndarray values) noexcept
     cdef Py_ssize_t grad_size(self) noexcept
     cdef int return_statistics(self, int ndim) except -1

@@ -26,11 +26,11 @@ cdef class ChannelsCall(ChannelAxisCall):
 
     cdef int protect_inputs(self, cnp.ndarray written) except -1:
         ChannelAxisCall.protect_inputs(self, written)
-        self.mean_array = copy_if_overlapping(self.mean_array, written)
-        self.rstd_array = copy_if_overlapping(self.rstd_array, written)
         if self.mean_array is not None:
+            self.mean_array = copy_if_overlapping(self.mean_array, written)
             self.mean = float64_data(self.mean_array)
         if self.rstd_array is not None:
+            self.rstd_array = copy_if_overlapping(self.rstd_array, written)
             self.rstd = float64_data(self.rstd_array)
         return 0
 
@@ -62,7 +62,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         """Elements of the gradient of a parameter in `grads`: per channel, or (per_sample) per sample and channel."""
         return self.samples * self.channels if self.per_sample else self.channels
 
-    cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias, bint of_samples=False) except -1:
+    cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias, bint of_samples) except -1:
         """Take what is given per channel, or, where that is possible, per sample; and check the slopes."""
         self.per_sample = of_samples and (self.has_samples(weight) or self.has_samples(bias))
         self.weight = self.parameter(weight, "weight")
@@ -104,15 +104,16 @@ cdef class ChannelsCall(ChannelAxisCall):
         a.stats_given = self.stats_given
         if self.groups:
             a.channels.by_segment = True  # a segment is a channel of a group
-            a.channels.inner_channels = self.channels // self.groups
+            a.channels.channels_per_group = self.channels // self.groups
+            a.channels.inner_channels = a.channels.channels_per_group
             a.channels.segment_channels = 1
             a.channels.sample_channels = self.channels if self.per_sample else 0
         else:
+            a.channels.channels_per_group = 1
             a.channels.inner_channels = 1
             if self.per_sample and p.family == UNITS:
                 a.channels.by_segment = True  # a segment is a sample of a channel
                 a.channels.segment_channels = self.channels
-        a.channels.channels_per_group = self.channels // self.groups if self.groups else 1
         a.mean = self.mean
         a.rstd = self.rstd
         a.m2 = self.m2

@@ -52,7 +52,8 @@ cdef class Call:
 
     cdef int protect_inputs(self, cnp.ndarray written) except -1:
         """Copy what a kernel reads besides x and the gradients, where writing to this array would change it."""
-        self.slopes = copy_if_overlapping(self.slopes, written)
+        if self.slopes is not None:
+            self.slopes = copy_if_overlapping(self.slopes, written)
         if self.mask is not None:
             self.mask.where = copy_if_overlapping(self.mask.where, written)
         return 0

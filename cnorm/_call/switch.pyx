@@ -244,7 +244,7 @@ cdef object switch_norm_forward(object input, object running_mean, object runnin
     check_length(b, "bias", cnp.PyArray_DIM(x, axis), x, axis)
     call.set_axes(x, 0, axis, 0 if ndim == 2 else cnp.PyArray_DIM(x, axis))
     call.use_arena(arena)
-    call.parameters(w, b)
+    call.parameters(w, b, False)
     stats = new_statistics(call, mixed, of_batch, mean_mix, var_mix)
     batch = stats.batch
     if not of_batch and cnp.PyArray_DIM(batch, 0):
@@ -420,7 +420,7 @@ cdef object switch_norm_gradients(object grad_output, object input, object stats
     call.eps = stats.eps
     call.set_axes(x, 0, axis, 0 if ndim == 2 else stats.channels)
     call.use_arena(arena)
-    call.parameters(as_values(w, "weight"), as_values(b, "bias"))
+    call.parameters(as_values(w, "weight"), as_values(b, "bias"), False)
     call.resolve_output(&p, into, dy)
     for i in range(6):
         to_shares[i] = 0
