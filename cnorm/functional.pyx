@@ -411,7 +411,8 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
            [ 1.,  1.]], dtype=float32)
     """
     return rows_norm_forward(input, normalized_shape, weight, bias, True, eps, out, channel_axis,
-                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip, axis, False, where)
+                             STATS_ARRAYS if return_stats else STATS_NONE, None, negative_slope, clip, axis, False,
+                             where)
 
 
 def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None,
@@ -496,7 +497,7 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
     array([1., 1., 1., 1.])
     """
     return rows_norm_forward(input, normalized_shape, weight, None, False, eps, out, channel_axis,
-                             STATS_ARRAYS if return_stats else STATS_NONE, negative_slope, clip,
+                             STATS_ARRAYS if return_stats else STATS_NONE, None, negative_slope, clip,
                              axis, zero_centered_gamma, where)
 
 

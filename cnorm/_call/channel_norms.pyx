@@ -28,8 +28,8 @@ cdef object running_norm_forward(NormKind kind, object input, object running_mea
                                  object weight, object bias, object from_input, object momentum, object eps,
                                  object out, object channel_axis, object return_stats, object negative_slope,
                                  object clip, object where):
-    """batch_norm or instance_norm. `from_input` is `training` of the one, `use_input_stats` of the other; with the input's
-    statistics, `count` (num_batches_tracked) grows by 1 where it is not None."""
+    """batch_norm or instance_norm. `from_input` is `training` of the one, `use_input_stats` of the other; with the
+    input's statistics, `count` (num_batches_tracked) grows by 1 where it is not None."""
     cdef ChannelsCall call = <ChannelsCall> ChannelsCall.__new__(ChannelsCall)
     cdef bint of_batch = kind == BATCH_NORM
     cdef Mask given = mask_argument(input, where)
@@ -58,8 +58,8 @@ cdef object running_norm_forward(NormKind kind, object input, object running_mea
     call.set_axes(x, -1 if axis == 0 else 0, axis, 0 if of_batch else cnp.PyArray_DIM(x, axis))
     call.use_arena(arena)
     if of_input and call.elements and call.elements == call.units():
-        raise ValueError(f"Expected more than 1 {'value per channel' if of_batch else 'spatial element'} when training, "
-                         f"got input size {size_list(x)}")
+        raise ValueError(f"Expected more than 1 {'value per channel' if of_batch else 'spatial element'} when "
+                         f"training, got input size {size_list(x)}")
     if of_batch:
         check_eps("batch_norm", call.eps, of_input)
     call.take_mask(given, x, into)
@@ -260,5 +260,5 @@ cdef object channel_norm_backward(object grad_output, object input, object num_g
 def batch_norm_and_count(num_batches_tracked, input, running_mean, running_var, weight, bias, training, momentum,
                          eps, channel_axis, return_stats, negative_slope, clip, where):
     """`batch_norm` of a module: in training its counter grows by 1, together with the running statistics or not."""
-    return running_norm_forward(BATCH_NORM, input, running_mean, running_var, num_batches_tracked, weight, bias, training,
-                                momentum, eps, None, channel_axis, return_stats, negative_slope, clip, where)
+    return running_norm_forward(BATCH_NORM, input, running_mean, running_var, num_batches_tracked, weight, bias,
+                                training, momentum, eps, None, channel_axis, return_stats, negative_slope, clip, where)

@@ -2,11 +2,12 @@
 cdef enum Statistics:   # as the caller of forward gets them
     STATS_NONE
     STATS_ARRAYS
-    STATS_PACKED        # (input, bytes): rstd of every row, then the means. Two arrays take as long to make as a short row.
+    STATS_KEPT          # what backward needs becomes item 0 of a list: the input, and bytes, rstd of every row, then
+                        # the means. Two arrays take as long to make as a short row.
 
 
 cdef object rows_norm_forward(object input, object normalized_shape, object weight, object bias, bint centred,
-                              object eps, object out, object channel_axis, Statistics wanted,
+                              object eps, object out, object channel_axis, Statistics wanted, list kept,
                               object negative_slope, object clip, object axis, object zero_centred,
                               object where)
 cdef object rows_norm_backward(object grad_output, object input, object normalized_shape, object mean,

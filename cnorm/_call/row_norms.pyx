@@ -7,9 +7,9 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.string cimport memset
 
 from cnorm._call.arrays cimport (
-    accumulation_size, accumulation_type, as_array, as_doubles, as_flag, as_float, as_floats, as_int, as_out, as_size, blocks_overlap, check_no_overlap,
-    checked_out, dtype_code, float64_array, is_native, is_plain_array, is_plain_vector, is_trusted, may_overlap,
-    new_float64, same_shape, shape_of, size_of, writable_in_place)
+    accumulation_size, accumulation_type, as_array, as_doubles, as_flag, as_float, as_floats, as_int, as_out, as_size,
+    blocks_overlap, check_no_overlap, checked_out, dtype_code, float64_array, is_native, is_plain_array,
+    is_plain_vector, is_trusted, may_overlap, new_float64, same_shape, shape_of, size_of, writable_in_place)
 from cnorm._call.checks cimport as_axes, as_gradient, as_row_shape, axis_of, check_row, row_axes
 from cnorm._call.launch cimport launch
 from cnorm._call.masks cimport Mask, mask_argument
@@ -24,7 +24,7 @@ cnp.import_array()
 
 
 cdef object forward_contiguous(object input, object normalized_shape, object weight, object bias, bint centred,
-                               bint machine_epsilon, double eps, object out, Statistics wanted):
+                               bint machine_epsilon, double eps, object out, Statistics wanted, list kept):
     """layer_norm or rms_norm of C-contiguous native arrays over the last axis; None where the general call must look.
 
     The arrays may be large. Of small ones, everything here must cost less than the norm itself: 16 float32
@@ -70,7 +70,7 @@ cdef object forward_contiguous(object input, object normalized_shape, object wei
                 bias is not None and blocks_overlap(y, size, bias, n * accumulation_size(dtype))):
             return None
     memset(&a, 0, sizeof(a))
-    if wanted == STATS_PACKED:
+    if wanted == STATS_KEPT:
         packed = packed_statistics(rows, centred)
         a.rstd = <double *> PyBytes_AS_STRING(packed)
         if centred:
@@ -104,8 +104,9 @@ cdef object forward_contiguous(object input, object normalized_shape, object wei
     launch(ROWS_FORWARD, &a.head, rows * a.x.strides[1], "statistics")
     if not wanted:
         return y
-    if wanted == STATS_PACKED:
-        return y, (input, packed)
+    if wanted == STATS_KEPT:
+        kept[0] = (input, packed)
+        return y
     return (y, mean, rstd) if centred else (y, rstd)
 
 
@@ -142,10 +143,11 @@ cdef int lay_out_slopes(RowsCall call, object channel_axis) except -1:
 
 
 cdef object rows_norm_forward(object input, object normalized_shape, object weight, object bias, bint centred,
-                              object eps, object out, object channel_axis, Statistics wanted,
+                              object eps, object out, object channel_axis, Statistics wanted, list kept,
                               object negative_slope, object clip, object axis, object zero_centred,
                               object where):
-    """layer_norm (`centred`) or rms_norm, which takes an `eps` of None: the machine epsilon."""
+    """layer_norm (`centred`) or rms_norm, which takes an `eps` of None: the machine epsilon. `kept` is of
+    STATS_KEPT."""
     cdef RowsCall call
     cdef Mask given
     cdef cnp.ndarray x, into, w, b
@@ -153,7 +155,8 @@ cdef object rows_norm_forward(object input, object normalized_shape, object weig
     cdef bint machine_epsilon = eps is None and not centred
     cdef double epsilon = 0 if machine_epsilon else as_float(eps, "eps")
     if negative_slope is None and clip is None and axis is None and zero_centred is False and where is None:
-        y = forward_contiguous(input, normalized_shape, weight, bias, centred, machine_epsilon, epsilon, out, wanted)
+        y = forward_contiguous(input, normalized_shape, weight, bias, centred, machine_epsilon, epsilon, out, wanted,
+                               kept)
         if y is not None:
             return y
     call = <RowsCall> RowsCall.__new__(RowsCall)
@@ -175,7 +178,7 @@ cdef object rows_norm_forward(object input, object normalized_shape, object weig
     call.take_mask(given, x, into)
     lay_out_slopes(call, channel_axis)
     call.parameters(w, b, False, zero_centred)
-    if wanted == STATS_PACKED:
+    if wanted == STATS_KEPT:
         packed = packed_statistics(call.rows(), centred)
         call.use_packed(packed)
     elif wanted:
@@ -187,8 +190,9 @@ cdef object rows_norm_forward(object input, object normalized_shape, object weig
         y = given.wrapped(y)
     if not wanted:
         return y
-    if wanted == STATS_PACKED:
-        return y, (input, packed)
+    if wanted == STATS_KEPT:
+        kept[0] = (input, packed) if where is None else (input, packed, where)
+        return y
     stats = call.stats_shape()
     if centred:
         return y, call.mean.reshape(stats), call.rstd.reshape(stats)
@@ -348,30 +352,30 @@ cdef object add_norm_forward(object input, object residual, object normalized_sh
     return y, returned, call.rstd.reshape(stats)
 
 
-cdef tuple forward_and_saved(object input, object normalized_shape, object weight, object bias, bint centred,
-                             object eps, object channel_axis, object negative_slope, object clip, bint save,
-                             object axis, object zero_centred, object where):
-    """(result, what backward needs): None, or with `save` the input as an array and packed statistics, which
-    `rows_norm_backward` takes for rstd."""
+cdef object forward_keeping(list kept, object input, object normalized_shape, object weight, object bias, bint centred,
+                            object eps, object channel_axis, object negative_slope, object clip, bint keep,
+                            object axis, object zero_centred, object where):
+    """The result. Item 0 of `kept` becomes what backward needs: the input as an array, packed statistics, which
+    `rows_norm_backward` takes for rstd, and the mask where there is one; or None, unless `keep`."""
     cdef object x = input
     if not is_trusted(input) and not isinstance(input, np.ma.MaskedArray):
         x = as_array(input, "input")
-    result = rows_norm_forward(x, normalized_shape, weight, bias, centred, eps, None, channel_axis,
-                               STATS_PACKED if save else STATS_NONE, negative_slope, clip, axis, zero_centred, where)
-    if not save:
-        return result, None
-    return result if where is None else ((<tuple> result)[0], <tuple> (<tuple> result)[1] + (where,))
+    y = rows_norm_forward(x, normalized_shape, weight, bias, centred, eps, None, channel_axis,
+                          STATS_KEPT if keep else STATS_NONE, kept, negative_slope, clip, axis, zero_centred, where)
+    if not keep:
+        kept[0] = None
+    return y
 
 
-def layer_norm_and_saved(input, normalized_shape, weight, bias, eps, channel_axis, negative_slope, clip,
-                         bint save, axis=None, where=None):
-    """`layer_norm` of a module: the result, and with `save` (input, rstd) for `layer_norm_backward`, else None."""
-    return forward_and_saved(input, normalized_shape, weight, bias, True, eps, channel_axis, negative_slope, clip,
-                             save, axis, False, where)
+def layer_norm_keeping(list kept, input, normalized_shape, weight, bias, eps, channel_axis, negative_slope, clip,
+                       bint keep, axis, where):
+    """`layer_norm` of a module, which keeps what `layer_norm_backward` needs in item 0 of `kept`."""
+    return forward_keeping(kept, input, normalized_shape, weight, bias, True, eps, channel_axis, negative_slope, clip,
+                           keep, axis, False, where)
 
 
-def rms_norm_and_saved(input, normalized_shape, weight, eps, channel_axis, negative_slope, clip, bint save,
-                       axis=None, zero_centered_gamma=False, where=None):
-    """`rms_norm` of a module: the result, and with `save` (input, rstd) for `rms_norm_backward`, else None."""
-    return forward_and_saved(input, normalized_shape, weight, None, False, eps, channel_axis, negative_slope, clip,
-                             save, axis, zero_centered_gamma, where)
+def rms_norm_keeping(list kept, input, normalized_shape, weight, eps, channel_axis, negative_slope, clip, bint keep,
+                     axis, zero_centered_gamma, where):
+    """`rms_norm` of a module, which keeps what `rms_norm_backward` needs in item 0 of `kept`."""
+    return forward_keeping(kept, input, normalized_shape, weight, None, False, eps, channel_axis, negative_slope, clip,
+                           keep, axis, zero_centered_gamma, where)

@@ -203,7 +203,7 @@ cdef inline void sample_coefficients(const Job *job, const ColumnLayout *layout,
     column_range_coefficients(job, layout, sample, sums, count, what, 0, layout.columns, coeffs)
     if layout.rows == 1:
         return
-    if layout.rows * layout.columns * layout.loops.size < PEEL_MIN_BYTES:  # nothing is peeled: a third of the copies less
+    if layout.rows * layout.columns * layout.loops.size < PEEL_MIN_BYTES:  # nothing is peeled: fewer copies
         end = layout.repeat * row_bytes
     # forward uses mean_hi, scale and bias, and the slopes of an activation
     used = N_COLUMN_COEFFICIENTS if what == PASS_BACKWARD else 4 if has_slopes(job.activation) else 3

@@ -31,7 +31,7 @@ class Norm(Module):
     """The base of the normalization layers.
 
     A subclass defines `_forward`, which returns the output and, if `keep`, a tuple of what
-    backward needs beside the input; and `_backward`, which takes those, and the mask where there
+    backward needs, the input first; and `_backward`, which takes those, and the mask where there
     is one, and returns the gradients of the input, of what `_learned` names and, with PReLU, of
     its slope.
     """
@@ -90,13 +90,10 @@ class Norm(Module):
             slope, clip = activation.slope, activation.clip
         if type(input) is not np.ndarray:
             input = as_array(input)
-        output, stats = self._forward(input, keep, slope, clip, where)
-        if not keep:
-            self._pass[0] = None
-        elif where is None:
-            self._pass[0] = (input,) + stats  # noqa: RUF005 (a display takes 60 ns longer)
-        else:
-            self._pass[0] = (input, *stats, where)
+        output, kept = self._forward(input, keep, slope, clip, where)
+        if keep and where is not None:
+            kept = (*kept, where)
+        self._pass[0] = kept if keep else None
         return output
 
     def _forward(self, input, keep, slope, clip, where):

@@ -69,7 +69,7 @@ class RunningNorm(Norm):
     def _normalize(
         self, input, keep, slope, clip, use_input_stats, running_mean, running_var, where
     ):  # fmt: skip
-        """What `_forward` returns, `use_input_stats` first; updates the running statistics."""
+        """What `_forward` returns, `use_input_stats` second; updates the running statistics."""
         raise NotImplementedError
 
     def extra_repr(self):

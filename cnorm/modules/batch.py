@@ -33,7 +33,7 @@ class _BatchNorm(RunningNorm):
         if not keep:
             return result, None
         output, mean, rstd = result
-        return output, (use_input_stats, mean, rstd)
+        return output, (input, use_input_stats, mean, rstd)
 
     def load_moments(self, moments):
         """Set the running statistics from moments of data ("precise batch norm").

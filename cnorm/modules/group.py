@@ -82,7 +82,7 @@ class GroupNorm(Norm):
         if not keep:
             return result, None
         output, mean, rstd = result
-        return output, (mean, rstd)
+        return output, (input, mean, rstd)
 
     def _backward(self, grad_output, slope, clip, input, mean, rstd, where=None):
         return F.group_norm_backward(

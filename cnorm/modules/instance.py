@@ -38,7 +38,7 @@ class _InstanceNorm(RunningNorm):
         if not keep:
             return result if batched is input else result[0], None
         output, mean, rstd = result
-        return output if batched is input else output[0], (use_input_stats, mean, rstd)
+        return output if batched is input else output[0], (input, use_input_stats, mean, rstd)
 
     def _batched_mask(self, where, as_it_is):
         """A mask of a sample without its axis, as one that broadcasts to the batch of it."""

@@ -64,7 +64,7 @@ class LocalResponseNorm(_ResponseNorm):
             input, self.size, self.alpha, self.beta, self.k, channel_axis=self.channel_axis,
             negative_slope=slope, clip=clip,
         )  # fmt: skip
-        return output, ()
+        return output, (input,)
 
     def _backward(self, grad_output, slope, clip, input):
         gradients = F.local_response_norm_backward(
@@ -111,7 +111,7 @@ class CrossMapLRN2d(_ResponseNorm):
         if where is not None:
             raise without_mask(self)
         output = F.cross_map_lrn(input, self.size, self.alpha, self.beta, self.k)
-        return output, ()
+        return output, (input,)
 
     def _backward(self, grad_output, slope, clip, input):
         return (

@@ -1,7 +1,7 @@
 """Root mean square normalization: the last axes of the input, or any others, not centred."""
 
 from .. import functional as F
-from .._call.row_norms import rms_norm_and_saved
+from .._call.row_norms import rms_norm_keeping
 from ._arrays import as_shape, check_number
 from ._docs import parameters_of
 from ._grad_mode import get_grad_mode
@@ -76,11 +76,10 @@ class RMSNorm(Norm):
         activation, slope, clip = self.activation, None, None
         if activation is not None:
             slope, clip = activation.slope, activation.clip
-        output, self._pass[0] = rms_norm_and_saved(
-            input, self.normalized_shape, self.weight, self.eps, self.channel_axis, slope,
-            clip, keep, self.axis, self.zero_centered_gamma, where,
+        return rms_norm_keeping(
+            self._pass, input, self.normalized_shape, self.weight, self.eps, self.channel_axis,
+            slope, clip, keep, self.axis, self.zero_centered_gamma, where,
         )  # fmt: skip
-        return output
 
     def _backward(self, grad_output, slope, clip, input, stats, where=None):
         return F.rms_norm_backward(

@@ -86,7 +86,7 @@ class _SwitchNorm(Norm):
             self.var_weight, self.training, self.momentum, self.eps, self.using_moving_average,
             channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope, clip=clip,
         )  # fmt: skip
-        return (result[0], result[1:]) if keep else (result, None)
+        return (result[0], (input, *result[1:])) if keep else (result, None)
 
     def _backward(self, grad_output, slope, clip, input, stats):
         return F.switch_norm_backward(

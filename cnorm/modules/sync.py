@@ -89,11 +89,11 @@ class SyncBatchNorm(_BatchNorm):
                 exchange, input, slope, clip, running_mean, running_var, where
             )
         with exchange.reporting(FORWARD):
-            output, stats = super()._normalize(
+            output, kept = super()._normalize(
                 input, keep, slope, clip, use_input_stats, running_mean, running_var, where
             )
         exchange.agree(FORWARD, input.dtype)
-        return output, stats and (exchange, *stats)
+        return output, kept and (input, exchange, *kept[1:])
 
     def _normalize_together(self, exchange, input, slope, clip, running_mean, running_var, where):
         given = input
@@ -123,7 +123,7 @@ class SyncBatchNorm(_BatchNorm):
         if where is not None:
             np.copyto(output, 0, where=np.logical_not(where))
         self._track(running_mean, running_var, count, mean, m2)
-        return masked_as(given, output), (exchange, True, mean, rstd, count, lo)
+        return masked_as(given, output), (given, exchange, True, mean, rstd, count, lo)
 
     def _check(self, input, slope, clip, running_mean, running_var):
         # The checks of batch norm: it runs on no samples at all, which changes no statistic.
