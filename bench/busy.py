@@ -195,6 +195,7 @@ def pairs(above, below):
 def measure(states, cases, threads, blocks, seconds, with_fixed):
     """Return {(state, case): {arm: [Block]}}."""
     found = {}
+    rng = np.random.default_rng(0)
     todo = [(state, case) for state in states for case in cases]
     for state, case in tqdm(todo, unit="case"):
         arms = ARMS if with_fixed or state == "0" else ARMS[:2]
@@ -202,9 +203,8 @@ def measure(states, cases, threads, blocks, seconds, with_fixed):
         with at_work(state, CASES[case], threads) as run:
             for name in arms:  # memory, caches, and the policy find their state
                 run(name, min(seconds, 0.3))
-            for turn in range(-(-blocks // len(arms))):
-                for i in range(len(arms)):
-                    name = arms[(turn + i) % len(arms)]
+            for _ in range(-(-blocks // len(arms))):
+                for name in rng.permutation(arms):  # no arm always follows the same one
                     times[name].append(run(name, seconds))
         found[state, case] = times
     return found

@@ -213,7 +213,7 @@ def evaluate(model, optimizer, inputs):
 # ---- what is measured ----
 
 
-def typical_errors(model, fast, network, size, training, draws=5):
+def typical_errors(model, fast, network, size, training, draws=3):
     """The median of each error over some inputs.
 
     Where a ReLU's input is 0 but for rounding, one sign that differs from float64's changes the

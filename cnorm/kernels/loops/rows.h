@@ -81,9 +81,10 @@ typedef struct {
     int shifted;
 } FN(RowCoefficients);
 
-/* R rows side by side, with parameters per element: each vector of weights is loaded once for R rows. */
+/* R rows side by side, with parameters per element: each vector of weights is loaded once for R rows. nontemporal: past
+ * the cache, for rows of whole cache lines. */
 INLINE void FN(apply_rows_unrolled)(const RowBatch *batch, const FN(RowCoefficients) *coeffs, ptrdiff_t row,
-                                    const int R, const int centred, const int biased) {
+                                    const int R, const int centred, const int biased, const int nontemporal) {
     const ptrdiff_t n = batch->n;
     const A *const weights = (const A *)batch->coeffs.weights, *const biases = (const A *)batch->coeffs.biases;
     VECTOR mean_hi[ROWS_UNROLLED], mean_lo[ROWS_UNROLLED], scale[ROWS_UNROLLED];
@@ -98,16 +99,16 @@ INLINE void FN(apply_rows_unrolled)(const RowBatch *batch, const FN(RowCoefficie
     }
 #define NORMALIZED(v, weight, bias) \
     FN(normalized)(v, mean_hi[k], mean_lo[k], scale[k], weight, bias, 1, centred, biased)
-#define APPLY_VECTOR(partial) /* one vector of each row, at i */                    \
-    {                                                                               \
-        const VECTOR weight = FN(acc_load)(weights, i, partial),                    \
-                     bias = biased ? FN(acc_load)(biases, i, partial) : weight;     \
-        FOR_UNROLLED_ROWS {                                                         \
-            const VECTOR value = FN(vector_load)(x[k], i, partial, mean_hi[k]);     \
-            FN(vector_store)(y[k], i, partial, NORMALIZED(value, weight, bias), 0); \
-        }                                                                           \
+#define APPLY_VECTOR(partial) /* one vector of each row, at i */                              \
+    {                                                                                         \
+        const VECTOR weight = FN(acc_load)(weights, i, partial),                              \
+                     bias = biased ? FN(acc_load)(biases, i, partial) : weight;               \
+        FOR_UNROLLED_ROWS {                                                                   \
+            const VECTOR value = FN(vector_load)(x[k], i, partial, mean_hi[k]);               \
+            FN(vector_store)(y[k], i, partial, NORMALIZED(value, weight, bias), nontemporal); \
+        }                                                                                     \
     }
-    const ptrdiff_t peel = R == 1 || batch->y_stride % (LANES_ALIGN / 2) == 0 ? FN(peel)(y[0], n, 0) : 0;
+    const ptrdiff_t peel = nontemporal ? 0 : R == 1 || batch->y_stride % (LANES_ALIGN / 2) == 0 ? FN(peel)(y[0], n, 0) : 0;
     ptrdiff_t i = 0;
     if (peel) APPLY_VECTOR(peel)
     for (i = peel; i + 2 * LANES <= n; i += 2 * LANES) {
@@ -116,7 +117,11 @@ INLINE void FN(apply_rows_unrolled)(const RowBatch *batch, const FN(RowCoefficie
                      bias1 = biased ? PARAMETER(biases, i + LANES) : weight1;
         FOR_UNROLLED_ROWS {
             const S *p = (const S *)x[k] + i;
-            STORE_PAIR((S *)y[k] + i, NORMALIZED(LOAD(p), weight0, bias0), NORMALIZED(LOAD(p + LANES), weight1, bias1));
+            S *const q = (S *)y[k] + i;
+            const VECTOR first = NORMALIZED(LOAD(p), weight0, bias0),
+                         second = NORMALIZED(LOAD(p + LANES), weight1, bias1);
+            if (nontemporal) STREAM_PAIR(q, first, second);
+            else STORE_PAIR(q, first, second);
         }
     }
     for (; i + LANES <= n; i += LANES) APPLY_VECTOR(0)
@@ -125,18 +130,28 @@ INLINE void FN(apply_rows_unrolled)(const RowBatch *batch, const FN(RowCoefficie
 #undef NORMALIZED
 }
 
-/* Every row of a batch, with parameters per element, without an activation. Rows whole pages apart are taken one by
- * one: side by side, all their lines would fall into one set of L1. */
+/* Whether rows can be stored past the cache side by side: short ones of whole cache lines. The loops of long rows, which
+ * begin and end within a line, cost a short row a call: layer norm of (1000000, 16) took 1.28 times as long. */
+INLINE int FN(rows_are_short_lines)(const RowBatch *batch) {
+    return ROWS_UNROLLED > 1 && batch->n <= 4 * LANES && batch->n % LANES == 0
+           && (batch->n * sizeof(S) | (uintptr_t)batch->y | (uintptr_t)batch->y_stride) % LANES_ALIGN == 0;
+}
+
+/* Every row of a batch, with parameters per element, without an activation; with non-temporal stores such rows alone as
+ * rows_are_short_lines. Rows whole pages apart are taken one by one: side by side, all their lines would fall into one
+ * set of L1. */
 static void FN(apply_rows)(const RowBatch *batch, const FN(RowCoefficients) *coeffs) {
     ptrdiff_t row = 0;
-#define APPLY_TO_ROWS(R)                                                                        \
-    if (!batch->centred) FN(apply_rows_unrolled)(batch, coeffs, row, R, UNCENTRED, 0);          \
-    else if (!batch->coeffs.biases) FN(apply_rows_unrolled)(batch, coeffs, row, R, SHIFTED, 0); \
-    else if (coeffs->shifted) FN(apply_rows_unrolled)(batch, coeffs, row, R, SHIFTED, 1);       \
-    else FN(apply_rows_unrolled)(batch, coeffs, row, R, CENTRED, 1);
-    if (ROWS_UNROLLED > 1 && (batch->x_stride | batch->y_stride) % PAGE_BYTES)
-        for (; row + ROWS_UNROLLED <= batch->rows; row += ROWS_UNROLLED) { APPLY_TO_ROWS(ROWS_UNROLLED) }
-    for (; row < batch->rows; ++row) { APPLY_TO_ROWS(1) }
+#define APPLY_TO_ROWS(R, nontemporal)                                                                        \
+    if (!batch->centred) FN(apply_rows_unrolled)(batch, coeffs, row, R, UNCENTRED, 0, nontemporal);          \
+    else if (!batch->coeffs.biases) FN(apply_rows_unrolled)(batch, coeffs, row, R, SHIFTED, 0, nontemporal); \
+    else if (coeffs->shifted) FN(apply_rows_unrolled)(batch, coeffs, row, R, SHIFTED, 1, nontemporal);       \
+    else FN(apply_rows_unrolled)(batch, coeffs, row, R, CENTRED, 1, nontemporal);
+    if (ROWS_UNROLLED > 1 && batch->coeffs.nontemporal)
+        for (; row + ROWS_UNROLLED <= batch->rows; row += ROWS_UNROLLED) { APPLY_TO_ROWS(ROWS_UNROLLED, 1) }
+    else if (ROWS_UNROLLED > 1 && (batch->x_stride | batch->y_stride) % PAGE_BYTES)
+        for (; row + ROWS_UNROLLED <= batch->rows; row += ROWS_UNROLLED) { APPLY_TO_ROWS(ROWS_UNROLLED, 0) }
+    for (; row < batch->rows; ++row) { APPLY_TO_ROWS(1, 0) }
 #undef APPLY_TO_ROWS
 }
 
@@ -188,14 +203,16 @@ static void FN(forward_rows)(RowBatch *batch) {
     for (ptrdiff_t row = 0; row < rows; ++row) any_fallback |= FN(row_needs_fallback)(batch, sum_d[row], sum_dd[row]);
     batch->any_fallback = any_fallback != 0;
     coeffs.shifted = shifted != 0;
-    if (batch->elementwise && !any_fallback && !batch->activation && !batch->coeffs.nontemporal && batch->y) {
+    if (batch->elementwise && !any_fallback && !batch->activation && batch->y
+        && (!batch->coeffs.nontemporal || FN(rows_are_short_lines)(batch))) {
         FN(apply_rows)(batch, &coeffs);
         return;
     }
     for (ptrdiff_t row = 0; row < rows; ++row)
         batch->needs_fallback[row] = FN(row_needs_fallback)(batch, sum_d[row], sum_dd[row]);
     if (!batch->y) return;
-    /* rows with parameters per element come here with an activation, with non-temporal stores or after a fallback */
+    /* rows with parameters per element come here with an activation, after a fallback, or with non-temporal stores unless
+     * they are short lines */
     if (batch->elementwise && batch->activation) FN(forward_rows_any)(batch, 1, batch->activation, 0);
     else if (batch->activation) FN(forward_rows_any)(batch, 0, batch->activation, 0);
     else if (batch->elementwise) FN(forward_rows_any)(batch, 1, ACT_NONE, 1);
