@@ -311,7 +311,7 @@ def test_a_layer_of_ones_own_keeps_its_errors():
 
     with pytest.raises(TypeError, match=r"^of mine$"):
         Mine(3)
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'sizes'$"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'sizes'(\. Did you|$)"):
         Mine(sizes=3)
 
 
