@@ -68,7 +68,7 @@ class Inputs:
         self.mask: dict[str, Array] = {}
 
     def masked(self) -> Inputs:
-        """The same with a mask that is one for all channels.
+        """A copy of these inputs with a mask that is one for all channels.
 
         Rows keep three elements: of two that lie close nobody computes the gradient well.
         """

@@ -32,25 +32,12 @@ def per_channel(stat, x):
 
 @_in_shape
 def batch_norm(norm, x, weight, bias, mean, var, where):
-    x, where = _flat(x, where)
-    y, count, *stats = _normalized(x, where, (0, 2), norm.eps)
-    if not watched() and (count == 1).any():  # of a graph nobody knows the values yet
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {list(x.shape)} "
-            "with one True in a channel of where"
-        )
-    if mean is not None:
-        _update(mean, var, norm.momentum, count, *stats)
-    return _affine(y, weight, bias, where)
+    return _of_axes((0, 2), norm, x, weight, bias, mean, var, where)
 
 
 @_in_shape
 def instance_norm(norm, x, weight, bias, mean, var, where):
-    x, where = _flat(x, where)
-    y, count, *stats = _normalized(x, where, (2,), norm.eps)
-    if mean is not None:
-        _update(mean, var, norm.momentum, count, *stats)
-    return _affine(y, weight, bias, where)
+    return _of_axes((2,), norm, x, weight, bias, mean, var, where)
 
 
 @_in_shape
@@ -102,6 +89,21 @@ def _normalized(x, where, axes, eps, centred=True):
     var = x.square().sum(axes, keepdim=True) / n
     rstd = (var + eps).masked_fill(count == 0, 1).rsqrt()
     return x * rstd, count, mean, var
+
+
+def _of_axes(axes, norm, x, weight, bias, mean, var, where):
+    """A norm over these axes of (N, C, S), with running statistics or without."""
+    x, where = _flat(x, where)
+    y, count, *stats = _normalized(x, where, axes, norm.eps)
+    # of a batch's channel one element has no variance; of a graph nobody knows the values yet
+    if 0 in axes and not watched() and (count == 1).any():
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {list(x.shape)} "
+            "with one True in a channel of where"
+        )
+    if mean is not None:
+        _update(mean, var, norm.momentum, count, *stats)
+    return _affine(y, weight, bias, where)
 
 
 def _affine(y, weight, bias, where):
