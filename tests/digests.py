@@ -1,7 +1,8 @@
 """Digests of what every operation computes: equal bits, equal digests.
 
-``python tests/digests.py 1 3`` prints them as JSON for 1 and for 3 threads; ``--write`` stores
-them as the golden ones. A change of those is a change of results: name it in the changelog.
+``python tests/digests.py 1 3`` prints them as JSON for 1 and for 3 threads, ``--check 1 3``
+compares them with the golden ones, ``--write`` stores new golden ones. A change of those is a
+change of results: name it in the changelog.
 """
 
 import hashlib
@@ -78,11 +79,21 @@ def main(arguments):
     if arguments == ["--write"]:
         GOLDEN.write_text(json.dumps(portable(digests()), indent=0, sort_keys=True) + "\n")
         return
+    check = arguments[:1] == ["--check"]
     found = {}
-    for n in map(int, arguments):
+    for n in map(int, arguments[check:]):
         with team(n):
             found[n] = digests()
-    print(json.dumps(found))
+    if not check:
+        print(json.dumps(found))
+        return
+    golden = json.loads(GOLDEN.read_text())
+    for n, of_n in found.items():
+        of_n = portable(of_n)
+        differing = [key for key in golden.keys() | of_n.keys() if golden.get(key) != of_n.get(key)]
+        if differing:
+            sys.exit(f"{n} threads: {len(differing)} digests differ, {sorted(differing)[0]} first")
+        print(f"{n} threads: {len(golden)} digests as stored")
 
 
 if __name__ == "__main__":
