@@ -387,20 +387,31 @@ class Moments:
         """
         return self._apply(input, eps, ddof, where, clip, dtype, out, inverse=False)
 
-    def inverse(self, input, *, eps=0.0, ddof=0, dtype=None, out=None):
+    def inverse(self, input, *, eps=0.0, ddof=0, where=None, dtype=None, out=None):
         """``input * sqrt(var + eps) + mean``: what `standardize` was given.
 
         Parameters
         ----------
         input : array_like
-            Of a shape that agrees at the kept axes.
+            Of a shape that agrees at the kept axes. Of a ``numpy.ma`` array the mask holds as well
+            as `where`, and the result is masked as it is.
         eps, ddof, dtype, out
             As `standardize` had them.
+        where : array_like of bool, optional
+            Which elements to restore; broadcasts to the input. Elsewhere `out` keeps its value, and
+            the result is 0 without `out`.
 
         Returns
         -------
         ndarray
             Of the input's shape.
+
+        Raises
+        ------
+        TypeError
+            A mask that is not of bools, an input that is not of numbers.
+        ValueError
+            Moments without data, shapes that do not fit together, eps out of range.
 
         Examples
         --------
@@ -408,8 +419,11 @@ class Moments:
         >>> m = F.moments([[1.0, 2.0], [3.0, 6.0]], axis=0)
         >>> m.inverse([[0.0, 2.0]])
         array([[2., 8.]])
+        >>> m.inverse([[1.0, 2.0], [np.nan, 0.0]], where=[[True, True], [False, True]])
+        array([[3., 8.],
+               [0., 4.]])
         """
-        return self._apply(input, eps, ddof, None, None, dtype, out, inverse=True)
+        return self._apply(input, eps, ddof, where, None, dtype, out, inverse=True)
 
     def _apply(self, input, eps, ddof, where, clip, dtype, out, inverse):
         if self._is_empty and self.axis is not None:

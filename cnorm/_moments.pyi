@@ -60,6 +60,7 @@ class Moments:
         *,
         eps: float = 0.0,
         ddof: float = 0,
+        where: ArrayLike | None = None,
         dtype: DTypeLike | None = None,
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any]: ...

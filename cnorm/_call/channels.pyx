@@ -256,8 +256,21 @@ cdef class ChannelsCall(ChannelAxisCall):
 
     cdef object masked_counts(self):
         """How many elements of each unit count."""
-        cdef cnp.ndarray where = self.grouped(self.mask.where, self.groups or self.channels)
+        cdef cnp.ndarray where
         cdef cnp.ndarray x = self.grouped(self.x, self.groups or self.channels)
+        cdef Py_ssize_t repeats = 1
+        self.mask.scan(self.batch_axis, self.channel_axis)
+        where = self.grouped(self.mask.where, self.groups or self.channels)
+        if self.mask.counts is not None:
+            for i in range(3, cnp.PyArray_NDIM(x)):
+                if cnp.PyArray_DIM(where, i) == 1:
+                    repeats *= cnp.PyArray_DIM(x, i)
+            if self.groups:
+                counts = self.mask.counts.reshape(-1, self.groups, self.channels // self.groups).sum(2) * repeats
+                return np.array(np.broadcast_to(counts, shape_of(x)[:2]), order="C")
+            if cnp.PyArray_DIM(where, 0) == 1:
+                repeats *= cnp.PyArray_DIM(x, 0)
+            return self.mask.counts.sum(0) * repeats
         axes = [i for i in range(cnp.PyArray_NDIM(x)) if i != 1 and (i != 0 or self.groups == 0)]
         counts = np.add.reduce(where, tuple(axes), dtype=np.float64)
         for i in axes:
@@ -274,10 +287,12 @@ cdef class ChannelsCall(ChannelAxisCall):
         cdef Py_ssize_t groups = self.groups or self.channels, n
         cdef bint of_batch = self.groups == 0, given = self.stats_given, in_rows
         cdef list views = [self.grouped(one, groups) for one in (self.x, self.y, self.dy, None)]
-        cdef cnp.ndarray where = self.grouped(self.mask.where, groups)
+        cdef cnp.ndarray where
         cdef cnp.ndarray x = views[0]
         cdef list spatial = list(range(3, cnp.PyArray_NDIM(x))), outer = [0], unit = [1], part = [], segment = [2]
         cdef list inner = spatial
+        self.mask.scan(self.batch_axis, self.channel_axis)
+        where = self.grouped(self.mask.where, groups)
         for i in (2, 1):
             if same_along(where, i):
                 where = where[(slice(None),) * i + (slice(0, 1),)]

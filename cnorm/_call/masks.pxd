@@ -10,8 +10,11 @@ cdef class Mask:
     cdef object of_input          # this mask, or nomask; None where the input is no masked array
     cdef cnp.ndarray where        # once it is checked, with as many axes as the input, of size 1 where it is one for
                                   # all; None where all is True
+    cdef cnp.ndarray counts       # after `scan`, where channels differ: how many elements of each sample's channel count
+    cdef bint scanned
     cdef bint keeps               # forward with an `out`, which keeps its values where the mask is False
 
+    cdef int scan(self, int batch_axis, int channel_axis) except -1
     cdef int check(self, cnp.ndarray x, bint keeps) except -1
     cdef object gradient(self, object grad_output, str name=*)
     cdef object wrapped(self, object result)

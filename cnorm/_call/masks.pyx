@@ -8,15 +8,72 @@ lie pieces, each with a mask of its own.
 import numpy as np
 
 cimport numpy as cnp
-from libc.string cimport memset
+from cython.parallel cimport prange
+from libc.string cimport memchr, memset
 
-from cnorm._call.arrays cimport as_array, hints, shape_of
+from cnorm._call.arrays cimport as_array, float64_data, hints, shape_of
 from cnorm._call.launch cimport launch
 from cnorm._plan cimport ARRAYS, axes_together
+from cnorm._runtime cimport PolicyCall, begin_team, end_team, policy_tag, threads_for
 from cnorm.kernels.job cimport FLOAT64, ITEM_ELEMENTS, ITEM_UNITS, MASKED, Items, Kernel, MaskedAxis, MaskedJob
 from cnorm.kernels.tuning cimport MASKED_PIECE_BYTES
 
 cnp.import_array()
+
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #include <stdint.h>
+    #include <string.h>
+    /* How many of n bytes are not 0. Eight at a time: 31 words add up without a carry. */
+    static double cnorm_count_true(const char *mask, ptrdiff_t n) {
+        const uint64_t ones = 0x0101010101010101u;
+        ptrdiff_t i = 0, count = 0;
+        while (i + 8 <= n) {
+            const ptrdiff_t stop = n - i >= 8 * 31 ? i + 8 * 31 : i + (n - i) / 8 * 8;
+            uint64_t sum = 0, word;
+            for (; i < stop; i += 8) {
+                memcpy(&word, mask + i, 8);
+                if (word & ~ones) { /* a bool of another byte than 1 */
+                    word |= word >> 4;
+                    word |= word >> 2;
+                    word |= word >> 1;
+                    word &= ones;
+                }
+                sum += word;
+            }
+            for (int k = 0; k < 8; ++k) count += (sum >> (8 * k)) & 0xff;
+        }
+        for (; i < n; ++i) count += mask[i] != 0;
+        return (double)count;
+    }
+    /* The counts of the rows of n bytes; whether one differs from the first. */
+    static int cnorm_scan_rows(const char *mask, ptrdiff_t rows, ptrdiff_t n, double *counts) {
+        int differ = 0;
+        for (ptrdiff_t row = 0; row < rows; ++row) {
+            const int other = row == 0 || memcmp(mask, mask + row * n, n);
+            counts[row] = other ? cnorm_count_true(mask + row * n, n) : counts[0];
+            differ |= row && other;
+        }
+        return differ;
+    }
+    """
+    bint cnorm_scan_rows(const char *mask, Py_ssize_t rows, Py_ssize_t n, double *counts) nogil
+
+
+cdef bint scan_samples(const char *mask, Py_ssize_t samples, Py_ssize_t channels, Py_ssize_t n, double *counts,
+                       int threads) noexcept nogil:
+    """Count what a mask selects of each channel of each sample; whether channels of a sample differ."""
+    cdef Py_ssize_t i
+    cdef int differ = 0
+    if threads == 1:
+        for i in range(samples):
+            differ += cnorm_scan_rows(mask + i * channels * n, channels, n, counts + i * channels)
+    else:
+        for i in prange(samples, num_threads=threads, schedule="static"):
+            differ += cnorm_scan_rows(mask + i * channels * n, channels, n, counts + i * channels)
+    return differ != 0
 
 
 # ---- the argument ----
@@ -84,8 +141,49 @@ cdef class Mask:
             return 0
         where = where[tuple([slice(None) if cnp.PyArray_STRIDE(where, i) else slice(0, 1)
                              for i in range(cnp.PyArray_NDIM(where))])]
-        if not np.logical_and.reduce(where, None):
+        if cnp.PyArray_IS_C_CONTIGUOUS(where):  # most masks have a False among the first elements
+            if memchr(cnp.PyArray_BYTES(where), 0, cnp.PyArray_SIZE(where)) != NULL:
+                self.where = where
+        elif not np.logical_and.reduce(where, None):
             self.where = where
+        return 0
+
+    cdef int scan(self, int batch_axis, int channel_axis) except -1:
+        """Look, once, at a mask of the input's own size. One that is the same for all channels is from now on that of
+        one channel."""
+        cdef cnp.ndarray where = self.where, counts
+        cdef Py_ssize_t samples, channels, n, size
+        cdef PolicyCall call
+        cdef bint differ
+        cdef int threads
+        cdef const char *mask
+        cdef double *to
+        cdef Py_ssize_t shape[5]
+        if self.scanned:
+            return 0
+        self.scanned = True
+        channels = cnp.PyArray_DIM(where, channel_axis)
+        size = cnp.PyArray_SIZE(where)
+        if channels <= 1 or size == 0 or channel_axis != batch_axis + 1 or not cnp.PyArray_IS_C_CONTIGUOUS(where):
+            return 0
+        samples = cnp.PyArray_DIM(where, 0) if batch_axis == 0 else 1
+        n = size // (samples * channels)
+        counts = np.empty((samples, channels))
+        to = float64_data(counts)
+        mask = cnp.PyArray_BYTES(where)
+        threads = threads_for(size)
+        if threads == 1:
+            differ = scan_samples(mask, samples, channels, n, to, 1)
+        else:
+            shape = [samples, channels, n, 0, 0]
+            with nogil:
+                threads = begin_team(&call, policy_tag(MASKED, 255, shape), size, threads)
+                differ = scan_samples(mask, samples, channels, n, to, threads)
+                end_team(&call)
+        if differ:
+            self.counts = counts
+        else:
+            self.where = where[(slice(None),) * channel_axis + (slice(0, 1),)]
         return 0
 
     cdef object gradient(self, object grad_output, str name="grad_output"):
@@ -181,9 +279,16 @@ cdef class Pieces:
         shape = [cnp.PyArray_DIM(where, i) for i in outer + unit + part + segment]
         within = [i for i in range(cnp.PyArray_NDIM(x)) if i not in order]
         where = where[tuple([slice(0, 1) if i in within else slice(None) for i in range(cnp.PyArray_NDIM(x))])]
+        # a large mask is not copied: each piece takes its own
+        m.gathers = items == ITEM_ELEMENTS and not part and not within and cnp.PyArray_IS_C_CONTIGUOUS(where) and all(
+            [cnp.PyArray_DIM(where, i) == cnp.PyArray_DIM(x, i) for i in inner]) and any(
+            [cnp.PyArray_DIM(where, i) > 1 for i in outer])
         where = where.transpose(order + within)
         where = np.broadcast_to(where, shape + [cnp.PyArray_DIM(x, i) for i in inner] + [1] * len(within))
-        self.mask = np.ascontiguousarray(np.not_equal(where.view(np.uint8), 0))
+        if m.gathers:
+            self.mask = where.view(np.uint8)
+        else:
+            self.mask = np.ascontiguousarray(np.not_equal(where.view(np.uint8), 0))
         m.mask = cnp.PyArray_BYTES(self.mask)
         m.item_bytes = itemsize
         for i in within:
@@ -227,7 +332,7 @@ cdef class Pieces:
             m.items_per_piece = min(m.length, max(1, MASKED_PIECE_BYTES // max(m.item_bytes, 1)))
         elif items == ITEM_ELEMENTS:
             n = m.segment.size * m.length * m.item_bytes
-            least = MASKED_PIECE_BYTES // 8 if m.part.size > 1 else 0  # of a part, so that its job pays
+            least = MASKED_PIECE_BYTES // 8 if m.part.size > 1 else 0  # of a part, where it is a job: so that it pays
             m.units_per_piece = min(m.unit.size, max(1, MASKED_PIECE_BYTES // max(m.part.size * n, 1),
                                                      least // max(n, 1)))
         m.job.shape[0] = 1

@@ -298,6 +298,7 @@ cdef struct MaskedJob:
     bint zero_sum          # as `zero`, of x, where it is such a sum
     char *array[4]         # as in MaskedAxis; NULL where there is none
     const char *mask
+    bint gathers                # the mask of a piece is read with strides; else it is contiguous along the inner axes
     Py_ssize_t item_bytes
     Py_ssize_t element_bytes    # of the accumulation type
     int outers                  # axes of pieces, outermost first
@@ -307,7 +308,7 @@ cdef struct MaskedJob:
     MaskedAxis part             # parts of a unit that have masks of their own: moments and sums merge over them
     bint merges
     MaskedAxis segment          # parts of a unit that share a mask
-    int inners                  # axes of items, outermost first; the mask is contiguous along them
+    int inners                  # axes of items, outermost first
     MaskedAxis inner[JOB_AXES]
     Py_ssize_t length           # items along them, selected or not
     Py_ssize_t items_per_piece

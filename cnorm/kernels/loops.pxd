@@ -212,6 +212,12 @@ cdef extern from "loops/select.h" nogil:  # which describes them
     Py_ssize_t find_selected(const char *mask, Py_ssize_t n, Py_ssize_t *first, bint *one_run)
     Py_ssize_t pack_items(Py_ssize_t size, const char *x, Py_ssize_t stride, const char *mask, Py_ssize_t n, char *to)
     Py_ssize_t unpack_items(Py_ssize_t size, const char *items, const char *mask, Py_ssize_t n, char *y,
-                            Py_ssize_t stride, bint zero)
+                            Py_ssize_t stride, bint zero, bint stream)
+    void select_items(Py_ssize_t size, const char *values, const char *mask, Py_ssize_t n, char *y, bint zero,
+                      bint stream)
+    void copy_mask(const char *mask, Py_ssize_t stride, Py_ssize_t n, char *to)
+    void prefetch_read(const char *p, Py_ssize_t n)
+    void prefetch_write(const char *p, Py_ssize_t n)
+    void zero_bytes(char *y, Py_ssize_t n, bint stream)
     void zero_items(Py_ssize_t size, char *y, Py_ssize_t stride, Py_ssize_t n)
     void add_to_selected(double *total, const double *sums, const char *mask, Py_ssize_t n)

@@ -73,6 +73,9 @@ INLINE __mmask16 selection_of(const char *mask, int lanes) {
 #define STORE_SELECTED16(at, k, v) _mm256_mask_storeu_epi16(at, k, _mm512_cvtepi32_epi16(v))
 #define STORE_SELECTED32(at, k, v) _mm512_mask_storeu_epi32(at, k, v)
 #define STORE_SELECTED64(at, k, v) _mm512_mask_storeu_epi64(at, k, v)
+#define STREAM16(at, v) _mm256_stream_si256((__m256i *)(at), _mm512_cvtepi32_epi16(v))
+#define STREAM32(at, v) _mm512_stream_si512((__m512i *)(at), v)
+#define STREAM64(at, v) _mm512_stream_si512((__m512i *)(at), v)
 #define COMPRESS16 _mm512_maskz_compress_epi32
 #define COMPRESS32 _mm512_maskz_compress_epi32
 #define COMPRESS64 _mm512_maskz_compress_epi64
@@ -88,15 +91,33 @@ INLINE __mmask16 selection_of(const char *mask, int lanes) {
             out += __builtin_popcount(k);                                                           \
         }
 #define UNPACK_VECTORS(BITS, LANES)                                                                 \
-    if (stride == BITS / 8)                                                                         \
+    if (stride == BITS / 8) {                                                                       \
+        if (stream) for (; i < n && (uintptr_t)(y + i * stride) % LANES_ALIGN; ++i) UNPACK_ONE(BITS) \
         for (; i + LANES <= n; i += LANES) {                                                        \
             const __mmask16 k = selection_of(mask + i, LANES);                                      \
             const __m512i v = EXPAND##BITS(k, LOAD##BITS(in));                                      \
-            if (zero) STORE##BITS((item##BITS *)y + i, v);                                          \
+            if (stream) STREAM##BITS((item##BITS *)y + i, v);                                       \
+            else if (zero) STORE##BITS((item##BITS *)y + i, v);                                          \
             else STORE_SELECTED##BITS((item##BITS *)y + i, k, v);                                   \
             in += __builtin_popcount(k);                                                            \
-        }
+        }                                                                                           \
+    }
+
+/* Of n items that lie as in y, LANES at a time. */
+#define SELECTION16(mask) _mm256_test_epi8_mask(BYTES32(mask), BYTES32(mask))
+#define SELECTION32(mask) selection_of(mask, 16)
+#define SELECTION64(mask) selection_of(mask, 8)
+#define BYTES32(mask) _mm256_loadu_si256((const __m256i *)(mask))
+#define SELECT_VECTORS(BITS, LANES)                                                                 \
+    for (; i + LANES <= n; i += LANES) {                                                            \
+        const __mmask32 k = SELECTION##BITS(mask + i);                                              \
+        const __m512i v = _mm512_loadu_si512(in + i);                                               \
+        if (stream) _mm512_stream_si512((void *)(out + i), _mm512_maskz_mov_epi##BITS(k, v));       \
+        else if (zero) _mm512_storeu_si512(out + i, _mm512_maskz_mov_epi##BITS(k, v));              \
+        else _mm512_mask_storeu_epi##BITS(out + i, k, v);                                           \
+    }
 #else
+#define SELECT_VECTORS(BITS, LANES)
 /* Eight items at a time, of which most masks select all or none. */
 #define PACK_VECTORS(BITS, LANES)                                                                   \
     if (stride == BITS / 8)                                                                         \
@@ -131,6 +152,14 @@ INLINE __mmask16 selection_of(const char *mask, int lanes) {
         }
 #endif
 
+#define UNPACK_ONE(BITS)                                                                            \
+    {                                                                                               \
+        item##BITS *const at = (item##BITS *)(y + i * stride);                                      \
+        const item##BITS all = -(item##BITS)mask[i], other = zero ? 0 : *at;                        \
+        *at = (*in & all) | (other & ~all);                                                         \
+        in += mask[i];                                                                              \
+    }
+
 #define MOVE(BITS, LANES)                                                                           \
     static ptrdiff_t pack_##BITS(const char *x, ptrdiff_t stride, const char *mask, ptrdiff_t n,    \
                                  char *to) {                                                        \
@@ -144,17 +173,26 @@ INLINE __mmask16 selection_of(const char *mask, int lanes) {
         return out - (item##BITS *)to;                                                              \
     }                                                                                               \
     static ptrdiff_t unpack_##BITS(const char *from, const char *mask, ptrdiff_t n, char *y,        \
-                                   ptrdiff_t stride, int zero) {                                    \
+                                   ptrdiff_t stride, int zero, int stream) {                        \
         const item##BITS *in = (const item##BITS *)from;                                            \
         ptrdiff_t i = 0;                                                                            \
         UNPACK_VECTORS(BITS, LANES)                                                                 \
-        for (; i < n; ++i) {                                                                        \
-            item##BITS *const at = (item##BITS *)(y + i * stride);                                  \
-            const item##BITS all = -(item##BITS)mask[i], other = zero ? 0 : *at;                    \
-            *at = (*in & all) | (other & ~all);                                                     \
-            in += mask[i];                                                                          \
-        }                                                                                           \
+        for (; i < n; ++i) UNPACK_ONE(BITS)                                                         \
+        (void)stream; /* of use to vectors alone */                                                 \
         return in - (const item##BITS *)from;                                                       \
+    }                                                                                               \
+    static void select_##BITS(const char *from, const char *mask, ptrdiff_t n, char *y, int zero,   \
+                              int stream) {                                                         \
+        const item##BITS *const in = (const item##BITS *)from;                                      \
+        item##BITS *const out = (item##BITS *)y;                                                    \
+        ptrdiff_t i = 0, peel = stream ? -(uintptr_t)y % LANES_ALIGN / sizeof(item##BITS) : 0;      \
+        for (; i < peel && i < n; ++i) out[i] = in[i] & -(item##BITS)mask[i];                       \
+        SELECT_VECTORS(BITS, 512 / BITS)                                                            \
+        if (zero) for (; i < n; ++i) out[i] = in[i] & -(item##BITS)mask[i];                         \
+        for (; i < n; ++i) {                                                                        \
+            const item##BITS all = -(item##BITS)mask[i];                                            \
+            out[i] = (in[i] & all) | (out[i] & ~all);                                               \
+        }                                                                                           \
     }
 
 MOVE(16, 16)
@@ -176,12 +214,13 @@ static ptrdiff_t pack_items(ptrdiff_t size, const char *x, ptrdiff_t stride, con
 }
 
 /* Puts items back to where they are selected among n; the others become 0 (zero) or stay. Returns how many were
- * selected. SELECT_SLACK bytes after them may be read. */
+ * selected. SELECT_SLACK bytes after them may be read. stream, with zero: past the cache. */
 static ptrdiff_t unpack_items(ptrdiff_t size, const char *from, const char *mask, ptrdiff_t n, char *y,
-                              ptrdiff_t stride, int zero) {
-    if (size == 4) return unpack_32(from, mask, n, y, stride, zero);
-    if (size == 2) return unpack_16(from, mask, n, y, stride, zero);
-    if (size == 8) return unpack_64(from, mask, n, y, stride, zero);
+                              ptrdiff_t stride, int zero, int stream) {
+    stream = stream && (uintptr_t)y % size == 0;
+    if (size == 4) return unpack_32(from, mask, n, y, stride, zero, stream);
+    if (size == 2) return unpack_16(from, mask, n, y, stride, zero, stream);
+    if (size == 8) return unpack_64(from, mask, n, y, stride, zero, stream);
     const char *in = from;
     for (ptrdiff_t i = 0; i < n; ++i) {
         if (mask[i]) {
@@ -190,6 +229,43 @@ static ptrdiff_t unpack_items(ptrdiff_t size, const char *from, const char *mask
         } else if (zero) memset(y + i * stride, 0, size);
     }
     return (in - from) / size;
+}
+
+/* Copies the selected ones of n elements of 2, 4 or 8 bytes to where they are in y; the others become 0 (zero) or stay.
+ * stream, with zero: past the cache. */
+static void select_items(ptrdiff_t size, const char *from, const char *mask, ptrdiff_t n, char *y, int zero,
+                         int stream) {
+    stream = stream && (uintptr_t)y % size == 0;
+    if (size == 4) select_32(from, mask, n, y, zero, stream);
+    else if (size == 2) select_16(from, mask, n, y, zero, stream);
+    else select_64(from, mask, n, y, zero, stream);
+}
+
+/* Copies n bytes of a mask, `stride` bytes apart, as 0 or 1. */
+static void copy_mask(const char *mask, ptrdiff_t stride, ptrdiff_t n, char *to) {
+    if (stride == 1) for (ptrdiff_t i = 0; i < n; ++i) to[i] = mask[i] != 0;
+    else for (ptrdiff_t i = 0; i < n; ++i) to[i] = mask[i * stride] != 0;
+}
+
+/* Prefetches n bytes into L2. */
+INLINE void prefetch_read(const char *p, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i += LANES_ALIGN) __builtin_prefetch(p + i, 0, 2);
+}
+INLINE void prefetch_write(const char *p, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i += LANES_ALIGN) __builtin_prefetch(p + i, 1, 2);
+}
+
+/* Sets n bytes to 0; stream: whole cache lines past the cache. */
+static void zero_bytes(char *y, ptrdiff_t n, int stream) {
+    const ptrdiff_t head = -(uintptr_t)y % LANES_ALIGN;
+    if (!stream || n < head + 8 * LANES_ALIGN) {
+        memset(y, 0, n);
+        return;
+    }
+    memset(y, 0, head);
+    ptrdiff_t i = head;
+    for (; i + LANES_ALIGN <= n; i += LANES_ALIGN) f32_stream((f32 *)(y + i), f32_set(0));
+    memset(y + i, 0, n - i);
 }
 
 /* Sets n items to 0. */
@@ -206,5 +282,7 @@ static void add_to_selected(double *restrict total, const double *restrict sums,
 
 #undef MOVE
 #undef PACK_VECTORS
+#undef SELECT_VECTORS
+#undef UNPACK_ONE
 #undef UNPACK_VECTORS
 #endif
