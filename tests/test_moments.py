@@ -749,3 +749,19 @@ def test_a_mask_of_numbers_beside_a_masked_array_is_refused():
     a = np.ma.masked_invalid([1.0, np.nan, 2.0])
     with pytest.raises(TypeError, match="where must be a bool array"):
         F.moments(a, where=[1.0, 0.0, 1.0])
+
+
+def test_inverse_of_a_selection(rng):
+    """`where` of the inverse: the bits of the whole inverse where True, `out` or 0 elsewhere."""
+    x = rng.normal(5, 2, (40, 7)).astype(np.float32)
+    where = rng.random(x.shape) < 0.6
+    m = F.moments(x, 0)
+    y = m.standardize(x)
+    whole = m.inverse(y)
+    holes = np.where(where, y, np.nan).astype(np.float32)
+    assert np.array_equal(m.inverse(holes, where=where), np.where(where, whole, 0))
+    out = np.full_like(x, 7)
+    assert m.inverse(holes, where=where, out=out) is out
+    assert np.array_equal(out, np.where(where, whole, 7))
+    with pytest.raises(TypeError, match="where"):
+        m.inverse(y, where=np.ones(7))

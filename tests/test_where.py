@@ -4,6 +4,8 @@ The oracle is the definition: each unit's True values, in float64 NumPy. Its gra
 the formulas; finite differences check the functions themselves once more.
 """
 
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -811,3 +813,38 @@ def test_as_many_axes_as_numpy_has(rng):
     y = F.instance_norm(x.reshape(longer), channel_axis=0, where=np.arange(5) < 3)
     z = F.instance_norm(x.reshape(1, 8, 5), where=np.arange(5) < 3)
     assert y.tobytes() == z.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("length", [70, 2500, 17000])
+def test_parts_in_one_sweep_have_the_bits_of_a_job_each(dtype, length):
+    """Batch norm's samples: in one sweep, each as a job of its own, and of a mask of full size."""
+    rng = np.random.default_rng(length)
+    x, dy = rng.normal(3, 2, (2, 5, 3, length)).astype(dtype)
+    lengths = np.array([length, length // 2, 0, 1, length - 3])
+    padded = (np.arange(length) < lengths[:, None])[:, None]
+    builds = [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("cnorm.kernels._") and hasattr(module, "force_strategy")
+    ]
+    assert builds
+
+    def results(where, weight):
+        options = {"negative_slope": 0.1, "where": where}
+        y, mean, rstd = F.batch_norm(x, weight=weight, training=True, return_stats=True, **options)
+        return [y, mean, rstd, *F.batch_norm_backward(dy, x, mean, rstd, weight, **options)]
+
+    for where in (padded, padded[..., ::-1], rng.random((5, 1, length)) < 0.7):
+        for weight in rng.normal(size=3).astype(dtype), rng.normal(size=(5, 3)).astype(dtype):
+            found = results(where, weight)
+            whole = results(np.ascontiguousarray(np.broadcast_to(where, x.shape)), weight)
+            for build in builds:
+                build.force_strategy(1)
+            try:
+                jobs = results(where, weight)
+            finally:
+                for build in builds:
+                    build.force_strategy(0)
+            for one, other, third in zip(found, whole, jobs, strict=True):
+                assert one.tobytes() == other.tobytes() == third.tobytes()
