@@ -559,7 +559,7 @@ cdef int run_parts(MaskedJob *m, Py_ssize_t number, int threads, char *workspace
     cdef Piece whole, piece
     cdef Job job
     cdef Py_ssize_t part, i, units
-    cdef double count
+    cdef double count = 0
     place_piece(m, number, &whole)
     bind_piece(m, &whole, workspace, size)
     units = m.stats_per_piece if m.items == ITEM_ROWS else whole.units
@@ -624,7 +624,8 @@ cdef void look_at_parts(const MaskedJob *m, const char *mask, Part *parts) noexc
         parts[i].count = find_selected(parts[i].mask, m.length, &parts[i].first, &parts[i].one_run)
 
 
-cdef inline char *part_of(const MaskedJob *m, const Piece *whole, int k, Py_ssize_t part, Py_ssize_t unit) noexcept nogil:
+cdef inline char *part_of(const MaskedJob *m, const Piece *whole, int k, Py_ssize_t part,
+                          Py_ssize_t unit) noexcept nogil:
     return whole.array[k] + part * m.part.stride[k] + unit * m.unit.stride[k]
 
 
@@ -856,7 +857,7 @@ cdef void sweep_backward(const MaskedJob *m, const Piece *whole, const Part *par
     cdef char *x
     cdef char *dy
     cdef char *dx
-    cdef double count
+    cdef double count = 0
     blocks = unit_blocks(&m.job, False)
     begin_sweep(m, whole, &job, &blocks.schedule)
     for u in range(whole.units):
