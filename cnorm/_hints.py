@@ -116,6 +116,10 @@ def arguments(text, name, signature):
         if match[1] in ("inplace", "in_place") and "out" not in names:
             return f"{text}: a layer returns a new array, so leave it out"
         return f"{text}: {_meant(match[1], names) or f'{name}{signature}'}"
+    if match := re.search(r"takes (?:at least|exactly) (\d+) positional arguments? \((\d+) ", text):
+        wanted, given = map(int, match.groups())
+        if given < min(wanted, len(names)):
+            text = f"{text}, {names[given]} is missing"
     return f"{text}: {name}{signature}"
 
 
@@ -206,7 +210,8 @@ def cast(name, array):
     if dtype.kind == "f":
         return f"pass {name}.astype(np.float64)"
     if dtype.kind == "O":
-        return f"if all its elements are numbers, pass {name}.astype(np.float32)"
+        hint = f"if all its elements are numbers, pass {name}.astype(np.float32)"
+        return hint + ("; of a pandas table, input.select_dtypes('number')" * (name == "input"))
     if name in _NUMBERS:
         return _NUMBERS[name]
     if dtype.kind in "US":
@@ -225,7 +230,8 @@ def mask_dtype(dtype):
     text = f"where must be a bool array, but got dtype {dtype}"
     if "object" in str(dtype):
         return f"{text}: if all its elements are bools, pass where.astype(bool)"
-    return f"{text}: a mask of numbers becomes one by comparison, for example mask > 0"
+    text = f"{text}: a mask of numbers becomes one by comparison, for example mask > 0"
+    return f"{text}; lengths by np.arange(T) < lengths[:, None]" if "int" in str(dtype) else text
 
 
 def mask_shape(where, shape):
@@ -314,6 +320,30 @@ def state(value):
     return "pass its state_dict()" if hasattr(value, "state_dict") else ""
 
 
+def keys(missing, unexpected):
+    """The way out where a state has the names of a larger module, of a part, or of another norm."""
+    there, here = set(unexpected), set(missing)
+    for key in unexpected if missing else ():
+        prefix = key.removesuffix(missing[0])
+        if prefix.endswith(".") and {prefix + name for name in missing} <= there:
+            return (
+                f"the names begin with {prefix!r}: cnorm.checkpoint.load(path, prefix={prefix!r}) "
+                f"takes that off, and so does {{k.removeprefix({prefix!r}): v for k, v in "
+                "state.items()}"
+            )
+    for key in missing if unexpected else ():
+        prefix = key.removesuffix(unexpected[0])
+        if prefix.endswith(".") and all(name.removeprefix(prefix) in there for name in here):
+            return f"the names are those of a part: load them into get_submodule({prefix[:-1]!r})"
+    if any(key.endswith("running_mean") for key in missing + unexpected):
+        has, lacks = ("state", "module") if unexpected else ("module", "state")
+        return (
+            f"the {has} has running statistics and the {lacks} has not: are both of one kind of "
+            "norm, with the same track_running_stats?"
+        )
+    return ""
+
+
 def assignment(kind, name, value):
     """How an array, a class or a list gets where a parameter, a buffer or a module belongs."""
     if kind == "module":
@@ -321,6 +351,11 @@ def assignment(kind, name, value):
             return f"{value.__name__} is a class: pass an object of it, {value.__name__}(...)"
         if isinstance(value, (list, tuple)):
             return "pass the modules themselves, Sequential(*modules), or a ModuleList"
+        if any(base.__module__.startswith("torch.") for base in type(value).__mro__):
+            return (
+                "it is a module of torch, and stays in torch's containers: "
+                "cnorm.interop.torch.accelerate(model) lets the norms of a torch model run in cnorm"
+            )
         return "what runs in a network is a Module: give it a forward, and a backward to train"
     if kind == "parameter":
         return f"{name}[...] = values changes its values, cnorm.Parameter(array) is a new one"

@@ -362,23 +362,32 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
     """Normalize over the last axes, or over any others.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the mean and the biased variance over the
-    axes that `normalized_shape` names, the weight and bias element by element.
+    last axes, whose sizes are `normalized_shape`, or those at `axis`; weight and bias element by element.
 
     Parameters
     ----------
     input : array_like, shape (..., *normalized_shape)
         float32, float64, float16 or bfloat16.
     normalized_shape : int or sequence of int
-        The sizes of the trailing axes, or of those that `axis` names.
+        The sizes of the last axes, or of those that `axis` names.
     weight, bias : array_like, optional
         Any float dtype. Of shape normalized_shape; or, to differ from sample to sample, of the input's
         number of dimensions, with the input's sizes at the normalized axes and these or 1 at the others,
         such as (N, 1, D).
     eps : float
         Added to the variance.
-    out, channel_axis, return_stats, negative_slope, clip, where
-        As `batch_norm`, but `channel_axis` only says along which axis the slopes of a PReLU run: `axis`
-        says what is normalized. The statistics have the input's shape with ones for the normalized axes.
+    out : ndarray, optional
+        For the result, of the input's shape and dtype; ``out=input`` works in place.
+    channel_axis : int
+        Only says along which axis the slopes of a PReLU run: `axis` says what is normalized.
+    return_stats : bool
+        Also return ``mean`` and ``rstd``, float64, of the input's shape with ones for the normalized axes.
+    negative_slope : float or ndarray, optional
+        An activation in the same pass: ``0.0`` is ReLU, another float LeakyReLU, an array PReLU.
+    clip : (low, high), optional
+        An activation in the same pass: bounds of the result, None for an open side.
+    where : array of bool, optional
+        Which elements count; it broadcasts to `input`. Elsewhere `out` keeps its value, and is 0 without `out`.
     axis : int or sequence of int, optional
         Where the dimensions of `normalized_shape` are in the input; None: at its end. ``axis=1`` takes
         (N, C, H, W) images over their channels as they are, channels first or last in memory.

@@ -419,7 +419,7 @@ def test_unsuitable_files(tmp_path):
         checkpoint.save(tmp_path / "x.pt", {})
     with pytest.raises(checkpoint.CheckpointError, match=r"a \.h5 file is not read"):
         checkpoint.load(tmp_path / "x.h5")
-    with pytest.raises(checkpoint.CheckpointError, match="a bare file is not read"):
+    with pytest.raises(checkpoint.CheckpointError, match="a file without a suffix is not read"):
         checkpoint.load(tmp_path / "x")
     with pytest.raises(checkpoint.CheckpointError, match="safetensors cannot hold"):
         checkpoint.save(tmp_path / "x.safetensors", {"a": np.zeros(2, "c16")})

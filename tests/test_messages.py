@@ -112,7 +112,12 @@ CALLS = [
     (lambda a: cnorm.RMSNorm(5, bias=True), TypeError, "'bias'", "RMSNorm(normalized_shape, eps"),
     (lambda a: F.layer_norm(a.x, 5, gamma=a.x), TypeError, "'gamma'", "did you mean weight?"),
     (lambda a: F.layer_norm(a.x, 5, wieght=a.x), TypeError, "'wieght'", "did you mean weight?"),
-    (lambda a: F.layer_norm(a.x), TypeError, "layer_norm(input, normalized_shape, "),
+    (
+        lambda a: F.layer_norm(a.x),
+        TypeError,
+        "normalized_shape is missing: layer_norm(input, normalized_shape, ",
+    ),
+    (lambda a: F.standardize(input=a.x), TypeError, "axis is missing: standardize(input, axis, "),
     (lambda a: F.layer_norm(a.x, 5, inplace=True), TypeError, "'inplace'", "out=input"),
     (lambda a: steps.moments(a.x, axis=1), TypeError, "'axis'", "did you mean channel_axis?"),
     (lambda a: cnorm.BatchNorm2d(3)(), TypeError, "forward() missing", "'input'"),
@@ -187,6 +192,7 @@ CALLS = [
     (lambda a: F.rms_norm(np.ones((3, 3, 4)), 4, where=a.of(3)), ValueError, "None] or where[:, N"),
     (lambda a: F.layer_norm(a.x, 5, where=a.of(5).astype(object)), TypeError, "where.astype(bool)"),
     (lambda a: F.layer_norm(a.x, 5, where=np.ones(5)), TypeError, "float64", "example mask > 0"),
+    (lambda a: F.layer_norm(a.x, 5, where=np.arange(5)), TypeError, "lengths by np.arange(T) <"),
     # arrays of objects
     (lambda a: F.batch_norm(a.o, training=True), TypeError, "object: if", "input.astype(np.float"),
     (lambda a: cnorm.GroupNorm(2, 6)(a.o), TypeError, "object: if", "input.astype(np.float32)"),
@@ -202,6 +208,14 @@ CALLS = [
     (lambda a: F.batch_norm(a.x, a.mean, np.ones(6, int)), TypeError, "running_var.astype"),
     (lambda a: F.batch_norm(a.x), RuntimeError, "running_mean", "training=True"),
     (lambda a: F.layer_norm(a.x, 5, out=[1]), TypeError, "out", "np.empty_like(input)"),
+    (lambda a: F.layer_norm(a.x, 5, out=a.x.astype(float)), TypeError, "out", "5), 'float32') m"),
+    (lambda a: F.layer_norm(a.x, 5, out=a.x[0]), ValueError, "out", "np.empty((2, 6, 4, 5), "),
+    (
+        lambda a: F.layer_norm(a.x, 5, out=np.broadcast_to(a.x, a.x.shape)),
+        ValueError,
+        "out is read-only",
+        "mode='r+'",
+    ),
     (lambda a: cnorm.LayerNorm(5).backward(a.x), RuntimeError, "enable_grad"),
     # layers and containers
     (lambda a: cnorm.BatchNorm2d(3, activation="relu"), TypeError, "activation", RELU, "'relu'"),
@@ -232,6 +246,31 @@ CALLS = [
     (lambda a: checkpoint.save("a.npz", cnorm.ReLU()), TypeError, "state_dict", "pass its state_"),
     (lambda a: checkpoint.save("no/a.npz", {}), FileNotFoundError, "path must be in a folder"),
     (lambda a: checkpoint.save("a.npz", F.moments(a.x, 0)), TypeError, "Moments: pass its to_dict"),
+    # states of other modules
+    (
+        lambda a: cnorm.LayerNorm(6).load_state_dict(cnorm.BatchNorm1d(6).state_dict()),
+        RuntimeError,
+        "Unexpected key(s)",
+        "the state has running statistics and the module has not",
+    ),
+    (
+        lambda a: cnorm.BatchNorm1d(6).load_state_dict(cnorm.LayerNorm(6).state_dict()),
+        RuntimeError,
+        "Missing key(s)",
+        "the module has running statistics and the state has not",
+    ),
+    (
+        lambda a: cnorm.LayerNorm(6).load_state_dict({"0.weight": a.mean, "0.bias": a.mean}),
+        RuntimeError,
+        "checkpoint.load(path, prefix='0.')",
+    ),
+    (
+        lambda a: cnorm.Sequential(cnorm.LayerNorm(6)).load_state_dict(
+            cnorm.LayerNorm(6).state_dict()
+        ),
+        RuntimeError,
+        "get_submodule('0')",
+    ),
     (lambda a: cnorm.ReLU().load_state_dict("a.pt"), TypeError, "cnorm.checkpoint.load('a.pt')"),
     # names
     (lambda a: cnorm.BatchNorm(3), AttributeError, "BatchNorm1d or BatchNorm2d or BatchNorm3d?"),

@@ -185,9 +185,11 @@ cdef object size_list(cnp.ndarray a):
 
 cdef cnp.ndarray checked_out(cnp.ndarray out, cnp.ndarray like, str name="out"):
     if not same_shape(out, like):
-        raise ValueError(f"{name} must have shape {shape_of(like)}, but got {shape_of(out)}")
+        raise ValueError(f"{name} must have shape {shape_of(like)}, but got {shape_of(out)}: "
+                         f"np.empty({shape_of(like)}, '{like.dtype}') makes one")
     if dtype_code(out) != dtype_code(like):
-        raise TypeError(f"{name} must have dtype {like.dtype}, but got {dtype_of(out)}")
+        raise TypeError(f"{name} must have dtype {like.dtype}, but got {dtype_of(out)}: "
+                        f"np.empty({shape_of(like)}, '{like.dtype}') makes one")
     return check_written(out, name)
 
 
@@ -195,7 +197,7 @@ cdef cnp.ndarray check_written(cnp.ndarray a, str name):
     """An array whose elements can be written, each on its own."""
     cdef size_t low, high
     if not cnp.PyArray_ISWRITEABLE(a):
-        raise ValueError(f"{name} is read-only")
+        raise ValueError(f"{name} is read-only: pass an array that can be written; a memory map can with mode='r+'")
     if not cnp.PyArray_IS_C_CONTIGUOUS(a):
         byte_range(a, &low, &high)
         if high - low < <size_t> cnp.PyArray_NBYTES(a):

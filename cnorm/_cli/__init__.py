@@ -88,9 +88,14 @@ def _parser() -> argparse.ArgumentParser:
         "--axis", type=_axes, metavar="AXES", help="what is reduced, as 0 or 0,1,2; default: all"
     )
     data.add_argument("--key", metavar="NAME", help="one array of a file of several")
-    data.add_argument("--ddof", type=float, default=0.0, help="1 for the unbiased deviation")
     data.add_argument(
-        "--nan-policy", choices=["propagate", "omit", "raise"], default="propagate", help="of NaN"
+        "--ddof", type=float, default=0.0, help="1 for the unbiased deviation; default: 0"
+    )
+    data.add_argument(
+        "--nan-policy",
+        choices=["propagate", "omit", "raise"],
+        default="propagate",
+        help="what NaN does: makes its unit NaN, does not count, or raises",
     )
     return parser
 

@@ -232,10 +232,11 @@ def _by_suffix(path: Path, known: Mapping[str, ModuleType], done: str) -> Module
     try:
         return known[path.suffix.lower()]
     except KeyError:
-        suffixes = ", ".join(known)
-        raise CheckpointError(
-            f"{path}: expected one of {suffixes}; a {path.suffix or 'bare'} file is not {done}"
-        ) from None
+        suffixes, suffix = ", ".join(known), path.suffix
+        kind = f"a {suffix} file" if suffix else "a file without a suffix"
+        hint = ": numpy.load reads one" if (suffix, done) == (".npy", "read") else ""
+        text = f"{path}: expected one of {suffixes}; {kind} is not {done}{hint}"
+        raise CheckpointError(text) from None
 
 
 def _nests(value: Any) -> bool:

@@ -155,10 +155,14 @@ class _Plan:
         if strict and len(self.unexpected) >= _MANY:
             errors += _prefix_hint(self.missing, self.unexpected)
         if errors:
-            raise RuntimeError(
+            from .. import _hints
+
+            error = RuntimeError(
                 f"Error(s) in loading state_dict for {type(module).__name__}:\n\t"
                 + "\n\t".join(errors)
             )
+            small = strict and len(self.unexpected) < _MANY
+            raise _hints.noted(error, _hints.keys(self.missing, self.unexpected) if small else "")
 
     def commit(self):
         modules = {module: module.__dict__.copy() for module, _, _ in self.copies}
