@@ -12,7 +12,7 @@ import cnorm
 
 NUMBERS = {
     "eps", "momentum", "alpha", "beta", "k", "size", "num_groups", "normalized_shape", "training",
-    "use_input_stats", "return_stats", "channel_axis", "using_moving_average",
+    "use_input_stats", "return_stats", "channel_axis", "using_moving_average", "p", "dim",
 }  # fmt: skip
 WRITTEN = ("out", "residual_out", "running_mean", "running_var", "count")
 

@@ -28,15 +28,15 @@ cdef class NormalizeCall(ChannelsCall):
     cdef int kept[MAX_DIMS]                # after a plan: the axes that count units, in their order
     cdef int n_kept
 
-    cdef int set_reduced(self, cnp.ndarray x, object p, object dim, double eps) except -1:
-        """Take the input and what it is divided by: the norm `p` over the axes `dim`, but at least eps."""
+    cdef int set_reduced(self, cnp.ndarray x, Norm norm, tuple dim, double eps) except -1:
+        """Take the input and what it is divided by: a norm over the axes `dim`, but at least eps."""
         cdef int found[MAX_DIMS]
         cdef int axis, i, count
-        self.norm = norm_of(p)
+        self.norm = norm
         check_eps("normalize", eps, False)
         self.eps = eps
         self.rstd_max = 1 / eps if eps > 0 else INFINITY
-        count = resolve_axes(as_axes(dim, "dim", False), cnp.PyArray_NDIM(x), found, "dim")
+        count = resolve_axes(dim, cnp.PyArray_NDIM(x), found, "dim")
         if count == 0:
             raise ValueError("dim must name at least one axis, but got ()")
         memset(self.reduced, 0, MAX_DIMS)
@@ -128,8 +128,10 @@ cdef object normalize_forward(object input, object p, object dim, object eps, ob
     cdef bint with_norms = return_stats
     cdef double arena[ARENA_DOUBLES]
     cdef double epsilon = as_float(eps, "eps")
+    cdef Norm kind = norm_of(p)
+    cdef tuple axes = as_axes(dim, "dim", False)
     x = as_floats(x, "input")
-    call.set_reduced(x, p, dim, epsilon)
+    call.set_reduced(x, kind, axes, epsilon)
     if not call.is_planned():
         return normalize_rearranged(call, into, with_norms)
     call.use_arena(arena)
@@ -152,11 +154,13 @@ cdef object normalize_backward_of(object grad_output, object input, object norm,
     cdef cnp.ndarray norms = as_array(norm, "norm")
     cdef double arena[ARENA_DOUBLES]
     cdef double epsilon = as_float(eps, "eps")
+    cdef Norm kind = norm_of(p)
+    cdef tuple axes = as_axes(dim, "dim", False)
     x = as_floats(x, "input")
     dy = as_gradient(dy, x)
     if norms is None:
         raise TypeError("norm must be an array, as return_stats of normalize gives it, but got None")
-    call.set_reduced(x, p, dim, epsilon)
+    call.set_reduced(x, kind, axes, epsilon)
     if shape_of(norms) != call.norms_shape():
         raise ValueError(f"norm must have shape {call.norms_shape()}, as return_stats of normalize gives it, but got "
                          f"{shape_of(norms)}")
