@@ -279,8 +279,8 @@ cdef class Pieces:
         shape = [cnp.PyArray_DIM(where, i) for i in outer + unit + part + segment]
         within = [i for i in range(cnp.PyArray_NDIM(x)) if i not in order]
         where = where[tuple([slice(0, 1) if i in within else slice(None) for i in range(cnp.PyArray_NDIM(x))])]
-        # of units of segments a large mask is not copied: each piece takes its own (rows were slower so)
-        m.gathers = (items == ITEM_ELEMENTS and len(segment) > 0 and not part and not within
+        # a large mask is not copied: each piece takes its own
+        m.gathers = (items == ITEM_ELEMENTS and not part and not within
                      and cnp.PyArray_IS_C_CONTIGUOUS(where)
                      and all([cnp.PyArray_DIM(where, i) == cnp.PyArray_DIM(x, i) for i in inner])
                      and any([cnp.PyArray_DIM(where, i) > 1 for i in outer]))

@@ -23,9 +23,9 @@ from cnorm.kernels.schedule cimport min_chunk, schedule_segments_backward
 from cnorm.kernels.segments_apply cimport (
     UnitBatch, bind_batch, channel_of, channel_values, has_short_segments, segment_batch_coefficients,
     set_channel)
-from cnorm.kernels.statistics cimport dev_coeff_from_sum, gdev_from_norm, grad_offset_from_sum
+from cnorm.kernels.statistics cimport gdev_from_norm
 from cnorm.kernels.tuning cimport BATCH_UNITS, BLOCK_TILES, SHORT_SEGMENT, STACK_PARTIALS, TILE
-from cnorm.kernels.units cimport set_given_coefficients, unit_at, units_of
+from cnorm.kernels.units cimport set_backward_coefficients, set_given_coefficients, unit_at, units_of
 
 
 cdef inline Py_ssize_t partials_of_unit(const Job *job, const UnitBlocks *blocks) noexcept nogil:
@@ -180,18 +180,6 @@ cdef void unit_totals(const Job *job, const UnitBlocks *blocks, Coefficients *co
     weight = job.channels.weight[channel_of(job, unit, 0)] if job.channels.weight != NULL else 1
     sum_g[0] = weight * g
     sum_gdev[0] = weight * gdev
-
-
-cdef void set_backward_coefficients(const Job *job, Coefficients *coeffs, double count, double sum_g,
-                                    double sum_gdev) noexcept nogil:
-    """The coefficients of the gradient of the input, from a unit's two weighted sums."""
-    if job.stats_given:  # evaluation: the statistics do not depend on x
-        coeffs.dev_coeff = 0
-        coeffs.grad_offset = 0
-        return
-    coeffs.dev_coeff = dev_coeff_from_sum(coeffs.rstd, sum_gdev, count)
-    coeffs.grad_offset = grad_offset_from_sum(coeffs.rstd, sum_g, count, coeffs.mean_lo, coeffs.dev_coeff,
-                                              job.centred)
 
 
 cdef inline void finish_unit(const Job *job, const UnitBlocks *blocks, Coefficients *coeffs, Py_ssize_t unit,

@@ -3,7 +3,7 @@
 from cnorm.kernels.job cimport NORM_MAX, Job, Moments, Tensor, has_signs
 from cnorm.kernels.loops cimport Coefficients
 from cnorm.kernels.moments cimport UnitBlocks
-from cnorm.kernels.statistics cimport mean_hi_part
+from cnorm.kernels.statistics cimport dev_coeff_from_sum, grad_offset_from_sum, mean_hi_part
 
 
 cdef inline Py_ssize_t units_of(const Job *job) noexcept nogil:
@@ -74,3 +74,15 @@ cdef inline void set_given_coefficients(const Job *job, const UnitBlocks *blocks
     if job.finish.norm == NORM_MAX:  # the mean that backward is given is the norm
         coeffs.mean_hi = job.mean[unit]
         coeffs.mean_lo = 0
+
+
+cdef inline void set_backward_coefficients(const Job *job, Coefficients *coeffs, double count, double sum_g,
+                                           double sum_gdev) noexcept nogil:
+    """The coefficients of the gradient of the input, from a unit's two weighted sums."""
+    if job.stats_given:  # evaluation: the statistics do not depend on x
+        coeffs.dev_coeff = 0
+        coeffs.grad_offset = 0
+        return
+    coeffs.dev_coeff = dev_coeff_from_sum(coeffs.rstd, sum_gdev, count)
+    coeffs.grad_offset = grad_offset_from_sum(coeffs.rstd, sum_g, count, coeffs.mean_lo, coeffs.dev_coeff,
+                                              job.centred)
