@@ -320,12 +320,20 @@ def state(value):
     return "pass its state_dict()" if hasattr(value, "state_dict") else ""
 
 
+def prefixes(missing, unexpected):
+    """What stands before all missing names of a state among its unexpected ones."""
+    there = set(unexpected)
+    for key in unexpected if missing else ():
+        prefix = key.removesuffix(missing[0])
+        if prefix != key and {prefix + name for name in missing} <= there:
+            yield prefix
+
+
 def keys(missing, unexpected):
     """The way out where a state has the names of a larger module, of a part, or of another norm."""
     there, here = set(unexpected), set(missing)
-    for key in unexpected if missing else ():
-        prefix = key.removesuffix(missing[0])
-        if prefix.endswith(".") and {prefix + name for name in missing} <= there:
+    for prefix in prefixes(missing, unexpected):
+        if prefix.endswith("."):
             return (
                 f"the names begin with {prefix!r}: cnorm.checkpoint.load(path, prefix={prefix!r}) "
                 f"takes that off, and so does {{k.removeprefix({prefix!r}): v for k, v in "

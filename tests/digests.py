@@ -75,6 +75,12 @@ def portable(found):
     return {k: v for k, v in found.items() if not any(word in k for word in PLATFORM)}
 
 
+def differing(found, expected):
+    """The keys of digests that are not equal, or that only one of both has."""
+    keys = found.keys() | expected.keys()
+    return sorted(key for key in keys if found.get(key) != expected.get(key))
+
+
 def main(arguments):
     if arguments == ["--write"]:
         GOLDEN.write_text(json.dumps(portable(digests()), indent=0, sort_keys=True) + "\n")
@@ -89,10 +95,8 @@ def main(arguments):
         return
     golden = json.loads(GOLDEN.read_text())
     for n, of_n in found.items():
-        of_n = portable(of_n)
-        differing = [key for key in golden.keys() | of_n.keys() if golden.get(key) != of_n.get(key)]
-        if differing:
-            sys.exit(f"{n} threads: {len(differing)} digests differ, {sorted(differing)[0]} first")
+        if keys := differing(portable(of_n), golden):
+            sys.exit(f"{n} threads: {len(keys)} digests differ, {keys[0]} first")
         print(f"{n} threads: {len(golden)} digests as stored")
 
 

@@ -44,15 +44,11 @@ def _digests_of(build):
     return json.loads(done.stdout)
 
 
-def _differing(found, expected):
-    return [key for key in expected if found[key] != expected[key]]
-
-
 def test_every_build_and_number_of_threads_gives_the_same_bits():
     expected = digests.digests()
     for build in _dispatch.available():
         for threads, found in _digests_of(build).items():
-            assert not _differing(found, expected), f"{build}, {threads} threads"
+            assert not digests.differing(found, expected), f"{build}, {threads} threads"
 
 
 def test_the_bits_are_those_of_the_last_release():
@@ -60,7 +56,7 @@ def test_the_bits_are_those_of_the_last_release():
     golden = json.loads(digests.GOLDEN.read_text())
     found = digests.portable(digests.digests())
     assert set(found) == set(golden)
-    assert not _differing(found, golden)
+    assert not digests.differing(found, golden)
 
 
 def _assert_same_bits(actual, expected, what):

@@ -256,23 +256,15 @@ cdef class ChannelsCall(ChannelAxisCall):
 
     cdef object masked_counts(self):
         """How many elements of each unit count."""
-        cdef cnp.ndarray where
-        cdef cnp.ndarray x = self.grouped(self.x, self.groups or self.channels)
-        cdef Py_ssize_t repeats = 1
+        cdef Py_ssize_t groups = self.groups or self.channels
+        cdef cnp.ndarray where, counts, x = self.grouped(self.x, groups)
         self.mask.scan(self.batch_axis, self.channel_axis)
-        where = self.grouped(self.mask.where, self.groups or self.channels)
-        if self.mask.counts is not None:
-            for i in range(3, cnp.PyArray_NDIM(x)):
-                if cnp.PyArray_DIM(where, i) == 1:
-                    repeats *= cnp.PyArray_DIM(x, i)
-            if self.groups:
-                counts = self.mask.counts.reshape(-1, self.groups, self.channels // self.groups).sum(2) * repeats
-                return np.array(np.broadcast_to(counts, shape_of(x)[:2]), order="C")
-            if cnp.PyArray_DIM(where, 0) == 1:
-                repeats *= cnp.PyArray_DIM(x, 0)
-            return self.mask.counts.sum(0) * repeats
+        where = self.grouped(self.mask.where, groups)
+        counts = where
+        if self.mask.counts is not None:  # of each channel of each sample
+            counts = self.mask.counts.reshape(-1, groups, self.channels // groups)
         axes = [i for i in range(cnp.PyArray_NDIM(x)) if i != 1 and (i != 0 or self.groups == 0)]
-        counts = np.add.reduce(where, tuple(axes), dtype=np.float64)
+        counts = np.add.reduce(counts, tuple([i for i in axes if i < cnp.PyArray_NDIM(counts)]), dtype=np.float64)
         for i in axes:
             if cnp.PyArray_DIM(where, i) == 1:
                 counts = counts * cnp.PyArray_DIM(x, i)

@@ -206,11 +206,10 @@ def _detached(array):
 
 def _prefix_hint(missing, unexpected):
     """Where the state is that of a larger model: how to load a part of it, in a list."""
-    there = set(unexpected)
-    for key in unexpected if missing else ():
-        prefix = key.removesuffix(missing[0])
-        if prefix != key and {prefix + name for name in missing} <= there:
-            return [f"cnorm.checkpoint.load(path, prefix={prefix!r}) keeps the names that fit."]
+    from .. import _hints
+
+    for prefix in _hints.prefixes(missing, unexpected):
+        return [f"cnorm.checkpoint.load(path, prefix={prefix!r}) keeps the names that fit."]
     parts = list(dict.fromkeys(key.partition(".")[0] + "." for key in unexpected if "." in key))
     shown = ", ".join(map(repr, parts[:5])) + (", ..." if len(parts) > 5 else "")
     hint = f"cnorm.checkpoint.load(path, prefix=...) keeps the names below one of {shown}."
