@@ -17,15 +17,15 @@
 
 typedef void (*read_elements)(const char *x, ptrdiff_t stride, ptrdiff_t n, double *out);
 
-/* out[i] = the element `i * stride` bytes from x */
+/* out[i] = the element `i * stride` bytes from x. (read_u32 and the like are names of CPython's headers.) */
 #define READ_NUMBERS(S, T)                                                                             \
-    static void CAT(read, S)(const char *x, ptrdiff_t stride, ptrdiff_t n, double *restrict out) {     \
+    static void CAT(read_doubles, S)(const char *x, ptrdiff_t stride, ptrdiff_t n, double *restrict out) { \
         if (stride == sizeof(T)) for (ptrdiff_t i = 0; i < n; ++i) out[i] = (double)((const T *)x)[i]; \
         else for (ptrdiff_t i = 0; i < n; ++i) out[i] = (double)*(const T *)(x + i * stride);          \
     }
 /* Half types: through the vectors of their loops. */
 #define READ_HALVES(S)                                                                           \
-    static void CAT(read, S)(const char *x, ptrdiff_t stride, ptrdiff_t n, double *out) {        \
+    static void CAT(read_doubles, S)(const char *x, ptrdiff_t stride, ptrdiff_t n, double *out) { \
         S gathered[f32_lanes];                                                                   \
         if (stride == sizeof(S)) {                                                               \
             CAT(widen64, S)(x, n, out);                                                          \
@@ -51,9 +51,12 @@ READ_HALVES(f16)
 READ_HALVES(bf16)
 
 static const read_elements READ_BY_DTYPE[DTYPES] = {
-    [FLOAT64] = read_f64, [WIDE_FLOAT32] = read_f32, [WIDE_FLOAT16] = read_f16, [WIDE_BFLOAT16] = read_bf16,
-    [WIDE_INT8] = read_i8, [WIDE_UINT8] = read_u8, [WIDE_INT16] = read_i16, [WIDE_UINT16] = read_u16,
-    [WIDE_INT32] = read_i32, [WIDE_UINT32] = read_u32, [WIDE_INT64] = read_i64, [WIDE_UINT64] = read_u64,
+    [FLOAT64] = read_doubles_f64, [WIDE_FLOAT32] = read_doubles_f32,
+    [WIDE_FLOAT16] = read_doubles_f16, [WIDE_BFLOAT16] = read_doubles_bf16,
+    [WIDE_INT8] = read_doubles_i8, [WIDE_UINT8] = read_doubles_u8,
+    [WIDE_INT16] = read_doubles_i16, [WIDE_UINT16] = read_doubles_u16,
+    [WIDE_INT32] = read_doubles_i32, [WIDE_UINT32] = read_doubles_u32,
+    [WIDE_INT64] = read_doubles_i64, [WIDE_UINT64] = read_doubles_u64,
 };
 
 /* ---- selected elements ---- */
@@ -176,16 +179,21 @@ static void selected_column_probe(read_elements read, ptrdiff_t size, const char
 
 /* The table of a dtype that is read as double: what columns_moments.pxd calls. */
 #define WIDE_TABLE(S, T)                                                                                               \
-    static void CAT(wide_widen, S)(const char *x, ptrdiff_t n, void *out) { CAT(read, S)(x, sizeof(T), n, out); }      \
-    static void CAT(wide_widen64, S)(const char *x, ptrdiff_t n, double *out) { CAT(read, S)(x, sizeof(T), n, out); }  \
+    static void CAT(wide_widen, S)(const char *x, ptrdiff_t n, void *out) {                                            \
+        CAT(read_doubles, S)(x, sizeof(T), n, out);                                                                    \
+    }                                                                                                                  \
+    static void CAT(wide_widen64, S)(const char *x, ptrdiff_t n, double *out) {                                        \
+        CAT(read_doubles, S)(x, sizeof(T), n, out);                                                                    \
+    }                                                                                                                  \
     static void CAT(wide_column_probe, S)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift) {      \
-        wide_column_probe_any(CAT(read, S), sizeof(T), x, NULL, 0, 0, rows, columns, shift, 0);                        \
+        wide_column_probe_any(CAT(read_doubles, S), sizeof(T), x, NULL, 0, 0, rows, columns, shift, 0);                \
     }                                                                                                                  \
     static void CAT(wide_column_sums, S)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns,                      \
                                          ptrdiff_t rows_per_pass, const void *shift, int terms, double *sum_d,         \
                                          double *sum_dd) {                                                             \
         (void)rows_per_pass, (void)terms;                                                                              \
-        wide_column_sums_any(CAT(read, S), sizeof(T), x, NULL, 0, 0, rows, columns, shift, NULL, sum_d, sum_dd);       \
+        wide_column_sums_any(CAT(read_doubles, S), sizeof(T), x, NULL, 0, 0, rows, columns, shift, NULL, sum_d,        \
+                             sum_dd);                                                                                  \
     }                                                                                                                  \
     static const LoopTable CAT(wide, S) = {                                                                            \
         .size = sizeof(T), .acc_size = sizeof(double), .acc_dtype = FLOAT64, .rounded = rounded_f64,                   \
