@@ -141,7 +141,7 @@ cdef int check_row(cnp.ndarray x, tuple shape, tuple axes, cnp.ndarray weight, c
         raise RuntimeError("Expected normalized_shape to be at least 1-dimensional, i.e., containing at least "
                            f"one element, but got normalized_shape = {list(shape)}")
     if axes is None:
-        fits = ndim >= k and (<object> x).shape[ndim - k:] == shape
+        fits = ndim >= k and sizes_are(x, ndim - k, shape)
     else:
         fits = tuple([cnp.PyArray_DIM(x, axis) for axis in axes]) == shape
     if not fits:
@@ -216,6 +216,8 @@ cdef tuple row_axes(tuple axis, cnp.ndarray x, tuple shape):
 
 cdef tuple as_row_shape(object normalized_shape):
     """The argument as a tuple of ints."""
+    if type(normalized_shape) is int:
+        return (normalized_shape,)
     if type(normalized_shape) is not tuple:
         if hasattr(normalized_shape, "__index__") and not isinstance(normalized_shape, cnp.ndarray):
             return (as_int(normalized_shape, "normalized_shape"),)
@@ -228,10 +230,17 @@ cdef tuple as_row_shape(object normalized_shape):
 
 
 cdef bint has_shape(cnp.ndarray parameter, tuple shape) except -1:
-    """Whether a parameter has the shape; without making a tuple for the usual vector."""
-    if len(shape) == 1:
-        return cnp.PyArray_NDIM(parameter) == 1 and cnp.PyArray_DIM(parameter, 0) == shape[0]
-    return shape_of(parameter) == shape
+    """Whether a parameter has the shape."""
+    return cnp.PyArray_NDIM(parameter) == len(shape) and sizes_are(parameter, 0, shape)
+
+
+cdef bint sizes_are(cnp.ndarray a, int first, tuple shape) except -1:
+    """Whether the axes of an array from `first` on have these sizes, of which there are as many; without a tuple."""
+    cdef int i
+    for i in range(len(shape)):
+        if cnp.PyArray_DIM(a, first + i) != as_size(shape[i]):
+            return False
+    return True
 
 
 cdef cnp.ndarray as_gradient(cnp.ndarray grad_output, cnp.ndarray x, str name="grad_output"):

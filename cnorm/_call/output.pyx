@@ -18,9 +18,6 @@ from cnorm._pool cimport empty_like, new_array
 from cnorm._runtime cimport kernels, threads_for
 from cnorm.kernels.job cimport ACT_CLIP, ACT_SLOPE, ACT_SLOPES, Job
 
-cdef extern from "numpy/arrayobject.h":
-    object PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *, int)
-
 cdef extern from *:
     """
     _Static_assert(CNORM_MAX_DIMS == NPY_MAXDIMS, "arrays may have more axes than a plan has room for");
@@ -215,7 +212,7 @@ cdef cnp.ndarray gradient_array(cnp.ndarray parameter, int dtype, int ndim, cnp.
         return new_array(accumulation_type(dtype), ndim, shape)
     if dtype_code(parameter) < 0 or not is_native(parameter):
         return None
-    return <cnp.ndarray> PyArray_NewLikeArray(parameter, cnp.NPY_CORDER, NULL, 0)
+    return new_array(cnp.PyArray_TYPE(parameter), cnp.PyArray_NDIM(parameter), cnp.PyArray_DIMS(parameter))
 
 
 cdef cnp.ndarray gradient_buffer(cnp.ndarray parameter, int dtype, int ndim, cnp.npy_intp *shape):

@@ -24,7 +24,7 @@ cnp.import_array()
 
 
 cdef object forward_contiguous(object input, object normalized_shape, object weight, object bias, bint centred,
-                               bint machine_epsilon, double eps, object out, Statistics wanted, list kept):
+                               object eps, object out, Statistics wanted, list kept):
     """layer_norm or rms_norm of C-contiguous native arrays over the last axis; None where the general call must look.
 
     The arrays may be large. Of small ones, everything here must cost less than the norm itself: 16 float32
@@ -37,7 +37,7 @@ cdef object forward_contiguous(object input, object normalized_shape, object wei
     cdef Py_ssize_t n, rows, size
     cdef cnp.npy_intp shape[MAX_DIMS]
     cdef Job a
-    if not cnp.PyArray_CheckExact(input):
+    if not cnp.PyArray_CheckExact(input) or not (type(eps) is float or eps is None and not centred):
         return None
     x = <cnp.ndarray> input
     dtype = dtype_code(x)
@@ -96,7 +96,7 @@ cdef object forward_contiguous(object input, object normalized_shape, object wei
     a.y.strides[1] = a.x.strides[1]
     a.head.threads = threads_for(rows * a.x.strides[1])
     a.centred = centred
-    a.finish.eps = machine_eps(dtype) if machine_epsilon else eps
+    a.finish.eps = machine_eps(dtype) if eps is None else <double> eps
     if weight is not None:
         a.elements.weight = cnp.PyArray_DATA(weight)
     if bias is not None:
@@ -142,28 +142,17 @@ cdef int lay_out_slopes(RowsCall call, object channel_axis) except -1:
     return 0
 
 
-cdef object rows_norm_forward(object input, object normalized_shape, object weight, object bias, bint centred,
-                              object eps, object out, object channel_axis, Statistics wanted, list kept,
-                              object negative_slope, object clip, object axis, object zero_centred,
-                              object where):
-    """layer_norm (`centred`) or rms_norm, which takes an `eps` of None: the machine epsilon. `kept` is of
-    STATS_KEPT."""
-    cdef RowsCall call
-    cdef Mask given
-    cdef cnp.ndarray x, into, w, b
-    cdef tuple shape
+cdef object forward_any(object input, object normalized_shape, object weight, object bias, bint centred, object eps,
+                        object out, object channel_axis, Statistics wanted, list kept, object negative_slope,
+                        object clip, object axis, object zero_centred, object where):
+    """layer_norm or rms_norm of all that `forward_contiguous` does not take."""
     cdef bint machine_epsilon = eps is None and not centred
     cdef double epsilon = 0 if machine_epsilon else as_float(eps, "eps")
-    if negative_slope is None and clip is None and axis is None and zero_centred is False and where is None:
-        y = forward_contiguous(input, normalized_shape, weight, bias, centred, machine_epsilon, epsilon, out, wanted,
-                               kept)
-        if y is not None:
-            return y
-    call = <RowsCall> RowsCall.__new__(RowsCall)
-    given = mask_argument(input, where)
-    x, into = as_array(input if given is None else given.data, "input"), as_out(out, "out")
-    w, b = as_array(weight, "weight"), as_array(bias, "bias")
-    shape = as_row_shape(normalized_shape)
+    cdef RowsCall call = <RowsCall> RowsCall.__new__(RowsCall)
+    cdef Mask given = mask_argument(input, where)
+    cdef cnp.ndarray x = as_array(input if given is None else given.data, "input"), into = as_out(out, "out")
+    cdef cnp.ndarray w = as_array(weight, "weight"), b = as_array(bias, "bias")
+    cdef tuple shape = as_row_shape(normalized_shape)
     axis = as_axes(axis)
     zero_centred = as_flag(zero_centred, "zero_centered_gamma")
     call.convert_activation(negative_slope, clip)
@@ -265,12 +254,10 @@ cdef object rows_norm_backward(object grad_output, object input, object normaliz
     grad_input = call.backward(dy, into, addend)
     if given is not None:
         grad_input = given.wrapped(grad_input)
-    result = (grad_input, call.parameter_gradient(0, call.grad_weight, w, shape))
-    if centred:
-        result += (call.parameter_gradient(1, call.grad_bias, b, shape),)
-    if call.slope_gradient:
-        result += (row_slope_gradient(call, channel_axis),)
-    return result
+    grad_weight = call.parameter_gradient(0, call.grad_weight, w, shape)
+    grad_bias = call.parameter_gradient(1, call.grad_bias, b, shape) if centred else None
+    grads = (grad_input, grad_weight, grad_bias) if centred else (grad_input, grad_weight)
+    return grads + (row_slope_gradient(call, channel_axis),) if call.slope_gradient else grads
 
 
 cdef object row_slope_gradient(RowsCall call, object channel_axis):
