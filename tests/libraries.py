@@ -5,6 +5,12 @@ from pathlib import Path
 
 import pytest
 
+# Some Pythons have no safetensors: a test that reads or writes such a file is then skipped.
+NEEDS_SAFETENSORS = pytest.mark.skipif(
+    importlib.util.find_spec("safetensors") is None, reason="needs safetensors"
+)
+SAFETENSORS = pytest.param(".safetensors", marks=NEEDS_SAFETENSORS)
+
 _BENCH = Path(__file__).parents[1] / "bench" / "networks.py"
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from libraries import NEEDS_SAFETENSORS, SAFETENSORS
 from torch_files import STORAGES, tensor_pickle, write_arrays, write_torch
 
 import cnorm
 from cnorm import checkpoint
 
 DATA = Path(__file__).parent / "data"  # .pt files, and the script that made them
-WRITTEN = [".safetensors", ".npz"]
+WRITTEN = [SAFETENSORS, ".npz"]
 FLOATS = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 OTHERS = [*(np.int64, np.int32, np.int16, np.int8), *(np.uint64, np.uint32, np.uint16, np.uint8)]
 
@@ -86,8 +87,8 @@ def test_numpy_reads_what_is_saved(tmp_path):
 @pytest.mark.parametrize(
     ("library", "suffix", "dtype"),
     [
-        ("safetensors", ".safetensors", "f4"),
-        ("ml_dtypes", ".safetensors", ml_dtypes.bfloat16),
+        pytest.param("safetensors", ".safetensors", "f4", marks=NEEDS_SAFETENSORS),
+        pytest.param("ml_dtypes", ".safetensors", ml_dtypes.bfloat16, marks=NEEDS_SAFETENSORS),
         ("ml_dtypes", ".npz", ml_dtypes.bfloat16),
     ],
 )
@@ -275,6 +276,7 @@ def test_load_takes_each_array_once(tmp_path, suffix):
     tracemalloc.stop()
 
 
+@NEEDS_SAFETENSORS
 def test_keys_name_dtypes_that_are_not_read(tmp_path):
     header = {"a": {"dtype": "F8_E5M2", "shape": [2], "data_offsets": [0, 2]}}
     data = json.dumps(header).encode()
@@ -414,6 +416,7 @@ def test_unsuitable_values_are_refused_by_name(tmp_path, suffix):
     assert os.listdir(tmp_path) == []
 
 
+@NEEDS_SAFETENSORS
 def test_unsuitable_files(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match=r"a \.pt file is not written"):
         checkpoint.save(tmp_path / "x.pt", {})
@@ -539,6 +542,7 @@ def test_nested_dicts_that_cannot_be_saved(tmp_path, suffix):
     assert os.listdir(tmp_path) == []
 
 
+@NEEDS_SAFETENSORS
 @pytest.mark.parametrize("dtype", [np.complex128, np.longdouble])
 def test_what_only_npz_can_hold(tmp_path, dtype):
     state = {"model": {"a": np.ones(2, dtype)}}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from libraries import SAFETENSORS
 
 KILLS = int(os.environ.get("CNORM_KILLS", "40"))
 
@@ -67,7 +68,7 @@ print(len(left), old, new)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+@pytest.mark.parametrize("suffix", [SAFETENSORS, ".npz"])
 def test_a_save_that_is_killed(elsewhere, suffix):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SCENE, f"x{suffix}", str(KILLS)],
