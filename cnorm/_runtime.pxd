@@ -29,3 +29,8 @@ cdef inline int threads_for(Py_ssize_t size) except -1:
     """Threads that a call which reads `size` bytes may have. Where that is more than one, `begin_team` says how many
     it gets."""
     return 1 if size < PARALLEL_MIN_BYTES else team_of(size)
+
+
+cdef class Lock:
+    cdef object acquire
+    cdef object release

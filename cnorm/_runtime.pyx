@@ -278,11 +278,8 @@ cdef class Lock:
     It is taken and released here, in compiled code, where no signal handler can run. In Python an interrupt
     may come between the call that takes a lock and the `try` that releases it, since 3.14 in a `with` too,
     whose `__enter__` is a call like any other; the lock then stays taken, and other threads wait for ever.
-    For the same reason nothing here takes the lock and returns.
+    For the same reason nothing takes the lock and returns to Python; compiled functions may take and release it.
     """
-
-    cdef object acquire
-    cdef object release
 
     def __cinit__(self):
         lock = RLock()

@@ -58,18 +58,18 @@ class RunningNorm(Norm):
     def _forward(self, input, keep, slope, clip, where):
         self._check_input_dim(input)
         mean, var = self.running_mean, self.running_var
-        if not self.training:
-            of_input = mean is None and var is None
-            return self._normalize(input, keep, slope, clip, of_input, mean, var, where)
-        if not self.track_running_stats:
-            return self._normalize(input, keep, slope, clip, True, None, None, where)
-        # threads that share the module take turns to update it
-        return self._lock.run(self._normalize, input, keep, slope, clip, True, mean, var, where)
+        of_input = self.training or (mean is None and var is None)
+        if self.training and not self.track_running_stats:
+            mean = var = None
+        return self._normalize(input, keep, slope, clip, of_input, mean, var, where)
 
     def _normalize(
         self, input, keep, slope, clip, use_input_stats, running_mean, running_var, where
     ):  # fmt: skip
-        """What `_forward` returns, `use_input_stats` second; updates the running statistics."""
+        """What `_forward` returns, `use_input_stats` second; updates the running statistics.
+
+        Threads that share the module take turns to update them: it holds `_lock` then.
+        """
         raise NotImplementedError
 
     def extra_repr(self):

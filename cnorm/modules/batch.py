@@ -1,7 +1,7 @@
 """Batch normalization: each channel over the samples of the batch."""
 
 from .. import functional as F
-from .._call.channel_norms import batch_norm_and_count
+from .._call.channel_norms import running_norm
 from .._call.running import assign
 from .._moments import Moments
 from ._docs import parameters_of
@@ -22,13 +22,11 @@ class _BatchNorm(RunningNorm):
     def _normalize(
         self, input, keep, slope, clip, use_input_stats, running_mean, running_var, where
     ):  # fmt: skip
-        count = self.num_batches_tracked if self.training and self.track_running_stats else None
-        momentum = self.momentum
-        if momentum is None:  # the average of all batches, each with the same weight
-            momentum = 0.0 if count is None else 1 / (int(count) + 1)
-        result = batch_norm_and_count(
-            count, input, running_mean, running_var, self.weight, self.bias, use_input_stats,
-            momentum, self.eps, self.channel_axis, keep, slope, clip, where,
+        updates = self.training and self.track_running_stats
+        result = running_norm(
+            self._lock if updates else None, True, self.num_batches_tracked if updates else None,
+            input, running_mean, running_var, self.weight, self.bias, use_input_stats,
+            self.momentum, self.eps, self.channel_axis, keep, slope, clip, where,
         )  # fmt: skip
         if not keep:
             return result, None

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 
 from .. import functional as F
+from .._call.channel_norms import running_norm
 from ._docs import parameters_of
 from ._lazy import LazyNorm
 from ._running import RunningNorm
@@ -29,11 +30,12 @@ class _InstanceNorm(RunningNorm):
         batched = self._batched(input)
         if batched.shape[self.channel_axis] != self.num_features:
             self._other_channels(batched, batched.ndim - input.ndim)
-        result = F.instance_norm(
+        if where is not None:
+            where = self._batched_mask(where, batched is input)
+        result = running_norm(
+            self._lock if self.training and self.track_running_stats else None, False, None,
             batched, running_mean, running_var, self.weight, self.bias, use_input_stats,
-            0.0 if self.momentum is None else self.momentum, self.eps,
-            channel_axis=self.channel_axis, return_stats=keep, negative_slope=slope, clip=clip,
-            where=self._batched_mask(where, batched is input),
+            self.momentum, self.eps, self.channel_axis, keep, slope, clip, where,
         )  # fmt: skip
         if not keep:
             return result if batched is input else result[0], None

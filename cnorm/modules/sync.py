@@ -80,7 +80,12 @@ class SyncBatchNorm(_BatchNorm):
             self._check_input_dim(input)
         return super().forward(input, where)
 
-    def _normalize(
+    def _normalize(self, *arguments):
+        if self.training and self.track_running_stats:
+            return self._lock.run(self._normalize_in_turn, *arguments)
+        return self._normalize_in_turn(*arguments)
+
+    def _normalize_in_turn(
         self, input, keep, slope, clip, use_input_stats, running_mean, running_var, where
     ):  # fmt: skip
         exchange = self._exchange(FORWARD)
