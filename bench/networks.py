@@ -21,7 +21,9 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -33,23 +35,31 @@ LIBRARIES = ("torch", "timm", "torchvision", "transformers", "diffusers")
 
 
 def library(name):
-    """Import a library, or torchvision before it where its compiled operators do not fit torch.
+    """Import a library, and torchvision before it, which the others import when they need it."""
+    if find_spec("torchvision"):
+        _torchvision()
+    return importlib.import_module(name)
 
-    torchvision's wheel for GPUs beside torch's for CPUs cannot load its operators, and then fails
-    to register what belongs to them. None of the networks needs one.
+
+@cache
+def _torchvision():
+    """Import torchvision, also where its compiled operators do not fit torch.
+
+    Its wheel for GPUs beside torch's for CPUs cannot load its operators, and then fails to register
+    what belongs to them. None of the networks needs one.
     """
     try:
-        return importlib.import_module(name)
+        return importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
-    for module in [m for m in sys.modules if m.partition(".")[0] in ("torchvision", "timm", name)]:
+    for module in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
         del sys.modules[module]
-    library.operators = torch.library.Library("torchvision", "DEF")
+    _torchvision.operators = torch.library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
         schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        library.operators.define(schema)
-    return importlib.import_module(name)
+        _torchvision.operators.define(schema)
+    return importlib.import_module("torchvision")
 
 
 # ---- networks ----
@@ -370,7 +380,8 @@ def main():
     torch.set_num_threads(arguments.threads)
     cnorm.set_num_threads(arguments.threads)
     random.seed(0)
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    installed = [name for name in LIBRARIES if find_spec(name)]
+    versions = ", ".join(f"{name} {version(name)}" for name in installed)
     table = [line(COLUMNS), line(["---"] * len(COLUMNS))]
     print(f"{versions}; {arguments.threads} threads", *table, sep="\n", flush=True)
     with open(arguments.write, "w") if arguments.write else contextlib.nullcontext() as file:

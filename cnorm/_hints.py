@@ -26,6 +26,8 @@ _LAST = ("channel_axis", "channel_axis=-1 takes channels last")
 _CHANNELS = ("channel_axis", "did you mean channel_axis? functional.standardize takes any axes")
 _AXIS = (("axis", None), ("dim", None), _ROW, _CHANNELS)
 _STATISTICS = ("nan_policy", "moments(...).var(ddof) and .std(ddof) take it")
+_KEPT = "the statistics of return_stats=True have size 1 there"
+_SQUEEZED = ("nan_policy", "m = moments(x, axis); np.expand_dims(m.mean, axis) has them")
 _MEANT = {
     **dict.fromkeys(("channels_last", "data_format"), (_ROW, _LAST)),
     "channel_axis": (_ROW,),
@@ -46,6 +48,7 @@ _MEANT = {
     **dict.fromkeys(("train", "is_training"), (("training", None),)),
     **dict.fromkeys(("mask", "padding_mask", "valid"), (("where", None),)),
     **dict.fromkeys(("ddof", "correction"), (("ddof", None), _STATISTICS)),
+    **dict.fromkeys(("keepdims", "keepdim"), (("ddof", _KEPT), ("p", _KEPT), _SQUEEZED)),
     **dict.fromkeys(("std", "stddev"), (("var", "var=std**2 is the variance"),)),
     **dict.fromkeys(("ord", "norm"), (("p", None),)),
     **dict.fromkeys(("decay", "alpha"), (("momentum", "momentum, the share of the new batch"),)),
@@ -82,6 +85,18 @@ _NUMBERS = {
     "channel_axis": "1 is channels first, -1 channels last",
     "momentum": "what a layer's momentum=None takes is 1 / (num_batches_tracked + 1)",
     "negative_slope": "0.0 is ReLU, 0.01 LeakyReLU",
+}
+
+
+# The way out where one value is all that a unit has.
+_ONE_VALUE = {
+    "batch": (
+        "pass more samples, take the running statistics (training=False, or eval() of a layer), or "
+        "normalize each sample by itself (layer_norm, group_norm)"
+    ),
+    "instance": "batch_norm normalizes over the samples, layer_norm over the channels",
+    "group": "fewer groups (num_groups) have more channels each",
+    "row": "with one channel, batch_norm normalizes over the samples",
 }
 
 
@@ -198,27 +213,27 @@ def floats(name, array, what="a float32, float64, float16 or bfloat16 array"):
 
 def cast(name, array):
     """How an array of another dtype becomes one of floats."""
-    dtype = array.dtype
+    dtype, as_float32 = array.dtype, f"np.asarray({name}, np.float32)"  # of lists and tensors too
     if dtype.kind in "iub":
         others = [f for f in ("standardize", "normalize_image") if f in _functions()]
         if name == "input" and others:
             takes = " and ".join(f"cnorm.functional.{other}" for other in others)
-            return f"pass {name}.astype(np.float32), or see {takes}"
-        return f"pass {name}.astype(np.float32)"
+            return f"pass {as_float32}, or see {takes}"
+        return f"pass {as_float32}"
     if dtype.kind == "c":
         return f"pass {name}.real and {name}.imag, each by itself"
     if dtype.kind == "f":
-        return f"pass {name}.astype(np.float64)"
+        return f"pass np.asarray({name}, np.float64)"
     if dtype.kind == "O":
-        hint = f"if all its elements are numbers, pass {name}.astype(np.float32)"
+        hint = f"if all its elements are numbers, pass {as_float32}"
         return hint + ("; of a pandas table, input.select_dtypes('number')" * (name == "input"))
     if name in _NUMBERS:
         return _NUMBERS[name]
     if dtype.kind in "US":
-        return f"it holds text; if that is numbers, pass {name}.astype(np.float32)"
+        return f"it holds text; if that is numbers, pass {as_float32}"
     if dtype.str.endswith("V2"):
         return "bfloat16 that np.load read: cnorm.checkpoint.load knows it"
-    return f"pass an array of numbers, such as {name}.astype(np.float32)"
+    return f"pass an array of numbers, such as {as_float32}"
 
 
 def _functions():
@@ -394,6 +409,25 @@ def other_axis(shape, axis, channels=-1, groups=0):
     i = -1 if last in found else found[0]
     where = "its last axis" if i == -1 else f"axis {i}"
     return f"input has {shape[i]} channels on {where}: channel_axis={i}?"
+
+
+def channels(shape, axis, name, size, groups):
+    """Where the channels are that a parameter of `size` values fits, or how many it is to be of."""
+    if hint := other_axis(shape, axis, size, groups):
+        return hint
+    if groups:
+        return ""
+    return (
+        f"input has {shape[axis]} channels on axis {axis}, and {name} is of {size}: make the layer "
+        f"for {shape[axis]}, or name the axis of the channels by channel_axis"
+    )
+
+
+def one_value(size, of="batch"):
+    """The error of a unit, `of` a batch, an instance, a group or a row, that has one value."""
+    what = "spatial element" if of == "instance" else "value per channel"
+    error = ValueError(f"Expected more than 1 {what} when training, got input size {size}")
+    return noted(error, f"one value has no variance: {_ONE_VALUE[of]}")
 
 
 def row(shape, normalized_shape):

@@ -74,6 +74,7 @@ __all__ = [
 
 
 # No __getattr__ that knows what was meant: a module that has one is looked into anew at each call, which costs 40 ns.
+# Python itself ends the traceback of `F.layernorm` with "Did you mean: 'layer_norm'?", from what is listed here.
 def __dir__():
     """What completion offers: the functions."""
     return list(__all__)
@@ -213,10 +214,22 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
         `use_input_stats`; used instead of the input's where not.
     weight, bias : array_like, shape (C,), (1, C) or (N, C), optional
     use_input_stats : bool
-    momentum, eps : float
-    out, channel_axis, return_stats, negative_slope, clip, where
-        As `batch_norm`. The statistics have shape (N, C). With ``channel_axis=0`` the input is one
-        sample, (C, ...).
+        Use the statistics of each sample, not the running ones.
+    momentum : float
+        Share of this batch in the running statistics.
+    eps : float
+        Added to the variance.
+    out : ndarray, optional
+        For the result; ``out=input`` works in place.
+    channel_axis : int
+        Which axis holds the channels; -1: the last; 0: the input is one sample, (C, ...).
+    return_stats : bool
+        Also return ``mean`` and ``rstd``, shape (N, C), float64.
+    negative_slope, clip : optional
+        An activation in the same pass: ``negative_slope=0.0`` is ReLU, another float LeakyReLU, an array PReLU;
+        ``clip=(low, high)`` bounds the result, None for an open side.
+    where : array of bool, optional
+        Which elements count; it broadcasts to `input`. Elsewhere `out` keeps its value, and is 0 without `out`.
 
     Returns
     -------
@@ -250,16 +263,21 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
 
 def instance_norm_backward(grad_output, input, mean, rstd, weight=None, *, use_input_stats=True,
                            out=None, channel_axis=1, negative_slope=None, clip=None, bias=None, where=None):
-    """Gradients of `instance_norm`, as `batch_norm_backward` gives those of `batch_norm`.
+    """Gradients of `instance_norm`, by the formula in `batch_norm_backward`.
 
     Parameters
     ----------
     grad_output, input : array_like, shape (N, C, ...)
     mean, rstd : array_like, shape (N, C)
+        As forward returned them.
     weight : array_like, shape (C,), (1, C) or (N, C), optional
     use_input_stats : bool
-    out, channel_axis, negative_slope, clip, bias
-        As `batch_norm_backward`.
+        Whether the statistics came from the input.
+    out : ndarray, optional
+        For grad_input; ``out=grad_output`` works in place.
+    channel_axis, negative_slope, clip, bias
+        Of the forward pass; bias matters where an activation was
+        fused, or where its shape is not the weight's.
     where : array_like of bool, optional
         That of the forward pass. grad_input is 0 where it is False, in `out` too.
 
@@ -294,8 +312,18 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
         Divides C.
     weight, bias : array_like, shape (C,), (1, C) or (N, C), optional
     eps : float
-    out, channel_axis, return_stats, negative_slope, clip, where
-        As `batch_norm`. The statistics have shape (N, G).
+        Added to the variance.
+    out : ndarray, optional
+        For the result; ``out=input`` works in place.
+    channel_axis : int
+        Which axis holds the channels; -1: the last.
+    return_stats : bool
+        Also return ``mean`` and ``rstd``, shape (N, G), float64.
+    negative_slope, clip : optional
+        An activation in the same pass: ``negative_slope=0.0`` is ReLU, another float LeakyReLU, an array PReLU;
+        ``clip=(low, high)`` bounds the result, None for an open side.
+    where : array of bool, optional
+        Which elements count; it broadcasts to `input`. Elsewhere `out` keeps its value, and is 0 without `out`.
 
     Returns
     -------
@@ -327,16 +355,20 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
 
 def group_norm_backward(grad_output, input, num_groups, mean, rstd, weight=None, *, out=None,
                         channel_axis=1, negative_slope=None, clip=None, bias=None, where=None):
-    """Gradients of `group_norm`, as `batch_norm_backward` gives those of `batch_norm`.
+    """Gradients of `group_norm`, by the formula in `batch_norm_backward`.
 
     Parameters
     ----------
     grad_output, input : array_like, shape (N, C, ...)
     num_groups : int
     mean, rstd : array_like, shape (N, G)
+        As forward returned them.
     weight : array_like, shape (C,), (1, C) or (N, C), optional
-    out, channel_axis, negative_slope, clip, bias
-        As `batch_norm_backward`.
+    out : ndarray, optional
+        For grad_input; ``out=grad_output`` works in place.
+    channel_axis, negative_slope, clip, bias
+        Of the forward pass; bias matters where an activation was
+        fused, or where its shape is not the weight's.
     where : array_like of bool, optional
         That of the forward pass. grad_input is 0 where it is False, in `out` too.
 
@@ -426,7 +458,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
 
 def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight=None, *, out=None,
                         channel_axis=1, negative_slope=None, clip=None, bias=None, axis=None, where=None):
-    """Gradients of `layer_norm`, as `batch_norm_backward` gives those of `batch_norm`.
+    """Gradients of `layer_norm`, by the formula in `batch_norm_backward`.
 
     Parameters
     ----------
@@ -435,11 +467,11 @@ def layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight
     mean, rstd : array_like
         As forward returned them.
     weight : array_like, optional
-        As in `layer_norm`.
-    out, channel_axis, negative_slope, clip, bias
-        As `batch_norm_backward`.
-    axis : int or sequence of int, optional
-        Of the forward pass.
+    out : ndarray, optional
+        For grad_input; ``out=grad_output`` works in place.
+    channel_axis, negative_slope, clip, bias, axis
+        Of the forward pass; bias matters where an activation was
+        fused, or where its shape is not the weight's.
     where : array_like of bool, optional
         That of the forward pass. grad_input is 0 where it is False, in `out` too.
 
@@ -472,16 +504,27 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
     ----------
     input : array_like, shape (..., *normalized_shape)
     normalized_shape : int or sequence of int
+        The sizes of the last axes, or of those that `axis` names.
     weight : array_like, optional
-        Of the shapes that `layer_norm` takes.
+        Of shape normalized_shape; or, to differ from sample to sample, of the input's number of dimensions,
+        with the input's sizes at the normalized axes and these or 1 at the others.
     eps : float, optional
         None is the machine epsilon of the accumulation type: 1.19e-7, float64: 2.2e-16.
-    out, channel_axis, return_stats, negative_slope, clip, axis
-        As `layer_norm`.
+    out : ndarray, optional
+        For the result; ``out=input`` works in place.
+    channel_axis : int
+        Only says along which axis the slopes of a PReLU run.
+    return_stats : bool
+        Also return ``rstd``, float64, of the input's shape with ones for the normalized axes.
+    negative_slope, clip : optional
+        An activation in the same pass: ``negative_slope=0.0`` is ReLU, another float LeakyReLU, an array PReLU;
+        ``clip=(low, high)`` bounds the result, None for an open side.
+    axis : int or sequence of int, optional
+        Where the dimensions of `normalized_shape` are in the input; None: at its end.
     zero_centered_gamma : bool
         Multiply by ``1 + weight``, as Gemma and others store it. No effect without a weight.
-    where : array_like of bool, optional
-        See the module's documentation.
+    where : array of bool, optional
+        Which elements count; it broadcasts to `input`. Elsewhere `out` keeps its value, and is 0 without `out`.
 
     Returns
     -------
@@ -522,10 +565,9 @@ def rms_norm_backward(grad_output, input, normalized_shape, rstd, weight=None, *
     rstd : array_like
         As forward returned it.
     weight : array_like, optional
-        As in `rms_norm`.
-    out, channel_axis, negative_slope, clip
-        As `batch_norm_backward`.
-    axis, zero_centered_gamma
+    out : ndarray, optional
+        For grad_input; ``out=grad_output`` works in place.
+    channel_axis, negative_slope, clip, axis, zero_centered_gamma
         Of the forward pass.
     where : array_like of bool, optional
         That of the forward pass. grad_input is 0 where it is False, in `out` too.
@@ -559,13 +601,28 @@ def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, ep
     ----------
     input, residual : array_like, shape (..., *normalized_shape)
         Of one dtype.
-    normalized_shape, weight, bias, eps, out, channel_axis, return_stats, negative_slope, clip, axis
-        As `layer_norm`.
+    normalized_shape : int or sequence of int
+        The sizes of the last axes, or of those that `axis` names.
+    weight, bias : array_like, optional
+        Of shape normalized_shape, or of those that `layer_norm` takes for each sample.
+    eps : float
+        Added to the variance.
+    out : ndarray, optional
+        For the result; ``out=input`` works in place.
+    channel_axis : int
+        Only says along which axis the slopes of a PReLU run.
+    return_stats : bool
+        Also return ``mean`` and ``rstd``, float64, of the input's shape with ones for the normalized axes.
+    negative_slope, clip : optional
+        An activation in the same pass: ``negative_slope=0.0`` is ReLU, another float LeakyReLU, an array PReLU;
+        ``clip=(low, high)`` bounds the result, None for an open side.
+    axis : int or sequence of int, optional
+        Where the dimensions of `normalized_shape` are in the input; None: at its end.
     residual_out : ndarray, optional
         Where the sum goes; ``residual_out=residual`` adds in place.
-    where : array_like of bool, optional
-        See the module's documentation. The sum follows the same rule as the result: where it is False, `residual_out`
-        keeps its value, and without `residual_out` the sum is 0.
+    where : array of bool, optional
+        Which elements count; it broadcasts to `input`. Elsewhere `out` and `residual_out` keep their values, and are
+        0 where they are not given.
 
     Returns
     -------
@@ -577,7 +634,7 @@ def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, ep
     ValueError, TypeError
         A residual of another shape or dtype, or an `out` that overlaps `residual_out`.
     RuntimeError
-        As `layer_norm`.
+        A shape or parameter that does not fit `normalized_shape`.
 
     Examples
     --------
@@ -600,13 +657,31 @@ def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, ou
     Parameters
     ----------
     input, residual : array_like, shape (..., *normalized_shape)
-    normalized_shape, weight, eps, out, channel_axis, return_stats, negative_slope, clip, axis, zero_centered_gamma
-        As `rms_norm`.
+        Of one dtype.
+    normalized_shape : int or sequence of int
+        The sizes of the last axes, or of those that `axis` names.
+    weight : array_like, optional
+        Of shape normalized_shape, or of those that `rms_norm` takes for each sample.
+    eps : float, optional
+        None is the machine epsilon of the accumulation type: 1.19e-7, float64: 2.2e-16.
+    out : ndarray, optional
+        For the result; ``out=input`` works in place.
+    channel_axis : int
+        Only says along which axis the slopes of a PReLU run.
+    return_stats : bool
+        Also return ``rstd``, float64, of the input's shape with ones for the normalized axes.
+    negative_slope, clip : optional
+        An activation in the same pass: ``negative_slope=0.0`` is ReLU, another float LeakyReLU, an array PReLU;
+        ``clip=(low, high)`` bounds the result, None for an open side.
+    axis : int or sequence of int, optional
+        Where the dimensions of `normalized_shape` are in the input; None: at its end.
+    zero_centered_gamma : bool
+        Multiply by ``1 + weight``. No effect without a weight.
     residual_out : ndarray, optional
         Where the sum goes; ``residual_out=residual`` adds in place.
-    where : array_like of bool, optional
-        See the module's documentation. The sum follows the same rule as the result: where it is False, `residual_out`
-        keeps its value, and without `residual_out` the sum is 0.
+    where : array of bool, optional
+        Which elements count; it broadcasts to `input`. Elsewhere `out` and `residual_out` keep their values, and are
+        0 where they are not given.
 
     Returns
     -------
@@ -637,8 +712,15 @@ def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, 
         Of ``s``, where it was used elsewhere too.
     sum : array_like
         ``s``, as forward returned it.
-    normalized_shape, mean, rstd, weight, out, channel_axis, negative_slope, clip, bias, axis
-        As `layer_norm_backward`.
+    normalized_shape : int or sequence of int
+    mean, rstd : array_like
+        As forward returned them.
+    weight : array_like, optional
+    out : ndarray, optional
+        For grad_input; ``out=grad_output`` works in place.
+    channel_axis, negative_slope, clip, bias, axis
+        Of the forward pass; bias matters where an activation was
+        fused, or where its shape is not the weight's.
     where : array_like of bool, optional
         That of the forward pass. grad_input is 0 where it is False, in `out` too.
 
@@ -663,13 +745,23 @@ def add_layer_norm_backward(grad_output, grad_sum, sum, normalized_shape, mean, 
 def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, weight=None, *, out=None,
                           channel_axis=1, negative_slope=None, clip=None, axis=None, zero_centered_gamma=False,
                           where=None):
-    """Gradients of `add_rms_norm`; see `add_layer_norm_backward`.
+    """Gradients of `add_rms_norm`.
 
     Parameters
     ----------
-    grad_output, grad_sum, sum, normalized_shape, rstd, weight, out, channel_axis, negative_slope, clip, axis
-        As `add_layer_norm_backward`.
-    zero_centered_gamma : bool
+    grad_output : array_like
+        Of ``y``.
+    grad_sum : array_like or None
+        Of ``s``, where it was used elsewhere too.
+    sum : array_like
+        ``s``, as forward returned it.
+    normalized_shape : int or sequence of int
+    rstd : array_like
+        As forward returned it.
+    weight : array_like, optional
+    out : ndarray, optional
+        For grad_input; ``out=grad_output`` works in place.
+    channel_axis, negative_slope, clip, axis, zero_centered_gamma
         Of the forward pass.
     where : array_like of bool, optional
         That of the forward pass. grad_input is 0 where it is False, in `out` too.
@@ -677,6 +769,7 @@ def add_rms_norm_backward(grad_output, grad_sum, sum, normalized_shape, rstd, we
     Returns
     -------
     grad_input, grad_weight : ndarray
+        grad_input is the gradient of both the input and the residual.
 
     Examples
     --------
@@ -704,8 +797,14 @@ def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, 
     size : int
         Channels in a window, even ones too.
     alpha, beta, k : float
-    out, channel_axis, negative_slope, clip
-        As `batch_norm`.
+        As in the formula.
+    out : ndarray, optional
+        For the result; ``out=input`` works in place.
+    channel_axis : int
+        Which axis holds the channels; -1: the last.
+    negative_slope, clip : optional
+        An activation in the same pass: ``negative_slope=0.0`` is ReLU, another float LeakyReLU, an array PReLU;
+        ``clip=(low, high)`` bounds the result, None for an open side.
 
     Returns
     -------
@@ -739,8 +838,10 @@ def local_response_norm_backward(grad_output, input, size, alpha=1e-4, beta=0.75
     Parameters
     ----------
     grad_output, input : array_like, shape (N, C, ...)
-    size, alpha, beta, k, out, channel_axis, negative_slope, clip
-        As `local_response_norm`.
+    out : ndarray, optional
+        For grad_input; ``out=grad_output`` works in place.
+    size, alpha, beta, k, channel_axis, negative_slope, clip
+        Of the forward pass.
 
     Returns
     -------
@@ -767,8 +868,17 @@ def cross_map_lrn(input, size, alpha=1e-4, beta=0.75, k=1.0, *, out=None, channe
     Parameters
     ----------
     input : array_like, shape (N, C, ...)
-    size, alpha, beta, k, out, channel_axis, negative_slope, clip
-        As `local_response_norm`.
+    size : int
+        Channels in a window.
+    alpha, beta, k : float
+        As in the formula of `local_response_norm`.
+    out : ndarray, optional
+        For the result; ``out=input`` works in place.
+    channel_axis : int
+        Which axis holds the channels; -1: the last.
+    negative_slope, clip : optional
+        An activation in the same pass: ``negative_slope=0.0`` is ReLU, another float LeakyReLU, an array PReLU;
+        ``clip=(low, high)`` bounds the result, None for an open side.
 
     Returns
     -------
@@ -790,8 +900,10 @@ def cross_map_lrn_backward(grad_output, input, size, alpha=1e-4, beta=0.75, k=1.
     Parameters
     ----------
     grad_output, input : array_like, shape (N, C, ...)
-    size, alpha, beta, k, out, channel_axis, negative_slope, clip
-        As `cross_map_lrn`.
+    out : ndarray, optional
+        For grad_input; ``out=grad_output`` works in place.
+    size, alpha, beta, k, channel_axis, negative_slope, clip
+        Of the forward pass.
 
     Returns
     -------
@@ -880,7 +992,7 @@ def normalize_backward(grad_output, input, norm, p=2.0, dim=1, eps=1e-12, *, out
     norm : array_like
         As `normalize` returned it.
     p, dim, eps
-        As `normalize`.
+        Of the forward pass.
     out : ndarray, optional
         For the result; ``out=grad_output`` works in place.
 
@@ -891,7 +1003,7 @@ def normalize_backward(grad_output, input, norm, p=2.0, dim=1, eps=1e-12, *, out
     Raises
     ------
     ValueError, TypeError
-        As `normalize`; a `norm` of another shape, or a `grad_output` of another shape or dtype than the input.
+        What `normalize` raises; a `norm` of another shape, or a `grad_output` of another shape or dtype than the input.
 
     Examples
     --------
@@ -923,10 +1035,20 @@ def switch_norm(input, running_mean, running_var, weight, bias, mean_weight, var
     weight, bias : array_like of C elements, or None
     mean_weight, var_weight : array_like of 3 elements; 2 without the batch's statistics
     training : bool
-    momentum, eps : float
+        Use the statistics of this batch, and update the running ones.
+    momentum : float
+        The weight of the old running statistics (the reverse of `batch_norm`).
+    eps : float
+        Added to the variance.
     using_moving_average : bool
-    out, channel_axis, negative_slope, clip
-        As the other functions.
+        If False, running statistics are sums.
+    out : ndarray, optional
+        For the result; ``out=input`` works in place.
+    channel_axis : int
+        Which axis holds the channels; -1: the last.
+    negative_slope, clip : optional
+        An activation in the same pass: ``negative_slope=0.0`` is ReLU, another float LeakyReLU, an array PReLU;
+        ``clip=(low, high)`` bounds the result, None for an open side.
     return_stats : bool
         Also return what `switch_norm_backward` needs.
 
@@ -972,8 +1094,10 @@ def switch_norm_backward(grad_output, input, stats, weight, mean_weight, var_wei
         As forward returned it.
     weight, mean_weight, var_weight, bias
         Of the forward pass.
-    out, channel_axis, negative_slope, clip
-        As the other functions.
+    out : ndarray, optional
+        For grad_input; ``out=grad_output`` works in place.
+    channel_axis, negative_slope, clip
+        Of the forward pass.
 
     Returns
     -------
@@ -1133,6 +1257,11 @@ def normalize_image(input, mean, std, max_value=None, *, channel_axis=-1, out_ch
     ValueError
         A std of 0; a mean or std of another size than 1 and the number of channels; no `max_value` where it must be
         given; an axis that the input does not have; an `out` of another shape.
+
+    Warns
+    -----
+    UserWarning
+        A mean above 1 or below -1 without `max_value`.
 
     See Also
     --------

@@ -112,7 +112,7 @@ def test_sizes_beyond_the_address_space():
     x = np.ones((2, 3, 4))
     with pytest.raises(RuntimeError, match="normalized_shape"):
         F.layer_norm(x, 10**30)
-    with pytest.raises(ValueError, match="size must be positive and less than"):
+    with pytest.raises(ValueError, match=r"size must be how many .* no array has so many"):
         F.local_response_norm(x, 10**30)
     with pytest.raises(ValueError, match="channel_axis 1000000000000000000000000000000 is out"):
         F.batch_norm(x, training=True, channel_axis=10**30)

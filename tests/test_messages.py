@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import traceback
+import warnings
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ class Arrays:
     mean, var, weight = np.zeros(6, np.float32), np.ones(6, np.float32), np.ones(6, np.float32)
     mask = np.ma.masked_greater(x, 1)
     o = x.astype(object)
+    one = np.ones((1, 6), np.float32)
+    single = np.arange(x.size).reshape(x.shape) < 1
 
     @staticmethod
     def of(*shape):
@@ -54,8 +57,10 @@ NUMBER = "eps must be a number, but got str '1e-5': write eps=1e-5, without quot
 FLOATS = "input must be a float32, float64, float16 or bfloat16 array, but got dtype"
 AUTOGRAD = "is a torch tensor that requires grad"
 ROW = "where must broadcast to the input's shape (2, 6, 4, 5)", "but got (2,)"
+ONE = "Expected more than 1 value per channel", "one value has no variance: "
 NONE = "where[:, None, None, None] does"
 FIRST_LAST = "1 is channels first, -1 channels last"
+TAKES = "takes (input, where): forward() got an unexpected"
 RELU = "such as activation=cnorm.ReLU(), but got"
 
 # The call, the class, and what its text must hold.
@@ -102,6 +107,9 @@ CALLS = [
     (lambda a: F.normalize(a.x, p="2"), TypeError, "write p=2, without quotes"),
     (lambda a: F.standardize(a.x, 0, mask=a.x > 0), TypeError, "did you mean where?"),
     (lambda a: F.standardize(a.x, 0, std=1), TypeError, "var=std**2 is the variance"),
+    (lambda a: F.moments(a.x, 0, keepdims=True), TypeError, "'keepdims'", "expand_dims(m.mean, ax"),
+    (lambda a: F.standardize(a.x, 0, keepdims=True), TypeError, "of return_stats=True have size 1"),
+    (lambda a: F.normalize(a.x, keepdim=True), TypeError, "of return_stats=True have size 1"),
     (lambda a: F.moments(a.x, 0, ddof=1), TypeError, "moments(...).var(ddof)"),
     (lambda a: cnorm.ReLU(inplace=True), TypeError, "ReLU()", "returns a new array"),
     (lambda a: cnorm.LayerNorm(5, epsilon=1e-5), TypeError, "'epsilon'", "did you mean eps?"),
@@ -123,11 +131,15 @@ CALLS = [
     (lambda a: cnorm.BatchNorm2d(3)(), TypeError, "forward() missing", "'input'"),
     (lambda a: cnorm.BatchNorm2d(3)(a.last, channel_axis=-1), TypeError, "'channel_axis'"),
     (lambda a: cnorm.LayerNorm(3).backward(), TypeError, "backward() missing", "'grad_output'"),
+    (lambda a: cnorm.LayerNorm(5)(a.x, mask=a.of(5)), TypeError, "'mask'", f"LayerNorm {TAKES}"),
+    (lambda a: cnorm.BatchNorm2d(6)(a.x, out=a.x), TypeError, "'out'", f"BatchNorm2d {TAKES}"),
+    (lambda a: cnorm.ReLU()(a.x, out=a.x), TypeError, "'out'", "ReLU takes (input): forward()"),
     # what is no array of floats
-    (lambda a: F.layer_norm(np.arange(5), 5), TypeError, FLOATS, "input.astype(np.float32)"),
+    (lambda a: F.layer_norm(np.arange(5), 5), TypeError, FLOATS, "np.asarray(input, np.float32)"),
     (lambda a: cnorm.BatchNorm2d(3)(np.ones((2, 3, 4, 4), np.uint8)), TypeError, FLOATS, "uint8"),
-    (lambda a: cnorm.ReLU()(np.arange(3)), TypeError, FLOATS, "input.astype(np.float32)"),
-    (lambda a: F.layer_norm(a.x, 5, np.ones(5, int)), TypeError, "weight.astype(np.float32)"),
+    (lambda a: cnorm.ReLU()(np.arange(3)), TypeError, FLOATS, "np.asarray(input, np.float32)"),
+    (lambda a: F.layer_norm([1, 2, 3], 3), TypeError, FLOATS, "np.asarray(input, np.float32)"),
+    (lambda a: F.layer_norm(a.x, 5, np.ones(5, int)), TypeError, "np.asarray(weight, np.float32)"),
     (lambda a: F.layer_norm(a.x * 1j, 5), TypeError, FLOATS, "complex64", "input.real"),
     (lambda a: F.layer_norm(a.x.astype(object), 5), TypeError, FLOATS, "if all its elements"),
     (lambda a: F.layer_norm(["a", "b"], 2), TypeError, FLOATS, "it holds text"),
@@ -159,6 +171,8 @@ CALLS = [
     (lambda a: cnorm.GroupNorm(6, 3), ValueError, "order is GroupNorm(num_groups, num_channels)"),
     (lambda a: cnorm.GroupNorm(32, 48), ValueError, "num_groups=16 or 24 would do"),
     (lambda a: cnorm.LocalResponseNorm("3"), TypeError, "size", "write size=3, without quotes"),
+    (lambda a: F.local_response_norm(a.x, 0), ValueError, "size must be", "0: a window has at le"),
+    (lambda a: F.local_response_norm(a.x, 2**70), ValueError, "size", "no array has so many chann"),
     (lambda a: cnorm.LocalResponseNorm(0), ValueError, "size must be a positive integer"),
     (lambda a: cnorm.LeakyReLU("a"), TypeError, "negative_slope", "0.0 is ReLU"),
     (lambda a: F.group_norm(a.x, 2.0), TypeError, "num_groups", "float 2.0: write 2"),
@@ -168,6 +182,19 @@ CALLS = [
     # shapes
     (lambda a: F.layer_norm(a.x, -1), RuntimeError, "normalized_shape", "the last axis is 5"),
     (lambda a: cnorm.LayerNorm(6)(a.x), RuntimeError, "normalized_shape", "axis 1 has 6 elements"),
+    (
+        lambda a: cnorm.BatchNorm2d(7)(a.x),
+        RuntimeError,
+        "running_mean should contain 6 elements not 7",
+        "input has 6 channels on axis 1, and running_mean is of 7: make the layer for 6, or name",
+    ),
+    (lambda a: F.batch_norm(a.x, weight=np.ones(3), training=True), RuntimeError, "weight is of 3"),
+    (lambda a: cnorm.GroupNorm(1, 7)(a.x), RuntimeError, "weight is of 7: make the layer for 6"),
+    (lambda a: cnorm.BatchNorm1d(6)(a.one), ValueError, *ONE, "eval() of a layer", "group_norm"),
+    (lambda a: F.batch_norm(a.x, training=True, where=a.single), ValueError, *ONE, "more samples"),
+    (lambda a: F.group_norm(a.one, 6), ValueError, *ONE, "fewer groups (num_groups)"),
+    (lambda a: cnorm.SwitchNorm1d(1)(a.one.T), ValueError, *ONE, "batch_norm normalizes over"),
+    (lambda a: cnorm.InstanceNorm1d(6)(a.one[..., None]), ValueError, "spatial", ONE[1], "layer_n"),
     (lambda a: cnorm.BatchNorm2d(6)(a.x[0]), ValueError, "got 3D input", "input[None]"),
     (lambda a: cnorm.BatchNorm1d(6)(a.x), ValueError, "got 4D input", "BatchNorm2d takes 4D input"),
     (
@@ -194,18 +221,18 @@ CALLS = [
     (lambda a: F.layer_norm(a.x, 5, where=np.ones(5)), TypeError, "float64", "example mask > 0"),
     (lambda a: F.layer_norm(a.x, 5, where=np.arange(5)), TypeError, "lengths by np.arange(T) <"),
     # arrays of objects
-    (lambda a: F.batch_norm(a.o, training=True), TypeError, "object: if", "input.astype(np.float"),
-    (lambda a: cnorm.GroupNorm(2, 6)(a.o), TypeError, "object: if", "input.astype(np.float32)"),
-    (lambda a: F.standardize(a.o, 0), TypeError, "object: if", "input.astype(np.float32)"),
-    (lambda a: F.moments(a.o), TypeError, "object: if", "input.astype(np.float32)"),
-    (lambda a: F.normalize_image(a.o, 0, 1), TypeError, "object", ".astype(numpy.float32)"),
+    (lambda a: F.batch_norm(a.o, training=True), TypeError, "object: if", "asarray(input, np.floa"),
+    (lambda a: cnorm.GroupNorm(2, 6)(a.o), TypeError, "object: if", "np.asarray(input, np.floa"),
+    (lambda a: F.standardize(a.o, 0), TypeError, "object: if", "np.asarray(input, np.float32)"),
+    (lambda a: F.moments(a.o), TypeError, "object: if", "np.asarray(input, np.float32)"),
+    (lambda a: F.normalize_image(a.o, 0, 1), TypeError, "object", "np.asarray(input, np.float32)"),
     # moments
     (lambda a: cnorm.Moments(a.x), TypeError, "of shape (2, 6, 4, 5)", "takes the moments of x"),
     (lambda a: F.moments(a.x, 0) + a.x, TypeError, "update(array) merges more data"),
     (lambda a: a.x + F.moments(a.x, 0), TypeError, "update(array) merges more data"),
     # running statistics, out, gradients
     (lambda a: F.batch_norm(a.x, [0.0] * 6, a.var), TypeError, "running_mean", "np.asarray"),
-    (lambda a: F.batch_norm(a.x, a.mean, np.ones(6, int)), TypeError, "running_var.astype"),
+    (lambda a: F.batch_norm(a.x, a.mean, np.ones(6, int)), TypeError, "np.asarray(running_var, n"),
     (lambda a: F.batch_norm(a.x), RuntimeError, "running_mean", "training=True"),
     (lambda a: F.layer_norm(a.x, 5, out=[1]), TypeError, "out", "np.empty_like(input)"),
     (lambda a: F.layer_norm(a.x, 5, out=a.x.astype(float)), TypeError, "out", "5), 'float32') m"),
@@ -229,7 +256,7 @@ CALLS = [
         "parameter 'weight'",
         "weight[...] = values",
     ),
-    (lambda a: cnorm.Parameter([1, 2]), RuntimeError, "int64", "data.astype(np.float32)"),
+    (lambda a: cnorm.Parameter([1, 2]), RuntimeError, "int64", "np.asarray(data, np.float32)"),
     # devices and dtypes
     (lambda a: cnorm.BatchNorm2d(3).to("cuda"), ValueError, "'cuda'", "takes a dtype, or 'cpu'"),
     (lambda a: cnorm.BatchNorm2d(3, device="cuda"), ValueError, "device must be None or 'cpu'"),
@@ -326,6 +353,33 @@ def test_tensors_of_torch():
 def test_a_layer_that_warns_says_where_the_channels_are():
     with pytest.warns(UserWarning, match=r"channel_axis=-1\?"):
         cnorm.InstanceNorm2d(3)(Arrays.last)
+
+
+@pytest.mark.parametrize("mean", [123.675, [0.485, 116.28, 0.406], [0, 0, -128]])
+def test_a_mean_of_bytes_beside_pixels_from_0_to_1(mean):
+    photo = np.zeros((4, 4, 3), np.uint8)
+    words = r"^uint8 is divided by 255 .*, and mean (123.675|116.28|-128.0) is not .*max_value=1 if"
+    with pytest.warns(UserWarning, match=words) as caught:
+        F.normalize_image(photo, mean, 58.4)
+    assert caught[0].filename == __file__
+    out = np.ones(photo.shape, np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        F.normalize_image(photo, mean, 58.4, 1)
+        F.normalize_image(photo, [0.485, 0.456, 1], 0.229)
+        with pytest.raises(UserWarning):
+            F.normalize_image(photo, mean, 58.4, out=out)
+    assert (out == 1).all()
+
+
+def test_python_knows_which_function_was_meant(elsewhere):
+    """In the traceback it prints, from what `dir` lists: a `__getattr__` would cost every call."""
+    for name, meant in (("layernorm", "layer_norm"), ("BatchNorm", "batch_norm")):
+        code = f"import cnorm.functional as F; F.{name}"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        last = run.stderr.splitlines()[-1]
+        assert last.endswith(f"has no attribute {name!r}. Did you mean: {meant!r}?")
+    assert not hasattr(F, "__getattr__")
 
 
 def test_masked_input_is_never_told_to_fill_zeros():

@@ -58,8 +58,7 @@ cdef object running_norm_forward(NormKind kind, object input, object running_mea
     call.set_axes(x, -1 if axis == 0 else 0, axis, 0 if of_batch else cnp.PyArray_DIM(x, axis))
     call.use_arena(arena)
     if of_input and call.elements and call.elements == call.units():
-        raise ValueError(f"Expected more than 1 {'value per channel' if of_batch else 'spatial element'} when "
-                         f"training, got input size {size_list(x)}")
+        raise hints().one_value(size_list(x), "batch" if of_batch else "instance")
     if of_batch:
         check_eps("batch_norm", call.eps, of_input)
     call.take_mask(given, x, into)
@@ -85,8 +84,7 @@ cdef int count_selected(ChannelsCall call, cnp.ndarray x) except -1:
         return 0
     alone = np.equal(call.counts, 1)
     if alone.any():
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {size_list(x)} with "
-                         f"one True in `where` for channel {int(np.argmax(alone))}")
+        raise hints().one_value(f"{size_list(x)} with one True in `where` for channel {int(np.argmax(alone))}")
     return 0
 
 
@@ -198,8 +196,7 @@ cdef object group_norm_forward(object input, object num_groups, object weight, o
     call.use_arena(arena)
     if call.elements == groups:  # torch counts all samples of a group together
         spatial = [n for i, n in enumerate(size_list(x)) if i not in (0, axis)]
-        raise ValueError("Expected more than 1 value per channel when training, got input size "
-                         f"{[call.samples * call.channels // groups, groups, *spatial]}")
+        raise hints().one_value([call.samples * call.channels // groups, groups, *spatial], "group")
     call.take_mask(given, x, into)
     call.parameters(w, b, True)
     if with_statistics:

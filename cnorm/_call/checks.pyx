@@ -85,7 +85,7 @@ cdef Py_ssize_t check_groups(cnp.ndarray x, int axis, object num_groups, cnp.nda
         raise wrong_channels(RuntimeError(
             "Expected number of channels in input to be divisible by num_groups, but got input of "
             f"shape {size_list(x)} and num_groups={num_groups}"),
-            x, axis, -1 if weight is None else cnp.PyArray_SIZE(weight), groups)
+            x, axis, "weight", -1 if weight is None else cnp.PyArray_SIZE(weight), groups)
     check_channel_vector(weight, "weight", x, axis)
     check_channel_vector(bias, "bias", x, axis)
     return groups
@@ -103,7 +103,7 @@ cdef int check_channel_vector(cnp.ndarray parameter, str name, cnp.ndarray x, in
                              f"got {name} of shape {size_list(parameter)} and input of shape {size_list(x)}")
         if cnp.PyArray_SIZE(parameter) == cnp.PyArray_DIM(x, axis):
             raise hints().noted(error, f"pass {name}.reshape(-1)")
-        raise wrong_channels(error, x, axis, cnp.PyArray_SIZE(parameter), 0)
+        raise wrong_channels(error, x, axis, name, cnp.PyArray_SIZE(parameter), 0)
     return 0
 
 
@@ -299,15 +299,17 @@ cdef int check_length(cnp.ndarray parameter, str name, Py_ssize_t channels, cnp.
     """None, or a value per channel: of the input on that axis, unless the input is None."""
     if parameter is not None and cnp.PyArray_SIZE(parameter) != channels:
         raise wrong_channels(RuntimeError(f"{name} should contain {channels} elements not "
-                                          f"{cnp.PyArray_SIZE(parameter)}"), x, axis, cnp.PyArray_SIZE(parameter), 0)
+                                          f"{cnp.PyArray_SIZE(parameter)}"), x, axis, name,
+                             cnp.PyArray_SIZE(parameter), 0)
     return 0
 
 
-cdef object wrong_channels(object error, cnp.ndarray x, int axis, Py_ssize_t channels, Py_ssize_t groups):
-    """The error of a call that takes another axis for the channels; `channels` or `groups` says which ones fit."""
+cdef object wrong_channels(object error, cnp.ndarray x, int axis, str name, Py_ssize_t channels, Py_ssize_t groups):
+    """The error of a call that takes another axis for the channels, or has other channels than the parameter `name`;
+    `channels` or `groups` says which axes fit."""
     if x is None:
         return error
-    return hints().noted(error, hints().other_axis(shape_of(x), axis, channels, groups))
+    return hints().noted(error, hints().channels(shape_of(x), axis, name, channels, groups))
 
 
 cdef int axis_of(object channel_axis, int ndim) except -1:

@@ -1,8 +1,11 @@
 """normalize_image, from arguments to kernels: pixels of 8 or 16 bits or floats, channels on any axis."""
 
+import warnings
+
 import numpy as np
 
 cimport numpy as cnp
+from libc.math cimport fabs
 from libc.string cimport memset
 
 from cnorm cimport _runtime
@@ -172,6 +175,18 @@ cdef cnp.ndarray as_constant(cnp.ndarray a, str name):
     return a.reshape(-1)
 
 
+cdef int warn_of_pixel_means(cnp.ndarray mean) except -1:
+    """Means that uint8 divided by 255 cannot have: those of the pixels themselves, most likely."""
+    cdef double *values = float64_data(mean)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(mean)):
+        if fabs(values[i]) > 1:
+            warnings.warn(f"uint8 is divided by 255 before mean and std are applied, and mean {values[i]} is not "
+                          "between 0 and 1: pass max_value=1 if they are of 0 to 255", stacklevel=1)
+            return 0
+    return 0
+
+
 cdef cnp.ndarray per_channel(cnp.ndarray a, str name, Py_ssize_t channels, cnp.ndarray x, int axis):
     """One number or one per channel, as one per channel."""
     cdef Py_ssize_t size = cnp.PyArray_SIZE(a)
@@ -199,7 +214,7 @@ cdef cnp.ndarray as_pixels(cnp.ndarray x):
     code = wide_code(x)
     if code < 0 or code in (WIDE_INT32, WIDE_UINT32, WIDE_INT64, WIDE_UINT64) or cnp.PyArray_TYPE(x) == cnp.NPY_BOOL:
         raise TypeError("input must be an array of uint8, int8, uint16, int16, float16, bfloat16, float32 or float64, "
-                        f"but got dtype {x.dtype}: convert it first, for example with .astype(numpy.float32)")
+                        f"but got dtype {x.dtype}: convert it first, for example np.asarray(input, np.float32)")
     return x
 
 
@@ -223,4 +238,6 @@ cdef object image_normalized(object input, object mean, object std, object max_v
         if shape_of(into) != image.result_shape():
             raise ValueError(f"out must have shape {image.result_shape()}, but got {shape_of(into)}")
         check_written(into, "out")
+    if max_value is None:
+        warn_of_pixel_means(image.mean)
     return image.run(into, dtype)

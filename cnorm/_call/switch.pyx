@@ -12,7 +12,7 @@ import numpy as np
 cimport numpy as cnp
 
 from cnorm._call.arrays cimport (as_array, as_float, as_floats, as_int, as_out, as_running, copy_doubles,
-                                 dtype_code, float64_data, new_float64, shape_of, size_list)
+                                 dtype_code, float64_data, hints, new_float64, shape_of, size_list)
 from cnorm._call.channels cimport ChannelsCall, parameter_grads, sum_over_samples
 from cnorm._call.checks cimport as_gradient, check_length, check_running, check_written_together
 from cnorm._call.launch cimport launch
@@ -91,9 +91,9 @@ cdef int check_input(cnp.ndarray x, int axis, bint with_batch, cnp.ndarray runni
         raise ValueError("running_mean and running_var must either both be None or neither be None")
     if cnp.PyArray_NDIM(x) > 2:
         if cnp.PyArray_SIZE(x) and cnp.PyArray_SIZE(x) == samples * channels:
-            raise ValueError(f"Expected more than 1 spatial element when training, got input size {size_list(x)}")
+            raise hints().one_value(size_list(x), "instance")
     elif channels == 1 or training and samples == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {size_list(x)}")
+        raise hints().one_value(size_list(x), "batch" if channels > 1 else "row")
     return 0
 
 

@@ -30,7 +30,8 @@ cdef class WindowCall(ChannelAxisCall):
         cdef object length = as_int(size, "size")
         cdef Py_ssize_t n = as_size(length)
         if n < 1 or n == PY_SSIZE_T_MAX:
-            raise ValueError(f"size must be positive and less than {PY_SSIZE_T_MAX}, but got {length}")
+            few = "a window has at least one channel" if n < 1 else "no array has so many channels"
+            raise ValueError(f"size must be how many channels a window has, but got {length}: {few}")
         memset(&self.job, 0, sizeof(self.job))
         self.job.legacy = legacy
         self.job.before = (n - 1) // 2 if legacy else n // 2

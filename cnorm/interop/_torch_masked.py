@@ -97,10 +97,9 @@ def _of_axes(axes, norm, x, weight, bias, mean, var, where):
     y, count, *stats = _normalized(x, where, axes, norm.eps)
     # of a batch's channel one element has no variance; of a graph nobody knows the values yet
     if 0 in axes and not watched() and (count == 1).any():
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {list(x.shape)} "
-            "with one True in a channel of where"
-        )
+        from .. import _hints  # as everywhere in cnorm, once a call has failed
+
+        raise _hints.one_value(f"{list(x.shape)} with one True in a channel of where")
     if mean is not None:
         _update(mean, var, norm.momentum, count, *stats)
     return _affine(y, weight, bias, where)

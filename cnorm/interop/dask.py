@@ -83,10 +83,9 @@ def batch_norm(x, running_mean=None, running_var=None, weight=None, bias=None, t
     trial_running = (running_mean, running_var)
     if training:
         if math.prod(x.shape[i] for i in axes) == 1:
-            size = str(list(x.shape))
-            raise ValueError(
-                f"Expected more than 1 value per channel when training, got input size {size}"
-            )
+            from .. import _hints  # as everywhere in cnorm, once a call has failed
+
+            raise _hints.one_value(list(x.shape))
         trial_running = np.zeros((2, x.shape[channel]))
     trial = F.batch_norm(
         trial_of(x, {channel}), *trial_running, weight, bias, False, momentum, eps, **options

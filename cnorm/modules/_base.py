@@ -1,6 +1,7 @@
 """Module: what every layer and container is made of."""
 
 from functools import wraps
+from types import FunctionType
 
 import numpy as np
 
@@ -33,6 +34,22 @@ def _explained(init):
     return __init__
 
 
+def _called(layer, forward):
+    """`forward` as `__call__` of a layer.
+
+    The interpreter raises where arguments do not fit, and its message begins with `__qualname__`:
+    that of the package's functions says what the layer takes, and costs a call nothing.
+    """
+    if not forward.__module__.startswith(__package__):
+        return forward
+    code, rest = forward.__code__, (forward.__defaults__, forward.__closure__)
+    call = FunctionType(code, forward.__globals__, "__call__", *rest)
+    names = ", ".join(code.co_varnames[1 : code.co_argcount])
+    call.__qualname__ = f"{layer} takes ({names}): forward"
+    call.__doc__ = forward.__doc__
+    return call
+
+
 class Module(Traversal, Conversion, State):
     """The base of all layers and containers.
 
@@ -62,8 +79,12 @@ class Module(Traversal, Conversion, State):
            [1., 1.]])
     """
 
+    _call_is_forward = False  # which saves a small call a fifth of its time
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
+        if cls._call_is_forward and "__call__" not in vars(cls):
+            cls.__call__ = _called(cls.__name__, cls.forward)
         if not cls.__module__.startswith(__package__):
             return
         if "__init__" in vars(cls):

@@ -18,9 +18,7 @@ class Activation(Module):
     channel_axis = 1
     slope = None
     clip = None
-
-    def __call__(self, input):
-        return self.forward(input)
+    _call_is_forward = True
 
     def forward(self, input):
         x = as_array(input)

@@ -63,7 +63,7 @@ class LayerNorm(Norm):
         self.reset_parameters()
 
     def forward(self, input, where=None):
-        """As `Norm.forward`: the normalized input; `where` says which elements count."""
+        """Return the normalized input; `where` says which elements count, 0 elsewhere."""
         # Norm.forward written out: rows may be short, and then each call of a function shows.
         mode = get_grad_mode()
         keep = self.training if mode is None else mode

@@ -115,10 +115,9 @@ class SyncBatchNorm(_BatchNorm):
         _, values = exchange.gather(FORWARD, input.dtype, 0, count, *moments)
         count, mean, lo, m2 = whole_moments(values[:, 0], values[:, 1:])
         if (count == 1).any():
-            raise ValueError(
-                "Expected more than 1 value per channel when training, "
-                f"got input size [1, {len(mean)}] of all ranks together"
-            )
+            from .. import _hints
+
+            raise _hints.one_value(f"[1, {len(mean)}] of all ranks together")
         with np.errstate(all="ignore"):
             rstd = 1 / np.sqrt(np.where(count > 0, m2 / count, m2) + self.eps)
         output = steps.apply(
