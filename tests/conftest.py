@@ -38,6 +38,12 @@ def build(request):
         yield request.param
 
 
+@pytest.fixture
+def whole(request):
+    """Whether a test that can do with a part of its cases runs all of them."""
+    return _whole(request.config)
+
+
 @pytest.fixture(params=DTYPES, ids=str)
 def dtype(request):
     return request.param
@@ -71,6 +77,7 @@ def pytest_report_header(config):
 def pytest_configure(config):
     config.addinivalue_line("markers", "large: takes many GB; only run by `make test-large`")
     config.addinivalue_line("markers", "grid(n): without --whole one in n of its cases is run")
+    config.addinivalue_line("markers", "whole: not run without --whole")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -91,5 +98,7 @@ def _whole(config):
 
 def _drawn(item):
     """Whether a case is one of those that are always run: the same ones each time."""
+    if item.get_closest_marker("whole"):
+        return False
     grid = item.get_closest_marker("grid")
     return grid is None or zlib.crc32(item.name.encode()) % grid.args[0] == 0

@@ -1,5 +1,6 @@
 """The same bits from every build, any number of threads, alone or in a batch, from any view."""
 
+import functools
 import json
 import os
 import subprocess
@@ -31,30 +32,43 @@ from cnorm import _dispatch
 THREADS = (1, 2, 3, 5, 8)
 
 
-def _digests_of(build):
+@functools.cache
+def _digests_here():
+    return digests.digests()
+
+
+def _digests_of(build, *threads):
     """In a process of its own, by the environment variable that a user has."""
     tests = Path(__file__).parent
     environment = os.environ | {
         "CNORM_ISA": build,
         "PYTHONPATH": os.pathsep.join([str(tests), *filter(None, sys.path)]),
     }
-    command = [sys.executable, str(tests / "digests.py"), *map(str, THREADS)]
+    command = [sys.executable, str(tests / "digests.py"), *threads]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_every_build_and_number_of_threads_gives_the_same_bits():
-    expected = digests.digests()
+def test_every_build_and_number_of_threads_gives_the_same_bits(whole):
+    """Without --whole each case on one thread and on another number of them."""
+    expected = _digests_here()
+    one, *others = map(str, THREADS)
+    if not whole:
+        others = [f"{n}:{i}/{len(others)}" for i, n in enumerate(others)]
     for build in _dispatch.available():
-        for threads, found in _digests_of(build).items():
-            assert not digests.differing(found, expected), f"{build}, {threads} threads"
+        alone, *parts = _digests_of(build, one, *others).values()
+        assert not digests.differing(alone, expected), f"{build}, 1 thread"
+        for threads, found in zip(others, parts, strict=True):
+            known = {key: expected[key] for key in found} if ":" in threads else expected
+            assert not digests.differing(found, known), f"{build}, {threads} threads"
+        assert set().union(*parts) == set(expected)
 
 
 def test_the_bits_are_those_of_the_last_release():
     """Where they should change: ``python tests/digests.py --write``, and a word in CHANGELOG."""
     golden = json.loads(digests.GOLDEN.read_text())
-    found = digests.portable(digests.digests())
+    found = digests.portable(_digests_here())
     assert set(found) == set(golden)
     assert not digests.differing(found, golden)
 
@@ -295,7 +309,7 @@ def test_a_result_past_the_cache_wherever_its_rows_begin(build, dtype, rng, rest
 
 
 @pytest.mark.grid(4)
-@pytest.mark.parametrize("rows", [37, 2100])
+@pytest.mark.parametrize("rows", [37, 600, pytest.param(2100, marks=pytest.mark.whole)])
 @pytest.mark.parametrize("columns", [300, 700, 2500])
 def test_columns_summed_by_whole_rows_or_by_strips(build, dtype, rng, rows, columns):
     """How many threads there are decides; some columns are summed again, or in double."""

@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+import timeit
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,10 @@ def test_cnorm_alone_imports_none_of_them(elsewhere):
     assert run.stdout == "set()\n"
 
 
-def test_torch_example(capsys):
+def test_torch_example(capsys, monkeypatch):
     pytest.importorskip("torch")
+    repeat = timeit.repeat
+    monkeypatch.setattr(timeit, "repeat", lambda *a, **k: repeat(*a, **k | {"repeat": 1}))
     runpy.run_path(str(EXAMPLES / "interop_torch.py"))
     assert capsys.readouterr().out.count(" times") == 12
 
