@@ -210,7 +210,7 @@ def _standardize(F: Any, i: Inputs) -> tuple[Array, ...]:
 def _image(F: Any, i: Inputs) -> tuple[Array, ...]:
     pixels = (np.abs(i.x) * 40).astype(np.uint8)
     floats = F.normalize_image(i.x, i.mean, i.var, 3.0, dtype=i.x.dtype, **i.axis)
-    y = F.normalize_image(pixels, i.mean, i.var, **i.axis, out_channel_axis=-1)
+    y = F.normalize_image(pixels, i.mean, i.var, 255, **i.axis, out_channel_axis=-1)
     return y, floats
 
 
