@@ -250,7 +250,7 @@ def grad_apply(grad_output, input, mean, lo, rstd, weight, bias, sums, count, *,
 
     ``rstd * (g - sums[:, 0] / count - (input - mean - lo) * rstd**2 * sums[:, 1] / count)``: the gradient where mean
     and rstd are those of the unit's `count` elements, of which the input may be a part. With sums of 0 it is that of
-    `apply` alone, ``rstd * g``.
+    `apply` alone, ``rstd * g``, for any `count` but 0.
 
     Parameters
     ----------
@@ -319,7 +319,7 @@ def grad_moments(grad_input, input, mean, lo, grad_mean, grad_m2, *, channel_axi
         As `moments` returned them. None for both: `grad_m2` is then the gradient of the sum of squares about 0,
         ``m2 + count * (mean + lo)**2``.
     grad_mean, grad_m2 : array_like
-        The gradient of the mean and of m2 of each unit, in any shape of as many elements.
+        The gradient of the mean and of m2 of each unit, in any shape of as many elements; zeros for one that has none.
     channel_axis, groups : int
         Of `moments`.
     out : ndarray, optional

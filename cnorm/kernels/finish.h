@@ -1,6 +1,6 @@
-/* The finishing formula: how the moments of a unit become its rstd, and what backward makes of it. Every family hands
- * on the Finish of its job as it is, so another formula is a change of this file, with a Norm for it, which job.pxd
- * declares for Cython. */
+/* The finishing formula: how the moments of a unit become its rstd, and what backward makes of it. Families hand on the
+ * Finish of their job as it is, so another formula is a change of this file, with a Norm for it, which job.pxd declares
+ * for Cython. Only the gradients of rows do not: no norm of theirs has another formula, and a RowGradBlock has none. */
 #ifndef CNORM_FINISH_H
 #define CNORM_FINISH_H
 
@@ -42,7 +42,7 @@ static inline double tiny_square(const Finish *finish) {
     return least < TINY_SQUARE ? TINY_SQUARE : -1;
 }
 
-/* Backward, with a norm: what takes the place of sum(g * dev) in dev_coeff. With s = sum(dy * x)
+/* Backward, with a norm: what takes the place of sum(g * dev) in dev_coeff. With s = sum(dy * x),
  *     dx = dy * rstd - x * rstd**3 * s                  NORM_2
  *     dx = dy * rstd - sign(x) * rstd**2 * s            NORM_1
  *     dx = dy * rstd - sign(x) * rstd**2 * s / ties     NORM_MAX: the `ties` elements whose magnitude is the largest

@@ -52,7 +52,7 @@ cdef extern from "finish.h" nogil:
     ctypedef struct Finish:
         double eps
         double rstd_max
-        int norm    # Norm, of segments and columns that are not centred; m2 is then what the norm is made of
+        int norm    # Norm, of units that are not centred (backward: not of rows); m2 is what it is made of
 
 cdef enum SumsMode:    # of the two sums per unit that the gradient of the input needs
     SUMS_INTERNAL = 0  # computed and used by the call itself
