@@ -42,11 +42,11 @@ static inline double tiny_square(const Finish *finish) {
     return least < TINY_SQUARE ? TINY_SQUARE : -1;
 }
 
-/* Backward, with a norm: what takes the place of sum(g * dev) in dev_coeff. With s = sum(dy * x),
- *     dx = dy * rstd - x * rstd**3 * s                  NORM_2
- *     dx = dy * rstd - sign(x) * rstd**2 * s            NORM_1
- *     dx = dy * rstd - sign(x) * rstd**2 * s / ties     NORM_MAX: the `ties` elements whose magnitude is the largest
- * and dx = dy * rstd where the unit was divided by eps: its rstd is then rstd_max. */
+/* Backward, with a norm: what takes the place of sum(g * dev) in dev_coeff. With g = dy * weight and s = sum(g * x),
+ *     dx = g * rstd - x * rstd**3 * s                  NORM_2
+ *     dx = g * rstd - sign(x) * rstd**2 * s            NORM_1
+ *     dx = g * rstd - sign(x) * rstd**2 * s / ties     NORM_MAX: the `ties` elements whose magnitude is the largest
+ * and dx = g * rstd where the unit was divided by eps: its rstd is then rstd_max. */
 static inline double gdev_from_norm(double s, double ties, double rstd, double count, const Finish *finish) {
     if (rstd >= finish->rstd_max) return 0;
     if (finish->norm == NORM_MAX) return ties > 0 ? s * count / (rstd * ties) : 0;
