@@ -139,6 +139,28 @@ INLINE __m512i bf16_narrow_pair(f32v a, f32v b) {
     const __mmask32 up = _mm512_mask_cmpgt_epu16_mask(number, odd, _mm512_set1_epi16((short)0x8000));
     return _mm512_mask_add_epi16(upper, up, upper, one);
 }
+#elif REGISTER_BYTES == 32
+/* A vector of bfloat16 to two registers of floats: interleaved with zeros, 16-bit integers are upper halves. */
+INLINE void bf16_widen_pair(__m256i h, f32v *a, f32v *b) {
+    const __m256i zero = _mm256_setzero_si256(), quarters = _mm256_permute4x64_epi64(h, 0xd8); /* 0, 2, 1, 3 */
+    *a = (f32v)_mm256_unpacklo_epi16(zero, quarters);
+    *b = (f32v)_mm256_unpackhi_epi16(zero, quarters);
+}
+/* Two registers of floats to a vector of bfloat16, as on AVX-512, in 14 instructions instead of 24. */
+INLINE __m256i bf16_narrow_pair(f32v a, f32v b) {
+    const __m256i one = _mm256_set1_epi16(1), lowest = _mm256_set1_epi16((short)0x8000);
+    /* of 128 bits the lower halves of the four floats, then the upper ones */
+    const __m256i halves = _mm256_broadcastsi128_si256(
+        _mm_set_epi8(15, 14, 11, 10, 7, 6, 3, 2, 13, 12, 9, 8, 5, 4, 1, 0));
+    const __m256i first = _mm256_shuffle_epi8((__m256i)a, halves), second = _mm256_shuffle_epi8((__m256i)b, halves);
+    const __m256i lower = _mm256_unpacklo_epi64(first, second), upper = _mm256_unpackhi_epi64(first, second);
+    const __m256i number = _mm256_cmpgt_epi16(_mm256_set1_epi16(0x7f81),
+                                              _mm256_and_si256(upper, _mm256_set1_epi16(0x7fff)));
+    const __m256i odd = _mm256_or_si256(lower, _mm256_and_si256(upper, one));
+    /* odd > 0x8000 of unsigned integers, which AVX2 does not compare; true is -1 */
+    const __m256i up = _mm256_cmpgt_epi16(_mm256_xor_si256(odd, lowest), _mm256_setzero_si256());
+    return _mm256_permute4x64_epi64(_mm256_sub_epi16(upper, _mm256_and_si256(up, number)), 0xd8);
+}
 #endif
 
 #endif

@@ -25,7 +25,16 @@
         FOR_REGISTERS *(u16hu *)(p + k * f32_per_register) = (u16hu)S##_narrow(a.v[k]);       \
     }
 DEFINE_HALF_LOAD_STORE(f16)
+#if REGISTER_BYTES == 32 /* both registers of a vector at once take fewer instructions */
+INLINE f32l bf16_load(const bf16 *p) {
+    f32l r;
+    bf16_widen_pair(_mm256_loadu_si256((const __m256i *)p), &r.v[0], &r.v[1]);
+    return r;
+}
+INLINE void bf16_store(bf16 *p, f32l a) { _mm256_storeu_si256((__m256i *)p, bf16_narrow_pair(a.v[0], a.v[1])); }
+#else
 DEFINE_HALF_LOAD_STORE(bf16)
+#endif
 
 /* ---- loads in two halves ----
  * A load of 64 bytes at an address that is no multiple of 64 touches two cache lines; NumPy's arrays mostly begin 16
@@ -215,7 +224,11 @@ INLINE void f16_stream(f16 *p, f32l a) {
     FOR_REGISTERS STREAM_HALF_REGISTER(p + k * f32_per_register, f16_narrow(a.v[k]));
 }
 INLINE void bf16_stream(bf16 *p, f32l a) {
+#if REGISTER_BYTES == 32
+    STREAM_REGISTER(p, bf16_narrow_pair(a.v[0], a.v[1]));
+#else
     FOR_REGISTERS STREAM_HALF_REGISTER(p + k * f32_per_register, bf16_narrow(a.v[k]));
+#endif
 }
 
 /* ---- pairs of vectors: bfloat16 narrows two vectors with fewer instructions than twice one ---- */
