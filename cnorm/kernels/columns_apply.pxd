@@ -9,6 +9,7 @@ from cnorm.kernels.columns_layout cimport (
     rows_have_parameters)
 from cnorm.kernels.job cimport ACT_SLOPE, ACT_SLOPES, NORM_MAX, Job, has_signs, has_slopes
 from cnorm.kernels.loops cimport LANES_ALIGN, CoefficientArrays, ColumnCoefficients, store_fence
+from cnorm.kernels.schedule cimport column_prefetch_bytes
 from cnorm.kernels.tuning cimport COEFFICIENT_CHUNK, COLUMN_BLOCK_ROWS, PEEL_MAX_ELEMENTS, PEEL_MIN_BYTES
 from cnorm.kernels.units cimport param_set_at, param_set_of
 
@@ -36,6 +37,7 @@ cdef inline ColumnCoefficients coefficients_from(const ColumnCoefficients *coeff
     moved.row_weight = coeffs.row_weight
     moved.row_bias = coeffs.row_bias
     moved.row_slope = coeffs.row_slope
+    moved.prefetch_bytes = coeffs.prefetch_bytes
     return moved
 
 
@@ -178,6 +180,7 @@ cdef inline void bind_coefficients(const Job *job, const ColumnLayout *layout, P
     coeffs.row_weight = param_set_at(job.elements.weight, param_set, set_bytes)
     coeffs.row_bias = param_set_at(job.elements.bias, param_set, set_bytes)
     coeffs.row_slope = job.elements.slopes
+    coeffs.prefetch_bytes = column_prefetch_bytes(job, layout)
 
 
 cdef inline void column_range_coefficients(const Job *job, const ColumnLayout *layout, Py_ssize_t sample,

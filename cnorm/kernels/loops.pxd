@@ -36,6 +36,7 @@ cdef extern from "loops/table.h" nogil:
         const void *row_weight
         const void *row_bias
         const void *row_slope
+        Py_ssize_t prefetch_bytes
 
     enum:
         UNCENTRED

@@ -106,6 +106,7 @@ enum {
     ALIGN_MIN_ELEMENTS_THREADED = 1 << 20, /* and elements where other threads read what one thread copied */
     ROW_BATCH_MAX = 64,              /* whole rows of one call of the loops, at most */
     ROW_PASS_MAX_LONG = 16,          /* rows of a pass, of long rows */
+    ROW_PASS_MAX_HALF = 32,          /* the same, of half types */
     ROW_PASS_SHORT_BYTES = 1 << 13,  /* bytes of short rows of a pass, at most */
     BATCH_UNITS = 32,                /* units of a batch, at most: 256 bytes per coefficient */
     SHORT_SEGMENT_BYTES = 1 << 11,   /* of a segment with its own weight: several segments share a call of the loops */
@@ -113,6 +114,10 @@ enum {
     BATCH_GIVEN_SEGMENT_MAX = 1 << 12, /* bytes of a segment, with statistics given */
     BATCH_BYTES_FROM_MEMORY = 1 << 12, /* read for a batch from memory: reads and writes alternate within a page */
     BATCH_MIN_UNITS = 4,             /* units of a batch of single segments, at least */
+    SPREAD_MAX = 1024,               /* elements of one segment of each unit of a batch whose coefficients are spread
+                                        out, one for each element, at most, */
+    SPREAD_MIN_SEGMENTS = 32,        /* segments of a unit that share them, at least, */
+    SPREAD_UNITS = 16,               /* and units of a batch are a multiple of this: whole cache lines */
     STACK_PARTIALS = 256,            /* partial sums of a unit that are kept on the stack */
 };
 

@@ -43,6 +43,7 @@ cdef extern from "tuning.h" nogil:
         ALIGN_MIN_ELEMENTS
         ALIGN_MIN_ELEMENTS_THREADED
         ROW_BATCH_MAX
+        ROW_PASS_MAX_HALF
         ROW_PASS_MAX_LONG
         ROW_PASS_SHORT_BYTES
         BATCH_UNITS
@@ -51,6 +52,9 @@ cdef extern from "tuning.h" nogil:
         BATCH_GIVEN_SEGMENT_MAX
         BATCH_BYTES_FROM_MEMORY
         BATCH_MIN_UNITS
+        SPREAD_MAX
+        SPREAD_MIN_SEGMENTS
+        SPREAD_UNITS
         STACK_PARTIALS
         PREFETCH_WRITE_ROW_MAX
         PREFETCH_READ_ROW_MAX
@@ -64,6 +68,7 @@ cdef extern from "tuning.h" nogil:
         COLUMN_BLOCK_MULTIPLE
         COLUMN_BLOCK_MIN
         DOUBLE_COLUMNS
+        COLUMN_PREFETCH_BYTES
         COLUMN_ROWS_PER_PASS
         LANE_MULTIPLE
         PEEL_MIN_BYTES

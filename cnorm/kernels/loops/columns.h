@@ -43,10 +43,10 @@ INLINE ptrdiff_t FN(column_block_width)(ptrdiff_t j, ptrdiff_t peel, ptrdiff_t c
 #define COLUMN (j + k * LANES)
 #define PARTIAL_OF_VECTOR (k == K - 1 ? partial : 0)
 
-/* Prefetch distance in bytes, where rows are contiguous, else 0: the loads of a column block are strided by a row, and
- * a hardware prefetcher does not see that all memory is read. */
-INLINE ptrdiff_t FN(column_prefetch)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns) {
-    return rows > 1 && x[1] - x[0] == columns * (ptrdiff_t)sizeof(S) ? COLUMN_PREFETCH_BYTES : 0;
+/* The prefetch distance where rows are contiguous, else 0: the loads of a column block are strided by a row, and a
+ * hardware prefetcher does not see that all memory is read. */
+INLINE ptrdiff_t FN(column_prefetch)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t bytes) {
+    return rows > 1 && x[1] - x[0] == columns * (ptrdiff_t)sizeof(S) ? bytes : 0;
 }
 #define PREFETCH_COLUMN(row) __builtin_prefetch((row) + COLUMN * sizeof(S) + prefetch_bytes, 0, 3)
 
@@ -118,7 +118,7 @@ INLINE void FN(column_sums_block)(const char *const *x, ptrdiff_t begin, ptrdiff
  * MAGNITUDES and LARGEST |x|, to sums_dd alone. */
 static void FN(column_sums_into)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
                                  const void *shift, int terms, A *sums_d, A *sums_dd) {
-    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
+    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns, COLUMN_PREFETCH_BYTES);
 #define SUMS_BLOCK(K, partial) \
     FN(column_sums_block)(x, begin, end, j, partial, shift, sums_d, sums_dd, prefetch_bytes, centred, halves, K)
 #define FOR_SUMS_BLOCKS(centring, in_halves)                \
@@ -216,7 +216,7 @@ INLINE ptrdiff_t FN(column_peel)(char *const *y, ptrdiff_t rows, ptrdiff_t colum
 /* y = (x - mean_hi) * scale + bias, then the parameters of the row, if any, then the activation. */
 static void FN(column_apply)(const char *const *x, char *const *y, ptrdiff_t rows, ptrdiff_t columns,
                              ptrdiff_t rows_per_pass, const ColumnCoefficients *coeffs, int activation) {
-    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
+    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns, coeffs->prefetch_bytes);
 #define APPLY_BLOCK(K, partial) \
     FN(column_apply_block)(x, y, begin, end, j, partial, coeffs, prefetch_bytes, centred, activated, rowwise, \
                            nontemporal, K)
@@ -339,7 +339,7 @@ static void FN(column_grad_sums)(const char *const *x, const char *const *dy, pt
     FN(sums_clear)(sums[1], columns);
     if (SUMS_DEVIATIONS) FN(sums_clear)(sums[2], columns);
     if (has_slopes(activation)) FN(sums_clear)(sums[3], columns);
-    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
+    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns, coeffs->prefetch_bytes);
 #define GRAD_SUMS_BLOCK(K, partial)                                                                          \
     FN(column_grad_sums_block)(x, dy, begin, end, j, partial, coeffs, sums, &of_rows, prefetch_bytes, centred, \
                                halves, activated, rowwise, K)
@@ -402,7 +402,7 @@ INLINE void FN(column_grad_apply_block)(const char *const *x, const char *const 
 static void FN(column_grad_apply)(const char *const *x, const char *const *dy, const char *const *addend,
                                   char *const *dx, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
                                   const ColumnCoefficients *coeffs, int activation) {
-    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns);
+    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns, coeffs->prefetch_bytes);
 #define GRAD_APPLY_BLOCK(K, partial)                                                                           \
     FN(column_grad_apply_block)(x, dy, addend, dx, begin, end, j, partial, coeffs, prefetch_bytes, centred, \
                                 activated, rowwise, nontemporal, K)

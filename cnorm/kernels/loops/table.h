@@ -68,6 +68,7 @@ typedef struct {
     const void *mean_hi, *scale, *bias, *dev_coeff, *grad_offset, *rstd, *slope;
     const void *row_weight, *row_bias; /* or NULL */
     const void *row_slope;             /* or NULL: the slope of each column */
+    ptrdiff_t prefetch_bytes;          /* prefetch distance of contiguous rows, or 0 */
 } ColumnCoefficients;
 
 /* A batch of whole rows, each of one tile: the arguments of forward_rows, and the statistics that it computes. */
