@@ -19,7 +19,8 @@ cdef class RowsCall(Call):
     cdef int axes[MAX_DIMS]                          # of the units, then of a row, as its elements count in memory
     cdef int places[MAX_DIMS]                        # for each dimension of normalized_shape: its place among the latter
     cdef Py_ssize_t length                           # elements of a row
-    cdef tuple sets                                  # sizes of the units' axes along which weight or bias differ, else 1
+    cdef bint by_set                                 # weight or bias differ along axes of the units
+    cdef unsigned char varies[MAX_DIMS]              # along which of them
     cdef Py_ssize_t param_sets, units_per_set        # job.pxd
     cdef double *grads                               # after backward: (runs, 3, length) of weight, bias and slope
     cdef bint centred                                # layer norm; else rms norm
@@ -33,7 +34,10 @@ cdef class RowsCall(Call):
     cdef list all_axes(self)
     cdef int fill_job(self, const Plan *p, bint fuse_add, Job *a) except -1
     cdef int fill_statistics(self, Job *a, bint backward) except -1
-    cdef tuple sets_of(self, cnp.ndarray values)
+    cdef bint has_sets(self, cnp.ndarray values) noexcept
+    cdef Py_ssize_t set_size(self, int i) noexcept
+    cdef bint is_all_sets(self, cnp.ndarray values) noexcept
+    cdef bint sets_in_order(self) noexcept
     cdef int choose_sets(self, cnp.ndarray weight, cnp.ndarray bias) except -1
     cdef object as_row(self, object values, bint shared)
     cdef cnp.ndarray lay_out(self, cnp.ndarray values, str name)

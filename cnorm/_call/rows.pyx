@@ -179,28 +179,61 @@ cdef class RowsCall(Call):
 
     # ---- parameters ----
 
-    cdef tuple sets_of(self, cnp.ndarray values):
-        """The sizes of a parameter along the units' axes, where it has them and differs along any; else ()."""
+    cdef bint has_sets(self, cnp.ndarray values) noexcept:
+        """Whether a parameter has the units' axes, and differs along any."""
         cdef int i, first = cnp.PyArray_NDIM(self.x) - self.normalized
         if values is None or first == 0 or cnp.PyArray_NDIM(values) != cnp.PyArray_NDIM(self.x):
-            return ()
-        sets = tuple([cnp.PyArray_DIM(values, self.axes[i]) for i in range(first)])
-        return sets if any([n != 1 for n in sets]) else ()
+            return False
+        for i in range(first):
+            if cnp.PyArray_DIM(values, self.axes[i]) != 1:
+                return True
+        return False
+
+    cdef Py_ssize_t set_size(self, int i) noexcept:
+        """Along axis i of the units: how many sets there are."""
+        return cnp.PyArray_DIM(self.x, self.axes[i]) if self.varies[i] else 1
+
+    cdef bint is_all_sets(self, cnp.ndarray values) noexcept:
+        """Whether a parameter has the elements of every set, each once."""
+        cdef int i
+        if not self.has_sets(values):
+            return False
+        for i in range(cnp.PyArray_NDIM(self.x) - self.normalized):
+            if cnp.PyArray_DIM(values, self.axes[i]) != self.set_size(i):
+                return False
+        return True
+
+    cdef bint sets_in_order(self) noexcept:
+        """Whether the sets of a C-contiguous parameter lie end to end, each with the elements of a row in order."""
+        cdef int i, first = cnp.PyArray_NDIM(self.x) - self.normalized
+        if not self.trailing:
+            for i in range(first):
+                if self.varies[i] and self.axes[i] > self.axes[first]:
+                    return False
+        return self.trailing or self.normalized == 1
 
     cdef int choose_sets(self, cnp.ndarray weight, cnp.ndarray bias) except -1:
         """How units share weight and bias: unit u takes set u // units_per_set % param_sets."""
-        cdef int first = cnp.PyArray_NDIM(self.x) - self.normalized
-        cdef tuple one = self.sets_of(weight), other = self.sets_of(bias)
-        if not one and not other:
+        cdef int i, first = cnp.PyArray_NDIM(self.x) - self.normalized, begin = first, end = 0
+        cdef bint of_weight = self.has_sets(weight), of_bias = self.has_sets(bias)
+        if not of_weight and not of_bias:
             return 0
-        sizes = [cnp.PyArray_DIM(self.x, self.axes[i]) for i in range(first)]
-        sets = [m if n == 1 else n for n, m in zip(one or (1,) * first, other or (1,) * first)]
-        differing = [i for i in range(first) if sets[i] != 1]
-        if any([sizes[i] != 1 and sets[i] == 1 for i in range(differing[0], differing[-1])]):
-            sets, differing = sizes, [0, first - 1]  # an axis in between is shared: a set for each unit
-        self.sets = tuple(sets)
-        self.param_sets = product(sets)
-        self.units_per_set = product(sizes[differing[-1] + 1:])
+        self.by_set = True
+        for i in range(first):
+            self.varies[i] = (of_weight and cnp.PyArray_DIM(weight, self.axes[i]) != 1) or (
+                of_bias and cnp.PyArray_DIM(bias, self.axes[i]) != 1)
+            if self.varies[i]:
+                begin = min(begin, i)
+                end = i + 1
+        for i in range(begin, end):
+            if not self.varies[i] and cnp.PyArray_DIM(self.x, self.axes[i]) != 1:
+                memset(self.varies, True, first)  # an axis in between is shared: a set for each unit
+                end = first
+        self.units_per_set = 1
+        for i in range(first):
+            self.param_sets *= self.set_size(i)
+            if i >= end:
+                self.units_per_set *= cnp.PyArray_DIM(self.x, self.axes[i])
         return 0
 
     cdef object as_row(self, object values, bint shared):
@@ -219,12 +252,12 @@ cdef class RowsCall(Call):
         cdef int first = cnp.PyArray_NDIM(self.x) - self.normalized
         if values is None:
             return None
-        shared = not self.sets_of(values)
-        if self.sets is None and (self.trailing or self.normalized == 1):
+        if self.sets_in_order() and (not self.by_set or self.is_all_sets(values)):
             return row_parameter(values, name, self.dtype)
-        laid = self.as_row(values, shared)
-        if self.sets is not None:
-            laid = np.broadcast_to(laid, self.sets + laid.shape[laid.ndim - self.normalized:])
+        laid = self.as_row(values, not self.has_sets(values))
+        if self.by_set:
+            sizes = tuple([self.set_size(i) for i in range(first)])
+            laid = np.broadcast_to(laid, sizes + laid.shape[laid.ndim - self.normalized:])
         return row_parameter(laid, name, self.dtype)
 
     cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias, bint always, bint zero_centred) except -1:
@@ -246,9 +279,7 @@ cdef class RowsCall(Call):
         """Whether the kernels' gradient of a parameter is the one that the caller gets."""
         if not self.trailing:
             return False
-        if self.sets is None:
-            return True
-        return self.sets_of(parameter) == self.sets and self.runs() == self.param_sets
+        return not self.by_set or (self.is_all_sets(parameter) and self.runs() == self.param_sets)
 
     cdef cnp.ndarray totals(self, int which, tuple of_parameter, bint shared, object order):
         """A gradient in double, in the order of the parameter: the sums of all runs of rows that share its elements."""
@@ -258,7 +289,7 @@ cdef class RowsCall(Call):
             return np.zeros(of_parameter)
         row = [cnp.PyArray_DIM(self.x, self.axes[i]) for i in range(first, cnp.PyArray_NDIM(self.x))]
         sums = float64_array(self.grads, runs * 3 * self.length).reshape(runs, 3, self.length)[:, which]
-        if shared or self.sets is None:
+        if shared or not self.by_set:
             sums = sums.sum(0).reshape(row)
             places = [self.places[i] for i in range(self.normalized)]
             if len(of_parameter) != self.normalized:  # of the input's rank
@@ -279,7 +310,7 @@ cdef class RowsCall(Call):
         if written is not None:
             return written
         of_parameter = shape if parameter is None else shape_of(parameter)
-        sums = self.totals(which, of_parameter, not self.sets_of(parameter), self.all_axes())
+        sums = self.totals(which, of_parameter, not self.has_sets(parameter), self.all_axes())
         return gradient_from_sums(float64_data(sums), cnp.PyArray_SIZE(sums), parameter, self.dtype,
                                   cnp.PyArray_NDIM(sums), cnp.PyArray_DIMS(sums))
 
