@@ -60,6 +60,7 @@ cdef extern from "loops/table.h" nogil:
         const double *bias
         const double *slopes
         Coefficients coeffs
+        Py_ssize_t first_set_rows, set_rows, set_bytes
         double *mean      # arrays of ROW_BATCH_MAX
         double *lo
         double *m2

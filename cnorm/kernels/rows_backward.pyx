@@ -25,7 +25,7 @@ from cnorm.kernels.tuning cimport (
     ELEMENT_RANGE, PARALLEL_TOTALS_MIN, PARTIAL_STRIDE_MULTIPLE, PARTIALS_CHUNK, PREFETCH_READ_ROW_MAX,
     PREFETCH_WRITE_ROW_MAX, ROW_BLOCK_BYTES, ROW_BLOCK_MIN_ROWS, ROW_BLOCK_ROWS, ROW_PARTIALS_ELEMENTS,
     ROW_PARTIALS_MAX, TILE)
-from cnorm.kernels.units cimport param_set_at, param_set_of, set_unit_coefficients, unit_at, units_of
+from cnorm.kernels.units cimport param_set_at, set_unit_coefficients, unit_at, units_of
 from cnorm.kernels.workspace cimport power_of_two, round_up
 
 
@@ -365,41 +365,43 @@ cdef void total_partials(const Job *job, const UnitBlocks *blocks, const RowBloc
             total_element_range(job, blocks, cut, i * ELEMENT_RANGE)
 
 
-cdef int rows_backward_run(Job *job, Py_ssize_t runs) noexcept nogil:
-    """The gradients of the input (y) and of the parameters, where all rows share them; one of `runs` such jobs.
+cdef inline void plan_rows_backward(Job *job, Py_ssize_t runs, UnitBlocks *blocks, RowBlocks *cut) noexcept nogil:
+    """How the rows of a job, one of `runs` that are alike, are cut and scheduled."""
+    blocks[0] = unit_blocks(job, True)
+    cut[0] = row_blocks_of(job, blocks, runs)
+    schedule_rows_backward(job, blocks, cut.rows, cut.partials)
+
+
+cdef int rows_backward_run(Job *job, const UnitBlocks *blocks, const RowBlocks *planned) noexcept nogil:
+    """The gradients of the input (y) and of the parameters, where all rows share them.
 
     grad_weight, grad_bias and, where the activation has slopes, grad_slope are written: (3, elements) in one
     array. Where final_weight or final_bias is given, it is written instead."""
-    cdef UnitBlocks blocks = unit_blocks(job, True)
-    cdef RowBlocks cut = row_blocks_of(job, &blocks, runs)
+    cdef RowBlocks cut = planned[0]
     cdef Py_ssize_t i, items
     cdef void *copies
     cdef int failed = 0
-    schedule_rows_backward(job, &blocks, cut.rows, cut.partials)
-    if job.head.schedule_only != NULL:
-        job.head.schedule_only[0] = blocks.schedule
-        return 0
     cut.sums = job.elements.grad_weight  # one partial is the result itself
     if cut.partials > 1:
         cut.sums = <double *> malloc(cut.partials * cut.stride * sizeof(double))
         if cut.sums == NULL:
             return -1
-    copies = align_parameters(job, &blocks)
+    copies = align_parameters(job, blocks)
     if blocks.schedule.strategy == TWO_SWEEPS:
-        failed = rows_backward_two_sweeps(job, &blocks, &cut)
+        failed = rows_backward_two_sweeps(job, blocks, &cut)
     elif blocks.schedule.strategy == PARTIALS_GUIDED:
         for i in prange(cut.partials, num_threads=job.head.threads, schedule="guided"):
-            backward_partial(job, &blocks, &cut, i)
+            backward_partial(job, blocks, &cut, i)
     else:
         cut.partials_per_thread = partials_per_thread(&cut, job.head.threads)
         items = (cut.partials + cut.partials_per_thread - 1) // cut.partials_per_thread
         if items == 1:
-            backward_thread_range(job, &blocks, &cut, 0)
+            backward_thread_range(job, blocks, &cut, 0)
         else:
             for i in prange(items, num_threads=job.head.threads, schedule="static"):
-                backward_thread_range(job, &blocks, &cut, i)
+                backward_thread_range(job, blocks, &cut, i)
     if cut.blocks > 1 and not failed:
-        total_partials(job, &blocks, &cut)
+        total_partials(job, blocks, &cut)
     if cut.partials > 1:
         free(cut.sums)
     free(copies)
@@ -409,70 +411,85 @@ cdef int rows_backward_run(Job *job, Py_ssize_t runs) noexcept nogil:
 # ---- sets of parameters ----
 
 
-cdef inline void move_to_unit(const Job *job, Tensor *tensor, Py_ssize_t unit) noexcept nogil:
+cdef inline void move_to_unit(const Job *job, const Tensor *tensor, Py_ssize_t unit, Tensor *moved) noexcept nogil:
     """Let a tensor begin at a unit."""
     if tensor.data != NULL:
-        tensor.data = unit_at(job, tensor, unit)
+        moved.data = unit_at(job, tensor, unit)
 
 
-cdef inline void to_units(Job *job, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
-    """Restrict a job to `count` units from `first` on: a part of one outer index, or whole ones."""
-    cdef Job whole = job[0]
-    move_to_unit(&whole, &job.x, first)
-    move_to_unit(&whole, &job.y, first)
-    move_to_unit(&whole, &job.dy, first)
-    move_to_unit(&whole, &job.elements.addend[0], first)
+cdef inline void restrict_units(Job *job, Py_ssize_t count) noexcept nogil:
+    """Restrict a job to `count` units: a part of one outer index, or whole ones."""
     if count <= job.shape[1]:
         job.shape[0] = 1
         job.shape[1] = count
     else:
         job.shape[0] = count // job.shape[1]
-    if job.mean != NULL:
-        job.mean += first
-    job.rstd += first
-    if job.elements.unit_slopes != NULL:
-        job.elements.unit_slopes += first
-        job.elements.unit_slope_grads += first
 
 
-cdef int rows_backward_set(const Job *whole, Py_ssize_t run, Py_ssize_t runs, int threads) noexcept nogil:
-    """The gradients of one run of rows that share a set of parameters."""
-    cdef Job job = whole[0]
-    cdef Py_ssize_t elements = job.shape[2] * job.shape[3] * job.shape[4], first = run * job.elements.units_per_set
-    cdef Py_ssize_t bytes = elements * LOOPS_BY_DTYPE[job.head.dtype].acc_size, param_set = param_set_of(whole, first)
-    to_units(&job, first, job.elements.units_per_set)
-    job.head.threads = threads
-    job.elements.param_sets = 1
-    job.elements.weight = param_set_at(job.elements.weight, param_set, bytes)
-    job.elements.bias = param_set_at(job.elements.bias, param_set, bytes)
-    job.elements.grad_weight += 3 * elements * run
-    job.elements.grad_bias += 3 * elements * run
-    job.elements.grad_slope += 3 * elements * run
-    job.elements.final_weight = <void *> param_set_at(job.elements.final_weight, run, bytes)
-    job.elements.final_bias = <void *> param_set_at(job.elements.final_bias, run, bytes)
-    return rows_backward_run(&job, runs)
+cdef inline void move_to_run(const Job *whole, const UnitBlocks *blocks, Py_ssize_t run, Job *job) noexcept nogil:
+    """Let a job, a copy of the whole one that is restricted to a run of rows that share a set of parameters, be for
+    this run."""
+    cdef Py_ssize_t elements = blocks.elements, bytes = elements * blocks.loops.acc_size
+    cdef Py_ssize_t first = run * whole.elements.units_per_set, param_set = run % whole.elements.param_sets
+    move_to_unit(whole, &whole.x, first, &job.x)
+    move_to_unit(whole, &whole.y, first, &job.y)
+    move_to_unit(whole, &whole.dy, first, &job.dy)
+    move_to_unit(whole, &whole.elements.addend[0], first, &job.elements.addend[0])
+    if whole.mean != NULL:
+        job.mean = whole.mean + first
+    job.rstd = whole.rstd + first
+    if whole.elements.unit_slopes != NULL:
+        job.elements.unit_slopes = whole.elements.unit_slopes + first
+        job.elements.unit_slope_grads = whole.elements.unit_slope_grads + first
+    job.elements.weight = param_set_at(whole.elements.weight, param_set, bytes)
+    job.elements.bias = param_set_at(whole.elements.bias, param_set, bytes)
+    job.elements.grad_weight = whole.elements.grad_weight + 3 * elements * run
+    job.elements.grad_bias = whole.elements.grad_bias + 3 * elements * run
+    job.elements.grad_slope = whole.elements.grad_slope + 3 * elements * run
+    job.elements.final_weight = <void *> param_set_at(whole.elements.final_weight, run, bytes)
+    job.elements.final_bias = <void *> param_set_at(whole.elements.final_bias, run, bytes)
+
+
+cdef int rows_backward_set(const Job *whole, const Job *of_run, const UnitBlocks *blocks, const RowBlocks *cut,
+                           Py_ssize_t run) noexcept nogil:
+    """The gradients of one run of rows, in a job of its own."""
+    cdef Job job = of_run[0]
+    move_to_run(whole, blocks, run, &job)
+    return rows_backward_run(&job, blocks, cut)
 
 
 cdef int rows_backward(Job *job) noexcept nogil:
     """The gradients of the input (y) and of the parameters: of all rows, or for each run of rows that share a set of
     parameters by itself."""
     cdef Py_ssize_t runs = 1, i
-    cdef int failed = 0, threads = job.head.threads
+    cdef int failed = 0
+    cdef UnitBlocks blocks
+    cdef RowBlocks cut
+    cdef Job of_run
     if job.elements.param_sets <= 1:
-        return rows_backward_run(job, 1)
+        plan_rows_backward(job, 1, &blocks, &cut)
+        if job.head.schedule_only != NULL:
+            job.head.schedule_only[0] = blocks.schedule
+            return 0
+        return rows_backward_run(job, &blocks, &cut)
+    of_run = job[0]
     runs = units_of(job) // job.elements.units_per_set
-    if runs >= threads:
-        threads = 1
+    restrict_units(&of_run, job.elements.units_per_set)
+    of_run.elements.param_sets = 1
+    if runs >= job.head.threads:
+        of_run.head.threads = 1
+    plan_rows_backward(&of_run, runs, &blocks, &cut)
     if job.head.schedule_only != NULL:
-        failed = rows_backward_set(job, 0, runs, threads)
+        job.head.schedule_only[0] = blocks.schedule
         job.head.schedule_only.threads = job.head.threads
-        return failed
-    if threads == 1 and job.head.threads > 1:
+        return 0
+    if of_run.head.threads == 1 and job.head.threads > 1:
         for i in prange(runs, num_threads=job.head.threads, schedule="guided",
                         chunksize=min_chunk(runs, job.head.threads)):
-            failed += rows_backward_set(job, i, runs, 1)  # summed over the threads
+            failed += rows_backward_set(job, &of_run, &blocks, &cut, i)  # summed over the threads
         return -1 if failed else 0
     for i in range(runs):
-        if rows_backward_set(job, i, runs, threads) < 0:
+        move_to_run(job, &blocks, i, &of_run)
+        if rows_backward_run(&of_run, &blocks, &cut) < 0:
             return -1
     return 0

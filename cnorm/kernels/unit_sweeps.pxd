@@ -18,7 +18,7 @@ from cnorm.kernels.schedule cimport min_chunk
 from cnorm.kernels.statistics cimport rstd_from_m2
 from cnorm.kernels.tuning cimport BLOCK_TILES
 from cnorm.kernels.units cimport (
-    has_element_params, param_set_at, param_set_of, save_statistics, set_given_coefficients, set_unit_coefficients,
+    has_element_params, param_set_at, save_statistics, set_given_coefficients, set_unit_coefficients,
     unit_at, units_of)
 
 
@@ -182,12 +182,25 @@ cdef inline void fall_back(Job *job, const UnitBlocks *blocks, Py_ssize_t unit) 
         save_unit_moments(job, blocks, unit, &rstd)
 
 
+cdef inline void take_sets(const Job *job, Py_ssize_t unit, Py_ssize_t bytes, RowBatch *batch) noexcept nogil:
+    """Let a batch, whose first row is `unit`, take its rows' sets of parameters of so many bytes. It ends with the last
+    set: the next row has the first one again."""
+    cdef Py_ssize_t rows = job.elements.units_per_set, number = unit // rows, first = unit - number * rows
+    number %= job.elements.param_sets
+    batch.coeffs.weights = param_set_at(job.elements.weight, number, bytes)
+    batch.coeffs.biases = param_set_at(job.elements.bias, number, bytes)
+    batch.rows = min(batch.rows, (job.elements.param_sets - number) * rows - first)
+    batch.first_set_rows = min(batch.rows, rows - first)
+    batch.set_rows = rows
+    batch.set_bytes = bytes
+
+
 cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_t outer, Py_ssize_t inner,
                                    Py_ssize_t stop) noexcept nogil:
     """Units inner .. stop of one outer index; without a y their moments alone."""
     cdef RowBatch batch
     cdef Py_ssize_t unit = outer * job.shape[1] + inner, i, rows = blocks.schedule.rows_per_pass
-    cdef Py_ssize_t param_set = 0, bytes = blocks.elements * blocks.loops.acc_size
+    cdef Py_ssize_t bytes = blocks.elements * blocks.loops.acc_size
     cdef Py_ssize_t channel = outer * job.channels.sample_channels
     batch.x_stride = job.x.strides[1]
     batch.y_stride = job.y.strides[1]
@@ -208,11 +221,9 @@ cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_
     batch.coeffs.slopes = job.elements.slopes
     while inner < stop:
         batch.rows = min(rows, stop - inner)
+        batch.first_set_rows = batch.rows
         if job.elements.param_sets > 1:
-            batch.rows = min(batch.rows, job.elements.units_per_set - unit % job.elements.units_per_set)
-            param_set = param_set_of(job, unit)
-            batch.coeffs.weights = param_set_at(job.elements.weight, param_set, bytes)
-            batch.coeffs.biases = param_set_at(job.elements.bias, param_set, bytes)
+            take_sets(job, unit, bytes, &batch)
         batch.x = job.x.data + outer * job.x.strides[0] + inner * job.x.strides[1]
         batch.y = NULL
         if job.y.data != NULL:

@@ -49,6 +49,12 @@ INLINE int FN(row_needs_fallback)(const RowBatch *batch, double sum_d, double su
            (sum_dd < tiny_square(&batch->finish) * count);
 }
 
+/* Bytes from the parameters of the first row to those of a row. */
+INLINE ptrdiff_t FN(set_offset)(const RowBatch *batch, ptrdiff_t row) {
+    if (row < batch->first_set_rows) return 0;
+    return (1 + (row - batch->first_set_rows) / batch->set_rows) * batch->set_bytes;
+}
+
 /* The rows of a batch one by one, all but those that need the fallback. by_call: by the loops of long rows, which a
  * short row would pay for with a call. */
 INLINE void FN(forward_rows_any)(RowBatch *batch, const int elementwise, const int activation, const int by_call) {
@@ -63,6 +69,11 @@ INLINE void FN(forward_rows_any)(RowBatch *batch, const int elementwise, const i
             coeffs.bias = (batch->bias ? batch->bias[row] : 0) - coeffs.mean_lo * coeffs.scale;
         }
         if (has_slopes(activation) && batch->slopes) coeffs.slope = batch->slopes[row];
+        if (elementwise) {
+            const ptrdiff_t offset = FN(set_offset)(batch, row);
+            coeffs.weights = (const char *)coeffs.weights + offset;
+            if (coeffs.biases) coeffs.biases = (const char *)coeffs.biases + offset;
+        }
         const char *x = batch->x + row * batch->x_stride;
         char *y = batch->y + row * batch->y_stride;
         const ptrdiff_t n = batch->n;
@@ -81,12 +92,14 @@ typedef struct {
     int shifted;
 } FN(RowCoefficients);
 
-/* R rows side by side, with parameters per element: each vector of weights is loaded once for R rows. nontemporal: past
- * the cache, for rows of whole cache lines. */
+/* R rows side by side, with parameters per element, which begin `offset` bytes after the first row's: each vector of
+ * weights is loaded once for R rows. nontemporal: past the cache, for rows of whole cache lines. */
 INLINE void FN(apply_rows_unrolled)(const RowBatch *batch, const FN(RowCoefficients) *coeffs, ptrdiff_t row,
-                                    const int R, const int centred, const int biased, const int nontemporal) {
+                                    ptrdiff_t offset, const int R, const int centred, const int biased,
+                                    const int nontemporal) {
     const ptrdiff_t n = batch->n;
-    const A *const weights = (const A *)batch->coeffs.weights, *const biases = (const A *)batch->coeffs.biases;
+    const A *const weights = (const A *)((const char *)batch->coeffs.weights + offset),
+            *const biases = biased ? (const A *)((const char *)batch->coeffs.biases + offset) : weights;
     VECTOR mean_hi[ROWS_UNROLLED], mean_lo[ROWS_UNROLLED], scale[ROWS_UNROLLED];
     const char *x[ROWS_UNROLLED];
     char *y[ROWS_UNROLLED];
@@ -141,17 +154,22 @@ INLINE int FN(rows_are_short_lines)(const RowBatch *batch) {
  * rows_are_short_lines. Rows whole pages apart are taken one by one: side by side, all their lines would fall into one
  * set of L1. */
 static void FN(apply_rows)(const RowBatch *batch, const FN(RowCoefficients) *coeffs) {
-    ptrdiff_t row = 0;
-#define APPLY_TO_ROWS(R, nontemporal)                                                                        \
-    if (!batch->centred) FN(apply_rows_unrolled)(batch, coeffs, row, R, UNCENTRED, 0, nontemporal);          \
-    else if (!batch->coeffs.biases) FN(apply_rows_unrolled)(batch, coeffs, row, R, SHIFTED, 0, nontemporal); \
-    else if (coeffs->shifted) FN(apply_rows_unrolled)(batch, coeffs, row, R, SHIFTED, 1, nontemporal);       \
-    else FN(apply_rows_unrolled)(batch, coeffs, row, R, CENTRED, 1, nontemporal);
-    if (ROWS_UNROLLED > 1 && batch->coeffs.nontemporal)
-        for (; row + ROWS_UNROLLED <= batch->rows; row += ROWS_UNROLLED) { APPLY_TO_ROWS(ROWS_UNROLLED, 1) }
-    else if (ROWS_UNROLLED > 1 && (batch->x_stride | batch->y_stride) % PAGE_BYTES)
-        for (; row + ROWS_UNROLLED <= batch->rows; row += ROWS_UNROLLED) { APPLY_TO_ROWS(ROWS_UNROLLED, 0) }
-    for (; row < batch->rows; ++row) { APPLY_TO_ROWS(1, 0) }
+    ptrdiff_t row = 0, end = batch->first_set_rows, offset = 0;
+#define APPLY_TO_ROWS(R, nontemporal)                                                                                \
+    if (!batch->centred) FN(apply_rows_unrolled)(batch, coeffs, row, offset, R, UNCENTRED, 0, nontemporal);          \
+    else if (!batch->coeffs.biases) FN(apply_rows_unrolled)(batch, coeffs, row, offset, R, SHIFTED, 0, nontemporal); \
+    else if (coeffs->shifted) FN(apply_rows_unrolled)(batch, coeffs, row, offset, R, SHIFTED, 1, nontemporal);       \
+    else FN(apply_rows_unrolled)(batch, coeffs, row, offset, R, CENTRED, 1, nontemporal);
+    for (;;) { /* the rows of one set of parameters */
+        if (ROWS_UNROLLED > 1 && batch->coeffs.nontemporal)
+            for (; row + ROWS_UNROLLED <= end; row += ROWS_UNROLLED) { APPLY_TO_ROWS(ROWS_UNROLLED, 1) }
+        else if (ROWS_UNROLLED > 1 && (batch->x_stride | batch->y_stride) % PAGE_BYTES)
+            for (; row + ROWS_UNROLLED <= end; row += ROWS_UNROLLED) { APPLY_TO_ROWS(ROWS_UNROLLED, 0) }
+        for (; row < end; ++row) { APPLY_TO_ROWS(1, 0) }
+        if (end == batch->rows) return;
+        end = end + batch->set_rows < batch->rows ? end + batch->set_rows : batch->rows;
+        offset += batch->set_bytes;
+    }
 #undef APPLY_TO_ROWS
 }
 

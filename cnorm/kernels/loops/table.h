@@ -80,6 +80,8 @@ typedef struct {
     int centred, elementwise, activation; /* elementwise: parameters per element, in coeffs */
     const double *weight, *bias, *slopes; /* one per row, or NULL; without `elementwise` */
     Coefficients coeffs;                  /* the slope and bounds, the parameters per element, the store policy */
+    ptrdiff_t first_set_rows;             /* rows with these parameters; those of the next set_rows rows begin */
+    ptrdiff_t set_rows, set_bytes;        /* set_bytes later, and so on */
     double mean[ROW_BATCH_MAX], lo[ROW_BATCH_MAX], m2[ROW_BATCH_MAX], rstd[ROW_BATCH_MAX];
     double mean_hi[ROW_BATCH_MAX];
     int any_fallback;                     /* OUT: whether some rows need the general path */
