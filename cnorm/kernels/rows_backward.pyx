@@ -14,7 +14,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from cnorm.kernels.coefficients cimport N_GRAD_SUMS
-from cnorm.kernels.job cimport PARTIALS_GUIDED, TWO_SWEEPS, Job, Tensor, has_slopes
+from cnorm.kernels.job cimport PARTIALS_GUIDED, PARTIALS_STATIC, TWO_SWEEPS, Job, Tensor, has_slopes
 from cnorm.kernels.loops cimport (
     GRAD_ROWS_UNROLLED, LOOPS_BY_DTYPE, Coefficients, LoopTable, RowGradBlock, store_fence)
 from cnorm.kernels.machine cimport cached_traffic, grad_pass_bytes
@@ -370,6 +370,8 @@ cdef inline void plan_rows_backward(Job *job, Py_ssize_t runs, UnitBlocks *block
     blocks[0] = unit_blocks(job, True)
     cut[0] = row_blocks_of(job, blocks, runs)
     schedule_rows_backward(job, blocks, cut.rows, cut.partials)
+    if blocks.schedule.strategy == PARTIALS_STATIC:
+        cut.partials_per_thread = partials_per_thread(cut, job.head.threads)
 
 
 cdef int rows_backward_run(Job *job, const UnitBlocks *blocks, const RowBlocks *planned) noexcept nogil:
@@ -393,7 +395,6 @@ cdef int rows_backward_run(Job *job, const UnitBlocks *blocks, const RowBlocks *
         for i in prange(cut.partials, num_threads=job.head.threads, schedule="guided"):
             backward_partial(job, blocks, &cut, i)
     else:
-        cut.partials_per_thread = partials_per_thread(&cut, job.head.threads)
         items = (cut.partials + cut.partials_per_thread - 1) // cut.partials_per_thread
         if items == 1:
             backward_thread_range(job, blocks, &cut, 0)

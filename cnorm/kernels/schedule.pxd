@@ -148,7 +148,7 @@ cdef inline Py_ssize_t units_per_batch(const Job *job, const UnitBlocks *blocks,
         return 1
     if job.stats_given and not backward:
         return 1 if (blocks.schedule.nontemporal or segment > BATCH_GIVEN_SEGMENT_MAX
-                     or job.shape[0] > 1 or job.channels.by_segment) else BATCH_UNITS
+                     or job.shape[0] > 1) else BATCH_UNITS
     if blocks.segments == 1:
         if not backward or blocks.schedule.nontemporal:
             return 1

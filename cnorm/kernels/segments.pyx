@@ -79,16 +79,26 @@ cdef int segments_forward_batches(Job *job, const UnitBlocks *blocks) noexcept n
 # ---- given statistics: results wait for no sum, so segments are taken in the order of memory ----
 
 
-cdef inline void given_batch_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t item,
-                                  Py_ssize_t batches, const CoefficientArrays *coeffs) noexcept nogil:
-    """One segment of one batch of units; items count the batches of the first segment, then of the next."""
+cdef inline void given_batch_item(const Job *job, const UnitBlocks *blocks, Py_ssize_t item, Py_ssize_t batches,
+                                  const CoefficientArrays *coeffs, const double *mean_lo) noexcept nogil:
+    """One segment of one batch of units; items count the batches of the first segment, then of the next. By segment,
+    `coeffs` has no more than the means."""
     cdef Py_ssize_t segment = item // batches, first = (item - segment * batches) * BATCH_UNITS
     cdef Py_ssize_t n = min(<Py_ssize_t> BATCH_UNITS, units_of(job) - first)
     cdef CoefficientArrays batch_coeffs = coeffs[0]
+    cdef ChannelValues values
+    cdef double own[3 * BATCH_UNITS]
     batch_coeffs.mean_hi += first
-    batch_coeffs.scale += first
-    batch_coeffs.bias += first
-    batch_coeffs.slope += first
+    if job.channels.by_segment:
+        values = channel_values(job, channel_of(job, first, segment))
+        batch_coeffs.scale = own
+        batch_coeffs.bias = own + BATCH_UNITS
+        batch_coeffs.slope = own + 2 * BATCH_UNITS
+        coefficients(PASS_FORWARD, n, mean_lo + first, job.rstd + first, &values, NULL, NULL, 0, True, &batch_coeffs)
+    else:
+        batch_coeffs.scale += first
+        batch_coeffs.bias += first
+        batch_coeffs.slope += first
     blocks.loops.apply_batch(unit_at(job, &job.x, first) + segment * job.x.strides[2],
                              unit_at(job, &job.y, first) + segment * job.y.strides[2], 1, 0, 0, n,
                              job.x.strides[1], job.y.strides[1], blocks.elements, &batch_coeffs,
@@ -96,7 +106,7 @@ cdef inline void given_batch_item(const Job *job, const UnitBlocks *blocks, Py_s
 
 
 cdef int segments_given_batches(const Job *job, const UnitBlocks *blocks) noexcept nogil:
-    """GIVEN_BATCHES: the coefficients of all units, then batches of short segments."""
+    """GIVEN_BATCHES: the coefficients of all units, or of each segment of a batch; then batches of short segments."""
     cdef Py_ssize_t units = units_of(job), batches = (units + BATCH_UNITS - 1) // BATCH_UNITS
     cdef Py_ssize_t items = batches * blocks.segments, i
     cdef double stack[STACK_DOUBLES]
@@ -115,14 +125,15 @@ cdef int segments_given_batches(const Job *job, const UnitBlocks *blocks) noexce
     coeffs.rstd = NULL
     coeffs.shifted = split_means(blocks.loops, job.finish.eps, units, job.mean, job.lo, job.rstd, coeffs.mean_hi,
                                  mean_lo)
-    coefficients(PASS_FORWARD, units, mean_lo, job.rstd, &values, NULL, NULL, 0, True, &coeffs)
+    if not job.channels.by_segment:
+        coefficients(PASS_FORWARD, units, mean_lo, job.rstd, &values, NULL, NULL, 0, True, &coeffs)
     if job.head.threads == 1:
         for i in range(items):
-            given_batch_item(job, blocks, i, batches, &coeffs)
+            given_batch_item(job, blocks, i, batches, &coeffs, mean_lo)
     else:
         for i in prange(items, num_threads=job.head.threads, schedule="guided",
                         chunksize=min_chunk(items, job.head.threads)):
-            given_batch_item(job, blocks, i, batches, &coeffs)
+            given_batch_item(job, blocks, i, batches, &coeffs, mean_lo)
     workspace_free(workspace, stack)
     return 0
 

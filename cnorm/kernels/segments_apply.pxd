@@ -28,7 +28,8 @@ cdef inline void set_channel(const Job *job, Coefficients *coeffs, Py_ssize_t ch
 
 # ---- batches: units or segments that lie side by side in memory, each with coefficients of its own ----
 #
-# a) The segments of a unit with a weight for each, where they are short: channels of a group of small images.
+# a) The segments of a unit with a weight for each, where they are short: channels of a group of small images, or a
+#    channel's samples with parameters of their own.
 # b) One segment index of several units: batch norm's channels of small images. Unit by unit, a few cache
 #    lines are read here and a few there, and written so, which takes up to twice as long. So the statistics
 #    of some units come first, and then, while these are in cache, all that is applied to them: to one segment
@@ -50,6 +51,7 @@ cdef struct UnitBatch:
     double grad_offset[BATCH_UNITS]
     double mean_lo[BATCH_UNITS]
     double rstd[BATCH_UNITS]
+    double params[3 * BATCH_UNITS] # of segments whose parameters lie apart
     double sums[N_GRAD_SUMS * BATCH_UNITS]
 
 
@@ -72,15 +74,36 @@ cdef inline ChannelValues channel_values(const Job *job, Py_ssize_t channel) noe
 
 cdef inline bint has_short_segments(const Job *job, const UnitBlocks *blocks) noexcept nogil:
     """Whether the segments of a unit share a call of the loops: case a) of the batches."""
-    return (job.channels.segment_channels == 1 and blocks.segments > 1 and blocks.runs == 1
+    return (job.channels.by_segment and blocks.segments > 1 and blocks.runs == 1
             and blocks.elements * blocks.loops.size <= SHORT_SEGMENT_BYTES)
+
+
+cdef inline const double *gathered(const double *values, Py_ssize_t step, Py_ssize_t n, double *out) noexcept nogil:
+    """n values that lie `step` apart, side by side; NULL where there are none."""
+    cdef Py_ssize_t i
+    if values == NULL or step == 1:
+        return values
+    for i in range(n):
+        out[i] = values[i * step]
+    return out
+
+
+cdef inline ChannelValues segment_values(const Job *job, Py_ssize_t channel, Py_ssize_t n,
+                                         UnitBatch *batch) noexcept nogil:
+    """The parameters of n segments of one unit, the first of which takes those of `channel`."""
+    cdef ChannelValues values = channel_values(job, channel)
+    cdef Py_ssize_t step = job.channels.segment_channels
+    values.weight = gathered(values.weight, step, n, batch.params)
+    values.bias = gathered(values.bias, step, n, batch.params + BATCH_UNITS)
+    values.slopes = gathered(values.slopes, step, n, batch.params + 2 * BATCH_UNITS)
+    return values
 
 
 cdef inline void segment_batch_coefficients(const Job *job, const Coefficients *unit_coeffs,
                                             Py_ssize_t channel, Py_ssize_t n, bint backward,
                                             UnitBatch *batch) noexcept nogil:
-    """Coefficients of n segments of one unit: the unit's mean and rstd, the parameters of n channels."""
-    cdef ChannelValues values = channel_values(job, channel)
+    """Coefficients of n segments of one unit: the unit's mean and rstd, parameters of their own."""
+    cdef ChannelValues values = segment_values(job, channel, n, batch)
     bind_batch(batch)
     batch.coeffs.shifted = unit_coeffs.mean_hi != 0
     fill(unit_coeffs.mean_hi, n, batch.mean_hi)
