@@ -12,6 +12,11 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef const double *weight     # per channel, or (per_sample) per sample and channel; or NULL
     cdef const double *bias
     cdef bint per_sample          # weight and bias differ from sample to sample: (N, C)
+    cdef bint by_set              # batch norm, which leaves them in these arrays till it knows the family of kernels:
+    cdef cnp.ndarray weight_sets, bias_sets   # (N, C), or (C,) for all samples; of the accumulation type
+    cdef bint wide_sets                       # or float64
+    cdef cnp.ndarray given_weight, given_bias
+    cdef cnp.ndarray grad_weight, grad_bias   # gradients that a kernel wrote as the caller gets them
     cdef double *mean             # per unit, or NULL where nobody asks for it
     cdef double *lo
     cdef double *m2
@@ -30,8 +35,11 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef int reserve_statistics(self) except -1
     cdef int fill_job(self, const Plan *p, Job *a) except -1
     cdef int spread_statistics(self, Job *a) except -1
-    cdef const double *reversed_samples(self, const double *values) except? NULL
-    cdef int reverse_samples(self, Job *a) except -1
+    cdef int take_sets(self, cnp.ndarray weight, cnp.ndarray bias) except -1
+    cdef cnp.ndarray set_array(self, cnp.ndarray values, str name)
+    cdef int widen_sets(self) except -1
+    cdef int fill_sets_job(self, int arrays, Job *a) except -1
+    cdef cnp.ndarray sets_gradient(self, cnp.ndarray parameter)
     cdef int forward_by_sample(self, const Plan *p) except -1
     cdef int backward_by_sample(self) except -1
     cdef cnp.ndarray forward(self, cnp.ndarray out)

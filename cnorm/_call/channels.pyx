@@ -7,15 +7,17 @@ cimport numpy as cnp
 from libc.math cimport INFINITY, sqrt
 from libc.string cimport memcpy, memset
 
-from cnorm._call.arrays cimport checked_product, copy_doubles, copy_if_overlapping, float64_array, float64_data, shape_of
+from cnorm._call.arrays cimport (
+    accumulation_size, accumulation_type, as_plain, checked_product, converted, copy_doubles, copy_if_overlapping,
+    dtype_code, float64_array, float64_data, shape_of)
 from cnorm._call.launch cimport launch
 from cnorm._call.masks cimport Pieces, same_along
-from cnorm._call.output cimport ChannelAxisCall, gradient_from_sums, set_tensor, slope_gradient
+from cnorm._call.output cimport ChannelAxisCall, gradient_buffer, gradient_from_sums, set_tensor, slope_gradient
 from cnorm._plan cimport COPY, MAX_DIMS, UNITS, Plan
 from cnorm._pool cimport new_array
 from cnorm.kernels.job cimport (
     COLUMNS_BACKWARD, COLUMNS_FORWARD, COLUMNS_MOMENTS, FLOAT64, ITEM_ELEMENTS, ITEM_ROWS, SEGMENTS_BACKWARD,
-    SEGMENTS_FORWARD, SEGMENTS_MOMENTS, SUMS_GIVEN, SUMS_INTERNAL, SUMS_ONLY, Job, Tensor)
+    SEGMENTS_FORWARD, SEGMENTS_MOMENTS, SUMS_INTERNAL, SUMS_ONLY, Job, has_slopes)
 
 cnp.import_array()
 
@@ -26,6 +28,9 @@ cdef class ChannelsCall(ChannelAxisCall):
 
     cdef int protect_inputs(self, cnp.ndarray written) except -1:
         ChannelAxisCall.protect_inputs(self, written)
+        if self.by_set:
+            self.weight_sets = copy_if_overlapping(self.weight_sets, written)
+            self.bias_sets = copy_if_overlapping(self.bias_sets, written)
         if self.mean_array is not None:
             self.mean_array = copy_if_overlapping(self.mean_array, written)
             self.mean = float64_data(self.mean_array)
@@ -65,10 +70,34 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef int parameters(self, cnp.ndarray weight, cnp.ndarray bias, bint of_samples) except -1:
         """Take what is given per channel, or, where that is possible, per sample; and check the slopes."""
         self.per_sample = of_samples and (self.has_samples(weight) or self.has_samples(bias))
-        self.weight = self.parameter(weight, "weight")
-        self.bias = self.parameter(bias, "bias")
+        if self.per_sample and self.groups == 0 and self.mask is None:
+            self.take_sets(weight, bias)
+        else:
+            self.weight = self.parameter(weight, "weight")
+            self.bias = self.parameter(bias, "bias")
         self.check_slope(self.channels)
         return 0
+
+    cdef int take_sets(self, cnp.ndarray weight, cnp.ndarray bias) except -1:
+        """Take parameters per sample of batch norm, where the family of kernels says in which type."""
+        self.by_set = True
+        self.given_weight = weight
+        self.given_bias = bias
+        self.wide_sets = self.dtype != FLOAT64 and (is_float64(weight) or is_float64(bias))
+        self.weight_sets = self.set_array(weight, "weight")
+        self.bias_sets = self.set_array(bias, "bias")
+        return 0
+
+    cdef cnp.ndarray set_array(self, cnp.ndarray values, str name):
+        """A parameter, C-contiguous, of the accumulation type, which has its values exactly, or (wide_sets) float64."""
+        cdef cnp.ndarray a
+        cdef int number = cnp.NPY_FLOAT64 if self.wide_sets else accumulation_type(self.dtype)
+        if values is None:
+            return None
+        a = as_plain(values, name)
+        if not self.has_samples(a) and cnp.PyArray_SIZE(a) != self.channels:
+            raise RuntimeError(f"{name} should contain {self.channels} elements not {cnp.PyArray_SIZE(a)}")
+        return a if cnp.PyArray_TYPE(a) == number else converted(a, number)
 
     cdef int return_statistics(self, int ndim) except -1:
         """The caller gets mean and rstd: per channel, or (2) per sample and group."""
@@ -121,7 +150,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         a.channels.weight = self.weight
         a.channels.bias = self.bias
         a.channels.slopes = float64_data(self.slopes)
-        if self.per_sample and self.slopes is not None:
+        if self.per_sample and self.slopes is not None and (not self.by_set or p.family == UNITS):
             a.channels.slopes = self.parameter(self.slopes, "negative_slope")
         return 0
 
@@ -143,74 +172,67 @@ cdef class ChannelsCall(ChannelAxisCall):
         a.lo = lo
         return 0
 
-    cdef const double *reversed_samples(self, const double *values) except? NULL:
-        """A parameter (N, C) from the last sample to the first; NULL where there is none."""
-        cdef double *copy
-        cdef Py_ssize_t i, n = self.channels
-        if values == NULL:
-            return NULL
-        copy = self.workspaces(self.samples, n)
-        for i in range(self.samples):
-            memcpy(copy + i * n, values + (self.samples - 1 - i) * n, n * sizeof(double))
-        return copy
+    cdef int widen_sets(self) except -1:
+        """Take the parameters of all samples in float64, as the segments kernels do."""
+        self.weight = self.parameter(self.weight_sets, "weight")
+        self.bias = self.parameter(self.bias_sets, "bias")
+        return 0
 
-    cdef int reverse_samples(self, Job *a) except -1:
-        """Let a job begin with the last sample: the pass before has left the last ones in cache."""
-        reverse_outer(&a.x, self.samples)
-        reverse_outer(&a.y, self.samples)
-        reverse_outer(&a.dy, self.samples)
-        a.channels.weight = self.reversed_samples(a.channels.weight)
-        a.channels.bias = self.reversed_samples(a.channels.bias)
-        a.channels.slopes = self.reversed_samples(a.channels.slopes)
+    cdef int fill_sets_job(self, int arrays, Job *a) except -1:
+        """Describe batch norm with parameters per sample, in columns, to a kernel: the samples share the statistics."""
+        cdef Plan of_samples
+        cdef Py_ssize_t size
+        self.groups = self.channels
+        self.plan(arrays, &of_samples)
+        self.fill_job(&of_samples, a)
+        self.groups = 0
+        a.channels.of_batch = True
+        a.channels.sample_channels = 0
+        a.channels.wide_sets = self.wide_sets
+        size = sizeof(double) if self.wide_sets else accumulation_size(self.dtype)
+        if self.weight_sets is not None:
+            a.channels.set_weight = cnp.PyArray_DATA(self.weight_sets)
+            a.channels.weight_step = size * self.channels if self.has_samples(self.weight_sets) else 0
+        if self.bias_sets is not None:
+            a.channels.set_bias = cnp.PyArray_DATA(self.bias_sets)
+            a.channels.bias_step = size * self.channels if self.has_samples(self.bias_sets) else 0
         return 0
 
     cdef int forward_by_sample(self, const Plan *p) except -1:
-        """Batch norm with a weight per sample, in columns: the statistics, then each sample with its parameters."""
-        cdef Plan of_samples
+        """Batch norm with parameters per sample, in columns: the statistics, then each sample with its parameters."""
         cdef Job a
         if not self.stats_given:
             self.reserve_statistics()
             self.fill_job(p, &a)
             launch(COLUMNS_MOMENTS, &a.head, self.bytes, "statistics")
-        self.groups = self.channels
-        self.plan(2, &of_samples)
-        self.fill_job(&of_samples, &a)
-        self.groups = 0
-        self.spread_statistics(&a)
-        if not self.stats_given:
-            self.reverse_samples(&a)
-            a.read_before = True
+        self.fill_sets_job(2, &a)
+        a.read_before = not self.stats_given
         a.stats_given = True
         return launch(COLUMNS_FORWARD, &a.head, self.bytes, "statistics")
 
     cdef int backward_by_sample(self) except -1:
-        """Its backward: the sums of each sample, then those of the batch, with which each sample has its gradient."""
-        cdef Plan of_samples
+        """Its backward. Gradients that a kernel can write as the caller gets them are arrays, the others `grads`."""
         cdef Job a
-        cdef Py_ssize_t n = 2 * self.channels, i, k
-        cdef double *sums = self.workspaces(self.samples, n)
-        self.groups = self.channels
-        self.plan(3, &of_samples)
-        self.fill_job(&of_samples, &a)
-        self.groups = 0
-        self.spread_statistics(&a)
-        a.channels.grad_weight = self.grads
-        a.channels.grad_bias = self.grads + self.grad_size()
-        a.channels.grad_slope = self.grads + 2 * self.grad_size()
-        if self.stats_given:
-            return launch(COLUMNS_BACKWARD, &a.head, self.bytes, "sums")
-        a.channels.sums = sums
-        a.channels.sums_mode = SUMS_ONLY
-        launch(COLUMNS_BACKWARD, &a.head, self.bytes, "sums")
-        for i in range(1, self.samples):
-            for k in range(n):
-                sums[k] += sums[i * n + k]
-        for i in range(1, self.samples):
-            memcpy(sums + i * n, sums, n * sizeof(double))
-        self.reverse_samples(&a)
-        a.channels.sums_mode = SUMS_GIVEN
-        a.channels.count = <double> self.unit_size()
+        cdef Py_ssize_t n = checked_product(self.samples, self.channels, "the gradients of the parameters of all samples")
+        self.fill_sets_job(3, &a)
+        self.grad_weight = self.sets_gradient(self.given_weight)
+        self.grad_bias = self.sets_gradient(self.given_weight if self.given_bias is None else self.given_bias)
+        if self.grad_weight is None or self.grad_bias is None or self.slope_gradient or has_slopes(self.activation):
+            self.grads = self.workspaces(n, 3)
+            a.channels.grad_weight = self.grads
+            a.channels.grad_bias = self.grads + n
+            a.channels.grad_slope = self.grads + 2 * n
+        if self.grad_weight is not None:
+            a.channels.final_weight = cnp.PyArray_DATA(self.grad_weight)
+        if self.grad_bias is not None:
+            a.channels.final_bias = cnp.PyArray_DATA(self.grad_bias)
         return launch(COLUMNS_BACKWARD, &a.head, self.bytes, "sums")
+
+    cdef cnp.ndarray sets_gradient(self, cnp.ndarray parameter):
+        """An array for the gradient of a parameter (N, C) of the accumulation type; else None."""
+        if not self.has_samples(parameter):
+            return None
+        return gradient_buffer(parameter, self.dtype, 2, cnp.PyArray_DIMS(parameter))
 
     cdef cnp.ndarray forward(self, cnp.ndarray out):
         """Compute the statistics, unless they are given, and apply them."""
@@ -223,9 +245,11 @@ cdef class ChannelsCall(ChannelAxisCall):
         if self.mask is not None:
             self.run_masked(False)
             return self.copy_out()
-        if self.per_sample and self.groups == 0 and p.family != UNITS:
-            self.forward_by_sample(&p)
-            return self.copy_out()
+        if self.by_set:
+            if p.family != UNITS:
+                self.forward_by_sample(&p)
+                return self.copy_out()
+            self.widen_sets()
         if p.family != UNITS and not self.stats_given:  # the columns kernels need all of them between sums and results
             self.reserve_statistics()
         self.fill_job(&p, &a)
@@ -406,9 +430,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         cdef Job a
         cdef Py_ssize_t rows = max(self.samples, 1) if self.groups or self.per_sample or self.mask is not None else 1
         cdef Py_ssize_t n = checked_product(rows, self.channels, "the gradients of the parameters of all samples")
-        cdef double *g = self.workspaces(n, 3)
-        memset(g, 0, 3 * n * sizeof(double))
-        self.grads = g
+        cdef double *g
         if sums_mode == SUMS_ONLY:  # nothing is written: the input stands for the result
             self.result = self.y = self.x
             self.dy = grad_output
@@ -419,14 +441,20 @@ cdef class ChannelsCall(ChannelAxisCall):
                 self.plan(3, &p)
         else:
             self.resolve_output(&p, out, grad_output)
+        if self.by_set and self.elements:
+            if p.family != UNITS:
+                self.backward_by_sample()
+                return self.copy_out()
+            self.widen_sets()
+        g = self.workspaces(n, 3)
+        memset(g, 0, 3 * n * sizeof(double))
+        self.grads = g
         if not self.elements:
             if sums_mode == SUMS_ONLY:
                 sums[...] = 0
         elif self.mask is not None:
             self.run_masked(True)
             return self.copy_out()
-        elif self.per_sample and self.groups == 0 and p.family != UNITS:
-            self.backward_by_sample()
         else:
             # lo: the columns kernels of float64 always read it; of the segments kernels only those with given sums
             if p.family != UNITS and self.lo == NULL and self.dtype == FLOAT64:
@@ -484,13 +512,8 @@ cdef void sum_over_samples(double *grads, Py_ssize_t rows, Py_ssize_t channels) 
         total += channels
 
 
-cdef void reverse_outer(Tensor *tensor, Py_ssize_t n) noexcept:
-    """Let the first of a tensor's axes, of n elements, count from its end. A tensor of none stays as it is."""
-    if tensor.data != NULL:
-        tensor.data += (n - 1) * tensor.strides[0]
-        tensor.strides[0] = -tensor.strides[0]
-
-
+cdef bint is_float64(cnp.ndarray a) noexcept:
+    return a is not None and dtype_code(a) == FLOAT64
 
 
 cdef tuple parameter_grads(ChannelsCall call, object grad_input, cnp.ndarray weight, cnp.ndarray bias):
@@ -505,6 +528,9 @@ cdef tuple parameter_grads(ChannelsCall call, object grad_input, cnp.ndarray wei
 cdef object parameter_grad(ChannelsCall call, int which, cnp.ndarray parameter):
     """The gradient of weight (0) or bias (1)."""
     cdef cnp.npy_intp shape = call.channels
+    cdef cnp.ndarray written = call.grad_bias if which else call.grad_weight
+    if written is not None:
+        return written
     if call.per_sample and call.has_samples(parameter):
         shape = call.grad_size()
         return gradient_from_sums(call.grads + which * shape, shape, parameter, call.dtype, 1, &shape)

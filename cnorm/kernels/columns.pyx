@@ -114,15 +114,29 @@ cdef int columns_moments(Job *job) noexcept nogil:
 # ---- ROW_RANGES: results of a sample whose statistics are there ----
 
 
-cdef int sample_apply(const Job *job, const ColumnLayout *layout, const double *sums, double count,
-                      Py_ssize_t sample, int threads, bint backward) noexcept nogil:
-    """The result of a sample; backward: the gradient of its input, from sums (groups, 2) over `count`
-    elements.
+cdef void apply_sample(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
+                       Py_ssize_t sample, int threads, bint backward) noexcept nogil:
+    """The result of a sample whose coefficients are there; backward: the gradient of its input.
 
     It runs backwards over the rows where a statistics pass has left the last rows in cache."""
     cdef bint contiguous = all_rows_contiguous(job, backward)
     cdef Py_ssize_t packed = layout.rows_per_lanes if contiguous else 1, rows, items, i
     cdef bint forwards = job.stats_given  # there was no statistics pass
+    rows = packed * max(COLUMN_ROWS_PER_PASS, min_chunk((layout.rows + packed - 1) // packed, threads))
+    items = (layout.rows + rows - 1) // rows
+    if threads == 1:
+        for i in range(items):
+            apply_row_range(job, layout, coeffs, backward, contiguous, sample,
+                            rows * (i if forwards else items - 1 - i), rows)
+    else:
+        for i in prange(items, num_threads=threads, schedule="guided"):
+            apply_row_range(job, layout, coeffs, backward, contiguous, sample,
+                            rows * (i if forwards else reversed_within_thread_range(i, items, threads)), rows)
+
+
+cdef int sample_apply(const Job *job, const ColumnLayout *layout, const double *sums, double count,
+                      Py_ssize_t sample, int threads, bint backward) noexcept nogil:
+    """The result of a sample; backward: from sums (groups, 2) over `count` elements."""
     cdef ColumnCoefficients coeffs
     cdef double stack[STACK_DOUBLES]
     cdef char *workspace = <char *> workspace_alloc(N_COLUMN_COEFFICIENTS * coefficient_bytes(layout), stack)
@@ -130,16 +144,7 @@ cdef int sample_apply(const Job *job, const ColumnLayout *layout, const double *
         return -1
     sample_coefficients(job, layout, sample, sums, count, PASS_BACKWARD if backward else PASS_FORWARD,
                         workspace, &coeffs)
-    rows = packed * max(COLUMN_ROWS_PER_PASS, min_chunk((layout.rows + packed - 1) // packed, threads))
-    items = (layout.rows + rows - 1) // rows
-    if threads == 1:
-        for i in range(items):
-            apply_row_range(job, layout, &coeffs, backward, contiguous, sample,
-                            rows * (i if forwards else items - 1 - i), rows)
-    else:
-        for i in prange(items, num_threads=threads, schedule="guided"):
-            apply_row_range(job, layout, &coeffs, backward, contiguous, sample,
-                            rows * (i if forwards else reversed_within_thread_range(i, items, threads)), rows)
+    apply_sample(job, layout, &coeffs, sample, threads, backward)
     workspace_free(workspace, stack)
     return 0
 
@@ -202,6 +207,8 @@ cdef int columns_forward(Job *job) noexcept nogil:
     if job.head.schedule_only != NULL:
         job.head.schedule_only[0] = layout.schedule
         return 0
+    if job.channels.of_batch:
+        return columns_forward_sets(job, &layout, by_sample)
     if by_sample:
         for i in prange(job.shape[0], num_threads=job.head.threads, schedule="guided",
                         chunksize=min_chunk(job.shape[0], job.head.threads)):

@@ -196,26 +196,30 @@ cdef inline void column_range_coefficients(const Job *job, const ColumnLayout *l
         first += n
 
 
+cdef inline void repeat_columns(const ColumnLayout *layout, char *values) noexcept nogil:
+    """Repeat a coefficient of all columns as packed rows need it."""
+    cdef Py_ssize_t done = layout.columns * layout.loops.acc_size, end = coefficient_bytes(layout), step
+    if layout.rows * layout.columns * layout.loops.size < PEEL_MIN_BYTES:  # nothing is peeled: fewer copies
+        end = layout.repeat * done
+    while done < end:
+        step = min(done, end - done)
+        memcpy(values + done, values, step)
+        done += step
+
+
 cdef inline void sample_coefficients(const Job *job, const ColumnLayout *layout, Py_ssize_t sample,
                                      const double *sums, double count, Pass what, char *workspace,
                                      ColumnCoefficients *coeffs) noexcept nogil:
     """Coefficients of all columns of a sample, repeated as packed rows need them."""
-    cdef Py_ssize_t row_bytes = layout.columns * layout.loops.acc_size, bytes = coefficient_bytes(layout)
-    cdef Py_ssize_t end = bytes, used, k, done, step
+    cdef Py_ssize_t bytes = coefficient_bytes(layout), used, k
     bind_coefficients(job, layout, sample, workspace, coeffs)
     column_range_coefficients(job, layout, sample, sums, count, what, 0, layout.columns, coeffs)
     if layout.rows == 1:
         return
-    if layout.rows * layout.columns * layout.loops.size < PEEL_MIN_BYTES:  # nothing is peeled: fewer copies
-        end = layout.repeat * row_bytes
     # forward uses mean_hi, scale and bias, and the slopes of an activation
     used = N_COLUMN_COEFFICIENTS if what == PASS_BACKWARD else 4 if has_slopes(job.activation) else 3
     for k in range(used):
-        done = row_bytes
-        while done < end:
-            step = min(done, end - done)
-            memcpy(workspace + k * bytes + done, workspace + k * bytes, step)
-            done += step
+        repeat_columns(layout, workspace + k * bytes)
 
 
 # ---- what they are applied to ----

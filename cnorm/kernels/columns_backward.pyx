@@ -247,14 +247,33 @@ cdef inline void grad_column_block_item(const Job *job, const ColumnLayout *layo
         store_fence()
 
 
+cdef inline GradientTiming gradient_timing(const Job *job, const ColumnLayout *layout, bint apply) noexcept nogil:
+    """apply: the gradient of the input is computed in the pass that takes the sums."""
+    if not apply:
+        return GRAD_AFTER_SUMS
+    return GRAD_CONTIGUOUS if layout.column_blocks == 1 and all_rows_contiguous(job, True) else GRAD_BY_ROW
+
+
+cdef void grad_sums_of_sample(const Job *job, const ColumnLayout *layout, const ColumnCoefficients *coeffs,
+                              bint gathered, GradientTiming timing, Py_ssize_t sample, int threads,
+                              double *partials) noexcept nogil:
+    """The sums of a sample; the first C of each of partials (N_GRAD_SUMS, packed_columns) then hold them."""
+    cdef Py_ssize_t items = layout.row_ranges * layout.column_blocks, i
+    if threads == 1:
+        for i in range(items):
+            grad_column_block_item(job, layout, coeffs, gathered, timing, sample, i, partials)
+    else:
+        for i in prange(items, num_threads=threads, schedule="guided"):
+            grad_column_block_item(job, layout, coeffs, gathered, timing, sample, i, partials)
+    add_row_ranges(job, layout, partials)
+
+
 cdef int sample_grad_sums(Job *job, const ColumnLayout *layout, double *sums, Py_ssize_t sample, int threads,
                           bint apply) noexcept nogil:
     """The gradients of the parameters of a sample and its sums (groups, 2); apply: also the gradient of the
     input, in one pass."""
-    cdef Py_ssize_t items = layout.row_ranges * layout.column_blocks, i
     cdef Py_ssize_t partial_doubles = N_GRAD_SUMS * layout.row_ranges * layout.packed_columns
     cdef Py_ssize_t bytes = N_COLUMN_COEFFICIENTS * coefficient_bytes(layout)
-    cdef GradientTiming timing = GRAD_AFTER_SUMS
     cdef bint gathered = not (rows_are_contiguous(job, &job.x) and rows_are_contiguous(job, &job.dy))
     cdef ColumnCoefficients coeffs
     cdef double stack[STACK_DOUBLES]
@@ -262,19 +281,9 @@ cdef int sample_grad_sums(Job *job, const ColumnLayout *layout, double *sums, Py
     cdef char *workspace = <char *> (partials + partial_doubles)
     if partials == NULL:
         return -1
-    if apply and layout.column_blocks == 1 and all_rows_contiguous(job, True):
-        timing = GRAD_CONTIGUOUS
-    elif apply:
-        timing = GRAD_BY_ROW
     sample_coefficients(job, layout, sample, NULL, 0, PASS_BACKWARD if apply else PASS_SUMS, workspace,
                         &coeffs)
-    if threads == 1:
-        for i in range(items):
-            grad_column_block_item(job, layout, &coeffs, gathered, timing, sample, i, partials)
-    else:
-        for i in prange(items, num_threads=threads, schedule="guided"):
-            grad_column_block_item(job, layout, &coeffs, gathered, timing, sample, i, partials)
-    add_row_ranges(job, layout, partials)
+    grad_sums_of_sample(job, layout, &coeffs, gathered, gradient_timing(job, layout, apply), sample, threads, partials)
     column_totals(job, layout, sample, partials, 0, layout.columns, sums)
     workspace_free(partials, stack)
     return 0
@@ -370,6 +379,8 @@ cdef int columns_backward(Job *job) noexcept nogil:
     if job.head.schedule_only != NULL:
         job.head.schedule_only[0] = layout.schedule
         return 0
+    if job.channels.of_batch:
+        return columns_backward_sets(job, &layout, by_sample)
     if not sums_rows(job):
         return backward_samples(job, &layout, by_sample)
     layout.row_sums = <double *> malloc(3 * job.shape[0] * layout.row_chunks * layout.rows * sizeof(double))

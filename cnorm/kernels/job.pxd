@@ -131,6 +131,15 @@ cdef struct ChannelParams:
     Py_ssize_t sample_channels       # from an outer index's (columns: a sample's) parameters to the next; 0: all share
     Py_ssize_t inner_channels        # segments: from an inner index's to the next
     Py_ssize_t segment_channels      # segments, by_segment: from a segment's to the next
+    bint of_batch                    # columns: samples share the statistics, which are IN, and the slopes, and have
+                                     # weight and bias of their own, of the accumulation type or (wide_sets) double:
+    const void *set_weight           # with these bytes from one sample's to the next; may be NULL
+    const void *set_bias
+    Py_ssize_t weight_step
+    Py_ssize_t bias_step
+    bint wide_sets
+    void *final_weight               # of_batch, OUT: grad_weight (samples, columns) of the accumulation type; or NULL
+    void *final_bias
     bint shift_overflows             # columns of float64 sums: where squares overflow, sums about the first element
     const double *weight
     const double *bias

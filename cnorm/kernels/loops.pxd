@@ -169,6 +169,10 @@ cdef extern from "loops/table.h" nogil:
         void (*column_grad_apply)(const char **, const char **, const char **addend, char **, Py_ssize_t rows,
                                   Py_ssize_t columns, Py_ssize_t rows_per_pass, const ColumnCoefficients *,
                                   int activation) noexcept nogil
+        void (*set_coefficients)(const void *weight, const void *bias, bint wide, const double *rstd,
+                                 const double *mean_lo, Py_ssize_t n, void *scale, void *bias_out) noexcept nogil
+        void (*set_totals)(const double *g, double *gd, const void *weight, bint wide, const double *mean_lo,
+                           Py_ssize_t n, double *sum_g, double *sum_gdev) noexcept nogil
         void (*crossed_apply)(const CrossedBlock *) noexcept nogil
         void (*crossed_grad_sums)(CrossedBlock *, double **total) noexcept nogil
         void (*crossed_grad_apply)(const CrossedBlock *) noexcept nogil

@@ -265,7 +265,7 @@ cdef inline void schedule_columns(const Job *job, ColumnLayout *layout, bint bac
     cdef Py_ssize_t bytes = job.shape[0] * layout.rows * layout.columns * layout.loops.size
     # packed rows are one column block, whose sums are the rows' only once they are merged
     cdef bint independent = (layout.row_ranges == 1 and layout.rows_packed == 1 and not job.stats_given
-                             and job.channels.channels_per_group == 1)
+                             and not job.channels.of_batch and job.channels.channels_per_group == 1)
     schedule[0] = plain_schedule(ROW_RANGES, job.head.threads, layout.row_ranges * layout.column_blocks)
     schedule.rows_per_pass = layout.rows_per_pass
     schedule.nontemporal = stores_nontemporal(

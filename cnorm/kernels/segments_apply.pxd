@@ -1,8 +1,8 @@
 # Segments: the coefficients of channels, and forward over ranges of a unit. See segments.pyx.
 from cnorm.kernels.coefficients cimport (
-    N_GRAD_SUMS, PASS_FORWARD, ChannelValues, channel_values_from, coefficients, fill)
+    N_GRAD_SUMS, PASS_BACKWARD, PASS_FORWARD, PASS_SUMS, ChannelValues, Pass, channel_values_from, coefficients, fill)
 from cnorm.kernels.columns_apply cimport coefficients_from
-from cnorm.kernels.job cimport ACT_SLOPES, Job, has_slopes
+from cnorm.kernels.job cimport ACT_NONE, ACT_SLOPES, Job, has_slopes
 from cnorm.kernels.loops cimport LANES_ALIGN, CoefficientArrays, Coefficients, ColumnCoefficients, LoopTable
 from cnorm.kernels.moments cimport ElementRange, UnitBlocks, element_at, run_left
 from cnorm.kernels.tuning cimport (
@@ -100,17 +100,21 @@ cdef inline ChannelValues segment_values(const Job *job, Py_ssize_t channel, Py_
 
 
 cdef inline void segment_batch_coefficients(const Job *job, const Coefficients *unit_coeffs,
-                                            Py_ssize_t channel, Py_ssize_t n, bint backward,
+                                            Py_ssize_t channel, Py_ssize_t n, Pass what,
                                             UnitBatch *batch) noexcept nogil:
     """Coefficients of n segments of one unit: the unit's mean and rstd, parameters of their own."""
-    cdef ChannelValues values = segment_values(job, channel, n, batch)
+    cdef ChannelValues values
     bind_batch(batch)
     batch.coeffs.shifted = unit_coeffs.mean_hi != 0
     fill(unit_coeffs.mean_hi, n, batch.mean_hi)
+    if what == PASS_SUMS and job.activation == ACT_NONE:
+        return
+    values = segment_values(job, channel, n, batch)
     fill(unit_coeffs.mean_lo, n, batch.mean_lo)
     fill(unit_coeffs.rstd, n, batch.rstd)
-    coefficients(PASS_FORWARD, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, True, &batch.coeffs)
-    if backward:
+    coefficients(PASS_FORWARD if what == PASS_FORWARD else PASS_SUMS, n, batch.mean_lo, batch.rstd, &values, NULL,
+                 NULL, 0, True, &batch.coeffs)
+    if what == PASS_BACKWARD:
         fill(unit_coeffs.dev_coeff, n, batch.dev_coeff)
         fill(unit_coeffs.grad_offset, n, batch.grad_offset)
 
@@ -123,7 +127,7 @@ cdef inline void apply_segment_batch(const Job *job, const UnitBlocks *blocks,
     cdef Py_ssize_t n
     while first < stop:
         n = min(<Py_ssize_t> BATCH_UNITS, stop - first)
-        segment_batch_coefficients(job, unit_coeffs, channel_of(job, unit, first), n, False, &batch)
+        segment_batch_coefficients(job, unit_coeffs, channel_of(job, unit, first), n, PASS_FORWARD, &batch)
         blocks.loops.apply_batch(x + first * job.x.strides[2], y + first * job.y.strides[2], 1, 0, 0, n,
                                  job.x.strides[2], job.y.strides[2], blocks.elements, &batch.coeffs,
                                  job.activation)

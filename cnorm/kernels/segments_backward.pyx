@@ -213,7 +213,7 @@ cdef void segment_batch_grad_sums(const Job *job, const UnitBlocks *blocks, cons
     memset(batch.sums, 0, sizeof(batch.sums))
     while first < blocks.segments:
         n = min(<Py_ssize_t> BATCH_UNITS, blocks.segments - first)
-        segment_batch_coefficients(job, unit_coeffs, channel_of(job, unit, first), n, False, &batch)
+        segment_batch_coefficients(job, unit_coeffs, channel_of(job, unit, first), n, PASS_SUMS, &batch)
         blocks.loops.grad_sums_batch(x + first * job.x.strides[2], dy + first * job.dy.strides[2], 1, 0, 0, n,
                                      job.x.strides[2], job.dy.strides[2], blocks.elements, &batch.coeffs,
                                      job.activation, batch.sums)
@@ -233,7 +233,7 @@ cdef void segment_batch_grad_apply(const Job *job, const UnitBlocks *blocks, con
     cdef Py_ssize_t first = 0, n
     while first < blocks.segments:
         n = min(<Py_ssize_t> BATCH_UNITS, blocks.segments - first)
-        segment_batch_coefficients(job, unit_coeffs, channel_of(job, unit, first), n, True, &batch)
+        segment_batch_coefficients(job, unit_coeffs, channel_of(job, unit, first), n, PASS_BACKWARD, &batch)
         blocks.loops.grad_apply_batch(x + first * job.x.strides[2], dy + first * job.dy.strides[2],
                                       dx + first * job.y.strides[2], 1, 0, 0, 0, n, job.x.strides[2],
                                       job.dy.strides[2], job.y.strides[2], blocks.elements, &batch.coeffs,

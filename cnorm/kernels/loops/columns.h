@@ -411,6 +411,52 @@ static void FN(column_grad_apply)(const char *const *x, const char *const *dy, c
 #undef GRAD_APPLY_BLOCK
 }
 
+/* ---- parameters of one sample: of the accumulation type, or (wide) double; a weight or a bias may be NULL ---- */
+
+/* scale = rstd * weight and, unless bias_out is NULL, bias_out = bias - mean_lo * scale, of n columns: in double, rounded
+ * once. */
+static void FN(set_coefficients)(const void *weights, const void *biases, int wide, const double *restrict rstd,
+                                 const double *restrict mean_lo, ptrdiff_t n, void *scales, void *biases_out) {
+    A *restrict const scale = scales, *restrict const bias_out = biases_out;
+#define FOR_COLUMNS(WEIGHT, BIAS, with_bias)                                   \
+    for (ptrdiff_t j = 0; j < n; ++j) {                                        \
+        const double factor = WEIGHT;                                          \
+        scale[j] = (A)factor;                                                  \
+        if (with_bias) bias_out[j] = (A)((BIAS) - mean_lo[j] * factor);        \
+    }
+#define FOR_PARAMETERS(P)                                                      \
+    {                                                                          \
+        const P *restrict const weight = weights, *restrict const bias = biases; \
+        if (!bias_out && weight) FOR_COLUMNS(rstd[j] * (double)weight[j], 0, 0) \
+        else if (!bias_out) FOR_COLUMNS(rstd[j], 0, 0)                         \
+        else if (weight && bias) FOR_COLUMNS(rstd[j] * (double)weight[j], (double)bias[j], 1) \
+        else if (weight) FOR_COLUMNS(rstd[j] * (double)weight[j], 0, 1)        \
+        else if (bias) FOR_COLUMNS(rstd[j], (double)bias[j], 1)                \
+        else FOR_COLUMNS(rstd[j], 0, 1)                                        \
+    }
+    if (wide) FOR_PARAMETERS(double)
+    else FOR_PARAMETERS(A)
+#undef FOR_PARAMETERS
+#undef FOR_COLUMNS
+}
+
+/* gd, sums of g * d, become sums of g * dev; sum_g and sum_gdev grow by the weighted sums of n columns. */
+static void FN(set_totals)(const double *restrict g, double *restrict gd, const void *weights, int wide,
+                           const double *restrict mean_lo, ptrdiff_t n, double *restrict sum_g,
+                           double *restrict sum_gdev) {
+#define FOR_COLUMNS(WEIGHT)                    \
+    for (ptrdiff_t j = 0; j < n; ++j) {        \
+        const double factor = WEIGHT;          \
+        gd[j] -= mean_lo[j] * g[j];            \
+        sum_g[j] += factor * g[j];             \
+        sum_gdev[j] += factor * gd[j];         \
+    }
+    if (!weights) FOR_COLUMNS(1)
+    else if (wide) FOR_COLUMNS(((const double *)weights)[j])
+    else FOR_COLUMNS((double)((const A *)weights)[j])
+#undef FOR_COLUMNS
+}
+
 #undef FOR_COLUMN_BLOCKS
 #undef FOR_VECTORS
 #undef COLUMN

@@ -197,6 +197,10 @@ typedef struct LoopTable {
     void (*column_grad_apply)(const char *const *x, const char *const *dy, const char *const *addend, char *const *dx,
                               ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
                               const ColumnCoefficients *coeffs, int activation);
+    void (*set_coefficients)(const void *weight, const void *bias, int wide, const double *rstd, const double *mean_lo,
+                             ptrdiff_t n, void *scale, void *bias_out);
+    void (*set_totals)(const double *g, double *gd, const void *weight, int wide, const double *mean_lo, ptrdiff_t n,
+                       double *sum_g, double *sum_gdev);
 
     /* crossed statistics of rows and columns */
     void (*crossed_apply)(const CrossedBlock *block);
