@@ -181,6 +181,23 @@ cdef void sample_totals(const Job *job, const ColumnLayout *layout, const Column
         write_gradient(layout, partials + 3 * layout.packed_columns, sample, NULL, job.channels.grad_slope)
 
 
+cdef inline bint row_grads_at_once(const Job *job, const ColumnLayout *layout) noexcept nogil:
+    """Whether one loop makes the gradients of a sample's parameters."""
+    return (layout.rows == 1 and job.activation == ACT_NONE and job.channels.final_weight != NULL
+            and job.channels.final_bias != NULL)
+
+
+cdef inline void sample_row_grads(const Job *job, const ColumnLayout *layout, const ColumnSets *sets,
+                                  Py_ssize_t sample, double *sums) noexcept nogil:
+    """`sample_row_sums` and `sample_totals` in one."""
+    cdef Py_ssize_t bytes = layout.columns * layout.loops.acc_size
+    layout.loops.set_row_grads(
+        job.x.data + sample * job.x.strides[0], job.dy.data + sample * job.dy.strides[0], layout.columns, &sets.coeffs,
+        param_set_at(job.channels.set_weight, sample, job.channels.weight_step), job.channels.wide_sets, job.rstd,
+        sets.mean_lo, <char *> job.channels.final_weight + sample * bytes,
+        <char *> job.channels.final_bias + sample * bytes, sums, sums + layout.columns)
+
+
 cdef int sum_samples(const Job *job, const ColumnLayout *layout, const ColumnSets *sets, Py_ssize_t first,
                      Py_ssize_t stop, int threads, bint apply, double *sums, Py_ssize_t step) noexcept nogil:
     """The gradients of the parameters of samples first .. stop, whose terms are added to `sums`, which begin `step`
@@ -189,6 +206,7 @@ cdef int sum_samples(const Job *job, const ColumnLayout *layout, const ColumnSet
     cdef Py_ssize_t partial_doubles = N_GRAD_SUMS * layout.row_ranges * layout.packed_columns, sample
     cdef GradientTiming timing = gradient_timing(job, layout, apply)
     cdef bint gathered = not (rows_are_contiguous(job, &job.x) and rows_are_contiguous(job, &job.dy))
+    cdef bint at_once = row_grads_at_once(job, layout)
     cdef ColumnCoefficients coeffs
     cdef double stack[STACK_DOUBLES]
     cdef double *partials = <double *> workspace_alloc(
@@ -197,13 +215,16 @@ cdef int sum_samples(const Job *job, const ColumnLayout *layout, const ColumnSet
         return -1
     for sample in range(first, stop):
         take_set(job, layout, sets, sample, what, <char *> (partials + partial_doubles), &coeffs)
-        if layout.rows == 1:
+        if at_once:
+            sample_row_grads(job, layout, sets, sample, sums + sample * step)
+        elif layout.rows == 1:
             sample_row_sums(job, layout, &coeffs, sample, partials)
-            if apply:
-                apply_sample_row(job, layout, &coeffs, True, sample)
         else:
             grad_sums_of_sample(job, layout, &coeffs, gathered, timing, sample, threads, partials)
-        sample_totals(job, layout, sets, sample, partials, sums + sample * step)
+        if apply and layout.rows == 1:
+            apply_sample_row(job, layout, &coeffs, True, sample)
+        if not at_once:
+            sample_totals(job, layout, sets, sample, partials, sums + sample * step)
     if layout.schedule.nontemporal:
         store_fence()
     workspace_free(partials, stack)

@@ -173,6 +173,9 @@ cdef extern from "loops/table.h" nogil:
                                  const double *mean_lo, Py_ssize_t n, void *scale, void *bias_out) noexcept nogil
         void (*set_totals)(const double *g, double *gd, const void *weight, bint wide, const double *mean_lo,
                            Py_ssize_t n, double *sum_g, double *sum_gdev) noexcept nogil
+        void (*set_row_grads)(const char *x, const char *dy, Py_ssize_t n, const ColumnCoefficients *,
+                              const void *weight, bint wide, const double *rstd, const double *mean_lo,
+                              void *grad_weight, void *grad_bias, double *sum_g, double *sum_gdev) noexcept nogil
         void (*crossed_apply)(const CrossedBlock *) noexcept nogil
         void (*crossed_grad_sums)(CrossedBlock *, double **total) noexcept nogil
         void (*crossed_grad_apply)(const CrossedBlock *) noexcept nogil

@@ -134,14 +134,12 @@ cdef void segment_totals(const Job *job, Coefficients *coeffs, Py_ssize_t unit, 
     """by_segment: the gradients of each segment's parameters, and the unit's two sums weighted by segment.
 
     partials: (segments, N_GRAD_SUMS)."""
-    cdef Py_ssize_t segment, channel, out
+    cdef Py_ssize_t segment, channel = channel_of(job, unit, 0), out = grad_of(job, unit, 0)
     cdef const double *sums
     cdef double g, gdev, weight
     sum_g[0] = 0
     sum_gdev[0] = 0
     for segment in range(segments):
-        channel = channel_of(job, unit, segment)
-        out = grad_of(job, unit, segment)
         sums = partials + N_GRAD_SUMS * segment
         g = sums[0]
         gdev = sums[1] - coeffs.mean_lo * g
@@ -152,6 +150,8 @@ cdef void segment_totals(const Job *job, Coefficients *coeffs, Py_ssize_t unit, 
         weight = job.channels.weight[channel] if job.channels.weight != NULL else 1
         sum_g[0] += weight * g
         sum_gdev[0] += weight * gdev
+        channel += job.channels.segment_channels
+        out += job.channels.segment_channels
 
 
 cdef void unit_totals(const Job *job, const UnitBlocks *blocks, Coefficients *coeffs, Py_ssize_t unit,
@@ -205,21 +205,22 @@ cdef inline void finish_unit(const Job *job, const UnitBlocks *blocks, Coefficie
 
 cdef void segment_batch_grad_sums(const Job *job, const UnitBlocks *blocks, const Coefficients *unit_coeffs,
                                   Py_ssize_t unit, double *partials) noexcept nogil:
-    """The partials (segments, N_GRAD_SUMS) of a unit of short segments, as by partial_grad_sums."""
+    """The partials (segments, N_GRAD_SUMS) of a unit of short segments, as by partial_grad_sums; those of sums that the
+    call does not take are left as they are."""
     cdef UnitBatch batch
     cdef const char *x = unit_at(job, &job.x, unit)
     cdef const char *dy = unit_at(job, &job.dy, unit)
     cdef Py_ssize_t first = 0, n, i, k
-    memset(batch.sums, 0, sizeof(batch.sums))
     while first < blocks.segments:
         n = min(<Py_ssize_t> BATCH_UNITS, blocks.segments - first)
         segment_batch_coefficients(job, unit_coeffs, channel_of(job, unit, first), n, PASS_SUMS, &batch)
         blocks.loops.grad_sums_batch(x + first * job.x.strides[2], dy + first * job.dy.strides[2], 1, 0, 0, n,
                                      job.x.strides[2], job.dy.strides[2], blocks.elements, &batch.coeffs,
                                      job.activation, batch.sums)
-        for i in range(n):
-            for k in range(N_GRAD_SUMS):
-                partials[N_GRAD_SUMS * (first + i) + k] = 0 + batch.sums[k * BATCH_UNITS + i]
+        for k in range(N_GRAD_SUMS):
+            if k < 2 or (k == 2 and blocks.loops.acc_size == 8) or (k == 3 and has_slopes(job.activation)):
+                for i in range(n):
+                    partials[N_GRAD_SUMS * (first + i) + k] = 0 + batch.sums[k * BATCH_UNITS + i]
         first += n
 
 

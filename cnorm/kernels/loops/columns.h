@@ -457,6 +457,49 @@ static void FN(set_totals)(const double *restrict g, double *restrict gd, const 
 #undef FOR_COLUMNS
 }
 
+/* The gradients of n columns' parameters, of the accumulation type, from g and g * d of one row; sum_g and sum_gdev grow as
+ * by set_totals. A function of its own, so that the compiler takes `restrict` at its word. */
+static __attribute__((noinline)) void FN(row_totals)(
+    const A *restrict g, const A *restrict gd, const void *weights, int wide, const double *restrict rstd,
+    const double *restrict mean_lo, ptrdiff_t n, A *restrict grad_weight, A *restrict grad_bias,
+    double *restrict sum_g, double *restrict sum_gdev) {
+#define FOR_COLUMNS(WEIGHT)                                                     \
+    for (ptrdiff_t j = 0; j < n; ++j) {                                         \
+        const double factor = WEIGHT;                                           \
+        const double gdev = (double)gd[j] - mean_lo[j] * (double)g[j];          \
+        grad_weight[j] = (A)(rstd[j] * gdev);                                   \
+        grad_bias[j] = g[j];                                                    \
+        sum_g[j] += factor * (double)g[j];                                      \
+        sum_gdev[j] += factor * gdev;                                           \
+    }
+    if (!weights) FOR_COLUMNS(1)
+    else if (wide) FOR_COLUMNS(((const double *)weights)[j])
+    else FOR_COLUMNS((double)((const A *)weights)[j])
+#undef FOR_COLUMNS
+}
+
+/* `row_totals` of n columns of a sample of one row, without an activation. In chunks that stay in L1. */
+static void FN(set_row_grads)(const char *x, const char *dy, ptrdiff_t n, const ColumnCoefficients *coeffs,
+                              const void *weights, int wide, const double *rstd, const double *mean_lo,
+                              void *grad_weight, void *grad_bias, double *sum_g, double *sum_gdev) {
+    enum { CHUNK = 4 * COLUMN_BLOCK_MULTIPLE };
+    A gs[CHUNK], gds[CHUNK];
+    const ptrdiff_t weight_size = !weights ? 0 : wide ? sizeof(double) : sizeof(A);
+    for (ptrdiff_t begin = 0; begin < n; begin += CHUNK) {
+        const ptrdiff_t count = n - begin < CHUNK ? n - begin : CHUNK;
+        for (ptrdiff_t i = 0; i < count; i += LANES) {
+            const ptrdiff_t j = begin + i, partial = count - i < LANES ? count - i : 0;
+            const VECTOR mean_hi = FN(acc_load)(coeffs->mean_hi, j, partial);
+            const VECTOR d = SUB(FN(vector_load)(x, j, partial, mean_hi), mean_hi);
+            const VECTOR g = FN(vector_load)(dy, j, partial, SET(0));
+            CAT(A, store)(gs + i, ADD(SET(0), g));
+            CAT(A, store)(gds + i, ADD(SET(0), MUL(g, d)));
+        }
+        FN(row_totals)(gs, gds, (const char *)weights + begin * weight_size, wide, rstd + begin, mean_lo + begin, count,
+                       (A *)grad_weight + begin, (A *)grad_bias + begin, sum_g + begin, sum_gdev + begin);
+    }
+}
+
 #undef FOR_COLUMN_BLOCKS
 #undef FOR_VECTORS
 #undef COLUMN

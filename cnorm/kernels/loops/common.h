@@ -179,7 +179,7 @@ static const LoopTable FN(table) = {
     .grad_rows = FN(grad_rows), .column_probe = FN(column_probe), .column_sums = FN(column_sums),
     .column_apply = FN(column_apply), .column_grad_sums = FN(column_grad_sums),
     .column_grad_apply = FN(column_grad_apply), .set_coefficients = FN(set_coefficients), .set_totals = FN(set_totals),
-    .crossed_apply = FN(crossed_apply),
+    .set_row_grads = FN(set_row_grads), .crossed_apply = FN(crossed_apply),
     .crossed_grad_sums = FN(crossed_grad_sums), .crossed_grad_apply = FN(crossed_grad_apply), .window_squares = FN(window_squares),
     .window_apply = FN(window_apply), .window_prepare = FN(window_prepare), .window_grad = FN(window_grad),
 };

@@ -201,6 +201,9 @@ typedef struct LoopTable {
                              ptrdiff_t n, void *scale, void *bias_out);
     void (*set_totals)(const double *g, double *gd, const void *weight, int wide, const double *mean_lo, ptrdiff_t n,
                        double *sum_g, double *sum_gdev);
+    void (*set_row_grads)(const char *x, const char *dy, ptrdiff_t n, const ColumnCoefficients *coeffs, const void *weight,
+                          int wide, const double *rstd, const double *mean_lo, void *grad_weight, void *grad_bias,
+                          double *sum_g, double *sum_gdev);
 
     /* crossed statistics of rows and columns */
     void (*crossed_apply)(const CrossedBlock *block);
