@@ -105,7 +105,10 @@ def test_threads_and_strategies_give_the_same_bits(operation, kernels):  # noqa:
     machines = itertools.cycle(MACHINES)
     rng = np.random.default_rng(0)
     for shape, layout in [((3, 40, 47, 29), contiguous), ((9, 33, 300), channels_last),
-                          ((2, 20, 1500), contiguous)]:  # fmt: skip
+                          ((2, 20, 1500), contiguous), ((130, 70), contiguous),
+                          ((12, 64, 5, 7), contiguous)]:  # fmt: skip
+        if not operation.accepts(shape, 1):
+            continue
         dtype = DTYPES[rng.integers(len(DTYPES))]
         x, dy = layout(rng.normal(size=shape).astype(dtype)), rng.normal(size=shape).astype(dtype)
         p = operation.draw(rng, shape, 1, accumulation(dtype))
@@ -169,6 +172,161 @@ def test_equal_rows_of_weight_give_the_bits_of_one(shape, dtype):
         each = [np.broadcast_to(a, (lead, c)).reshape(lead, c, *ones[2:], 1) for a in channels]
         expected = F.layer_norm(x, c, *channels, axis=1).tobytes()
         assert F.layer_norm(x, c, *each, axis=1).tobytes() == expected
+
+
+def resolution(dtype):
+    return float(np.finfo(dtype).eps)
+
+
+def held(a, way):
+    """The values of a parameter as users hold them: as they are, or so that a call must look."""
+    if way == "strided":
+        return np.repeat(a, 2, -1)[..., ::2]
+    if way == "negative":
+        return np.ascontiguousarray(a[::-1, ..., ::-1])[::-1, ..., ::-1]
+    if way == "fortran":
+        return np.asfortranarray(a)
+    if way == "double":
+        return a.astype(np.float64)
+    if way == "half":
+        return a.astype(np.float16)
+    return byte_swapped(a) if way == "swapped" else a
+
+
+WAYS = ("plain", "strided", "negative", "fortran", "double", "half", "swapped")
+
+
+@pytest.mark.parametrize("d", [1, 2, 15, 16, 17, 33, 64, 130])
+def test_rows_take_the_set_that_is_theirs(d, build, dtype):
+    pick = random.Random(d)
+    rng = np.random.default_rng(d)
+    for n, m in [(1, 3), (3, 1), (5, 2), (2, 9), (70, 1), (3, 40)]:
+        x, dy = rng.normal(1, 2, (2, n, m, d)).astype(dtype)
+        for of_weight, of_bias in itertools.product(
+            [(n, 1, d), (1, m, d), (n, m, d), (1, 1, d), (d,)], repeat=2
+        ):
+            w, b = (
+                held(np.round(rng.normal(size=s), 2).astype(np.float16).astype(accumulation(dtype)),
+                     pick.choice(WAYS))
+                for s in (of_weight, of_bias)
+            )  # fmt: skip
+            full = [np.broadcast_to(p, x.shape) for p in (w, b)]
+            slope = pick.choice((None, None, 0.1))
+            y, mean, rstd = F.layer_norm(x, d, w, b, return_stats=True, negative_slope=slope)
+            z = F.rms_norm(x, d, w, negative_slope=slope)
+            dx, dw, db = F.layer_norm_backward(
+                dy, x, d, mean, rstd, w, bias=b, negative_slope=slope
+            )
+            sums = np.zeros((2, *x.shape))
+            for i, j in itertools.product(range(n), range(m)):
+                own = [np.ascontiguousarray(p[i, j]) for p in full]
+                row, *of_row = F.layer_norm(
+                    x[i, j], d, *own, return_stats=True, negative_slope=slope
+                )
+                assert row.tobytes() == y[i, j].tobytes(), (n, m, of_weight, of_bias, i, j)
+                row = F.rms_norm(x[i, j], d, own[0], negative_slope=slope)
+                assert row.tobytes() == z[i, j].tobytes(), (n, m, of_weight, i, j)
+                grad, *of_own = F.layer_norm_backward(
+                    dy[i, j], x[i, j], d, *of_row, own[0], bias=own[1], negative_slope=slope
+                )
+                assert grad.tobytes() == dx[i, j].tobytes(), (n, m, of_weight, of_bias, i, j)
+                sums[:, i, j] = of_own
+            for got, total, shape in ((dw, sums[0], of_weight), (db, sums[1], of_bias)):
+                assert got.shape == shape
+                if len(shape) == 1:
+                    total = total.sum((0, 1))
+                else:
+                    alike = tuple(k for k in (0, 1) if shape[k] == 1)
+                    total = total.sum(alike, keepdims=True)
+                eps = max(resolution(got.dtype), resolution(accumulation(dtype)))
+                atol = 8 * eps * max(1, np.abs(sums).max() * n * m)
+                np.testing.assert_allclose(got.astype(np.float64), total, rtol=8 * eps, atol=atol)
+
+
+def by_formula(x, dy, w, given):
+    """Gradients of batch norm with weights (N, C), in double; of statistics that are given."""
+    x, dy = x.astype(np.float64), dy.astype(np.float64)
+    axes, spatial = (0, *range(2, x.ndim)), tuple(range(2, x.ndim))
+    wide = w.astype(np.float64).reshape(*w.shape, *(1 for _ in spatial))
+    mean, rstd = x.mean(axes, keepdims=True), 1 / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
+    xhat, g = (x - mean) * rstd, dy * wide
+    dx = g * rstd
+    if not given:
+        dx = rstd * (g - g.mean(axes, keepdims=True) - xhat * (g * xhat).mean(axes, keepdims=True))
+    return dx, (dy * xhat).sum(spatial), dy.sum(spatial)
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last, batch_strided, scattered])
+@pytest.mark.parametrize("c", [2, 15, 17, 31, 64, 300, 1100])
+def test_samples_take_the_parameters_that_are_theirs(c, layout, build, dtype):
+    """Each has the bits that the call has with its parameters for all."""
+    pick = random.Random(c)
+    rng = np.random.default_rng(c)
+    for n, *spatial in [(3,), (37,), (5, 1, 1), (4, 3, 3), (2, 7, 10), (33, 2)]:
+        shape = (n, c, *spatial)
+        x, dy = (layout(rng.normal(0.5, 1, shape).astype(dtype)) for _ in range(2))
+        w, b = (
+            np.round(rng.normal(size=(n, c)), 2).astype(np.float16).astype(accumulation(dtype))
+            for _ in range(2)
+        )
+        slope = pick.choice((None, None, rng.uniform(0, 1, c)))
+        training = pick.random() < 0.6
+        _, mean, rstd = F.batch_norm(x, None, None, training=True, return_stats=True)
+        var = 1 / rstd**2 - 1e-5
+        given = (None, None) if training else (mean, var)
+        mode = {"training": training, "negative_slope": slope}
+        weight, bias = held(w, pick.choice(WAYS)), held(b, pick.choice(WAYS))
+        if pick.random() < 0.3:
+            bias, b = held(b[0], "strided"), np.broadcast_to(b[0], b.shape)
+        y = F.batch_norm(x, *given, weight, bias, **mode)
+        for i in {0, n // 2, n - 1}:
+            alone = F.batch_norm(x, *given, np.ascontiguousarray(w[i]), b[i].copy(), **mode)
+            assert alone[i].tobytes() == y[i].tobytes(), (shape, i)
+        if slope is not None:
+            continue
+        grads = F.batch_norm_backward(dy, x, mean, rstd, weight, training=training, bias=bias)
+        expected = by_formula(x, dy, w, not training)
+        expected = (*expected[:2], expected[2].sum(0) if bias.ndim == 1 else expected[2])
+        for got, wanted, like in zip(grads, expected, (x, weight, bias), strict=True):
+            assert got.shape == like.shape and got.dtype == like.dtype.newbyteorder("=")
+            eps = resolution(accumulation(dtype))
+            eps = max(eps, 2**-8 if got.dtype.itemsize == 2 else resolution(got.dtype))
+            scale = max(1, np.abs(wanted).max()) * max(1, np.prod(spatial) ** 0.5)
+            np.testing.assert_allclose(
+                got.astype(np.float64), wanted, rtol=0, atol=32 * eps * scale
+            )
+
+
+def test_parameters_per_sample_where_the_result_goes():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 40)).astype(np.float32)
+    w, b = rng.normal(size=(2, 6, 40)).astype(np.float32)
+    y = F.batch_norm(x, None, None, w, b, True)
+    for which in (0, 1):
+        own = [w.copy(), b.copy()]
+        np.testing.assert_array_equal(F.batch_norm(x, None, None, *own, True, out=own[which]), y)
+        memory = np.empty(x.size + 7, np.float32)
+        own = [w, b]
+        own[which] = memory[7:].reshape(x.shape)
+        own[which][...] = (w, b)[which]
+        out = memory[:-7].reshape(x.shape)
+        np.testing.assert_array_equal(F.batch_norm(x, None, None, *own, True, out=out), y)
+        rows, own = rng.normal(size=(2, 3, 40)).astype(np.float32), [w, b]
+        own = [p.reshape(2, 3, 40).copy() for p in own]
+        z = F.layer_norm(rows, 40, *own)
+        np.testing.assert_array_equal(F.layer_norm(rows, 40, *own, out=own[which]), z)
+    for shape in [(0, 40), (3, 0), (4, 5, 0)]:
+        empty, p = np.ones(shape, np.float32), np.ones(shape[:2], np.float32)
+        y, mean, rstd = F.batch_norm(empty, None, None, p, p, True, return_stats=True)
+        dx, dw, db = F.batch_norm_backward(empty, empty, mean, rstd, p)
+        assert y.shape == dx.shape == shape and dw.shape == db.shape == shape[:2]
+        assert not dw.any() and not db.any()
+    for shape in [(0, 2, 5), (2, 0, 5), (0, 0, 5)]:
+        empty, p = np.ones(shape, np.float32), np.ones((shape[0], 1, 5), np.float32)
+        y, mean, rstd = F.layer_norm(empty, 5, p, p, return_stats=True)
+        dx, dw, db = F.layer_norm_backward(empty, empty, 5, mean, rstd, p)
+        assert y.shape == dx.shape == shape and dw.shape == db.shape == p.shape
+        assert not dw.any() and not db.any()
 
 
 def test_gradients_have_the_shapes_of_the_parameters():
@@ -407,14 +565,21 @@ def test_batch_norm_by_sample_has_the_same_bits_by_every_strategy(build, shape, 
 
     def run(**how):
         y, mean, rstd = F.batch_norm(x, None, None, weight, bias, True, return_stats=True, **how)
+        of_given = F.batch_norm(x, mean, rstd, weight, bias, **how)
         of_bias = {"bias": bias} if how else {}
         grads = F.batch_norm_backward(dy, x, mean, rstd, weight, **of_bias, **how)
-        return [a.tobytes() for a in (y, mean, rstd, *grads)]
+        return [a.tobytes() for a in (y, mean, rstd, of_given, *grads)]
 
     for how in ({}, {"negative_slope": 0.1}, {"clip": (-1, 1)}):
         with cnorm.num_threads(1):
             expected = run(**how)
-        for name in ("UNIT_BY_UNIT", "UNIT_BATCHES", "TWO_SWEEPS"):
+        for name in (
+            "UNIT_BY_UNIT",
+            "UNIT_BATCHES",
+            "TWO_SWEEPS",
+            "GIVEN_BATCHES",
+            "GIVEN_IN_ORDER",
+        ):
             _dispatch.kernels.force_strategy(STRATEGIES[name])
             try:
                 with cnorm.num_threads(2):

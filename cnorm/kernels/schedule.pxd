@@ -157,7 +157,10 @@ cdef inline Py_ssize_t units_per_batch(const Job *job, const UnitBlocks *blocks,
         return min(<Py_ssize_t> BATCH_UNITS, batch) if batch >= BATCH_MIN_UNITS else 1
     if job.shape[0] > 1 or segment >= PREFETCH_SEGMENT_MIN or (read + 1) * units * unit < BATCH_MIN_CALL_BYTES:
         return 1
-    batch = min(<Py_ssize_t> BATCH_UNITS, batch_bytes() // (read * unit))
+    batch = batch_bytes() // (read * unit)
+    if job.channels.by_segment:  # parameters of more units are read and written together
+        batch *= 2
+    batch = min(<Py_ssize_t> BATCH_UNITS, batch)
     if 2 * batch >= SPREAD_UNITS and spreads_coefficients(job, blocks, SPREAD_UNITS):  # rows of whole lines
         batch = max(<Py_ssize_t> 1, min(batch, SPREAD_MAX // blocks.elements) // SPREAD_UNITS) * SPREAD_UNITS
     return min(batch, units // (2 * job.head.threads))

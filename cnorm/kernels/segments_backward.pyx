@@ -350,33 +350,34 @@ cdef void unit_batch_segment_totals(const Job *job, const UnitBlocks *blocks, Py
     cdef double total[2 * BATCH_UNITS]
     cdef double *grad_weight
     cdef double *grad_bias
-    cdef double gdev, weight, count = <double> (blocks.segments * blocks.elements)
-    cdef Py_ssize_t segment, out, channel, i
+    cdef const double *weight
+    cdef double count = <double> (blocks.segments * blocks.elements)
+    cdef Py_ssize_t segment, out = grad_of(job, unit, 0), channel, i
     memset(d, 0, sizeof(d))
     memset(total, 0, sizeof(total))
     for segment in range(blocks.segments):
         segment_grad_sums(job, blocks, unit, n, segment, batch)
-        out = grad_of(job, unit, segment)
         memcpy(job.channels.grad_bias + out, batch.sums, n * sizeof(double))
         memcpy(job.channels.grad_weight + out, batch.sums + BATCH_UNITS, n * sizeof(double))
         if has_slopes(job.activation):
             memcpy(job.channels.grad_slope + out, batch.sums + 3 * BATCH_UNITS, n * sizeof(double))
         for i in range(n):
             d[i] += batch.sums[2 * BATCH_UNITS + i]
+        out += job.channels.segment_channels
     if mean_lo_from_sums(job, blocks):
         for i in range(n):
             batch.mean_lo[i] = d[i] / count
+    channel = channel_of(job, unit, 0)
+    grad_bias = job.channels.grad_bias + grad_of(job, unit, 0)
+    grad_weight = job.channels.grad_weight + grad_of(job, unit, 0)
     for segment in range(blocks.segments):
-        out = grad_of(job, unit, segment)
-        channel = channel_of(job, unit, segment)
-        grad_bias = job.channels.grad_bias + out
-        grad_weight = job.channels.grad_weight + out
+        weight = job.channels.weight + channel if job.channels.weight != NULL else NULL
+        blocks.loops.set_totals(grad_bias, grad_weight, weight, True, batch.mean_lo, n, total, total + BATCH_UNITS)
         for i in range(n):
-            gdev = grad_weight[i] - batch.mean_lo[i] * grad_bias[i]
-            grad_weight[i] = batch.rstd[i] * gdev
-            weight = job.channels.weight[channel + i] if job.channels.weight != NULL else 1
-            total[i] += weight * grad_bias[i]
-            total[BATCH_UNITS + i] += weight * gdev
+            grad_weight[i] *= batch.rstd[i]
+        channel += job.channels.segment_channels
+        grad_bias += job.channels.segment_channels
+        grad_weight += job.channels.segment_channels
     memcpy(batch.sums, total, sizeof(total))
 
 
