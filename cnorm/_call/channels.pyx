@@ -49,7 +49,7 @@ cdef class ChannelsCall(ChannelAxisCall):
             copy = self.workspace(n)
             copy_doubles(copy, n, values, name)
             return copy
-        copy = self.workspaces(self.samples, n)
+        copy = self.workspaces(max(self.samples, <Py_ssize_t> 1), n)
         if self.has_samples(values):
             copy_doubles(copy, self.samples * n, values, name)
             return copy
@@ -60,7 +60,7 @@ cdef class ChannelsCall(ChannelAxisCall):
 
     cdef bint has_samples(self, cnp.ndarray values) noexcept:
         """Whether a parameter is (N, C)."""
-        return values is not None and cnp.PyArray_NDIM(values) == 2 and self.samples > 1 and (
+        return values is not None and cnp.PyArray_NDIM(values) == 2 and self.samples != 1 and (
             cnp.PyArray_DIM(values, 0) == self.samples and cnp.PyArray_DIM(values, 1) == self.channels)
 
     cdef Py_ssize_t grad_size(self) noexcept:
