@@ -8,15 +8,20 @@ from cnorm._plan cimport Plan
 from cnorm.kernels.job cimport Job
 
 @cython.no_gc
+cdef class ParameterSets:
+    # Parameters per sample.
+    cdef cnp.ndarray given_weight, given_bias
+    cdef cnp.ndarray weight, bias             # (N, C), or (C,) for all samples; of the accumulation type
+    cdef bint wide                            # or float64
+    cdef cnp.ndarray grad_weight, grad_bias   # gradients that a kernel wrote as the caller gets them
+
+
+@cython.no_gc
 cdef class ChannelsCall(ChannelAxisCall):
     cdef const double *weight     # per channel, or (per_sample) per sample and channel; or NULL
     cdef const double *bias
     cdef bint per_sample          # weight and bias differ from sample to sample: (N, C)
-    cdef bint by_set              # batch norm, which leaves them in these arrays till it knows the family of kernels:
-    cdef cnp.ndarray weight_sets, bias_sets   # (N, C), or (C,) for all samples; of the accumulation type
-    cdef bint wide_sets                       # or float64
-    cdef cnp.ndarray given_weight, given_bias
-    cdef cnp.ndarray grad_weight, grad_bias   # gradients that a kernel wrote as the caller gets them
+    cdef ParameterSets sets       # of batch norm, till it knows the family of kernels; else None
     cdef double *mean             # per unit, or NULL where nobody asks for it
     cdef double *lo
     cdef double *m2

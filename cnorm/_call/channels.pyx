@@ -23,14 +23,19 @@ cnp.import_array()
 
 
 @cython.no_gc
+cdef class ParameterSets:
+    """Parameters per sample of batch norm."""
+
+
+@cython.no_gc
 cdef class ChannelsCall(ChannelAxisCall):
     """One call of a norm with a weight per channel."""
 
     cdef int protect_inputs(self, cnp.ndarray written) except -1:
         ChannelAxisCall.protect_inputs(self, written)
-        if self.by_set:
-            self.weight_sets = copy_if_overlapping(self.weight_sets, written)
-            self.bias_sets = copy_if_overlapping(self.bias_sets, written)
+        if self.sets is not None:
+            self.sets.weight = copy_if_overlapping(self.sets.weight, written)
+            self.sets.bias = copy_if_overlapping(self.sets.bias, written)
         if self.mean_array is not None:
             self.mean_array = copy_if_overlapping(self.mean_array, written)
             self.mean = float64_data(self.mean_array)
@@ -80,18 +85,18 @@ cdef class ChannelsCall(ChannelAxisCall):
 
     cdef int take_sets(self, cnp.ndarray weight, cnp.ndarray bias) except -1:
         """Take parameters per sample of batch norm, where the family of kernels says in which type."""
-        self.by_set = True
-        self.given_weight = weight
-        self.given_bias = bias
-        self.wide_sets = self.dtype != FLOAT64 and (is_float64(weight) or is_float64(bias))
-        self.weight_sets = self.set_array(weight, "weight")
-        self.bias_sets = self.set_array(bias, "bias")
+        self.sets = <ParameterSets> ParameterSets.__new__(ParameterSets)
+        self.sets.given_weight = weight
+        self.sets.given_bias = bias
+        self.sets.wide = self.dtype != FLOAT64 and (is_float64(weight) or is_float64(bias))
+        self.sets.weight = self.set_array(weight, "weight")
+        self.sets.bias = self.set_array(bias, "bias")
         return 0
 
     cdef cnp.ndarray set_array(self, cnp.ndarray values, str name):
-        """A parameter, C-contiguous, of the accumulation type, which has its values exactly, or (wide_sets) float64."""
+        """A parameter, C-contiguous, of the accumulation type, which has its values exactly, or (wide) float64."""
         cdef cnp.ndarray a
-        cdef int number = cnp.NPY_FLOAT64 if self.wide_sets else accumulation_type(self.dtype)
+        cdef int number = cnp.NPY_FLOAT64 if self.sets.wide else accumulation_type(self.dtype)
         if values is None:
             return None
         a = as_plain(values, name)
@@ -150,7 +155,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         a.channels.weight = self.weight
         a.channels.bias = self.bias
         a.channels.slopes = float64_data(self.slopes)
-        if self.per_sample and self.slopes is not None and (not self.by_set or p.family == UNITS):
+        if self.per_sample and self.slopes is not None and (self.sets is None or p.family == UNITS):
             a.channels.slopes = self.parameter(self.slopes, "negative_slope")
         return 0
 
@@ -174,8 +179,8 @@ cdef class ChannelsCall(ChannelAxisCall):
 
     cdef int widen_sets(self) except -1:
         """Take the parameters of all samples in float64, as the segments kernels do."""
-        self.weight = self.parameter(self.weight_sets, "weight")
-        self.bias = self.parameter(self.bias_sets, "bias")
+        self.weight = self.parameter(self.sets.weight, "weight")
+        self.bias = self.parameter(self.sets.bias, "bias")
         return 0
 
     cdef int fill_sets_job(self, int arrays, Job *a) except -1:
@@ -188,14 +193,14 @@ cdef class ChannelsCall(ChannelAxisCall):
         self.groups = 0
         a.channels.of_batch = True
         a.channels.sample_channels = 0
-        a.channels.wide_sets = self.wide_sets
-        size = sizeof(double) if self.wide_sets else accumulation_size(self.dtype)
-        if self.weight_sets is not None:
-            a.channels.set_weight = cnp.PyArray_DATA(self.weight_sets)
-            a.channels.weight_step = size * self.channels if self.has_samples(self.weight_sets) else 0
-        if self.bias_sets is not None:
-            a.channels.set_bias = cnp.PyArray_DATA(self.bias_sets)
-            a.channels.bias_step = size * self.channels if self.has_samples(self.bias_sets) else 0
+        a.channels.wide_sets = self.sets.wide
+        size = sizeof(double) if self.sets.wide else accumulation_size(self.dtype)
+        if self.sets.weight is not None:
+            a.channels.set_weight = cnp.PyArray_DATA(self.sets.weight)
+            a.channels.weight_step = size * self.channels if self.has_samples(self.sets.weight) else 0
+        if self.sets.bias is not None:
+            a.channels.set_bias = cnp.PyArray_DATA(self.sets.bias)
+            a.channels.bias_step = size * self.channels if self.has_samples(self.sets.bias) else 0
         return 0
 
     cdef int forward_by_sample(self, const Plan *p) except -1:
@@ -213,19 +218,20 @@ cdef class ChannelsCall(ChannelAxisCall):
     cdef int backward_by_sample(self) except -1:
         """Its backward. Gradients that a kernel can write as the caller gets them are arrays, the others `grads`."""
         cdef Job a
-        cdef Py_ssize_t n = checked_product(self.samples, self.channels, "the gradients of the parameters of all samples")
+        cdef ParameterSets sets = self.sets
+        cdef Py_ssize_t n = checked_product(self.samples, self.channels, "the gradients of all sets of parameters")
         self.fill_sets_job(3, &a)
-        self.grad_weight = self.sets_gradient(self.given_weight)
-        self.grad_bias = self.sets_gradient(self.given_weight if self.given_bias is None else self.given_bias)
-        if self.grad_weight is None or self.grad_bias is None or self.slope_gradient or has_slopes(self.activation):
+        sets.grad_weight = self.sets_gradient(sets.given_weight)
+        sets.grad_bias = self.sets_gradient(sets.given_weight if sets.given_bias is None else sets.given_bias)
+        if sets.grad_weight is None or sets.grad_bias is None or has_slopes(self.activation):
             self.grads = self.workspaces(n, 3)
             a.channels.grad_weight = self.grads
             a.channels.grad_bias = self.grads + n
             a.channels.grad_slope = self.grads + 2 * n
-        if self.grad_weight is not None:
-            a.channels.final_weight = cnp.PyArray_DATA(self.grad_weight)
-        if self.grad_bias is not None:
-            a.channels.final_bias = cnp.PyArray_DATA(self.grad_bias)
+        if sets.grad_weight is not None:
+            a.channels.final_weight = cnp.PyArray_DATA(sets.grad_weight)
+        if sets.grad_bias is not None:
+            a.channels.final_bias = cnp.PyArray_DATA(sets.grad_bias)
         return launch(COLUMNS_BACKWARD, &a.head, self.bytes, "sums")
 
     cdef cnp.ndarray sets_gradient(self, cnp.ndarray parameter):
@@ -245,7 +251,7 @@ cdef class ChannelsCall(ChannelAxisCall):
         if self.mask is not None:
             self.run_masked(False)
             return self.copy_out()
-        if self.by_set:
+        if self.sets is not None:
             if p.family != UNITS:
                 self.forward_by_sample(&p)
                 return self.copy_out()
@@ -441,7 +447,7 @@ cdef class ChannelsCall(ChannelAxisCall):
                 self.plan(3, &p)
         else:
             self.resolve_output(&p, out, grad_output)
-        if self.by_set and self.elements:
+        if self.sets is not None and self.elements:
             if p.family != UNITS:
                 self.backward_by_sample()
                 return self.copy_out()
@@ -528,7 +534,9 @@ cdef tuple parameter_grads(ChannelsCall call, object grad_input, cnp.ndarray wei
 cdef object parameter_grad(ChannelsCall call, int which, cnp.ndarray parameter):
     """The gradient of weight (0) or bias (1)."""
     cdef cnp.npy_intp shape = call.channels
-    cdef cnp.ndarray written = call.grad_bias if which else call.grad_weight
+    cdef cnp.ndarray written = None
+    if call.sets is not None:
+        written = call.sets.grad_bias if which else call.sets.grad_weight
     if written is not None:
         return written
     if call.per_sample and call.has_samples(parameter):
