@@ -343,7 +343,8 @@ cdef class ChannelsCall(ChannelAxisCall):
             outer, unit = [0, 1], []
         pieces.m.backward = backward
         pieces.m.zero = backward or not self.mask.keeps
-        pieces.set_arrays(views, where, ITEM_ROWS if in_rows else ITEM_ELEMENTS, outer, unit, part, segment, inner)
+        pieces.set_arrays(views, where, ITEM_ROWS if in_rows else ITEM_ELEMENTS, outer, unit, part, segment, inner,
+                          self.mask.plain_bytes)
         pieces.m.merges = pieces.m.part.size > 1
         pieces.m.channels = 1 if of_batch or ragged else self.channels // groups
         pieces.m.groups = 0 if of_batch else groups

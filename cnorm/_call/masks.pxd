@@ -12,6 +12,7 @@ cdef class Mask:
                                   # all; None where all is True
     cdef cnp.ndarray counts       # after `scan`, where channels differ: how many elements of each sample's channel count
     cdef bint scanned
+    cdef bint plain_bytes         # after `scan`: it is known that the bytes of `where` are 0 and 1
     cdef bint keeps               # forward with an `out`, which keeps its values where the mask is False
 
     cdef int scan(self, int batch_axis, int channel_axis) except -1
@@ -26,7 +27,7 @@ cdef class Pieces:
     cdef cnp.ndarray mask         # bytes, contiguous along the axes of items
 
     cdef int set_arrays(self, list views, cnp.ndarray where, Items items, list outer, list unit, list part,
-                        list segment, list inner) except -1
+                        list segment, list inner, bint plain_bytes=*) except -1
     cdef Py_ssize_t pieces(self, int first_outer) noexcept
     cdef int run(self, Kernel kernel, Py_ssize_t size) except -1
 

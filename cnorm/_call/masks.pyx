@@ -26,8 +26,8 @@ cdef extern from *:
     #include <stddef.h>
     #include <stdint.h>
     #include <string.h>
-    /* How many of n bytes are not 0. Eight at a time: 31 words add up without a carry. */
-    static double cnorm_count_true(const char *mask, ptrdiff_t n) {
+    /* How many of n bytes are not 0; whether one is neither 0 nor 1. Eight at a time: 31 words add up without a carry. */
+    static double cnorm_count_true(const char *mask, ptrdiff_t n, int *others) {
         const uint64_t ones = 0x0101010101010101u;
         ptrdiff_t i = 0, count = 0;
         while (i + 8 <= n) {
@@ -36,6 +36,7 @@ cdef extern from *:
             for (; i < stop; i += 8) {
                 memcpy(&word, mask + i, 8);
                 if (word & ~ones) { /* a bool of another byte than 1 */
+                    *others = 1;
                     word |= word >> 4;
                     word |= word >> 2;
                     word |= word >> 1;
@@ -45,35 +46,44 @@ cdef extern from *:
             }
             for (int k = 0; k < 8; ++k) count += (sum >> (8 * k)) & 0xff;
         }
-        for (; i < n; ++i) count += mask[i] != 0;
+        for (; i < n; ++i) {
+            count += mask[i] != 0;
+            *others |= mask[i] & ~1;
+        }
         return (double)count;
     }
-    /* The counts of the rows of n bytes; whether one differs from the first. */
+    /* The counts of the rows of n bytes; whether one differs from the first (1), and whether a byte is neither 0 nor 1
+     * (2). */
     static int cnorm_scan_rows(const char *mask, ptrdiff_t rows, ptrdiff_t n, double *counts) {
-        int differ = 0;
+        int differ = 0, others = 0;
         for (ptrdiff_t row = 0; row < rows; ++row) {
             const int other = row == 0 || memcmp(mask, mask + row * n, n);
-            counts[row] = other ? cnorm_count_true(mask + row * n, n) : counts[0];
+            counts[row] = other ? cnorm_count_true(mask + row * n, n, &others) : counts[0];
             differ |= row && other;
         }
-        return differ;
+        return differ | (others ? 2 : 0);
     }
     """
-    bint cnorm_scan_rows(const char *mask, Py_ssize_t rows, Py_ssize_t n, double *counts) nogil
+    int cnorm_scan_rows(const char *mask, Py_ssize_t rows, Py_ssize_t n, double *counts) nogil
 
 
-cdef bint scan_samples(const char *mask, Py_ssize_t samples, Py_ssize_t channels, Py_ssize_t n, double *counts,
+cdef int scan_samples(const char *mask, Py_ssize_t samples, Py_ssize_t channels, Py_ssize_t n, double *counts,
                        int threads) noexcept nogil:
-    """Count what a mask selects of each channel of each sample; whether channels of a sample differ."""
-    cdef Py_ssize_t i
-    cdef int differ = 0
+    """Count what a mask selects of each channel of each sample. Whether channels of a sample differ (1), and whether a
+    byte is neither 0 nor 1 (2)."""
+    cdef Py_ssize_t i, differ = 0, others = 0
+    cdef int found
     if threads == 1:
         for i in range(samples):
-            differ += cnorm_scan_rows(mask + i * channels * n, channels, n, counts + i * channels)
+            found = cnorm_scan_rows(mask + i * channels * n, channels, n, counts + i * channels)
+            differ += found & 1
+            others += found & 2
     else:
         for i in prange(samples, num_threads=threads, schedule="static"):
-            differ += cnorm_scan_rows(mask + i * channels * n, channels, n, counts + i * channels)
-    return differ != 0
+            found = cnorm_scan_rows(mask + i * channels * n, channels, n, counts + i * channels)
+            differ += found & 1
+            others += found & 2
+    return (1 if differ else 0) | (2 if others else 0)
 
 
 # ---- the argument ----
@@ -154,8 +164,7 @@ cdef class Mask:
         cdef cnp.ndarray where = self.where, counts
         cdef Py_ssize_t samples, channels, n, size
         cdef PolicyCall call
-        cdef bint differ
-        cdef int threads
+        cdef int threads, found
         cdef const char *mask
         cdef double *to
         cdef Py_ssize_t shape[5]
@@ -173,14 +182,15 @@ cdef class Mask:
         mask = cnp.PyArray_BYTES(where)
         threads = threads_for(size)
         if threads == 1:
-            differ = scan_samples(mask, samples, channels, n, to, 1)
+            found = scan_samples(mask, samples, channels, n, to, 1)
         else:
             shape = [samples, channels, n, 0, 0]
             with nogil:
                 threads = begin_team(&call, policy_tag(MASKED, 255, shape), size, threads)
-                differ = scan_samples(mask, samples, channels, n, to, threads)
+                found = scan_samples(mask, samples, channels, n, to, threads)
                 end_team(&call)
-        if differ:
+        self.plain_bytes = not found & 2
+        if found & 1:
             self.counts = counts
         else:
             self.where = where[(slice(None),) * channel_axis + (slice(0, 1),)]
@@ -265,12 +275,13 @@ cdef class Pieces:
     those of pieces."""
 
     cdef int set_arrays(self, list views, cnp.ndarray where, Items items, list outer, list unit, list part,
-                        list segment, list inner) except -1:
+                        list segment, list inner, bint plain_bytes=False) except -1:
         """Take x, y, dy or the first addend, the second addend (each may be None) and the mask. All have the same axes;
         the mask has size 1 along those of units and of segments.
 
         outer, unit, part, segment, inner: axes of pieces; of units that share a mask; of parts of a unit, and of those
-        that share a mask; of items. Axes that are not named are within an item."""
+        that share a mask; of items. Axes that are not named are within an item. plain_bytes: the mask is known to be of
+        bytes 0 and 1."""
         cdef MaskedJob *m = &self.m
         cdef cnp.ndarray x = views[0], view
         cdef list order = outer + unit + part + segment + inner, axes
@@ -288,6 +299,8 @@ cdef class Pieces:
         where = np.broadcast_to(where, shape + [cnp.PyArray_DIM(x, i) for i in inner] + [1] * len(within))
         if m.gathers:
             self.mask = where.view(np.uint8)
+        elif plain_bytes:
+            self.mask = np.ascontiguousarray(where.view(np.uint8))
         else:
             self.mask = np.ascontiguousarray(np.not_equal(where.view(np.uint8), 0))
         m.mask = cnp.PyArray_BYTES(self.mask)

@@ -116,6 +116,7 @@ cdef struct ElementParams:
     const void *slopes       # of one set
     Py_ssize_t param_sets    # 0, 1: all units share weight and bias; else unit u has set u // units_per_set % param_sets
     Py_ssize_t units_per_set
+    const Py_ssize_t *rows       # backward: which rows of the arrays the job's are; NULL: all of them
     const double *unit_slopes    # a slope per row instead of the slopes above
     double *unit_slope_grads     # OUT, per row, with unit_slopes
     double *grad_weight          # OUT, per element. With sets: for each run of units_per_set units, (3, elements)

@@ -26,6 +26,7 @@ include "sequences.pyx"
 include "columns_selected.pyx"
 include "standardize.pyx"
 include "image.pyx"
+include "masked_rows.pyx"
 include "masked.pyx"
 
 

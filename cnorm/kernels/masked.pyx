@@ -16,16 +16,16 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from cnorm.kernels.job cimport (
-    ITEM_ELEMENTS, ITEM_ROWS, ITEM_UNITS, RUNS, SUMS_GIVEN, SUMS_ONLY, Job, MaskedJob, Tensor, has_slopes)
+    ITEM_ELEMENTS, ITEM_ROWS, ITEM_UNITS, ROWS_BACKWARD, RUNS, SUMS_GIVEN, SUMS_ONLY, Job, MaskedJob, Tensor, has_slopes)
 from cnorm.kernels.loops cimport (
-    LANES_ALIGN, SELECT_SLACK, add_to_selected, copy_mask, find_selected, pack_items, prefetch_read, prefetch_write,
-    store_fence, unpack_items, zero_items)
-from cnorm.kernels.machine cimport cached_traffic, nontemporal_one_read
+    LANES_ALIGN, SELECT_SLACK, add_to_selected, copy_mask, find_selected, items_until, list_items, pack_items,
+    prefetch_read, prefetch_write, store_fence, unpack_items, zero_items)
+from cnorm.kernels.machine cimport cached_traffic, nontemporal_one_read, nontemporal_rows_grad
 from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, offset, pieces_of, place_piece, step
 from cnorm.kernels.masked_sweep cimport Part, look_at_parts, sweep_piece, swept_units, sweeps_parts
 from cnorm.kernels.schedule cimport plain_schedule
 from cnorm.kernels.statistics cimport merge_counted_moments, rstd_from_m2, settle_moments
-from cnorm.kernels.tuning cimport PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN
+from cnorm.kernels.tuning cimport MASKED_PIECE_BYTES, PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN
 from cnorm.kernels.workspace cimport round_up
 
 
@@ -159,6 +159,31 @@ cdef inline void set_tensor_of_piece(const MaskedJob *m, const Piece *piece, int
         tensor.strides[2] = segment
 
 
+cdef inline bint lists_rows(const MaskedJob *m) noexcept nogil:
+    """Whether the kernel takes a list of the rows that are selected, where they are."""
+    return m.kernel == ROWS_BACKWARD and m.items == ITEM_UNITS and m.inners == 1
+
+
+cdef inline void set_tensor_of_rows(const MaskedJob *m, const Piece *piece, int k, Tensor *tensor) noexcept nogil:
+    """An array of all rows of a piece."""
+    if m.array[k] != NULL:
+        tensor.data = row_of_piece(m, piece, k)
+        tensor.strides[1] = m.inner[0].stride[k]
+
+
+cdef inline void zero_other_rows(const MaskedJob *m, const Piece *piece) noexcept nogil:
+    """Set the gradient of rows that are not selected to 0."""
+    cdef bint stream = (3 * m.job.call_bytes >= nontemporal_rows_grad() and m.array[1] != m.array[0]
+                        and m.array[1] != m.array[2])
+    cdef Py_ssize_t first = items_until(0, piece.mask, piece.length), stop
+    while first < piece.length:
+        stop = first + items_until(1, piece.mask + first, piece.length - first)
+        zero_rows(m, piece, 1, first, stop, stream)
+        first = stop + items_until(0, piece.mask + stop, piece.length - stop)
+    if stream:
+        store_fence()
+
+
 cdef inline bint written(const MaskedJob *m, int k) noexcept nogil:
     return k == 1 or (k == 0 and m.reads_add)
 
@@ -175,7 +200,14 @@ cdef inline void begin_piece(const MaskedJob *m, const Piece *piece, int threads
     set_tensor_of_piece(m, piece, 1, placed, &job.y)
     set_tensor_of_piece(m, piece, 2, placed, &job.elements.addend[0] if m.reads_add else &job.dy)
     set_tensor_of_piece(m, piece, 3, placed, &job.elements.addend[1 if m.reads_add else 0])
-    if not placed:
+    if not placed and lists_rows(m):
+        set_tensor_of_rows(m, piece, 0, &job.x)
+        set_tensor_of_rows(m, piece, 1, &job.y)
+        set_tensor_of_rows(m, piece, 2, &job.dy)
+        set_tensor_of_rows(m, piece, 3, &job.elements.addend[0])
+        job.elements.rows = <Py_ssize_t *> (piece.stats + 4 * piece.length)
+        list_items(piece.mask, piece.length, <Py_ssize_t *> job.elements.rows)
+    elif not placed:
         job.call_bytes = 0  # workspace is in cache
         for k in range(4):
             if m.array[k] != NULL and not written(m, k):
@@ -186,6 +218,9 @@ cdef inline void end_piece(const MaskedJob *m, const Piece *piece) noexcept nogi
     """Put results where they belong, and 0 where the mask wants that."""
     cdef int k
     cdef bint zero, placed = piece.count == 0 or in_place(m, piece)
+    if lists_rows(m):
+        zero_other_rows(m, piece)
+        return
     for k in range(2):
         if m.array[k] == NULL or not written(m, k):
             continue
@@ -508,7 +543,7 @@ cdef inline Workspace workspace_of(const MaskedJob *m) noexcept nogil:
         if m.items == ITEM_ELEMENTS:
             size.parameters = round_up(m.length * m.element_bytes + SELECT_SLACK, LANES_ALIGN)
         size.sums = round_up(3 * row * sizeof(double), LANES_ALIGN) if m.backward else 0
-    size.stats = round_up((4 * m.items_per_piece if m.items == ITEM_UNITS else 4 * units) * sizeof(double)
+    size.stats = round_up((5 * m.items_per_piece if m.items == ITEM_UNITS else 4 * units) * sizeof(double)
                           + SELECT_SLACK, LANES_ALIGN)
     size.mask = round_up(m.length + SELECT_SLACK, LANES_ALIGN) if m.gathers else 0
     size.parts = round_up(m.part.size * sizeof(Part), LANES_ALIGN) if sweeps_parts(m) and m.outers else 0
@@ -516,15 +551,29 @@ cdef inline Workspace workspace_of(const MaskedJob *m) noexcept nogil:
     return size
 
 
-cdef inline int run_item(MaskedJob *m, Py_ssize_t item, Py_ssize_t pieces, int threads, char *workspace,
-                         const Workspace *size, const Part *parts) noexcept nogil:
-    """A piece, or the pieces of a chunk."""
+cdef inline Py_ssize_t rows_per_item(const MaskedJob *m) noexcept nogil:
+    """Rows with masks of their own that a thread takes at a time, forward: one, if the call is small."""
+    return max(1, min(<Py_ssize_t> MASKED_PIECE_BYTES // (m.length * m.item_bytes), pieces_of(m) // (16 * m.head.threads)))
+
+
+cdef inline int run_item(MaskedJob *m, Py_ssize_t item, Py_ssize_t pieces, Py_ssize_t rows, int threads,
+                         char *workspace, const Workspace *size, const Part *parts) noexcept nogil:
+    """A piece, or the pieces of a chunk; or so many rows."""
     cdef Py_ssize_t i
     if threads == 1 and sweeps_parts(m):
         sweep_piece(m, item, workspace, size, parts)
         return 0
     if m.merges:
         return run_parts(m, item, threads, workspace, size)
+    if threads == 1 and sweeps_rows(m):
+        if m.items == ITEM_UNITS:
+            forward_whole_rows(m, item)
+        elif m.backward:
+            backward_masked_rows(m, item * m.pieces_per_chunk, min((item + 1) * m.pieces_per_chunk, pieces), item,
+                                 workspace, size)
+        else:
+            forward_masked_rows(m, item * rows, min((item + 1) * rows, pieces), workspace, size)
+        return 0
     if not m.chunks:
         return run_piece(m, item, 0, threads, workspace, size)
     for i in range(item * m.pieces_per_chunk, min((item + 1) * m.pieces_per_chunk, pieces)):
@@ -535,7 +584,7 @@ cdef inline int run_item(MaskedJob *m, Py_ssize_t item, Py_ssize_t pieces, int t
 
 cdef int masked_pieces(MaskedJob *m) noexcept nogil:
     """All pieces. -1 where memory ran out: a part of the results may be written."""
-    cdef Py_ssize_t pieces, items, i
+    cdef Py_ssize_t pieces, items, rows = 1, i
     cdef int threads, failed = 0
     cdef Workspace size
     cdef char *workspace
@@ -551,6 +600,9 @@ cdef int masked_pieces(MaskedJob *m) noexcept nogil:
         m.head.schedule_only[0] = plain_schedule(RUNS, m.head.threads, items)
         m.head.schedule_only.units_per_batch = m.units_per_piece
         return 0
+    if sweeps_rows(m) and m.items == ITEM_ELEMENTS and not m.backward:
+        rows = rows_per_item(m)
+        items = (pieces + rows - 1) // rows
     workspace = <char *> malloc(threads * size.total + LANES_ALIGN)
     if workspace == NULL:
         return -1
@@ -563,12 +615,12 @@ cdef int masked_pieces(MaskedJob *m) noexcept nogil:
         look_at_parts(m, m.mask, parts)
     if threads == 1:
         for i in range(items):
-            if run_item(m, i, pieces, m.head.threads, aligned, &size, parts):
+            if run_item(m, i, pieces, rows, m.head.threads, aligned, &size, parts):
                 failed = -1
                 break
     else:
         for i in prange(items, num_threads=threads, schedule="guided", chunksize=max(1, items // (16 * threads))):
-            failed += run_item(m, i, pieces, 1, aligned + threadid() * size.total, &size, parts)
+            failed += run_item(m, i, pieces, rows, 1, aligned + threadid() * size.total, &size, parts)
     free(parts)
     free(workspace)
     return -1 if failed else 0

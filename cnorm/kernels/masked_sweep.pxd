@@ -6,11 +6,12 @@ from libc.string cimport memcpy, memset
 
 from cnorm.kernels.coefficients cimport N_GRAD_SUMS
 from cnorm.kernels.job cimport (
-    ITEM_ELEMENTS, NORM_NONE, SEGMENTS_BACKWARD, SEGMENTS_FORWARD, Job, MaskedJob, Schedule, has_slopes)
+    FLOAT64, ITEM_ELEMENTS, NORM_NONE, SEGMENTS_BACKWARD, SEGMENTS_FORWARD, Job, MaskedJob, Schedule, has_slopes)
 from cnorm.kernels.loops cimport (
-    LANES_ALIGN, Coefficients, find_selected, pack_items, prefetch_read, prefetch_write, select_items, store_fence,
+    LANES_ALIGN, Coefficients, copy_mask, find_selected, pack_items, prefetch_read, prefetch_write, select_items, store_fence,
     zero_bytes)
-from cnorm.kernels.machine cimport MACHINE, batch_bytes, cached_traffic, nontemporal_two_reads
+from cnorm.kernels.machine cimport (
+    MACHINE, batch_bytes, cached_traffic, nontemporal_one_read, nontemporal_two_reads, row_pass_bytes)
 from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, offset, place_piece
 from cnorm.kernels.moments cimport UnitBlocks, unit_blocks
 from cnorm.kernels.schedule cimport stores_nontemporal, traffic_of
@@ -29,10 +30,13 @@ cdef struct Part:              # what is selected of a part, of each unit alike
 
 
 cdef inline bint sweeps_parts(const MaskedJob *m) noexcept nogil:
-    """Whether the loops take the parts of units as they lie."""
+    """Whether the loops take the parts of units as they lie. A unit without parts is one."""
     cdef int k
-    if not m.merges or m.items != ITEM_ELEMENTS or m.groups or m.inners != 1 or m.segment.size != 1 or (
-            m.job.finish.norm != NORM_NONE or MACHINE.force or m.array[3] != NULL):
+    if m.channels != 1 or m.items != ITEM_ELEMENTS or m.inners != 1 or m.segment.size != 1 or (
+            m.job.finish.norm != NORM_NONE or MACHINE.force or m.array[3] != NULL
+            or m.job.stats_given and not m.merges):
+        return False
+    if m.backward and not m.merges and m.job.head.dtype == FLOAT64:  # which takes mean_lo from a sum of its own
         return False
     for k in range(3):
         if m.array[k] != NULL and m.inner[0].stride[k] != m.item_bytes:
@@ -42,9 +46,11 @@ cdef inline bint sweeps_parts(const MaskedJob *m) noexcept nogil:
 
 cdef inline Py_ssize_t swept_units(const MaskedJob *m) noexcept nogil:
     """Units whose parts stay in L2 from their sums to their results: of a quarter of L2 backward, of all of it forward,
-    where more units made the parts that lie side by side longer (Zen 4)."""
+    where more units made the parts that lie side by side longer (Zen 4). Units without parts: in L1, or nearly."""
     cdef Py_ssize_t unit = m.part.size * m.length * m.item_bytes * (2 if m.backward else 1)
     cdef Py_ssize_t share = max(1, m.unit.size // m.head.threads)
+    if not m.merges:
+        return max(1, min(min(<Py_ssize_t> BATCH_UNITS, m.unit.size), 2 * row_pass_bytes() // max(unit, 1)))
     return min(min(<Py_ssize_t> BATCH_UNITS, share), max(1, (1 if m.backward else 4) * batch_bytes() // max(unit, 1)))
 
 
@@ -77,20 +83,34 @@ cdef inline void begin_sweep(const MaskedJob *m, const Piece *whole, Job *job, S
     job.m2 = <double *> offset(m.job.m2, whole.unit)
     job.rstd = <double *> offset(m.job.rstd, whole.unit)
     traffic = traffic_of(job, 0)
-    schedule.nontemporal = stores_nontemporal(&job.y, &job.x, &job.dy, traffic, nontemporal_two_reads())
+    schedule.nontemporal = stores_nontemporal(&job.y, &job.x, &job.dy, traffic,
+                                              nontemporal_two_reads() if m.merges else nontemporal_one_read())
     schedule.prefetch_bytes = whole.units * m.unit.stride[0]
     schedule.prefetch_segments = 0
     if traffic >= cached_traffic() and PREFETCH_SEGMENT_MIN <= row <= PREFETCH_SEGMENT_MAX:
         schedule.prefetch_segments = max(1, PREFETCH_DISTANCE // (row * whole.units))
 
 
+cdef inline Py_ssize_t channel_of_part(const MaskedJob *m, const Piece *whole, Py_ssize_t part) noexcept nogil:
+    """The channel of a part of the first unit, counted over all samples."""
+    if m.groups:  # units count the groups of each sample, parts the channels of a group
+        return whole.unit * m.part.size + part
+    return part * m.part_channels + whole.unit
+
+
+cdef inline bint parts_differ(const MaskedJob *m) noexcept nogil:
+    """Whether parts of a unit have parameters of their own."""
+    return m.per_sample or m.groups != 0
+
+
 cdef inline void set_part_channels(const MaskedJob *m, const Piece *whole, Py_ssize_t part, Job *job,
                                    Coefficients *coeffs) noexcept nogil:
     """The parameters of the units, of one part."""
-    cdef Py_ssize_t first = whole.unit + (part * m.part_channels if m.per_sample else 0), u
-    job.channels.weight = offset(m.job.channels.weight, first)
-    job.channels.bias = offset(m.job.channels.bias, first)
-    job.channels.slopes = offset(m.job.channels.slopes, whole.unit)
+    cdef Py_ssize_t of_sample = channel_of_part(m, whole, part), u
+    cdef Py_ssize_t shared = of_sample % (m.groups * m.part.size) if m.groups else whole.unit
+    job.channels.weight = offset(m.job.channels.weight, of_sample if m.per_sample else shared)
+    job.channels.bias = offset(m.job.channels.bias, of_sample if m.per_sample else shared)
+    job.channels.slopes = offset(m.job.channels.slopes, shared)
     for u in range(whole.units):
         set_channel(job, &coeffs[u], u)
 
@@ -103,9 +123,15 @@ cdef inline void sweep_moments(const MaskedJob *m, const Piece *whole, const Par
     cdef double *stats = whole.stats
     cdef Py_ssize_t units = whole.units, part, i, next_part
     cdef double total = 0, count, share, rstd
+    if not m.merges:  # the statistics of the one part are those of the units; the call may not want all of them
+        job.mean = stats
+        job.lo = stats + units
+        job.m2 = stats + 2 * units
+        job.rstd = stats + 3 * units
     memset(job.mean, 0, units * sizeof(double))
     memset(job.lo, 0, units * sizeof(double))
     memset(job.m2, 0, units * sizeof(double))
+    memset(job.rstd, 0, units * sizeof(double))
     one.y.data = NULL
     one.mean = stats
     one.lo = stats + units
@@ -137,6 +163,8 @@ cdef inline void sweep_moments(const MaskedJob *m, const Piece *whole, const Par
             for i in range(units):
                 save_unit_moments(&one, &blocks, i, &rstd)
         count = <double> parts[part].count
+        if not m.merges:
+            return
         if total == 0:
             memcpy(job.mean, one.mean, units * sizeof(double))
             memcpy(job.lo, one.lo, units * sizeof(double))
@@ -150,6 +178,12 @@ cdef inline void sweep_moments(const MaskedJob *m, const Piece *whole, const Par
     for i in range(units):
         settle_moments(&job.mean[i], &job.lo[i], &job.m2[i])
         job.rstd[i] = rstd_from_m2(job.m2[i], total, &m.job.finish) if total else 0
+
+
+cdef inline void save_swept(double *to, const double *values, const Piece *whole) noexcept nogil:
+    """A statistic of some units, where the call wants it."""
+    if to != NULL:
+        memcpy(to + whole.unit, values, whole.units * sizeof(double))
 
 
 cdef inline void zero_part(const MaskedJob *m, const Part *part, char *y, bint stream) noexcept nogil:
@@ -198,12 +232,17 @@ cdef inline void sweep_forward(const MaskedJob *m, const Piece *whole, const Par
     blocks = unit_blocks(&m.job, False)
     begin_sweep(m, whole, &job, &blocks.schedule)
     sweep_moments(m, whole, parts, &job, &blocks.schedule)
+    if not m.merges:
+        save_swept(m.job.mean, job.mean, whole)
+        save_swept(m.job.lo, job.lo, whole)
+        save_swept(m.job.m2, job.m2, whole)
+        save_swept(m.job.rstd, job.rstd, whole)
     for u in range(whole.units):
         set_given_coefficients(&job, &blocks, u, &coeffs[u])
     for i in range(m.part.size - 1, -1, -1):
         part = &parts[i]
         at = part.first * m.item_bytes
-        if i == m.part.size - 1 or m.per_sample:
+        if i == m.part.size - 1 or parts_differ(m):
             set_part_channels(m, whole, i, &job, coeffs)
         for u in range(whole.units):
             x = part_of(m, whole, 0, i, u)
@@ -252,7 +291,7 @@ cdef inline void sweep_grad_sums(const MaskedJob *m, const Piece *whole, const P
     memset(sums, 0, 2 * whole.units * sizeof(double))
     for i in range(m.part.size):
         part = &parts[i]
-        if i == 0 or m.per_sample:
+        if i == 0 or parts_differ(m):
             set_part_channels(m, whole, i, job, coeffs)
         if part.count == 0:
             continue
@@ -274,7 +313,7 @@ cdef inline void sweep_grad_sums(const MaskedJob *m, const Piece *whole, const P
                                total)
             g = total[0]
             gdev = total[1] - coeffs[u].mean_lo * g
-            out = i * m.part_channels + whole.unit + u
+            out = channel_of_part(m, whole, i) + u
             m.job.channels.grad_bias[out] = g
             m.job.channels.grad_weight[out] = coeffs[u].rstd * gdev
             if has_slopes(job.activation):
@@ -305,7 +344,7 @@ cdef inline void sweep_backward(const MaskedJob *m, const Piece *whole, const Pa
     for i in range(m.part.size - 1, -1, -1):
         part = &parts[i]
         at = part.first * m.item_bytes
-        if m.per_sample:
+        if parts_differ(m):
             set_part_channels(m, whole, i, &job, coeffs)
         for u in range(whole.units):
             x = part_of(m, whole, 0, i, u)
@@ -332,6 +371,9 @@ cdef inline void sweep_piece(const MaskedJob *m, Py_ssize_t number, char *worksp
     bind_piece(m, &whole, workspace, size)
     if parts == NULL:
         own = <Part *> (workspace + size.total - size.parts)
+        if m.gathers:
+            copy_mask(whole.mask, m.inner[0].mask, m.length, <char *> whole.stats + size.stats)
+            whole.mask = <char *> whole.stats + size.stats
         look_at_parts(m, whole.mask, own)
         parts = own
     if m.backward:

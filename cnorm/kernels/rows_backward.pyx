@@ -80,6 +80,13 @@ cdef inline void set_row_coefficients(const Job *job, const UnitBlocks *blocks, 
     set_unit_coefficients(job, blocks, row, job.mean[row] if job.mean != NULL else 0, 0, job.rstd[row], coeffs)
 
 
+cdef inline char *job_row_at(const Job *job, const Tensor *tensor, Py_ssize_t row) noexcept nogil:
+    """Where a row of the job is."""
+    if job.elements.rows != NULL:
+        return tensor.data + job.elements.rows[row] * tensor.strides[1]
+    return unit_at(job, tensor, row)
+
+
 # ---- the sums over a row ----
 # N_GRAD_SUMS numbers per row: the gradient of the input needs them before its first element.
 
@@ -91,8 +98,8 @@ cdef void add_tile_sums(const Job *job, const UnitBlocks *blocks, Py_ssize_t row
     cdef double dy_buffer[TILE]
     cdef Coefficients coeffs
     cdef const LoopTable *loops = blocks.loops
-    cdef const char *x = unit_at(job, &job.x, row)
-    cdef const char *dy = unit_at(job, &job.dy, row)
+    cdef const char *x = job_row_at(job, &job.x, row)
+    cdef const char *dy = job_row_at(job, &job.dy, row)
     cdef ElementRange extent
     extent.segment = 0
     extent.count = 1
@@ -154,13 +161,13 @@ cdef inline void row_addresses(const Job *job, const UnitBlocks *blocks, const T
                                Py_ssize_t first, Py_ssize_t element, Py_ssize_t rows,
                                const char **out) noexcept nogil:
     """Addresses of one element in each of `rows` rows from `first` on."""
-    cdef const char *base = element_at(blocks, tensor, unit_at(job, tensor, first), 0, element)
+    cdef const char *base = element_at(blocks, tensor, job_row_at(job, tensor, first), 0, element)
     cdef Py_ssize_t i
     for i in range(rows):
         out[i] = base + i * tensor.strides[1]
-    if job.shape[0] > 1:
+    if job.shape[0] > 1 or job.elements.rows != NULL:
         for i in range(rows):
-            out[i] = element_at(blocks, tensor, unit_at(job, tensor, first + i), 0, element)
+            out[i] = element_at(blocks, tensor, job_row_at(job, tensor, first + i), 0, element)
 
 
 cdef void backward_elements(const Job *job, const UnitBlocks *blocks, const RowBlocks *cut,

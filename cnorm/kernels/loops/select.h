@@ -274,6 +274,34 @@ static void zero_items(ptrdiff_t size, char *y, ptrdiff_t stride, ptrdiff_t n) {
     else for (ptrdiff_t i = 0; i < n; ++i) memset(y + i * stride, 0, size);
 }
 
+/* The first of n items whose mask is `value`; n where there is none. */
+INLINE ptrdiff_t items_until(int value, const char *mask, ptrdiff_t n) {
+    const char *const at = n ? memchr(mask, value, n) : 0;
+    return at ? at - mask : n;
+}
+
+/* The numbers of the selected ones of n items; `items` has room for n. */
+static void list_items(const char *mask, ptrdiff_t n, ptrdiff_t *items) {
+    for (ptrdiff_t i = 0; i < n; ++i) {
+        *items = i;
+        items += mask[i];
+    }
+}
+
+/* Adds the selected ones of n sums, of the accumulation type. */
+#define ADD_SELECTED(A)                                                                             \
+    static void add_selected_##A(double *restrict total, const A *restrict sums,                    \
+                                 const char *restrict mask, ptrdiff_t n) {                          \
+        for (ptrdiff_t i = 0; i < n; ++i) total[i] += mask[i] ? (double)sums[i] : 0;                \
+    }
+ADD_SELECTED(f32)
+ADD_SELECTED(f64)
+#undef ADD_SELECTED
+static void add_selected_sums(ptrdiff_t acc_size, const void *sums, const char *mask, ptrdiff_t n, double *total) {
+    if (acc_size == 8) add_selected_f64(total, sums, mask, n);
+    else add_selected_f32(total, sums, mask, n);
+}
+
 /* Adds sums to the places of the selected ones of n. */
 static void add_to_selected(double *restrict total, const double *restrict sums, const char *mask, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; ++i)
