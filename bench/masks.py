@@ -1,6 +1,6 @@
 """Masked norms beside the unmasked call, a parallel copy, NumPy's and torch's own lines.
 
-    python bench/masks.py [--quick]
+    python bench/masks.py [--quick] [--only TEXT]
 
 Each line is one shape and one kind of mask: microseconds of the masked call, and its ratio to the
 unmasked call of the same run; the two alternate, and the least time of each counts, because other
@@ -136,6 +136,9 @@ def calls(name, x, rng):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="two shapes, half a second a pair")
+    parser.add_argument(
+        "--only", default="", help="lines that contain this, as `rms_norm 32` or `half padding`"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="of each pair")
     options = parser.parse_args()
     seconds = 0.4 if options.quick else options.seconds
@@ -143,16 +146,24 @@ def main():
     print(f"{cnorm.get_num_threads()} threads; microseconds, and ratio to the unmasked call")
     print(f"{'':<58}{'forward':>18}{'backward':>18}")
     for name, shape, rows in cases(options.quick):
+        lines = [
+            f"{name} {'x'.join(map(str, shape))}, {k}"
+            for k, _ in kinds(shape, rows, np.random.default_rng(0))
+        ]
+        if not any(options.only in line for line in lines):
+            continue
         x = rng.normal(size=shape).astype(np.float32)
         forward, backward = calls(name, x, rng)
         for kind, where in kinds(shape, rows, rng):
             line = f"{name} {'x'.join(map(str, shape))}, {kind}"
+            if options.only not in line:
+                continue
             found = []
             for call in (forward, backward):
                 plain, masked = pairs(call, lambda call=call, w=where: call(w), seconds)
                 found.append(f"{masked:>11.0f} {masked / plain:>5.2f}x")
             print(f"{line:<58}{found[0]:>18}{found[1]:>18}", flush=True)
-        if x.size > 1 << 20:
+        if x.size > 1 << 20 and not options.only:
             where = next(iter(kinds(shape, rows, rng)))[1]
             own = numpy_layer_norm if rows else numpy_batch_norm
             plain, other = pairs(forward, partial(own, x, where), seconds)

@@ -8,7 +8,8 @@
 # c) Where a unit has several parts (the samples of batch norm's channels, channels of a group with masks of their own),
 #    the moments of its parts merge, and then results are applied with given statistics; backward likewise with two
 #    sums. Parts merge in their order, which the shape decides.
-#    Where the elements of a part lie side by side, no job is made of it: masked_sweep.pxd.
+#    Where the elements of a part lie side by side, no job is made of it: masked_sweep.pxd. Nor of rows:
+#    masked_rows.pyx.
 # d) The gradients of parameters per element are added up in double, by chunks of pieces whose number follows from the
 #    shape.
 from cython.parallel cimport prange, threadid
@@ -16,11 +17,12 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from cnorm.kernels.job cimport (
-    ITEM_ELEMENTS, ITEM_ROWS, ITEM_UNITS, ROWS_BACKWARD, RUNS, SUMS_GIVEN, SUMS_ONLY, Job, MaskedJob, Tensor, has_slopes)
+    ITEM_ELEMENTS, ITEM_ROWS, ITEM_UNITS, ROWS_BACKWARD, RUNS, SUMS_GIVEN, SUMS_ONLY, Job, MaskedAxis, MaskedJob, Tensor,
+    has_slopes)
 from cnorm.kernels.loops cimport (
     LANES_ALIGN, SELECT_SLACK, add_to_selected, copy_mask, find_selected, items_until, list_items, pack_items,
-    prefetch_read, prefetch_write, store_fence, unpack_items, zero_items)
-from cnorm.kernels.machine cimport cached_traffic, nontemporal_one_read, nontemporal_rows_grad
+    prefetch_read, prefetch_write, store_fence, turn_back, turn_items, unpack_items, zero_items)
+from cnorm.kernels.machine cimport MACHINE, cached_traffic, nontemporal_one_read, nontemporal_rows_grad
 from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, offset, pieces_of, place_piece, step
 from cnorm.kernels.masked_sweep cimport Part, look_at_parts, sweep_piece, swept_units, sweeps_parts
 from cnorm.kernels.schedule cimport plain_schedule
@@ -528,6 +530,83 @@ cdef int run_parts(MaskedJob *m, Py_ssize_t number, int threads, char *workspace
     return 0
 
 
+# ---- pieces whose items lie side by side: channels that are last in memory, each with a mask of its own ----
+# The items of some of them are moved, so that cache lines are used whole: those of a piece then lie side by side.
+
+
+cdef inline Py_ssize_t pieces_turned(const MaskedJob *m) noexcept nogil:
+    """How many pieces are moved together: a cache line of items, fewer where threads would be idle; else 1."""
+    cdef const MaskedAxis *last = &m.outer[m.outers - 1]
+    cdef const MaskedAxis *inner = &m.inner[m.inners - 1]
+    cdef int k
+    if m.outers == 0 or m.items != ITEM_ELEMENTS or m.channels != 1 or m.merges or MACHINE.force or (
+            m.unit.size != 1 or m.segment.size != 1 or m.array[3] != NULL):
+        return 1
+    for k in range(3):
+        if m.array[k] != NULL and (last.stride[k] != m.item_bytes or inner.stride[k] == m.item_bytes):
+            return 1
+    return max(1, min(<Py_ssize_t> LANES_ALIGN // m.item_bytes, pieces_of(m) // m.head.threads))
+
+
+cdef void turn_array(const MaskedJob *m, const Piece *piece, int k, Py_ssize_t columns, char *to, Py_ssize_t stride,
+                     bint back) noexcept nogil:
+    """Move the items of some pieces to workspace, or back."""
+    cdef Py_ssize_t i = 0, n, step = m.inner[m.inners - 1].stride[k]
+    cdef char *at
+    while i < piece.length:
+        n = items_of_run(m, i, piece.length - i)
+        at = item_at(m, piece.array[k], k, i)
+        if back:
+            turn_back(m.item_bytes, to + i * m.item_bytes, stride, n, columns, at, step)
+        else:
+            turn_items(m.item_bytes, at, step, n, columns, to + i * m.item_bytes, stride)
+        i += n
+
+
+cdef int run_turned(MaskedJob *m, Py_ssize_t item, Py_ssize_t together, char *workspace,
+                    const Workspace *size) noexcept nogil:
+    """Some pieces, of as many as lie along the last axis of pieces."""
+    cdef MaskedJob turned = m[0]
+    cdef MaskedAxis *axis = &turned.outer[0]
+    cdef Piece piece
+    cdef Py_ssize_t along = m.outer[m.outers - 1].size, items = (along + together - 1) // together
+    cdef Py_ssize_t outer = item // items
+    cdef Py_ssize_t first = outer * along + (item - outer * items) * together, row = m.length * m.item_bytes, i
+    cdef Py_ssize_t columns = min(together, (outer + 1) * along - first)
+    cdef char *masks = workspace + size.total - size.turned
+    cdef char *arrays = masks - 3 * size.turned
+    cdef int k
+    place_piece(m, first, &piece)
+    turned.outers = 1
+    turned.inners = 1
+    turned.gathers = False
+    axis.size = first + columns
+    for k in range(3):
+        axis.stride[k] = row
+        turned.inner[0].stride[k] = m.item_bytes
+        turned.unit.stride[k] = 0
+        if m.array[k] == NULL:
+            continue
+        if k == 1 and m.zero:  # results take the place of the input
+            turned.array[k] = turned.array[0]
+        else:
+            turn_array(m, &piece, k, columns, arrays + k * size.turned, row, False)
+            turned.array[k] = arrays + k * size.turned - first * row
+    axis.mask = m.length
+    turned.inner[0].mask = 1
+    turned.inner[0].size = m.length
+    turned.mask = masks - first * m.length
+    for i in range(columns):
+        place_piece(m, first + i, &piece)
+        gather_mask(m, &piece, masks + i * m.length)
+    for i in range(first, first + columns):
+        if run_piece(&turned, i, 0, 1, workspace, size):
+            return -1
+    place_piece(m, first, &piece)
+    turn_array(m, &piece, 1, columns, turned.array[1] + first * row, row, True)
+    return 0
+
+
 # ---- all pieces ----
 
 
@@ -547,13 +626,19 @@ cdef inline Workspace workspace_of(const MaskedJob *m) noexcept nogil:
                           + SELECT_SLACK, LANES_ALIGN)
     size.mask = round_up(m.length + SELECT_SLACK, LANES_ALIGN) if m.gathers else 0
     size.parts = round_up(m.part.size * sizeof(Part), LANES_ALIGN) if sweeps_parts(m) and m.outers else 0
-    size.total = 4 * size.packed + 3 * size.parameters + size.stats + size.mask + size.sums + size.parts
+    # of arrays, and of their masks, which are never larger
+    size.turned = round_up(pieces_turned(m) * m.length * m.item_bytes + SELECT_SLACK, LANES_ALIGN)
+    if pieces_turned(m) == 1:
+        size.turned = 0
+    size.total = (4 * size.packed + 3 * size.parameters + size.stats + size.mask + size.sums + size.parts
+                  + 4 * size.turned)
     return size
 
 
 cdef inline Py_ssize_t rows_per_item(const MaskedJob *m) noexcept nogil:
     """Rows with masks of their own that a thread takes at a time, forward: one, if the call is small."""
-    return max(1, min(<Py_ssize_t> MASKED_PIECE_BYTES // (m.length * m.item_bytes), pieces_of(m) // (16 * m.head.threads)))
+    cdef Py_ssize_t rows = MASKED_PIECE_BYTES // (m.length * m.item_bytes)
+    return max(1, min(rows, pieces_of(m) // (16 * m.head.threads)))
 
 
 cdef inline int run_item(MaskedJob *m, Py_ssize_t item, Py_ssize_t pieces, Py_ssize_t rows, int threads,
@@ -565,6 +650,8 @@ cdef inline int run_item(MaskedJob *m, Py_ssize_t item, Py_ssize_t pieces, Py_ss
         return 0
     if m.merges:
         return run_parts(m, item, threads, workspace, size)
+    if size.turned and threads == 1:
+        return run_turned(m, item, pieces_turned(m), workspace, size)
     if threads == 1 and sweeps_rows(m):
         if m.items == ITEM_UNITS:
             forward_whole_rows(m, item)
@@ -603,6 +690,9 @@ cdef int masked_pieces(MaskedJob *m) noexcept nogil:
     if sweeps_rows(m) and m.items == ITEM_ELEMENTS and not m.backward:
         rows = rows_per_item(m)
         items = (pieces + rows - 1) // rows
+    if size.turned and threads > 1 or size.turned and m.head.threads == 1:
+        items = pieces // m.outer[m.outers - 1].size * (
+            (m.outer[m.outers - 1].size + pieces_turned(m) - 1) // pieces_turned(m))
     workspace = <char *> malloc(threads * size.total + LANES_ALIGN)
     if workspace == NULL:
         return -1

@@ -27,6 +27,7 @@ cdef struct Workspace:        # bytes of one thread's
     Py_ssize_t stats
     Py_ssize_t mask           # of a piece, gathered
     Py_ssize_t parts          # what is selected of each part (masked_sweep.pxd)
+    Py_ssize_t turned         # of one array of some pieces whose items lie side by side, one after another
     Py_ssize_t total
 
 

@@ -104,8 +104,8 @@ cdef void forward_whole_rows(const MaskedJob *m, Py_ssize_t number) noexcept nog
     cdef Job job
     cdef UnitBlocks blocks
     cdef void *copies
-    cdef Py_ssize_t first = 0, stop, i
-    cdef int k
+    cdef Py_ssize_t first = 0, stop, next_row, i
+    cdef int reads = 2 if m.reads_add else 0
     place_piece(m, number, &piece)
     memcpy(&job, &m.job, sizeof(Job))
     job.head.threads = 1
@@ -126,12 +126,16 @@ cdef void forward_whole_rows(const MaskedJob *m, Py_ssize_t number) noexcept nog
     copies = align_parameters(&job, &blocks)
     while first < piece.length:
         stop = first + items_until(0, piece.mask + first, piece.length - first)
+        next_row = stop + items_until(1, piece.mask + stop, piece.length - stop)
+        if next_row < piece.length and 2 * m.job.call_bytes >= cached_traffic():
+            prefetch_read(row_of_piece(m, &piece, reads) + next_row * m.inner[0].stride[reads],
+                          min(m.item_bytes, <Py_ssize_t> PREFETCH_DISTANCE))
         if blocks.schedule.strategy == ROW_BATCHES:
             forward_row_batch(&job, &blocks, 0, first, stop)
         else:
             for i in range(first, stop):
                 forward_unit(&job, &blocks, i)
-        first = stop + items_until(1, piece.mask + stop, piece.length - stop)
+        first = next_row
         no_statistics(m, piece.unit + stop, piece.unit + first)
         if m.zero:
             zero_rows(m, &piece, 1, stop, first, blocks.schedule.nontemporal)
@@ -173,8 +177,8 @@ cdef inline const char *add_row(const MaskedJob *m, const Piece *piece, const Un
     return piece.packed[2]
 
 
-cdef inline void apply_to_row(const UnitBlocks *blocks, const Job *job, const Coefficients *coeffs, const char *x, char *y,
-                              Py_ssize_t n, Py_ssize_t at) noexcept nogil:
+cdef inline void apply_to_row(const UnitBlocks *blocks, const Job *job, const Coefficients *coeffs, const char *x,
+                              char *y, Py_ssize_t n, Py_ssize_t at) noexcept nogil:
     """n elements from element `at` on."""
     if has_element_params(job):
         blocks.loops.apply_elementwise(x, y, n, at, coeffs, job.activation)
@@ -385,7 +389,8 @@ cdef void backward_row(const MaskedJob *m, Piece *piece, Job *job, double *total
             n = min(<Py_ssize_t> TILE, piece.length - i)
             place_grad(m, piece, i, piece.packed[1], &grad)
             blocks.loops.grad_rows(&grad, i, n, False, True, NULL, NULL, NULL)
-            select_items(m.item_bytes, piece.packed[1], piece.mask + i, n, piece.array[1] + i * m.item_bytes, True, stream)
+            select_items(m.item_bytes, piece.packed[1], piece.mask + i, n, piece.array[1] + i * m.item_bytes, True,
+                         stream)
             for k in range(3 if has_slopes(job.activation) else 2):
                 add_selected_sums(m.element_bytes, floats + k * bytes + i * m.element_bytes, piece.mask + i, n,
                                   total + k * m.length + i)
@@ -394,8 +399,8 @@ cdef void backward_row(const MaskedJob *m, Piece *piece, Job *job, double *total
         m.job.elements.unit_slope_grads[piece.unit] = grad.sums[3][0]
 
 
-cdef void backward_masked_rows(const MaskedJob *m, Py_ssize_t number, Py_ssize_t stop, Py_ssize_t chunk, char *workspace,
-                               const Workspace *size) noexcept nogil:
+cdef void backward_masked_rows(const MaskedJob *m, Py_ssize_t number, Py_ssize_t stop, Py_ssize_t chunk,
+                               char *workspace, const Workspace *size) noexcept nogil:
     """Pieces number .. stop, each a row, of a chunk."""
     cdef Piece piece
     cdef Job job
@@ -409,7 +414,8 @@ cdef void backward_masked_rows(const MaskedJob *m, Py_ssize_t number, Py_ssize_t
         if ahead and number + ahead < stop:
             prefetch_row(m, number + ahead, stream)
         if piece.count:
-            backward_row(m, &piece, &job, m.sums + 3 * m.length * chunk, workspace + size.total - size.sums, stream, size)
+            backward_row(m, &piece, &job, m.sums + 3 * m.length * chunk, workspace + size.total - size.sums, stream,
+                         size)
         else:
             zero_ends(m, &piece, 1, stream)
         number += 1

@@ -1,4 +1,5 @@
-# Masked norms, units of several parts: the samples of batch norm's channels, whose elements lie side by side.
+# Masked norms, channels whose elements lie side by side: units of several parts, which are the samples of batch norm's
+# channels or the channels of a group with masks of their own; and channels that are units (instance norm).
 #
 # a) No job is made of a part: the loops take the parts of some units, which stay in L2 from their sums to their results.
 # b) Blocks, tiles and the order in which parts merge are those of a job for each part (masked.pyx), and so are the bits.
@@ -8,8 +9,8 @@ from cnorm.kernels.coefficients cimport N_GRAD_SUMS
 from cnorm.kernels.job cimport (
     FLOAT64, ITEM_ELEMENTS, NORM_NONE, SEGMENTS_BACKWARD, SEGMENTS_FORWARD, Job, MaskedJob, Schedule, has_slopes)
 from cnorm.kernels.loops cimport (
-    LANES_ALIGN, Coefficients, copy_mask, find_selected, pack_items, prefetch_read, prefetch_write, select_items, store_fence,
-    zero_bytes)
+    LANES_ALIGN, Coefficients, copy_mask, find_selected, pack_items, prefetch_read, prefetch_write, select_items,
+    store_fence, zero_bytes)
 from cnorm.kernels.machine cimport (
     MACHINE, batch_bytes, cached_traffic, nontemporal_one_read, nontemporal_two_reads, row_pass_bytes)
 from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, offset, place_piece

@@ -20,7 +20,7 @@ from cnorm.kernels.loops cimport (
 from cnorm.kernels.machine cimport cached_traffic, grad_pass_bytes
 from cnorm.kernels.moments cimport ElementRange, UnitBlocks, element_at, gather, run_left, unit_blocks
 from cnorm.kernels.rows_alignment cimport align_parameters
-from cnorm.kernels.schedule cimport min_chunk, schedule_rows_backward
+from cnorm.kernels.schedule cimport min_chunk, schedule_rows_backward, traffic_of
 from cnorm.kernels.tuning cimport (
     ELEMENT_RANGE, PARALLEL_TOTALS_MIN, PARTIAL_STRIDE_MULTIPLE, PARTIALS_CHUNK, PREFETCH_READ_ROW_MAX,
     PREFETCH_WRITE_ROW_MAX, ROW_BLOCK_BYTES, ROW_BLOCK_MIN_ROWS, ROW_BLOCK_ROWS, ROW_PARTIALS_ELEMENTS,
@@ -133,7 +133,7 @@ cdef void set_grad_block(const Job *job, const UnitBlocks *blocks, const RowBloc
     """Describe a block's rows to the loops: all but the addresses and the sums."""
     cdef Py_ssize_t first = block * cut.rows_per_block, row_bytes = blocks.elements * blocks.loops.size
     cdef Py_ssize_t rows_in_cache
-    cdef bint from_memory = 3 * cut.rows * row_bytes >= cached_traffic()  # x, dy and dx
+    cdef bint from_memory = traffic_of(job, cut.rows * row_bytes) >= cached_traffic()
     grad.rows = min(cut.rows_per_block, cut.rows - first)
     grad.from_memory = from_memory and row_bytes <= PREFETCH_WRITE_ROW_MAX
     if from_memory:  # memory is read fastest in one stream

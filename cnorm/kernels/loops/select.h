@@ -288,6 +288,45 @@ static void list_items(const char *mask, ptrdiff_t n, ptrdiff_t *items) {
     }
 }
 
+/* Copies n items of `columns` neighbouring elements each, `stride` bytes apart, to an array per column: rows of
+ * to_stride bytes; and back. Some items at a time, so that cache lines are used whole. */
+enum { TURN_ITEMS = 16 };
+#define TURN(BITS)                                                                                  \
+    static void turn_##BITS(const char *x, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t columns, char *to, \
+                            ptrdiff_t to_stride) {                                                  \
+        for (ptrdiff_t first = 0; first < n; first += TURN_ITEMS) {                                 \
+            const ptrdiff_t stop = first + TURN_ITEMS < n ? first + TURN_ITEMS : n;                 \
+            for (ptrdiff_t k = 0; k < columns; ++k)                                                 \
+                for (ptrdiff_t i = first; i < stop; ++i)                                            \
+                    ((item##BITS *)(to + k * to_stride))[i] = ((const item##BITS *)(x + i * stride))[k]; \
+        }                                                                                           \
+    }                                                                                               \
+    static void turn_back_##BITS(const char *from, ptrdiff_t from_stride, ptrdiff_t n, ptrdiff_t columns, char *y, \
+                                 ptrdiff_t stride) {                                                \
+        for (ptrdiff_t first = 0; first < n; first += TURN_ITEMS) {                                 \
+            const ptrdiff_t stop = first + TURN_ITEMS < n ? first + TURN_ITEMS : n;                 \
+            for (ptrdiff_t i = first; i < stop; ++i)                                                \
+                for (ptrdiff_t k = 0; k < columns; ++k)                                             \
+                    ((item##BITS *)(y + i * stride))[k] = ((const item##BITS *)(from + k * from_stride))[i]; \
+        }                                                                                           \
+    }
+TURN(16)
+TURN(32)
+TURN(64)
+#undef TURN
+static void turn_items(ptrdiff_t size, const char *x, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t columns, char *to,
+                       ptrdiff_t to_stride) {
+    if (size == 4) turn_32(x, stride, n, columns, to, to_stride);
+    else if (size == 2) turn_16(x, stride, n, columns, to, to_stride);
+    else turn_64(x, stride, n, columns, to, to_stride);
+}
+static void turn_back(ptrdiff_t size, const char *from, ptrdiff_t from_stride, ptrdiff_t n, ptrdiff_t columns, char *y,
+                      ptrdiff_t stride) {
+    if (size == 4) turn_back_32(from, from_stride, n, columns, y, stride);
+    else if (size == 2) turn_back_16(from, from_stride, n, columns, y, stride);
+    else turn_back_64(from, from_stride, n, columns, y, stride);
+}
+
 /* Adds the selected ones of n sums, of the accumulation type. */
 #define ADD_SELECTED(A)                                                                             \
     static void add_selected_##A(double *restrict total, const A *restrict sums,                    \
