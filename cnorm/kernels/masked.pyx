@@ -21,7 +21,8 @@ from cnorm.kernels.job cimport (
     has_slopes)
 from cnorm.kernels.loops cimport (
     LANES_ALIGN, SELECT_SLACK, add_to_selected, copy_mask, find_selected, items_until, list_items, pack_items,
-    prefetch_read, prefetch_write, store_fence, turn_back, turn_items, unpack_items, zero_items)
+    prefetch_read, prefetch_write, store_fence, turn_back, turn_items, unpack_items, zero_bytes,
+    zero_items)
 from cnorm.kernels.machine cimport MACHINE, cached_traffic, nontemporal_one_read, nontemporal_rows_grad
 from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, offset, pieces_of, place_piece, step
 from cnorm.kernels.masked_sweep cimport Part, look_at_parts, sweep_piece, swept_units, sweeps_parts
@@ -113,13 +114,18 @@ cdef void unpack_array(const MaskedJob *m, const Piece *piece, int k, bint zero)
 
 cdef void zero_range(const MaskedJob *m, const Piece *piece, int k, Py_ssize_t i, Py_ssize_t stop) noexcept nogil:
     """Set items i .. stop of all sequences of a piece to 0."""
-    cdef Py_ssize_t row, n
+    cdef Py_ssize_t row, n, stride = m.inner[m.inners - 1].stride[k]
+    cdef bint stream = stride == m.item_bytes and streams(m)
     while i < stop:
         n = items_of_run(m, piece.begin + i, stop - i)
         for row in range(rows_of(m, piece)):
-            zero_items(m.item_bytes, item_at(m, row_of(m, piece, k, row), k, piece.begin + i),
-                       m.inner[m.inners - 1].stride[k], n)
+            if stream:
+                zero_bytes(item_at(m, row_of(m, piece, k, row), k, piece.begin + i), n * m.item_bytes, True)
+            else:
+                zero_items(m.item_bytes, item_at(m, row_of(m, piece, k, row), k, piece.begin + i), stride, n)
         i += n
+    if stream:
+        store_fence()
 
 
 cdef inline void zero_outside(const MaskedJob *m, const Piece *piece, int k) noexcept nogil:
@@ -548,6 +554,12 @@ cdef inline Py_ssize_t pieces_turned(const MaskedJob *m) noexcept nogil:
     return max(1, min(<Py_ssize_t> LANES_ALIGN // m.item_bytes, pieces_of(m) // m.head.threads))
 
 
+cdef inline Py_ssize_t turned_stride(const MaskedJob *m) noexcept nogil:
+    """Bytes from one piece to the next in workspace: an odd number of cache lines, so that the pieces do not share a set
+    of L1 (set conflict)."""
+    return round_up(m.length * m.item_bytes, 2 * LANES_ALIGN) + LANES_ALIGN
+
+
 cdef void turn_array(const MaskedJob *m, const Piece *piece, int k, Py_ssize_t columns, char *to, Py_ssize_t stride,
                      bint back) noexcept nogil:
     """Move the items of some pieces to workspace, or back."""
@@ -571,7 +583,7 @@ cdef int run_turned(MaskedJob *m, Py_ssize_t item, Py_ssize_t together, char *wo
     cdef Piece piece
     cdef Py_ssize_t along = m.outer[m.outers - 1].size, items = (along + together - 1) // together
     cdef Py_ssize_t outer = item // items
-    cdef Py_ssize_t first = outer * along + (item - outer * items) * together, row = m.length * m.item_bytes, i
+    cdef Py_ssize_t first = outer * along + (item - outer * items) * together, row = turned_stride(m), i
     cdef Py_ssize_t columns = min(together, (outer + 1) * along - first)
     cdef char *masks = workspace + size.total - size.turned
     cdef char *arrays = masks - 3 * size.turned
@@ -627,7 +639,7 @@ cdef inline Workspace workspace_of(const MaskedJob *m) noexcept nogil:
     size.mask = round_up(m.length + SELECT_SLACK, LANES_ALIGN) if m.gathers else 0
     size.parts = round_up(m.part.size * sizeof(Part), LANES_ALIGN) if sweeps_parts(m) and m.outers else 0
     # of arrays, and of their masks, which are never larger
-    size.turned = round_up(pieces_turned(m) * m.length * m.item_bytes + SELECT_SLACK, LANES_ALIGN)
+    size.turned = pieces_turned(m) * turned_stride(m) + LANES_ALIGN
     if pieces_turned(m) == 1:
         size.turned = 0
     size.total = (4 * size.packed + 3 * size.parameters + size.stats + size.mask + size.sums + size.parts
@@ -645,8 +657,7 @@ cdef inline int run_item(MaskedJob *m, Py_ssize_t item, Py_ssize_t pieces, Py_ss
                          char *workspace, const Workspace *size, const Part *parts) noexcept nogil:
     """A piece, or the pieces of a chunk; or so many rows."""
     cdef Py_ssize_t i
-    if threads == 1 and sweeps_parts(m):
-        sweep_piece(m, item, workspace, size, parts)
+    if threads == 1 and sweeps_parts(m) and sweep_piece(m, item, workspace, size, parts):
         return 0
     if m.merges:
         return run_parts(m, item, threads, workspace, size)

@@ -363,9 +363,11 @@ cdef inline void sweep_backward(const MaskedJob *m, const Piece *whole, const Pa
         store_fence()
 
 
-cdef inline void sweep_piece(const MaskedJob *m, Py_ssize_t number, char *workspace, const Workspace *size,
-                      const Part *parts) noexcept nogil:
-    """Some units of several parts. parts: of all pieces, or NULL where pieces differ in them."""
+cdef inline bint sweep_piece(const MaskedJob *m, Py_ssize_t number, char *workspace, const Workspace *size,
+                             const Part *parts) noexcept nogil:
+    """Some units of several parts. parts: of all pieces, or NULL where pieces differ in them.
+
+    False where a job does better, and nothing was done: where units have no parts and what is selected is one run."""
     cdef Piece whole
     cdef Part *own
     place_piece(m, number, &whole)
@@ -377,7 +379,10 @@ cdef inline void sweep_piece(const MaskedJob *m, Py_ssize_t number, char *worksp
             whole.mask = <char *> whole.stats + size.stats
         look_at_parts(m, whole.mask, own)
         parts = own
+    if not m.merges and (parts[0].one_run or parts[0].count == 0):
+        return False
     if m.backward:
         sweep_backward(m, &whole, parts)
     else:
         sweep_forward(m, &whole, parts)
+    return True
