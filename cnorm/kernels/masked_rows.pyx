@@ -106,6 +106,8 @@ cdef void forward_whole_rows(const MaskedJob *m, Py_ssize_t number) noexcept nog
     cdef void *copies
     cdef Py_ssize_t first = 0, stop, next_row, i
     cdef int reads = 2 if m.reads_add else 0
+    cdef bint from_memory = 2 * m.job.call_bytes >= cached_traffic()
+    cdef bint stream = from_memory and m.array[1] != m.array[0] and m.array[1] != m.array[2]
     place_piece(m, number, &piece)
     memcpy(&job, &m.job, sizeof(Job))
     job.head.threads = 1
@@ -127,7 +129,7 @@ cdef void forward_whole_rows(const MaskedJob *m, Py_ssize_t number) noexcept nog
     while first < piece.length:
         stop = first + items_until(0, piece.mask + first, piece.length - first)
         next_row = stop + items_until(1, piece.mask + stop, piece.length - stop)
-        if next_row < piece.length and 2 * m.job.call_bytes >= cached_traffic():
+        if next_row < piece.length and from_memory:
             prefetch_read(row_of_piece(m, &piece, reads) + next_row * m.inner[0].stride[reads],
                           min(m.item_bytes, <Py_ssize_t> PREFETCH_DISTANCE))
         if blocks.schedule.strategy == ROW_BATCHES:
@@ -138,9 +140,11 @@ cdef void forward_whole_rows(const MaskedJob *m, Py_ssize_t number) noexcept nog
         first = next_row
         no_statistics(m, piece.unit + stop, piece.unit + first)
         if m.zero:
-            zero_rows(m, &piece, 1, stop, first, blocks.schedule.nontemporal)
+            zero_rows(m, &piece, 1, stop, first, stream)
         if m.reads_add and m.zero_sum:
             zero_rows(m, &piece, 0, stop, first, False)
+    if stream:
+        store_fence()
     free(copies)
 
 

@@ -367,7 +367,8 @@ cdef inline bint sweep_piece(const MaskedJob *m, Py_ssize_t number, char *worksp
                              const Part *parts) noexcept nogil:
     """Some units of several parts. parts: of all pieces, or NULL where pieces differ in them.
 
-    False where a job does better, and nothing was done: where units have no parts and what is selected is one run."""
+    False where a job does better, and nothing was done: forward, where units have no parts and what is selected is one
+    run. A job reads and writes unit by unit."""
     cdef Piece whole
     cdef Part *own
     place_piece(m, number, &whole)
@@ -379,7 +380,7 @@ cdef inline bint sweep_piece(const MaskedJob *m, Py_ssize_t number, char *worksp
             whole.mask = <char *> whole.stats + size.stats
         look_at_parts(m, whole.mask, own)
         parts = own
-    if not m.merges and (parts[0].one_run or parts[0].count == 0):
+    if not m.merges and not m.backward and (parts[0].one_run or parts[0].count == 0):
         return False
     if m.backward:
         sweep_backward(m, &whole, parts)

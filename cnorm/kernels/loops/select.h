@@ -290,12 +290,14 @@ static void list_items(const char *mask, ptrdiff_t n, ptrdiff_t *items) {
 
 /* Copies n items of `columns` neighbouring elements each, `stride` bytes apart, to an array per column: rows of
  * to_stride bytes; and back. Some items at a time, so that cache lines are used whole. */
-enum { TURN_ITEMS = 16 };
+enum { TURN_ITEMS = 16, TURN_AHEAD = 4 * TURN_ITEMS }; /* prefetched, as items lie in pages of their own */
 #define TURN(BITS)                                                                                  \
     static void turn_##BITS(const char *x, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t columns, char *to, \
                             ptrdiff_t to_stride) {                                                  \
         for (ptrdiff_t first = 0; first < n; first += TURN_ITEMS) {                                 \
             const ptrdiff_t stop = first + TURN_ITEMS < n ? first + TURN_ITEMS : n;                 \
+            for (ptrdiff_t i = first; i < stop; ++i)                                                \
+                __builtin_prefetch(x + (i + TURN_AHEAD) * stride, 0, 3);                            \
             for (ptrdiff_t k = 0; k < columns; ++k)                                                 \
                 for (ptrdiff_t i = first; i < stop; ++i)                                            \
                     ((item##BITS *)(to + k * to_stride))[i] = ((const item##BITS *)(x + i * stride))[k]; \
@@ -305,6 +307,8 @@ enum { TURN_ITEMS = 16 };
                                  ptrdiff_t stride) {                                                \
         for (ptrdiff_t first = 0; first < n; first += TURN_ITEMS) {                                 \
             const ptrdiff_t stop = first + TURN_ITEMS < n ? first + TURN_ITEMS : n;                 \
+            for (ptrdiff_t i = first; i < stop; ++i)                                                \
+                __builtin_prefetch(y + (i + TURN_AHEAD) * stride, 1, 3);                            \
             for (ptrdiff_t i = first; i < stop; ++i)                                                \
                 for (ptrdiff_t k = 0; k < columns; ++k)                                             \
                     ((item##BITS *)(y + i * stride))[k] = ((const item##BITS *)(from + k * from_stride))[i]; \
