@@ -12,7 +12,7 @@ from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
 
 from cnorm.kernels.job cimport FLOAT64, JOB_AXES, ROW_BATCHES, TWO_SWEEPS, Axes, Moments, MomentsJob, Schedule
-from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, READ_BY_DTYPE, keep_selected, short_rows_moments
+from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, READ_BY_DTYPE, LoopTable, keep_selected, short_rows_moments
 from cnorm.kernels.moments cimport Tree, finite, merge_partials, moments_from_sums, tree_push, tree_total
 from cnorm.kernels.schedule cimport min_chunk, schedule_sequences, short_rows_together
 from cnorm.kernels.statistics cimport settle_moments, shift_is_poor
@@ -93,17 +93,25 @@ cdef inline bint selects(const MomentsJob *job) noexcept nogil:
     return job.mask != NULL or job.omit_nan
 
 
+cdef struct TileData:
+    const char *x             # in a buffer, as doubles, or in place
+    const LoopTable *loops    # of the type in which they are stored there
+
+
 cdef inline Py_ssize_t read_tile(const MomentsJob *job, Cursor *cursor, Py_ssize_t wanted, double *buffer,
-                                 const double **tile) noexcept nogil:
+                                 TileData *tile) noexcept nogil:
     """The next elements of a unit, at most `wanted`, and the cursor behind them; 0 at the unit's end.
 
-    tile: OUT, where they are: in the buffer, or in place."""
+    tile: OUT, where they are: in the buffer, or, where the dtype has loops of its own, in place."""
     cdef Py_ssize_t found = 0, n, stride = job.reduced.x[job.reduced.count - 1] if job.reduced.count else 8
     cdef Py_ssize_t mask_stride = job.reduced.mask[job.reduced.count - 1] if job.reduced.count else 0
-    tile[0] = buffer
-    if job.head.dtype == FLOAT64 and not selects(job) and cursor.left >= wanted and stride == 8:
-        tile[0] = <const double *> cursor.x
-        cursor.x += 8 * wanted
+    tile.x = <const char *> buffer
+    tile.loops = LOOPS_BY_DTYPE[<int> FLOAT64]
+    if cursor.left >= wanted and stride == LOOPS_BY_DTYPE[job.head.dtype].size and not selects(job) and (
+            LOOPS_BY_DTYPE[job.head.dtype].sums != NULL):
+        tile.x = cursor.x
+        tile.loops = LOOPS_BY_DTYPE[job.head.dtype]
+        cursor.x += stride * wanted
         cursor.left -= wanted
         return wanted
     while found < wanted:
@@ -130,9 +138,9 @@ cdef inline Moments next_block(const MomentsJob *job, Cursor *cursor, Py_ssize_t
     a count of 0."""
     cdef double buffer[TILE]
     cdef double sums[2]
-    cdef const double *tile
+    cdef TileData tile
     cdef Cursor begin
-    cdef double shift = 0, sum_d, sum_dd
+    cdef double shift = 0, sum_d, sum_dd, first
     cdef Py_ssize_t count, n = 0
     cdef int attempt
     if elements > TILE:
@@ -147,11 +155,13 @@ cdef inline Moments next_block(const MomentsJob *job, Cursor *cursor, Py_ssize_t
             if n == 0:
                 break
             if attempt == 0 and count == 0:
-                shift = LOOPS_BY_DTYPE[1].probe(<const char *> tile, n)
-            LOOPS_BY_DTYPE[1].sums(<const char *> tile, 1, 0, n, shift, True, 0, sums)
-            if count == 0 and attempt == 0 and not (finite(sums[0]) and finite(sums[1])) and finite(tile[0]):
-                shift = tile[0]  # squares of large numbers overflow; those of their differences may not
-                LOOPS_BY_DTYPE[1].sums(<const char *> tile, 1, 0, n, shift, True, 0, sums)
+                shift = tile.loops.probe(tile.x, n)
+            tile.loops.sums(tile.x, 1, 0, n, shift, True, 0, sums)
+            if count == 0 and attempt == 0 and not (finite(sums[0]) and finite(sums[1])):
+                tile.loops.widen64(tile.x, 1, &first)
+                if finite(first):
+                    shift = first  # squares of large numbers overflow; those of their differences may not
+                    tile.loops.sums(tile.x, 1, 0, n, shift, True, 0, sums)
             count += n
             sum_d += sums[0]
             sum_dd += sums[1]
@@ -237,7 +247,7 @@ cdef inline void place_at_selected(const MomentsJob *job, Py_ssize_t unit, const
                                    Cursor *cursor) noexcept nogil:
     """The cursor at a selected element of a unit; counts: of the unit's ranges of positions."""
     cdef double buffer[TILE]
-    cdef const double *tile
+    cdef TileData tile
     cdef Py_ssize_t position = 0
     while element >= counts[position]:
         element -= counts[position]

@@ -3,8 +3,10 @@
  *   A          accumulation type: f32 or f64
  *   VECTOR     vector of accumulators (simd/lanes.h): f32l or f64l
  *   ACC_DTYPE  the accumulation type as a Dtype
+ * and MOMENTS_ALONE where a storage type has no other loops than the sums of moments (simd/wide.h).
  *
- * The loops are in convert.h and in five files by family, included at the end of this one. FN(name) is the name of a
+ * The sums of moments are in unit_sums.h and column_sums.h, the other loops in convert.h and in five files by family,
+ * included at the end of this one. FN(name) is the name of a
  * function for S. A function whose name ends in _any or _block takes what chooses a variant (`elementwise`, `centred`,
  * `activation`, `store`) as its last arguments, and is inlined into one function per variant. These are constants where
  * a variant is worth its code; where a caller hands on what it was given, each vector tests it.
@@ -44,6 +46,11 @@
  * would cost a memory access of its own. */
 #define WHOLE_LINES(K) ((K) * LANES * sizeof(S) % LANES_ALIGN == 0)
 
+#ifndef MOMENTS_ALONE
+#define MOMENTS_ALONE 0
+#endif
+
+#if !MOMENTS_ALONE
 /* ---- loop peeling ---- */
 
 /* Elements of y to store before its aligned address: that of a cache line for non-temporal stores. Plain stores of a
@@ -107,6 +114,14 @@ static ptrdiff_t FN(common_peel)(char *const *y, ptrdiff_t rows, ptrdiff_t n, in
         STORE_PARTIAL((y) + i, result, partial);                     \
     }
 
+INLINE void FN(vector_store)(char *row, ptrdiff_t j, ptrdiff_t partial, VECTOR v, const int nontemporal) {
+    S *p = (S *)row + j;
+    if (partial) STORE_PARTIAL(p, v, partial);
+    else if (nontemporal) STREAM(p, v);
+    else STORE(p, v);
+}
+#endif
+
 /* ---- one vector at element j, whole or partial: of a row (S), and of parameters or sums (A) ---- */
 
 INLINE VECTOR FN(vector_load)(const char *row, ptrdiff_t j, ptrdiff_t partial, VECTOR padding) {
@@ -116,12 +131,6 @@ INLINE VECTOR FN(vector_load)(const char *row, ptrdiff_t j, ptrdiff_t partial, V
 INLINE VECTOR FN(acc_load)(const void *values, ptrdiff_t j, ptrdiff_t partial) {
     const A *p = (const A *)values + j;
     return partial ? CAT(A, load_partial)(p, partial, SET(0)) : CAT(A, load)(p);
-}
-INLINE void FN(vector_store)(char *row, ptrdiff_t j, ptrdiff_t partial, VECTOR v, const int nontemporal) {
-    S *p = (S *)row + j;
-    if (partial) STORE_PARTIAL(p, v, partial);
-    else if (nontemporal) STREAM(p, v);
-    else STORE(p, v);
 }
 INLINE void FN(acc_store)(A *values, ptrdiff_t j, ptrdiff_t partial, VECTOR v) {
     if (partial) CAT(A, store_partial)(values + j, v, partial);
@@ -162,6 +171,20 @@ INLINE VECTOR FN(activation_backward)(VECTOR g, VECTOR z, VECTOR slope, VECTOR l
 /* For each k of the R rows that are processed side by side; R is at most 4. Captures R, declares k. */
 #define FOR_UNROLLED_ROWS _Pragma("GCC unroll 4") for (int k = 0; k < R; ++k)
 
+#include "loops/unit_sums.h"
+#include "loops/column_sums.h"
+#if MOMENTS_ALONE
+#undef PREFETCH_VECTOR
+#undef PREFETCH_READ
+#undef PREFETCH_WRITE
+#undef PROBE_SIZE
+#undef FOR_COLUMN_BLOCKS
+#undef FOR_VECTORS
+#undef COLUMN
+#undef PARTIAL_OF_VECTOR
+#undef PREFETCH_COLUMN
+#undef SUMMED_COLUMNS_MAX
+#else
 #include "loops/convert.h"
 #include "loops/units.h"
 #include "loops/rows.h"
@@ -183,6 +206,7 @@ static const LoopTable FN(table) = {
     .crossed_grad_sums = FN(crossed_grad_sums), .crossed_grad_apply = FN(crossed_grad_apply), .window_squares = FN(window_squares),
     .window_apply = FN(window_apply), .window_prepare = FN(window_prepare), .window_grad = FN(window_grad),
 };
+#endif
 
 #undef FN
 #undef LOAD
@@ -216,3 +240,4 @@ static const LoopTable FN(table) = {
 #undef A
 #undef VECTOR
 #undef ACC_DTYPE
+#undef MOMENTS_ALONE

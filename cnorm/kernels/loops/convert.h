@@ -38,10 +38,3 @@ static void FN(store64)(const double *x, ptrdiff_t n, char *target) {
         else STORE_PARTIAL(y + i, CAT(A, load_partial)(buffer, count, SET(0)), count);
     }
 }
-
-/* Whether any of n values of the accumulation type is not 0. */
-static int FN(any_nonzero)(const void *values, ptrdiff_t n) {
-    int any = 0;
-    for (ptrdiff_t i = 0; i < n; ++i) any |= ((const A *)values)[i] != 0;
-    return any;
-}

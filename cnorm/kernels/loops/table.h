@@ -251,6 +251,19 @@ NATIVE_BF16_BEGIN
 NATIVE_BF16_END
 #endif
 
+#define S f32w
+#define A f64
+#define VECTOR f64l
+#define ACC_DTYPE FLOAT64
+#define MOMENTS_ALONE 1
+#include "loops/common.h"
+#define S u8w
+#define A f64
+#define VECTOR f64l
+#define ACC_DTYPE FLOAT64
+#define MOMENTS_ALONE 1
+#include "loops/common.h"
+
 #include "loops/wide.h"
 #include "loops/image.h"
 

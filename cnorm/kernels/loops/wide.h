@@ -1,8 +1,9 @@
 /* Every dtype as double: what moments and standardize read and write. Included by table.h, after the loops of float64.
  *
- * Moments are taken in double whatever the dtype. The sums are the loops of float64 (units.h, columns.h): a few
- * thousand elements are converted to double at a time, in L1, and then summed there. So a dtype costs a conversion, and
- * an array has the moments of its conversion to float64, to the bit. Integers beyond 2**53 are rounded.
+ * Moments are taken in double whatever the dtype: an array has the moments of its conversion to float64, to the bit.
+ * float32 and uint8 have loops of their own, which convert what they load (simd/wide.h). For the other dtypes the sums
+ * are the loops of float64 (unit_sums.h, column_sums.h): a few thousand elements are converted to double at a time, in
+ * L1, and then summed there. Integers beyond 2**53 are rounded.
  *
  * "Selected" elements are those where the mask is True, and with omit_nan those that are not NaN. mask may be NULL.
  */
@@ -177,14 +178,20 @@ static void selected_column_probe(read_elements read, ptrdiff_t size, const char
     wide_column_probe_any(read, size, x, mask, mask_stride, omit_nan, rows, columns, shift, 1);
 }
 
-/* The table of a dtype that is read as double: what columns_moments.pxd calls. */
-#define WIDE_TABLE(S, T)                                                                                               \
+/* The table of a dtype that is read as double: what columns_moments.pxd and sequences.pyx call. `sums` are NULL where
+ * the dtype has no loops of its own. */
+#define WIDE_READ(S, T)                                                                                                \
     static void CAT(wide_widen, S)(const char *x, ptrdiff_t n, void *out) {                                            \
         CAT(read_doubles, S)(x, sizeof(T), n, out);                                                                    \
     }                                                                                                                  \
     static void CAT(wide_widen64, S)(const char *x, ptrdiff_t n, double *out) {                                        \
         CAT(read_doubles, S)(x, sizeof(T), n, out);                                                                    \
-    }                                                                                                                  \
+    }
+#define WIDE_HEAD(S, T)                                                                                                \
+    .size = sizeof(T), .acc_size = sizeof(double), .acc_dtype = FLOAT64, .rounded = rounded_f64,                       \
+    .widen = CAT(wide_widen, S), .widen64 = CAT(wide_widen64, S)
+#define WIDE_TABLE(S, T)                                                                                               \
+    WIDE_READ(S, T)                                                                                                    \
     static void CAT(wide_column_probe, S)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, void *shift) {      \
         wide_column_probe_any(CAT(read_doubles, S), sizeof(T), x, NULL, 0, 0, rows, columns, shift, 0);                \
     }                                                                                                                  \
@@ -196,15 +203,20 @@ static void selected_column_probe(read_elements read, ptrdiff_t size, const char
                              sum_dd);                                                                                  \
     }                                                                                                                  \
     static const LoopTable CAT(wide, S) = {                                                                            \
-        .size = sizeof(T), .acc_size = sizeof(double), .acc_dtype = FLOAT64, .rounded = rounded_f64,                   \
-        .widen = CAT(wide_widen, S), .widen64 = CAT(wide_widen64, S), .column_probe = CAT(wide_column_probe, S),       \
-        .column_sums = CAT(wide_column_sums, S),                                                                       \
+        WIDE_HEAD(S, T), .column_probe = CAT(wide_column_probe, S), .column_sums = CAT(wide_column_sums, S),           \
     };
-WIDE_TABLE(f32, float)
+/* ... with loops of its own, of which W is the storage type in simd/wide.h */
+#define WIDE_TABLE_DIRECT(S, T, W)                                                                                     \
+    WIDE_READ(S, T)                                                                                                    \
+    static const LoopTable CAT(wide, S) = {                                                                            \
+        WIDE_HEAD(S, T), .probe = CAT(probe, W), .sums = CAT(sums, W), .column_probe = CAT(column_probe, W),           \
+        .column_sums = CAT(column_sums, W),                                                                            \
+    };
+WIDE_TABLE_DIRECT(f32, float, f32w)
 WIDE_TABLE(f16, f16)
 WIDE_TABLE(bf16, bf16)
 WIDE_TABLE(i8, int8_t)
-WIDE_TABLE(u8, uint8_t)
+WIDE_TABLE_DIRECT(u8, uint8_t, u8w)
 WIDE_TABLE(i16, int16_t)
 WIDE_TABLE(u16, uint16_t)
 WIDE_TABLE(i32, int32_t)

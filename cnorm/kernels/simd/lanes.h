@@ -9,6 +9,7 @@
  *     A_negative_power                                                                   pow.h
  *   for each storage type S (f32, f64, f16, bf16, bf16n)
  *     S_load, S_store, partial vectors, halves, pairs, non-temporal stores              memory.h, half.h, bf16_native.h
+ *   for S = f32w and u8w, which are computed in double, loads, and stores of f32w      wide.h
  *   store_fence                                                                         memory.h
  *   enable_subnormals, restore_subnormals                                                subnormals.h
  *
@@ -25,6 +26,7 @@
 #include "simd/half.h"
 #include "simd/memory.h"
 #include "simd/bf16_native.h"
+#include "simd/wide.h"
 #include "simd/subnormals.h"
 
 #endif
