@@ -16,7 +16,8 @@ from cnorm._call.launch cimport launch
 from cnorm._call.moments cimport wide_code
 from cnorm._call.observe cimport note
 from cnorm._call.standardize cimport result_dtype
-from cnorm._plan cimport axes_together
+from cnorm._plan cimport MAX_DIMS, axes_together
+from cnorm._pool cimport new_array
 from cnorm._runtime cimport kernels, threads_for
 from cnorm.kernels.job cimport IMAGE_FORWARD, WIDE_INT32, WIDE_INT64, WIDE_UINT32, WIDE_UINT64, ImageJob
 from cnorm.kernels.tuning cimport IMAGE_TABLE_MIN_PIXELS
@@ -75,9 +76,17 @@ cdef class Image:
             shape.insert(self.to, shape.pop(self.channel))
         return tuple(shape)
 
+    cdef cnp.ndarray new_result(self, object dtype):
+        cdef cnp.npy_intp shape[MAX_DIMS]
+        cdef int i = 0
+        for n in self.result_shape():
+            shape[i] = n
+            i += 1
+        return new_array(dtype.num, i, shape)
+
     cdef cnp.ndarray run(self, cnp.ndarray out, object dtype):
         """The result, in `out` where that is given."""
-        cdef cnp.ndarray result = np.empty(self.result_shape(), dtype) if out is None else out
+        cdef cnp.ndarray result = out if out is not None else self.new_result(dtype)
         cdef cnp.ndarray into = result
         cdef ImageJob job
         if not is_native(self.x):

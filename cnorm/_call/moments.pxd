@@ -18,7 +18,8 @@ cdef class Measurement:
     cdef int run(self) except -1
     cdef int copy(self) except -1
     cdef int copy_mask(self) except -1
-    cdef int save(self, cnp.ndarray results) except -1
+    cdef int make_results(self) except -1
+    cdef int order_results(self) except -1
 
 
 cdef int wide_code(cnp.ndarray a) noexcept

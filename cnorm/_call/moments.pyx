@@ -17,6 +17,7 @@ from cnorm._call.launch cimport launch
 from cnorm._call.masks cimport as_mask, without_mask
 from cnorm._call.observe cimport note
 from cnorm._plan cimport MAX_DIMS
+from cnorm._pool cimport new_array
 from cnorm._runtime cimport threads_for
 from cnorm.kernels.job cimport (
     FLOAT64, SELECTED_COLUMNS_MOMENTS, SEQUENCES_MOMENTS, WIDE_BFLOAT16, WIDE_FLOAT16, WIDE_FLOAT32, WIDE_INT8,
@@ -166,16 +167,13 @@ cdef class Measurement:
         """Fill in the moments."""
         cdef MomentsJob job
         cdef bint columns
-        cdef cnp.ndarray results
         cdef tuple shape = self.kept_shape()
         cdef Py_ssize_t units = 1, n
         cdef int axes
         for n in shape:
             units *= n
-        results = np.zeros((4, units))
         if units == 0 or cnp.PyArray_SIZE(self.x) == 0:
-            self.order = list(self.kept)
-            self.save(results)
+            self.count, self.mean, self.lo, self.m2 = np.zeros((4, *shape))
             return 0
         job.elements = cnp.PyArray_SIZE(self.x) // units
         # the family follows from the input alone: a mask changes no bits by its strides
@@ -200,14 +198,15 @@ cdef class Measurement:
         job.omit_nan = self.omit
         job.units = units
         job.head.threads = threads_for(cnp.PyArray_NBYTES(self.x))
-        job.count = float64_data(results)
-        job.mean = job.count + units
-        job.lo = job.mean + units
-        job.m2 = job.lo + units
+        self.make_results()
+        job.count = float64_data(self.count)
+        job.mean = float64_data(self.mean)
+        job.lo = float64_data(self.lo)
+        job.m2 = float64_data(self.m2)
         job.head.schedule_only = NULL
         launch(SELECTED_COLUMNS_MOMENTS if columns else SEQUENCES_MOMENTS, &job.head, cnp.PyArray_NBYTES(self.x),
                "sums")
-        self.save(results)
+        self.order_results()
         return 0
 
     cdef int copy(self) except -1:
@@ -230,17 +229,25 @@ cdef class Measurement:
         self.mask = np.broadcast_to(copy, shape_of(self.x))
         return 0
 
-    cdef int save(self, cnp.ndarray results) except -1:
-        """Take the results, in the order in which the kernels number units, in the shape of the kept axes."""
-        shape = [cnp.PyArray_DIM(self.x, i) for i in self.order]
-        back = np.argsort(self.order) if self.order != sorted(self.order) else None
-        self.count, self.mean, self.lo, self.m2 = [ordered(one.reshape(shape), back) for one in results]
+    cdef int make_results(self) except -1:
+        """Memory for the results, in the order in which the kernels number units."""
+        cdef cnp.npy_intp shape[MAX_DIMS]
+        cdef int i, ndim = len(self.order)
+        for i in range(ndim):
+            shape[i] = cnp.PyArray_DIM(self.x, self.order[i])
+        self.count = new_array(cnp.NPY_DOUBLE, ndim, shape)
+        self.mean = new_array(cnp.NPY_DOUBLE, ndim, shape)
+        self.lo = new_array(cnp.NPY_DOUBLE, ndim, shape)
+        self.m2 = new_array(cnp.NPY_DOUBLE, ndim, shape)
         return 0
 
-
-cdef cnp.ndarray ordered(cnp.ndarray a, object back):
-    """A C-contiguous array of permuted axes, no view of a larger one."""
-    return np.array(a if back is None else a.transpose(back), order="C")
+    cdef int order_results(self) except -1:
+        """The results in the order of the kept axes: C-contiguous arrays, no views of larger ones."""
+        if self.order != sorted(self.order):
+            back = np.argsort(self.order)
+            self.count, self.mean, self.lo, self.m2 = [
+                np.array(one.transpose(back), order="C") for one in (self.count, self.mean, self.lo, self.m2)]
+        return 0
 
 
 cdef int refuse_nan(Measurement m) except -1:

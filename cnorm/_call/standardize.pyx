@@ -15,7 +15,7 @@ from cnorm._call.moments cimport (
     Measurement, add_axis, as_axes, as_numbers, check_policy, kept_axes, measured, memory_order, resolve_axes,
     to_doubles, variance, wide_code)
 from cnorm._call.observe cimport note
-from cnorm._pool cimport empty_like
+from cnorm._pool cimport empty_like, new_array
 from cnorm._runtime cimport threads_for
 from cnorm.kernels.job cimport STANDARDIZE_FORWARD, StandardizeJob
 
@@ -79,7 +79,7 @@ cdef class Application:
     cdef cnp.ndarray x, mask, y, result
     cdef cnp.ndarray mean, lo, scale
     cdef tuple kept
-    cdef bint inverse
+    cdef bint inverse, read_before
     cdef tuple bounds
 
     cdef int plan(self, StandardizeJob *job) except -1:
@@ -112,6 +112,8 @@ cdef class Application:
                 self.y = np.zeros_like(self.x, dtype)
             elif self.x.dtype == dtype:
                 self.y = empty_like(self.x)
+            elif cnp.PyArray_IS_C_CONTIGUOUS(self.x):
+                self.y = new_array(dtype.num, cnp.PyArray_NDIM(self.x), cnp.PyArray_DIMS(self.x))
             else:
                 self.y = np.empty_like(self.x, dtype)
             self.result = self.y
@@ -147,6 +149,7 @@ cdef class Application:
         job.head.dtype = wide_code(self.x)
         job.out_dtype = dtype_code(self.y)
         job.head.threads = threads_for(cnp.PyArray_NBYTES(self.x))
+        job.read_before = self.read_before
         job.inverse = self.inverse
         job.clips = self.bounds is not None
         job.low, job.high = self.bounds if self.bounds is not None else (0.0, 0.0)
@@ -180,6 +183,7 @@ def standardize(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtyp
     """`cnorm.functional.standardize`."""
     cdef cnp.ndarray x, mask, into = as_out(out, "out")
     cdef Measurement m
+    cdef Application call
     cdef double added = as_float(eps, "eps"), less = as_float(ddof, "ddof")
     cdef tuple bounds = as_bounds(clip), axes, kept, shape
     cdef bint with_stats = return_stats
@@ -210,7 +214,9 @@ def standardize(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtyp
         if nan_policy == "raise":
             measured(x, mask, tuple(range(cnp.PyArray_NDIM(x))), nan_policy)
     rstd = scale_from(spread, added, False)
-    y = application(x, mask, kept, average, lo, rstd, bounds, False).run(dtype, into)
+    call = application(x, mask, kept, average, lo, rstd, bounds, False)
+    call.read_before = mean is None
+    y = call.run(dtype, into)
     if into is None:
         y = masked_like(whole, y)
     if not with_stats:

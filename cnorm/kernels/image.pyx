@@ -7,7 +7,7 @@ from cython.parallel cimport prange
 
 from cnorm.kernels.job cimport RUNS, ImageJob
 from cnorm.kernels.loops cimport (
-    LOOPS_BY_DTYPE, READ_BY_DTYPE, look_up, normalize_values, scatter, write_elements)
+    LOOPS_BY_DTYPE, READ_BY_DTYPE, look_up, look_up_three, normalize_values, scatter, write_elements)
 from cnorm.kernels.schedule cimport min_chunk, plain_schedule
 from cnorm.kernels.tuning cimport STANDARDIZE_CHUNK
 
@@ -36,9 +36,13 @@ cdef void normalize_item(const ImageJob *job, Py_ssize_t chunks, Py_ssize_t item
     cdef Py_ssize_t image = at // job.shape[2], row = at - image * job.shape[2], channel
     cdef const char *x = job.x + image * job.x_strides[0] + row * job.x_strides[2] + first * job.x_strides[3]
     cdef char *y = job.y + image * job.y_strides[0] + row * job.y_strides[2] + first * job.y_strides[3]
+    cdef Py_ssize_t n = min(<Py_ssize_t> STANDARDIZE_CHUNK, job.shape[3] - first)
+    if job.table != NULL and job.shape[1] == 3 and job.x_strides[1] == 1 and job.x_strides[3] == 3:
+        look_up_three(<const unsigned char *> x, n, job.table, LOOPS_BY_DTYPE[job.out_dtype].size, y,
+                      job.y_strides[3], job.y_strides[1])
+        return
     for channel in range(job.shape[1]):
-        normalize_pixels(job, channel, x + channel * job.x_strides[1], y + channel * job.y_strides[1],
-                         min(<Py_ssize_t> STANDARDIZE_CHUNK, job.shape[3] - first))
+        normalize_pixels(job, channel, x + channel * job.x_strides[1], y + channel * job.y_strides[1], n)
 
 
 cdef int image_forward(ImageJob *job) noexcept nogil:

@@ -239,6 +239,7 @@ cdef struct StandardizeJob:
     const char *x
     char *y
     const char *mask       # where 0, y keeps its value
+    bint read_before       # the call has read x from end to end
     bint inverse
     bint clips
     double low

@@ -194,18 +194,23 @@ cdef extern from "loops/table.h" nogil:
     void selected_column_sums(read_elements read, Py_ssize_t size, const char **x, const char **mask,
                               Py_ssize_t mask_stride, bint omit_nan, Py_ssize_t rows, Py_ssize_t columns,
                               const double *shift, double *counts, double *sum_d, double *sum_dd)
-    bint short_rows_moments(read_elements read, Py_ssize_t size, const char *x, Py_ssize_t stride, Py_ssize_t rows,
-                            Py_ssize_t n, double *mean, double *lo, double *m2, unsigned char *needs_fallback)
-    void standardize_runs(double *v, Py_ssize_t runs, Py_ssize_t n, const double *mean, const double *lo,
-                          const double *scale, Py_ssize_t step)
-    void standardize_each(double *v, Py_ssize_t n, const double *mean, const double *lo, const double *scale)
-    void restore_runs(double *v, Py_ssize_t runs, Py_ssize_t n, const double *mean, const double *lo,
-                      const double *scale, Py_ssize_t step)
-    void restore_each(double *v, Py_ssize_t n, const double *mean, const double *lo, const double *scale)
-    void clip_values(double *v, Py_ssize_t n, double low, double high)
+    bint short_rows_moments(int dtype, const char *x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n, double *mean,
+                            double *lo, double *m2, unsigned char *needs_fallback)
+    ctypedef struct Change:
+        bint inverse, clips, nontemporal
+        double low, high
+    ctypedef void (*change_elements)(const char *x, char *y, Py_ssize_t n, const double *mean, const double *lo,
+                                     const double *scale, const Change *, bint each) noexcept nogil
+    change_elements change_loop(int dtype, int out_dtype)
+    void f64_f64_change(const char *x, char *y, Py_ssize_t n, const double *mean, const double *lo,
+                        const double *scale, const Change *, bint each)
+    void f64_f32w_change(const char *x, char *y, Py_ssize_t n, const double *mean, const double *lo,
+                         const double *scale, const Change *, bint each)
     void write_elements(int dtype, const double *v, Py_ssize_t n, char *y)
     void write_selected(int dtype, const double *v, Py_ssize_t n, const char *mask, Py_ssize_t mask_stride, char *y)
     void normalize_values(double *v, Py_ssize_t n, double max_value, double mean, double std)
+    void look_up_three(const unsigned char *x, Py_ssize_t n, const void *table, Py_ssize_t size, char *y,
+                       Py_ssize_t y_stride, Py_ssize_t y_channel)
     void look_up(const unsigned char *x, Py_ssize_t x_stride, Py_ssize_t n, const void *table, Py_ssize_t size, char *y,
                  Py_ssize_t y_stride)
     void scatter(const char *values, Py_ssize_t n, Py_ssize_t size, char *y, Py_ssize_t stride)

@@ -3,18 +3,18 @@
 # result depends on it: MACHINE.force takes any strategy that applies, and tests compare the bits.
 from cnorm.kernels.columns_layout cimport ColumnLayout
 from cnorm.kernels.job cimport (
-    COLUMN_BLOCKS, GIVEN_BATCHES, GIVEN_IN_ORDER, PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES, ROW_RANGES,
-    SAMPLES_PER_THREAD, SUMS_GIVEN, SUMS_INTERNAL, TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT, WINDOW_SPANS, Job,
-    MomentsJob, Schedule, Tensor, WindowJob, has_signs)
-from cnorm.kernels.loops cimport LOOPS_BY_DTYPE, ROWS_UNROLLED
+    COLUMN_BLOCKS, FLOAT32, FLOAT64, GIVEN_BATCHES, GIVEN_IN_ORDER, PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES,
+    ROW_RANGES, RUNS, SAMPLES_PER_THREAD, SUMS_GIVEN, SUMS_INTERNAL, TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT,
+    WINDOW_SPANS, Job, MomentsJob, Schedule, StandardizeJob, Tensor, WindowJob, has_signs)
+from cnorm.kernels.loops cimport LANES_ALIGN, LOOPS_BY_DTYPE, ROWS_UNROLLED
 from cnorm.kernels.machine cimport (
     MACHINE, batch_bytes, batch_bytes_cached, cached_traffic, columns_from_memory, nontemporal_one_read,
     nontemporal_rows_grad, nontemporal_two_reads, row_pass_bytes, row_pass_bytes_from_memory, row_pass_bytes_half)
 from cnorm.kernels.moments cimport UnitBlocks
 from cnorm.kernels.tuning cimport (
     BATCH_BYTES_FROM_MEMORY, BATCH_GIVEN_SEGMENT_MAX, BATCH_MIN_CALL_BYTES, BATCH_MIN_UNITS, BATCH_UNITS,
-    CHUNKS_PER_THREAD, COLUMN_PREFETCH_BYTES, LANE_MULTIPLE, MOMENT_ROWS, MOMENT_ROW_MAX, PREFETCH_DISTANCE,
-    PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN, ROW_BATCH_MAX, ROW_PASS_MAX_HALF, ROW_PASS_MAX_LONG,
+    CHUNKS_PER_THREAD, COLUMN_PREFETCH_BYTES, LANE_MULTIPLE, MOMENT_ROWS, MOMENT_ROW_MAX, NONTEMPORAL_RUN_MIN_LINES,
+    PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN, ROW_BATCH_MAX, ROW_PASS_MAX_HALF, ROW_PASS_MAX_LONG,
     ROW_PASS_SHORT_BYTES, SPREAD_MAX, SPREAD_MIN_SEGMENTS, SPREAD_UNITS, STACK_PARTIALS, STATIC_ROWS_MAX,
     SWEEP_UNITS_PER_THREAD, TILE)
 from cnorm.kernels.units cimport has_element_params, units_of
@@ -321,6 +321,17 @@ cdef inline bint samples_in_parallel(const MomentsJob *job, Py_ssize_t samples) 
     """Columns: whether each thread takes samples of its own."""
     return job.head.threads > 1 and (samples >= 2 * job.head.threads or forced(SAMPLES_PER_THREAD)) and (
         not forced(ROW_RANGES))
+
+
+cdef inline Schedule schedule_standardize(const StandardizeJob *job, Py_ssize_t items, Py_ssize_t run_bytes,
+                                          Py_ssize_t traffic) noexcept nogil:
+    """run_bytes: of y, that lie side by side; traffic: bytes that the call reads and writes."""
+    cdef Schedule schedule = plain_schedule(RUNS, job.head.threads, items)
+    cdef Py_ssize_t least = nontemporal_two_reads() if job.read_before else nontemporal_one_read()
+    schedule.nontemporal = traffic >= least and job.x != job.y and job.mask == NULL and not job.clips and (
+        not job.inverse and run_bytes >= NONTEMPORAL_RUN_MIN_LINES * LANES_ALIGN
+        and (job.out_dtype == FLOAT32 or job.out_dtype == FLOAT64))
+    return schedule
 
 
 # ---- window ----

@@ -319,8 +319,8 @@ cdef inline void short_rows_item(const MomentsJob *job, Py_ssize_t item, Py_ssiz
     place_cursor(job, unit, 0, &cursor)
     while left > 0:
         rows = min(most, left)
-        if short_rows_moments(READ_BY_DTYPE[job.head.dtype], LOOPS_BY_DTYPE[job.head.dtype].size, cursor.x, stride,
-                              rows, job.elements, job.mean + unit, job.lo + unit, job.m2 + unit, needs_fallback):
+        if short_rows_moments(job.head.dtype, cursor.x, stride, rows, job.elements, job.mean + unit, job.lo + unit,
+                              job.m2 + unit, needs_fallback):
             for i in range(rows):
                 if needs_fallback[i]:
                     sequence_moments(job, unit + i)

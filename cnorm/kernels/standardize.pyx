@@ -1,17 +1,18 @@
 # Standardize: (x - mean) * rstd of any dtype into any float dtype, over any axes, in double; and the inverse.
 #
 # a) Axes are in the order of memory. The innermost is a run: all of one unit, or each element of the next unit.
-# b) A chunk of a run is converted to double in L1, changed, clipped, and rounded once to the dtype of y. So a dtype
-#    costs a conversion, and the result is that of float64 arithmetic.
+# b) Elements are converted to double, changed, clipped, and rounded once to the dtype of y, so the result is that of
+#    float64 arithmetic. Frequent pairs of dtypes have loops of their own (change_loop); of others a chunk is converted
+#    in L1 before and after.
 # c) Short runs that lie end to end are joined. Where each element of a run is of the next unit, their coefficients are
 #    spread out, one per element of a chunk.
 from cython.parallel cimport prange
 
-from cnorm.kernels.job cimport RUNS, Axes, StandardizeJob
+from cnorm.kernels.job cimport FLOAT32, FLOAT64, Axes, Schedule, StandardizeJob
 from cnorm.kernels.loops cimport (
-    LOOPS_BY_DTYPE, READ_BY_DTYPE, clip_values, restore_each, restore_runs, standardize_each, standardize_runs,
+    LOOPS_BY_DTYPE, READ_BY_DTYPE, Change, change_elements, change_loop, f64_f32w_change, f64_f64_change, store_fence,
     write_elements, write_selected)
-from cnorm.kernels.schedule cimport min_chunk, plain_schedule
+from cnorm.kernels.schedule cimport min_chunk, schedule_standardize
 from cnorm.kernels.tuning cimport STANDARDIZE_CHUNK, STANDARDIZE_ITEM, STANDARDIZE_SHORT_RUN
 
 
@@ -31,8 +32,11 @@ cdef struct Runs:
     Py_ssize_t unit_stride                         # from element to element of a run that is not joined: 0 or 1
     Py_ssize_t unit_step                           # from one joined run to the next
     Py_ssize_t x_size, y_size
+    Py_ssize_t together                            # joined runs whose statistics are spread out together
     Py_ssize_t pieces, piece                       # of a run, if it is long: how many, of how many elements
     Py_ssize_t runs_per_item
+    change_elements loop                           # of the dtypes, or NULL
+    Change change
 
 
 cdef inline Runs cut_runs(const StandardizeJob *job) noexcept nogil:
@@ -65,9 +69,21 @@ cdef inline Runs cut_runs(const StandardizeJob *job) noexcept nogil:
     cut.runs = 1
     for i in range(cut.outer):
         cut.runs *= axes.shape[i]
-    # a piece is whole joined runs, or a part of one run
-    n = cut.length if cut.joined > 1 else 1
+    # a power of two of them, so that chunks are whole cache lines more often
+    cut.together = 1
+    while 2 * cut.together * cut.length <= STANDARDIZE_CHUNK and cut.together < cut.joined:
+        cut.together *= 2
+    # a piece is whole chunks of joined runs, or a part of one run
+    n = cut.length * cut.together if cut.joined > 1 else 1
     cut.piece = max(n, STANDARDIZE_ITEM // n * n)
+    cut.loop = NULL
+    if job.mask == NULL and cut.x_stride == cut.x_size:
+        cut.loop = change_loop(job.head.dtype, job.out_dtype)
+    cut.change.inverse = job.inverse
+    cut.change.clips = job.clips
+    cut.change.low = job.low
+    cut.change.high = job.high
+    cut.change.nontemporal = False
     cut.pieces = (cut.length * cut.joined + cut.piece - 1) // cut.piece
     cut.runs_per_item = max(<Py_ssize_t> 1, STANDARDIZE_ITEM // (cut.length * cut.joined))
     return cut
@@ -87,26 +103,39 @@ cdef inline void spread_statistics(const StandardizeJob *job, const Runs *cut, P
         unit += cut.unit_step
 
 
-cdef inline void change_chunk(const StandardizeJob *job, const Runs *cut, const char *x, char *y, const char *mask,
-                              Py_ssize_t n, const double *mean, const double *lo, const double *scale,
-                              Py_ssize_t runs) noexcept nogil:
-    """y of n elements: of some runs with the statistics of one unit each, or (0) with those of a unit per element."""
+cdef inline void change_run(const StandardizeJob *job, const Runs *cut, const char *x, char *y, const char *mask,
+                            Py_ssize_t n, const double *mean, const double *lo, const double *scale,
+                            bint each) noexcept nogil:
+    """y of n elements, STANDARDIZE_CHUNK at most where the dtypes have no loop of their own: of one unit, or (each)
+    with the statistics of a unit per element."""
     cdef double values[STANDARDIZE_CHUNK]
+    if cut.loop != NULL:
+        cut.loop(x, y, n, mean, lo, scale, &cut.change, each)
+        return
     READ_BY_DTYPE[job.head.dtype](x, cut.x_stride, n, values)
-    if runs > 0 and job.inverse:
-        restore_runs(values, runs, n // runs, mean, lo, scale, cut.unit_step)
-    elif runs > 0:
-        standardize_runs(values, runs, n // runs, mean, lo, scale, cut.unit_step)
-    elif job.inverse:
-        restore_each(values, n, mean, lo, scale)
+    if mask == NULL and job.out_dtype == FLOAT32:
+        f64_f32w_change(<const char *> values, y, n, mean, lo, scale, &cut.change, each)
+    elif mask == NULL and job.out_dtype == FLOAT64:
+        f64_f64_change(<const char *> values, y, n, mean, lo, scale, &cut.change, each)
     else:
-        standardize_each(values, n, mean, lo, scale)
-    if job.clips:
-        clip_values(values, n, job.low, job.high)
-    if job.mask != NULL:
-        write_selected(job.out_dtype, values, n, mask, cut.mask_stride, y)
-    else:
-        write_elements(job.out_dtype, values, n, y)
+        f64_f64_change(<const char *> values, <char *> values, n, mean, lo, scale, &cut.change, each)
+        if mask != NULL:
+            write_selected(job.out_dtype, values, n, mask, cut.mask_stride, y)
+        else:
+            write_elements(job.out_dtype, values, n, y)
+
+
+cdef inline void change_chunk(const StandardizeJob *job, const Runs *cut, const char *x, char *y, const char *mask,
+                              Py_ssize_t runs, Py_ssize_t unit) noexcept nogil:
+    """y of some joined runs, each of one unit."""
+    cdef Py_ssize_t i
+    for i in range(runs):
+        change_run(job, cut, x, y, mask, cut.length, job.mean + unit, job.lo + unit, job.scale + unit, False)
+        x += cut.length * cut.x_stride
+        y += cut.length * cut.y_stride
+        if mask != NULL:
+            mask += cut.length * cut.mask_stride
+        unit += cut.unit_step
 
 
 cdef inline void change_piece(const StandardizeJob *job, const Runs *cut, Py_ssize_t run, Py_ssize_t first,
@@ -132,20 +161,19 @@ cdef inline void change_piece(const StandardizeJob *job, const Runs *cut, Py_ssi
         unit += first * cut.unit_stride
     while n > 0:
         if cut.joined > 1:
-            runs = min(STANDARDIZE_CHUNK // cut.length, n // cut.length)
+            runs = min(cut.together, n // cut.length)
             chunk = runs * cut.length
             if cut.unit_stride == 0:
-                change_chunk(job, cut, x, y, mask, chunk, job.mean + unit, job.lo + unit, job.scale + unit, runs)
+                change_chunk(job, cut, x, y, mask, runs, unit)
             else:
                 if cut.unit_step != 0 or spreads < runs:
                     spread_statistics(job, cut, unit, runs, spread)
                     spreads = runs
-                change_chunk(job, cut, x, y, mask, chunk, spread.mean, spread.lo, spread.scale, 0)
+                change_run(job, cut, x, y, mask, chunk, spread.mean, spread.lo, spread.scale, True)
             unit += runs * cut.unit_step
         else:
-            chunk = min(<Py_ssize_t> STANDARDIZE_CHUNK, n)
-            change_chunk(job, cut, x, y, mask, chunk, job.mean + unit, job.lo + unit, job.scale + unit,
-                         1 - cut.unit_stride)
+            chunk = n if cut.loop != NULL else min(<Py_ssize_t> STANDARDIZE_CHUNK, n)
+            change_run(job, cut, x, y, mask, chunk, job.mean + unit, job.lo + unit, job.scale + unit, cut.unit_stride)
             unit += chunk * cut.unit_stride
         x += chunk * cut.x_stride
         y += chunk * cut.y_stride
@@ -161,21 +189,26 @@ cdef void change_item(const StandardizeJob *job, const Runs *cut, Py_ssize_t ite
     if cut.pieces > 1:
         run = item // cut.pieces
         change_piece(job, cut, run, (item - run * cut.pieces) * cut.piece, &spread)
-        return
-    first = item * cut.runs_per_item
-    for run in range(first, min(first + cut.runs_per_item, cut.runs)):
-        change_piece(job, cut, run, 0, &spread)
+    else:
+        first = item * cut.runs_per_item
+        for run in range(first, min(first + cut.runs_per_item, cut.runs)):
+            change_piece(job, cut, run, 0, &spread)
+    if cut.change.nontemporal:
+        store_fence()
 
 
 cdef int standardize_forward(StandardizeJob *job) noexcept nogil:
     """y = (x - mean - lo) * scale, or its inverse."""
     cdef Runs cut = cut_runs(job)
-    cdef Py_ssize_t items = cut.runs * cut.pieces, i
+    cdef Py_ssize_t items = cut.runs * cut.pieces, run = cut.length * cut.joined, i
+    cdef Schedule schedule
     if cut.pieces == 1:
         items = (cut.runs + cut.runs_per_item - 1) // cut.runs_per_item
+    schedule = schedule_standardize(job, items, run * cut.y_size, cut.runs * run * (cut.x_size + cut.y_size))
     if job.head.schedule_only != NULL:
-        job.head.schedule_only[0] = plain_schedule(RUNS, job.head.threads, items)
+        job.head.schedule_only[0] = schedule
         return 0
+    cut.change.nontemporal = schedule.nontemporal
     if job.head.threads == 1:
         for i in range(items):
             change_item(job, &cut, i)

@@ -159,10 +159,11 @@ enum {
 
 /* ---- standardize ---- */
 enum {
-    STANDARDIZE_CHUNK = 512,       /* elements that are converted to double, changed and rounded at a time: 4 KiB, with
-                                      their coefficients 16 KiB */
+    STANDARDIZE_CHUNK = 512,       /* elements whose coefficients are spread out, 12 KiB, or that are converted to double
+                                      before they are changed, 4 KiB */
     STANDARDIZE_SHORT_RUN = 128,   /* elements of a run below which coefficients are spread out, and runs joined */
     STANDARDIZE_ITEM = 1 << 14,    /* elements of a piece of work, approximately */
+    CHANGE_PEEL_MIN = 128,         /* elements of a run from which on its stores begin at a cache line */
 };
 
 /* ---- images ---- */

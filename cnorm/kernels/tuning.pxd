@@ -36,6 +36,7 @@ cdef extern from "tuning.h" nogil:
         SWEEP_UNITS_PER_THREAD
         PEEL_MIN_VECTORS
         PAGE_BYTES
+        NONTEMPORAL_RUN_MIN_LINES
         PREFETCH_SEGMENT_MIN
         PREFETCH_SEGMENT_MAX
         PREFETCH_DISTANCE

@@ -24,6 +24,31 @@ static void look_up(const unsigned char *restrict x, ptrdiff_t x_stride, ptrdiff
 #undef LOOK_UP
 #undef LOOK_UP_STRIDES
 
+/* The same of pixels of three channels that lie side by side in x; in y channels are y_channel bytes apart, and pixels
+ * y_stride. */
+#define LOOK_UP_PIXELS(T, step, channel)                                          \
+    _Pragma("GCC unroll 4") for (ptrdiff_t i = 0; i < n; ++i) {                   \
+        *(T *)(y + i * (step)) = t[x[3 * i]];                                     \
+        *(T *)(y + i * (step) + (channel)) = t[256 + x[3 * i + 1]];               \
+        *(T *)(y + i * (step) + 2 * (channel)) = t[512 + x[3 * i + 2]];           \
+    }
+#define LOOK_UP_THREE(T)                                                          \
+    {                                                                             \
+        const T *restrict const t = table;                                        \
+        const ptrdiff_t size = sizeof(T);                                         \
+        if (y_channel == size && y_stride == 3 * size) LOOK_UP_PIXELS(T, 3 * size, size) \
+        else if (y_stride == size) LOOK_UP_PIXELS(T, size, y_channel)             \
+        else LOOK_UP_PIXELS(T, y_stride, y_channel)                               \
+    }
+static void look_up_three(const unsigned char *restrict x, ptrdiff_t n, const void *restrict table, ptrdiff_t bytes,
+                          char *restrict y, ptrdiff_t y_stride, ptrdiff_t y_channel) {
+    if (bytes == 4) LOOK_UP_THREE(uint32_t)
+    else if (bytes == 2) LOOK_UP_THREE(uint16_t)
+    else LOOK_UP_THREE(uint64_t)
+}
+#undef LOOK_UP_PIXELS
+#undef LOOK_UP_THREE
+
 /* y, whose elements are `stride` bytes apart, from n elements that lie side by side. */
 static void scatter(const char *values, ptrdiff_t n, ptrdiff_t size, char *y, ptrdiff_t stride) {
     if (size == 4) for (ptrdiff_t i = 0; i < n; ++i) *(uint32_t *)(y + i * stride) = ((const uint32_t *)values)[i];

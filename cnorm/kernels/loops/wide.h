@@ -60,6 +60,12 @@ static const read_elements READ_BY_DTYPE[DTYPES] = {
     [WIDE_INT64] = read_doubles_i64, [WIDE_UINT64] = read_doubles_u64,
 };
 
+/* bytes of an element */
+static const unsigned char WIDE_SIZE[DTYPES] = {
+    [FLOAT64] = 8, [WIDE_FLOAT32] = 4, [WIDE_FLOAT16] = 2, [WIDE_BFLOAT16] = 2, [WIDE_INT8] = 1, [WIDE_UINT8] = 1,
+    [WIDE_INT16] = 2, [WIDE_UINT16] = 2, [WIDE_INT32] = 4, [WIDE_UINT32] = 4, [WIDE_INT64] = 8, [WIDE_UINT64] = 8,
+};
+
 /* ---- selected elements ---- */
 
 INLINE int is_selected(double value, const char *mask, ptrdiff_t at, int omit_nan) {
@@ -229,77 +235,143 @@ WIDE_TABLE(u64, uint64_t)
 /* The moments of up to MOMENT_ROWS rows of n contiguous elements, TILE elements in all at most, `stride` bytes apart:
  * those of a block of sequences.pyx. Returns whether some need the general path, which needs_fallback names: their sums
  * overflowed, or their shift was poor. */
-static int short_rows_moments(read_elements read, ptrdiff_t size, const char *x, ptrdiff_t stride, ptrdiff_t rows,
-                              ptrdiff_t n, double *mean, double *lo, double *m2, unsigned char *needs_fallback) {
-    double buffer[TILE], sum_d[MOMENT_ROWS], sum_dd[MOMENT_ROWS], shift[MOMENT_ROWS];
-    f64l sums_d[MOMENT_ROWS], sums_dd[MOMENT_ROWS];
-    const double count = (double)n, probed = (double)(n < PROBE_VECTORS * f64_lanes ? n : PROBE_VECTORS * f64_lanes);
-    int any = 0;
-    if (stride == n * size) read(x, size, rows * n, buffer);
-    else for (ptrdiff_t row = 0; row < rows; ++row) read(x + row * stride, size, n, buffer + row * n);
-    for (ptrdiff_t row = 0; row < rows; ++row)
-        probe_sums_f64((const char *)(buffer + row * n), n, &sums_d[row], &sums_dd[row]);
-    f64_hsum_all(sums_d, rows, sum_d);
-    f64_hsum_all(sums_dd, rows, sum_dd);
-    for (ptrdiff_t row = 0; row < rows; ++row) shift[row] = shift_from_probe_f64(probed, sum_d[row], sum_dd[row]);
-    for (ptrdiff_t row = 0; row < rows; ++row) {
-        const char *const values = (const char *)(buffer + row * n);
-        if (shift[row] != 0) sums_any_f64(values, 1, 0, n, shift[row], &sums_d[row], &sums_dd[row], SHIFTED, 0);
-        else if (n > PROBE_VECTORS * f64_lanes) /* else the probe's sums are those of the row */
-            sums_any_f64(values, 1, 0, n, 0, &sums_d[row], &sums_dd[row], CENTRED, 0);
+#define DEFINE_SHORT_ROWS(S)                                                                                      \
+    static int CAT(short_rows, S)(const char *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, double *mean,     \
+                                  double *lo, double *m2, unsigned char *needs_fallback) {                        \
+        double sum_d[MOMENT_ROWS], sum_dd[MOMENT_ROWS], shift[MOMENT_ROWS];                                       \
+        f64l sums_d[MOMENT_ROWS], sums_dd[MOMENT_ROWS];                                                           \
+        const ptrdiff_t probe = PROBE_VECTORS * f64_lanes;                                                        \
+        const double count = (double)n, probed = (double)(n < probe ? n : probe);                                 \
+        int any = 0;                                                                                              \
+        for (ptrdiff_t row = 0; row < rows; ++row)                                                                \
+            CAT(probe_sums, S)(x + row * stride, n, &sums_d[row], &sums_dd[row]);                                 \
+        f64_hsum_all(sums_d, rows, sum_d);                                                                        \
+        f64_hsum_all(sums_dd, rows, sum_dd);                                                                      \
+        for (ptrdiff_t row = 0; row < rows; ++row)                                                                \
+            shift[row] = CAT(shift_from_probe, S)(probed, sum_d[row], sum_dd[row]);                               \
+        for (ptrdiff_t row = 0; row < rows; ++row) {                                                              \
+            if (shift[row] != 0)                                                                                  \
+                CAT(sums_any, S)(x + row * stride, 1, 0, n, shift[row], &sums_d[row], &sums_dd[row], SHIFTED, 0); \
+            else if (n > probe) /* else the probe's sums are those of the row */                                  \
+                CAT(sums_any, S)(x + row * stride, 1, 0, n, 0, &sums_d[row], &sums_dd[row], CENTRED, 0);          \
+        }                                                                                                         \
+        f64_hsum_all(sums_d, rows, sum_d);                                                                        \
+        f64_hsum_all(sums_dd, rows, sum_dd);                                                                      \
+        for (ptrdiff_t row = 0; row < rows; ++row) {                                                              \
+            const int fails = sum_d[row] - sum_d[row] != 0 || sum_dd[row] - sum_dd[row] != 0 ||                   \
+                              shift_is_poor(count, sum_d[row], sum_dd[row]);                                      \
+            needs_fallback[row] = (unsigned char)fails;                                                           \
+            any |= fails;                                                                                         \
+        }                                                                                                         \
+        for (ptrdiff_t row = 0; row < rows; ++row) {                                                              \
+            moments_about(shift[row], sum_d[row] / count, sum_d[row], sum_dd[row], &mean[row], &lo[row],          \
+                          &m2[row]);                                                                              \
+            settle_moments(&mean[row], &lo[row], &m2[row]);                                                       \
+        }                                                                                                         \
+        return any;                                                                                               \
     }
-    f64_hsum_all(sums_d, rows, sum_d);
-    f64_hsum_all(sums_dd, rows, sum_dd);
-    for (ptrdiff_t row = 0; row < rows; ++row) {
-        const int fails = sum_d[row] - sum_d[row] != 0 || sum_dd[row] - sum_dd[row] != 0 ||
-                          shift_is_poor(count, sum_d[row], sum_dd[row]);
-        needs_fallback[row] = (unsigned char)fails;
-        any |= fails;
-    }
-    for (ptrdiff_t row = 0; row < rows; ++row) {
-        moments_about(shift[row], sum_d[row] / count, sum_d[row], sum_dd[row], &mean[row], &lo[row], &m2[row]);
-        settle_moments(&mean[row], &lo[row], &m2[row]);
-    }
-    return any;
+DEFINE_SHORT_ROWS(f64)
+DEFINE_SHORT_ROWS(f32w)
+DEFINE_SHORT_ROWS(u8w)
+#undef DEFINE_SHORT_ROWS
+
+static int short_rows_moments(int dtype, const char *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, double *mean,
+                              double *lo, double *m2, unsigned char *needs_fallback) {
+    double buffer[TILE];
+    const read_elements read = READ_BY_DTYPE[dtype];
+    if (dtype == FLOAT64) return short_rows_f64(x, stride, rows, n, mean, lo, m2, needs_fallback);
+    if (dtype == WIDE_FLOAT32) return short_rows_f32w(x, stride, rows, n, mean, lo, m2, needs_fallback);
+    if (dtype == WIDE_UINT8) return short_rows_u8w(x, stride, rows, n, mean, lo, m2, needs_fallback);
+    for (ptrdiff_t row = 0; row < rows; ++row) read(x + row * stride, WIDE_SIZE[dtype], n, buffer + row * n);
+    return short_rows_f64((const char *)buffer, n * sizeof(double), rows, n, mean, lo, m2, needs_fallback);
 }
 
-/* ---- standardize: n values in L1, in place ---- */
+/* ---- standardize ---- */
 
-/* ((v - mean) - lo) * scale: of `runs` runs of n values, with the statistics of a unit each, `step` apart; or (each)
- * with those of a unit per value */
-static void standardize_runs(double *v, ptrdiff_t runs, ptrdiff_t n, const double *mean, const double *lo,
-                             const double *scale, ptrdiff_t step) {
-    for (ptrdiff_t run = 0; run < runs; ++run) {
-        const double a = mean[run * step], b = lo[run * step], c = scale[run * step];
-        double *const values = v + run * n;
-        for (ptrdiff_t i = 0; i < n; ++i) values[i] = ((values[i] - a) - b) * c;
-    }
-}
-static void standardize_each(double *restrict v, ptrdiff_t n, const double *restrict mean, const double *restrict lo,
-                             const double *restrict scale) {
-    for (ptrdiff_t i = 0; i < n; ++i) v[i] = ((v[i] - mean[i]) - lo[i]) * scale[i];
+/* What is done to elements, beside the statistics. */
+typedef struct {
+    int inverse, clips, nontemporal;
+    double low, high;
+} Change;
+
+/* ((v - mean) - lo) * scale, or the inverse, (v * scale + lo) + mean; then clipped, NaN stays NaN. */
+INLINE f64l changed(f64l v, f64l mean, f64l lo, f64l scale, f64l low, f64l high, int inverse, int clips) {
+    v = inverse ? f64_add(f64_add(f64_mul(v, scale), lo), mean) : f64_mul(f64_sub(f64_sub(v, mean), lo), scale);
+    return clips ? f64_clip(v, low, high) : v;
 }
 
-/* The inverse: v * scale + mean */
-static void restore_runs(double *v, ptrdiff_t runs, ptrdiff_t n, const double *mean, const double *lo,
-                         const double *scale, ptrdiff_t step) {
-    for (ptrdiff_t run = 0; run < runs; ++run) {
-        const double a = mean[run * step], b = lo[run * step], c = scale[run * step];
-        double *const values = v + run * n;
-        for (ptrdiff_t i = 0; i < n; ++i) values[i] = (values[i] * c + b) + a;
+/* y of n contiguous elements, with the statistics of one unit or (each) of a unit per element; x may be y. X and Y are
+ * storage types that are computed in double (simd/wide.h). Stores begin at a cache line of y where the run is long. */
+#define DEFINE_CHANGE(X, Y)                                                                                       \
+    INLINE void CAT(X, CAT(Y, change_any))(const char *source, char *target, ptrdiff_t n, const double *mean,      \
+                                           const double *lo, const double *scale, const Change *change,           \
+                                           const int each, const int inverse, const int clips,                    \
+                                           const int nontemporal) {                                               \
+        const X *const x = (const X *)source;                                                                     \
+        Y *const y = (Y *)target;                                                                                 \
+        const f64l one_mean = f64_set(each ? 0 : *mean), one_lo = f64_set(each ? 0 : *lo),                        \
+                   one_scale = f64_set(each ? 0 : *scale), low = f64_set(change->low), high = f64_set(change->high); \
+        ptrdiff_t i = 0, peel = -(uintptr_t)target % LANES_ALIGN / sizeof(Y), stop = n < CHANGE_PEEL_MIN ? 0 : peel; \
+        for (;;) { /* up to a cache line; what is left */                                                         \
+            while (i < stop) {                                                                                    \
+                const ptrdiff_t k = stop - i < f64_lanes ? stop - i : 0;                                          \
+                f64l v = k ? CAT(X, load_partial)(x + i, k, one_mean) : CAT(X, load)(x + i);                      \
+                if (!each) v = changed(v, one_mean, one_lo, one_scale, low, high, inverse, clips);                \
+                else if (k) v = changed(v, f64_load_partial(mean + i, k, one_mean),                               \
+                                        f64_load_partial(lo + i, k, one_lo),                                      \
+                                        f64_load_partial(scale + i, k, one_scale), low, high, inverse, clips);    \
+                else v = changed(v, f64_load(mean + i), f64_load(lo + i), f64_load(scale + i), low, high,         \
+                                 inverse, clips);                                                                 \
+                if (k) CAT(Y, store_partial)(y + i, v, k);                                                        \
+                else CAT(Y, store)(y + i, v);                                                                     \
+                i += k ? k : f64_lanes;                                                                           \
+            }                                                                                                     \
+            if (i == n) return;                                                                                   \
+            for (; i + 2 * f64_lanes <= n; i += 2 * f64_lanes) {                                                  \
+                f64l v[2] = {CAT(X, load)(x + i), CAT(X, load)(x + i + f64_lanes)};                               \
+                _Pragma("GCC unroll 2") for (int k = 0; k < 2; ++k)                                               \
+                    v[k] = changed(v[k], each ? f64_load(mean + i + k * f64_lanes) : one_mean,                    \
+                                   each ? f64_load(lo + i + k * f64_lanes) : one_lo,                              \
+                                   each ? f64_load(scale + i + k * f64_lanes) : one_scale, low, high, inverse,    \
+                                   clips);                                                                        \
+                if (nontemporal) CAT(Y, stream_pair)(y + i, v[0], v[1]);                                          \
+                else CAT(Y, store_pair)(y + i, v[0], v[1]);                                                       \
+            }                                                                                                     \
+            stop = n;                                                                                             \
+        }                                                                                                         \
+    }                                                                                                             \
+    static void CAT(X, CAT(Y, change))(const char *x, char *y, ptrdiff_t n, const double *mean, const double *lo, \
+                                       const double *scale, const Change *change, int each) {                     \
+        const int nontemporal = change->nontemporal && n >= CHANGE_PEEL_MIN;                                      \
+        if (change->inverse || change->clips) {                                                                   \
+            if (each) CHANGE(X, Y, 1, change->inverse, change->clips, 0);                                         \
+            else CHANGE(X, Y, 0, change->inverse, change->clips, 0);                                              \
+        }                                                                                                         \
+        else if (each && nontemporal) CHANGE(X, Y, 1, 0, 0, 1);                                                   \
+        else if (each) CHANGE(X, Y, 1, 0, 0, 0);                                                                  \
+        else if (nontemporal) CHANGE(X, Y, 0, 0, 0, 1);                                                           \
+        else CHANGE(X, Y, 0, 0, 0, 0);                                                                            \
     }
-}
-static void restore_each(double *restrict v, ptrdiff_t n, const double *restrict mean, const double *restrict lo,
-                         const double *restrict scale) {
-    for (ptrdiff_t i = 0; i < n; ++i) v[i] = (v[i] * scale[i] + lo[i]) + mean[i];
-}
+#define CHANGE(X, Y, each, inverse, clips, nontemporal) \
+    CAT(X, CAT(Y, change_any))(x, y, n, mean, lo, scale, change, each, inverse, clips, nontemporal)
+DEFINE_CHANGE(f32w, f32w)
+DEFINE_CHANGE(f64, f64)
+DEFINE_CHANGE(u8w, f32w)
+DEFINE_CHANGE(f64, f32w)
+#undef CHANGE
+#undef DEFINE_CHANGE
 
-/* NaN stays NaN. */
-static void clip_values(double *v, ptrdiff_t n, double low, double high) {
-    for (ptrdiff_t i = 0; i < n; ++i) {
-        const double above = v[i] < low ? low : v[i];
-        v[i] = above > high ? high : above;
-    }
+typedef void (*change_elements)(const char *x, char *y, ptrdiff_t n, const double *mean, const double *lo,
+                                const double *scale, const Change *change, int each);
+
+/* The loop from a dtype (read as double) to one of the four float dtypes, or NULL. */
+static change_elements change_loop(int dtype, int out_dtype) {
+    if (out_dtype == FLOAT64) return dtype == FLOAT64 ? f64_f64_change : NULL;
+    if (out_dtype != FLOAT32) return NULL;
+    return dtype == WIDE_FLOAT32 ? f32w_f32w_change
+         : dtype == WIDE_UINT8   ? u8w_f32w_change
+         : dtype == FLOAT64      ? f64_f32w_change
+                                 : NULL;
 }
 
 /* Values rounded once to one of the four float dtypes. */

@@ -88,6 +88,10 @@ INLINE void f32w_stream_pair(f32w *p, f64l a, f64l b) {
 
 #endif
 
+INLINE void f32w_store_pair(f32w *p, f64l a, f64l b) {
+    f32w_store(p, a);
+    f32w_store(p + f64_lanes, b);
+}
 DEFINE_LOAD_HALVES_WHOLE(f32w, f64)
 DEFINE_LOAD_HALVES_WHOLE(u8w, f64)
 
