@@ -16,7 +16,8 @@ from cnorm.kernels.job cimport ROW_RANGES, SAMPLES_PER_THREAD, Job, MomentsJob, 
 from cnorm.kernels.loops cimport READ_BY_DTYPE, selected_column_probe, selected_column_sums
 from cnorm.kernels.schedule cimport min_chunk, plain_schedule, samples_in_parallel
 from cnorm.kernels.statistics cimport merge_counted_moments, moments_about, settle_moments, shift_is_poor
-from cnorm.kernels.tuning cimport COLUMN_BLOCK_DOUBLES, COLUMN_BLOCK_ROWS, PACKED_COLUMNS_MAX, PROBE_ROWS
+from cnorm.kernels.tuning cimport (
+    COLUMN_BLOCK_DOUBLES, COLUMN_BLOCK_ROWS, PACKED_COLUMNS_MAX, PROBE_ROWS, WIDE_ROWS_PER_PASS)
 
 
 cdef inline void set_rows_of(const MomentsJob *job, Job *columns, Tensor *mask) noexcept nogil:
@@ -245,6 +246,8 @@ cdef int selected_columns_moments(MomentsJob *job) noexcept nogil:
     columns.rstd = job.count  # of no use, and overwritten
     by_sample = samples_in_parallel(job, columns.shape[0])
     set_column_layout(&columns, 1 if by_sample else job.head.threads, &layout)
+    if layout.loops.acc_size > layout.loops.size:
+        layout.rows_per_pass = max(layout.rows_per_pass, <Py_ssize_t> WIDE_ROWS_PER_PASS)
     if job.head.schedule_only != NULL:
         job.head.schedule_only[0] = plain_schedule(
             SAMPLES_PER_THREAD if by_sample else ROW_RANGES, job.head.threads,

@@ -146,6 +146,8 @@ enum {
     PEEL_MIN_BYTES = 1 << 12,      /* of a contiguous run from which on its first elements are peeled */
     PEEL_MAX_ELEMENTS = 32,        /* peeled before a cache line */
     COLUMN_PREFETCH_BYTES = 1 << 11, /* prefetch distance of the column loops */
+    WIDE_PREFETCH_BYTES = 1 << 12, /* the same, of loops that convert to double and take WIDE_ROWS_PER_PASS rows or more */
+    WIDE_ROWS_PER_PASS = 4,        /* at a time: sums in double are loaded and stored for every pass */
     WIDE_ROWS = 8,                 /* rows and columns that are converted to double at a time: 16 KiB, */
     WIDE_COLUMNS = 256,            /* which stay in L1 until they are summed */
 };

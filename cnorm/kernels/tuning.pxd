@@ -74,6 +74,7 @@ cdef extern from "tuning.h" nogil:
         LANE_MULTIPLE
         PEEL_MIN_BYTES
         PEEL_MAX_ELEMENTS
+        WIDE_ROWS_PER_PASS
         MOMENT_ROWS
         MOMENT_ROW_MAX
         STANDARDIZE_CHUNK

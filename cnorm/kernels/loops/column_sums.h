@@ -49,7 +49,9 @@ INLINE ptrdiff_t FN(column_block_width)(ptrdiff_t j, ptrdiff_t peel, ptrdiff_t c
 INLINE ptrdiff_t FN(column_prefetch)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t bytes) {
     return rows > 1 && x[1] - x[0] == columns * (ptrdiff_t)sizeof(S) ? bytes : 0;
 }
-#define PREFETCH_COLUMN(row) __builtin_prefetch((row) + COLUMN * sizeof(S) + prefetch_bytes, 0, 3)
+/* Once a cache line: of vector k, some of which share a line where they are narrower in memory. */
+#define PREFETCH_COLUMN(row) \
+    if (k * LANES * sizeof(S) % LANES_ALIGN == 0) __builtin_prefetch((row) + COLUMN * sizeof(S) + prefetch_bytes, 0, 3)
 
 /* A vector of the sums' input at column j; in two halves where vectors touch two cache lines. */
 INLINE VECTOR FN(column_load)(const char *row, ptrdiff_t j, ptrdiff_t partial, VECTOR padding, const int halves) {
@@ -126,7 +128,8 @@ INLINE void FN(column_sums_block)(const char *const *x, ptrdiff_t begin, ptrdiff
  * MAGNITUDES and LARGEST |x|, to sums_dd alone. */
 static void FN(column_sums_into)(const char *const *x, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t rows_per_pass,
                                  const void *shift, int terms, A *sums_d, A *sums_dd) {
-    const ptrdiff_t prefetch_bytes = FN(column_prefetch)(x, rows, columns, COLUMN_PREFETCH_BYTES);
+    const ptrdiff_t prefetch_bytes =
+        FN(column_prefetch)(x, rows, columns, MOMENTS_ALONE ? WIDE_PREFETCH_BYTES : COLUMN_PREFETCH_BYTES);
 #define SUMS_BLOCK(K, partial) \
     FN(column_sums_block)(x, begin, end, j, partial, shift, sums_d, sums_dd, prefetch_bytes, centred, halves, K)
 #define FOR_SUMS_BLOCKS(centring, in_halves)                \

@@ -25,28 +25,40 @@ static void look_up(const unsigned char *restrict x, ptrdiff_t x_stride, ptrdiff
 #undef LOOK_UP_STRIDES
 
 /* The same of pixels of three channels that lie side by side in x; in y channels are y_channel bytes apart, and pixels
- * y_stride. */
-#define LOOK_UP_PIXELS(T, step, channel)                                          \
-    _Pragma("GCC unroll 4") for (ptrdiff_t i = 0; i < n; ++i) {                   \
-        *(T *)(y + i * (step)) = t[x[3 * i]];                                     \
-        *(T *)(y + i * (step) + (channel)) = t[256 + x[3 * i + 1]];               \
-        *(T *)(y + i * (step) + 2 * (channel)) = t[512 + x[3 * i + 2]];           \
+ * y_stride. Two results that lie side by side in y are stored at once, through an integer W of twice the size: the
+ * compiler would load bytes as a vector, and take it apart again. */
+#define ENTRY(i) t[(i) % 3 * 256 + bytes[i]]
+#define LOOK_UP_PAIRS(W, A, B, C, at_a, at_b, at_c)                                                              \
+    for (; i + 2 <= n; i += 2) {                                                                                 \
+        const unsigned char *const bytes = x + 3 * i;                                                            \
+        const W a = A, b = B, c = C;                                                                             \
+        memcpy(y + i * y_stride + (at_a), &a, sizeof(W));                                                        \
+        memcpy(y + i * y_stride + (at_b), &b, sizeof(W));                                                        \
+        memcpy(y + i * y_stride + (at_c), &c, sizeof(W));                                                        \
     }
-#define LOOK_UP_THREE(T)                                                          \
-    {                                                                             \
-        const T *restrict const t = table;                                        \
-        const ptrdiff_t size = sizeof(T);                                         \
-        if (y_channel == size && y_stride == 3 * size) LOOK_UP_PIXELS(T, 3 * size, size) \
-        else if (y_stride == size) LOOK_UP_PIXELS(T, size, y_channel)             \
-        else LOOK_UP_PIXELS(T, y_stride, y_channel)                               \
+#define PAIR(W, i, k) (ENTRY(i) | (W)ENTRY(k) << 4 * sizeof(W))
+#define LOOK_UP_THREE(T, W)                                                                                      \
+    {                                                                                                            \
+        const T *restrict const t = table;                                                                       \
+        if (sizeof(W) > sizeof(T) && y_channel == sizeof(T) && y_stride == 3 * sizeof(T))                        \
+            LOOK_UP_PAIRS(W, PAIR(W, 0, 1), PAIR(W, 2, 3), PAIR(W, 4, 5), 0, sizeof(W), 2 * sizeof(W))           \
+        else if (sizeof(W) > sizeof(T) && y_stride == sizeof(T))                                                 \
+            LOOK_UP_PAIRS(W, PAIR(W, 0, 3), PAIR(W, 1, 4), PAIR(W, 2, 5), 0, y_channel, 2 * y_channel)           \
+        for (; i < n; ++i) {                                                                                     \
+            const unsigned char *const bytes = x + 3 * i;                                                        \
+            for (int c = 0; c < 3; ++c) memcpy(y + i * y_stride + c * y_channel, &ENTRY(c), sizeof(T));          \
+        }                                                                                                        \
     }
-static void look_up_three(const unsigned char *restrict x, ptrdiff_t n, const void *restrict table, ptrdiff_t bytes,
+static void look_up_three(const unsigned char *restrict x, ptrdiff_t n, const void *restrict table, ptrdiff_t size,
                           char *restrict y, ptrdiff_t y_stride, ptrdiff_t y_channel) {
-    if (bytes == 4) LOOK_UP_THREE(uint32_t)
-    else if (bytes == 2) LOOK_UP_THREE(uint16_t)
-    else LOOK_UP_THREE(uint64_t)
+    ptrdiff_t i = 0;
+    if (size == 4) LOOK_UP_THREE(uint32_t, uint64_t)
+    else if (size == 2) LOOK_UP_THREE(uint16_t, uint32_t)
+    else LOOK_UP_THREE(uint64_t, uint64_t)
 }
-#undef LOOK_UP_PIXELS
+#undef ENTRY
+#undef LOOK_UP_PAIRS
+#undef PAIR
 #undef LOOK_UP_THREE
 
 /* y, whose elements are `stride` bytes apart, from n elements that lie side by side. */
