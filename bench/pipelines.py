@@ -59,6 +59,8 @@ CASES = [
     Case("moments", (32, 224, 224, 3), (0, 1, 2)),
     Case("moments", (32, 224, 224, 3), (0, 1, 2), "uint8"),
     Case("moments", (32, 64, 112, 112), (0, 2, 3)),
+    Case("moments", (65536, 256), 0, "int16"),
+    Case("moments", (65536, 256), 1, "float16"),
     Case("standardize", (1_000_000, 50), 0),
     Case("standardize", (65536, 64), 0),
     Case("standardize", (65536, 256), 1),

@@ -15,6 +15,9 @@ cdef class Measurement:
     cdef tuple kept_shape(self)
     cdef bint plan(self, MomentsJob *job, bint with_mask) except -1
     cdef bint fits_columns(self, const MomentsJob *job) noexcept
+    cdef bint is_empty(self)
+    cdef bint prepare(self, MomentsJob *job) except -1
+    cdef int launch(self, MomentsJob *job, bint columns) except -1
     cdef int run(self) except -1
     cdef int copy(self) except -1
     cdef int copy_mask(self) except -1

@@ -163,22 +163,25 @@ cdef class Measurement:
         return job.kept.count <= 2 and job.reduced.count <= 3 and (
             job.kept.x[job.kept.count - 1] == cnp.PyArray_ITEMSIZE(self.x))
 
-    cdef int run(self) except -1:
-        """Fill in the moments."""
-        cdef MomentsJob job
-        cdef bint columns
+    cdef bint is_empty(self):
+        """Whether there is nothing to measure; the moments are then filled in."""
         cdef tuple shape = self.kept_shape()
+        if cnp.PyArray_SIZE(self.x):
+            return False
+        self.count, self.mean, self.lo, self.m2 = [np.zeros(shape) for _ in range(4)]
+        return True
+
+    cdef bint prepare(self, MomentsJob *job) except -1:
+        """Fill in the job, of an input that is not empty, and make its results; whether its units are columns."""
+        cdef bint columns
         cdef Py_ssize_t units = 1, n
         cdef int axes
-        for n in shape:
+        for n in self.kept_shape():
             units *= n
-        if units == 0 or cnp.PyArray_SIZE(self.x) == 0:
-            self.count, self.mean, self.lo, self.m2 = np.zeros((4, *shape))
-            return 0
         job.elements = cnp.PyArray_SIZE(self.x) // units
         # the family follows from the input alone: a mask changes no bits by its strides
-        columns = self.plan(&job, False)
-        if columns and not self.fits_columns(&job):
+        columns = self.plan(job, False)
+        if columns and not self.fits_columns(job):
             columns = False  # units are sequences: of a copy, or of single elements
             if job.elements > 1:
                 if _runtime.observing:
@@ -186,14 +189,14 @@ cdef class Measurement:
                 self.copy()
         if self.mask is not None:
             axes = job.kept.count
-            self.plan(&job, True)
-            if columns and (job.kept.count != axes or not self.fits_columns(&job)):
+            self.plan(job, True)
+            if columns and (job.kept.count != axes or not self.fits_columns(job)):
                 if _runtime.observing:
                     note("the mask is copied: no kernel reads its strides together with the input's")
                 self.copy_mask()
-                self.plan(&job, True)
+                self.plan(job, True)
         elif not columns:
-            self.plan(&job, False)
+            self.plan(job, False)
         job.head.dtype = wide_code(self.x)
         job.omit_nan = self.omit
         job.units = units
@@ -204,9 +207,21 @@ cdef class Measurement:
         job.lo = float64_data(self.lo)
         job.m2 = float64_data(self.m2)
         job.head.schedule_only = NULL
+        return columns
+
+    cdef int launch(self, MomentsJob *job, bint columns) except -1:
+        """Fill in the moments."""
         launch(SELECTED_COLUMNS_MOMENTS if columns else SEQUENCES_MOMENTS, &job.head, cnp.PyArray_NBYTES(self.x),
                "sums")
         self.order_results()
+        return 0
+
+    cdef int run(self) except -1:
+        cdef MomentsJob job
+        cdef bint columns
+        if not self.is_empty():
+            columns = self.prepare(&job)
+            self.launch(&job, columns)
         return 0
 
     cdef int copy(self) except -1:

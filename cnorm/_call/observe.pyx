@@ -165,6 +165,8 @@ cdef dict described(Kernel kernel, const JobHead *head):
         standardize = <const StandardizeJob *> head
         if standardize.inverse:
             direction = "inverse"
+        elif standardize.measure != NULL:
+            direction = "moments and standardize"
         layout = axes_layout(&standardize.axes, "axis")
         activation = "clip" if standardize.clips else ""
     elif kernel == MASKED:

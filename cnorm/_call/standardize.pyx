@@ -17,7 +17,7 @@ from cnorm._call.moments cimport (
 from cnorm._call.observe cimport note
 from cnorm._pool cimport empty_like, new_array
 from cnorm._runtime cimport threads_for
-from cnorm.kernels.job cimport STANDARDIZE_FORWARD, StandardizeJob
+from cnorm.kernels.job cimport STANDARDIZE_FORWARD, MomentsJob, StandardizeJob
 
 cnp.import_array()
 
@@ -104,6 +104,10 @@ cdef class Application:
         job.mask = cnp.PyArray_BYTES(self.mask) if self.mask is not None else NULL
         return 0
 
+    cdef int set_statistics(self, object mean, object lo, object scale) except -1:
+        self.mean, self.lo, self.scale = [np.ascontiguousarray(one, np.float64) for one in (mean, lo, scale)]
+        return 0
+
     cdef int resolve_output(self, object dtype, cnp.ndarray out) except -1:
         """Choose where the result goes: memory of its own where `out` cannot be written while the input is read."""
         cdef bint same
@@ -140,16 +144,52 @@ cdef class Application:
                 return cnp.PyArray_STRIDE(a, i) == cnp.PyArray_ITEMSIZE(a)
         return True
 
-    cdef cnp.ndarray run(self, object dtype, cnp.ndarray out):
+    cdef bint keeps_order(self, Measurement m) except -1:
+        """Whether the kept axes lie in memory as in the shape, in the input as it was measured and in the result."""
+        if m.x is not self.x or m.order != list(self.kept):
+            return False
+        return [i for i in memory_order(self.y) if i in self.kept] == m.order
+
+    cdef bint measure(self, Measurement m, double ddof, double eps) except -1:
+        """Standardize by moments that the same call of the kernels takes; False where it has no job for that: all is
+        as before, but the moments are known."""
+        cdef MomentsJob moments
         cdef StandardizeJob job
-        self.resolve_output(dtype, out)
-        if cnp.PyArray_SIZE(self.x) == 0:
-            return self.result
+        cdef bint columns = m.prepare(&moments)
+        cdef Py_ssize_t units = moments.units
+        cdef int i
+        if not self.keeps_order(m):
+            m.launch(&moments, columns)
+            return False
+        self.mean, self.lo, self.scale = m.mean, m.lo, np.empty_like(m.mean)
         self.plan(&job)
+        job.measure = &moments
+        job.by_columns = columns
+        job.outer_axis = -1
+        if moments.kept.count:
+            for i in range(job.axes.count):
+                if job.axes.unit[i] and job.axes.unit[i] * job.axes.shape[i] == units and (
+                        job.axes.shape[i] == moments.kept.shape[0] and job.axes.x[i] == moments.kept.x[0]):
+                    job.outer_axis = i
+        job.ddof = ddof
+        job.eps = eps
+        self.launch(&job)
+        return True
+
+    cdef int run(self) except -1:
+        cdef StandardizeJob job
+        if cnp.PyArray_SIZE(self.x):
+            self.plan(&job)
+            job.measure = NULL
+            self.launch(&job)
+        return 0
+
+    cdef int launch(self, StandardizeJob *job) except -1:
         job.head.dtype = wide_code(self.x)
         job.out_dtype = dtype_code(self.y)
         job.head.threads = threads_for(cnp.PyArray_NBYTES(self.x))
         job.read_before = self.read_before
+        job.call_bytes = 0
         job.inverse = self.inverse
         job.clips = self.bounds is not None
         job.low, job.high = self.bounds if self.bounds is not None else (0.0, 0.0)
@@ -160,15 +200,13 @@ cdef class Application:
         launch(STANDARDIZE_FORWARD, &job.head, cnp.PyArray_NBYTES(self.x), "result")
         if self.y is not self.result:
             cnp.PyArray_CopyInto(self.result, self.y)
-        return self.result
+        return 0
 
 
-cdef Application application(cnp.ndarray x, cnp.ndarray mask, tuple kept, object mean, object lo, object scale,
-                             tuple bounds, bint inverse):
+cdef Application application(cnp.ndarray x, cnp.ndarray mask, tuple kept, tuple bounds, bint inverse):
     cdef Application call = Application.__new__(Application)
     call.x, call.mask, call.kept = x, mask, kept
-    call.mean, call.lo, call.scale = [np.ascontiguousarray(one, np.float64) for one in (mean, lo, scale)]
-    call.bounds, call.inverse = bounds, inverse
+    call.bounds, call.inverse, call.read_before = bounds, inverse, False
     return call
 
 
@@ -200,8 +238,17 @@ def standardize(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtyp
     dtype = result_dtype(x, dtype, into)
     if (mean is None) != (var is None):
         raise ValueError("mean and var must either both be given or neither")
-    if mean is None:
+    call = application(x, mask, kept, bounds, False)
+    if mean is None and mask is None and nan_policy == "propagate" and cnp.PyArray_SIZE(x):
+        m = Measurement.__new__(Measurement)
+        m.take(x, mask, axes, False)
+        call.resolve_output(dtype, into)
+        if call.measure(m, less, added):
+            return finished(call, whole, into, with_stats, m.mean, call.scale, axes)
+    elif mean is None:
         m = measured(x, mask, axes, nan_policy)
+        call.resolve_output(dtype, into)
+    if mean is None:
         lo = m.lo
         average = np.where(m.count > 0, m.mean, np.nan)
         spread = variance(m.count, m.m2, less)
@@ -213,21 +260,28 @@ def standardize(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtyp
         lo = np.zeros(shape)
         if nan_policy == "raise":
             measured(x, mask, tuple(range(cnp.PyArray_NDIM(x))), nan_policy)
+        call.resolve_output(dtype, into)
     rstd = scale_from(spread, added, False)
-    call = application(x, mask, kept, average, lo, rstd, bounds, False)
+    call.set_statistics(average, lo, rstd)
     call.read_before = mean is None
-    y = call.run(dtype, into)
-    if into is None:
-        y = masked_like(whole, y)
+    call.run()
+    return finished(call, whole, into, with_stats, average, rstd, axes)
+
+
+cdef object finished(Application call, object whole, cnp.ndarray into, bint with_stats, cnp.ndarray mean,
+                     cnp.ndarray rstd, tuple axes):
+    """What `standardize` returns."""
+    y = call.result if into is not None else masked_like(whole, call.result)
     if not with_stats:
         return y
-    sizes = [1 if i in axes else n for i, n in enumerate(shape_of(x))]
-    return y, average.reshape(sizes), rstd.reshape(sizes)
+    sizes = [1 if i in axes else n for i, n in enumerate(shape_of(call.x))]
+    return y, mean.reshape(sizes), rstd.reshape(sizes)
 
 
 def apply_moments(input, axes, mean, lo, var, eps, where, clip, dtype, out, bint inverse):
     """`Moments.standardize` and `Moments.inverse`, of moments over `axes`."""
-    cdef cnp.ndarray x, mask, y, into = as_out(out, "out")
+    cdef cnp.ndarray x, mask, into = as_out(out, "out")
+    cdef Application call
     cdef tuple kept
     cdef double added = as_float(eps, "eps")
     cdef tuple bounds = as_bounds(clip)
@@ -244,5 +298,8 @@ def apply_moments(input, axes, mean, lo, var, eps, where, clip, dtype, out, bint
     if tuple([cnp.PyArray_DIM(x, i) for i in kept]) != np.shape(mean):
         raise ValueError(f"the input must have the shape {np.shape(mean)} of these moments at the kept axes {kept}, "
                          f"but its shape is {shape_of(x)}")
-    y = application(x, mask, kept, mean, lo, scale_from(var, added, inverse), bounds, inverse).run(dtype, into)
-    return masked_like(whole, y) if into is None else y
+    call = application(x, mask, kept, bounds, inverse)
+    call.resolve_output(dtype, into)
+    call.set_statistics(mean, lo, scale_from(var, added, inverse))
+    call.run()
+    return masked_like(whole, call.result) if into is None else call.result

@@ -5,7 +5,7 @@
 # c) Integers of 8 bits are looked up instead, in a table of the 256 results of each channel, which (b) has made.
 from cython.parallel cimport prange
 
-from cnorm.kernels.job cimport RUNS, ImageJob
+from cnorm.kernels.job cimport RUNS, WIDE_INT8, ImageJob
 from cnorm.kernels.loops cimport (
     LOOPS_BY_DTYPE, READ_BY_DTYPE, look_up, look_up_three, normalize_values, scatter, write_elements)
 from cnorm.kernels.schedule cimport min_chunk, plain_schedule
@@ -22,7 +22,8 @@ cdef inline void normalize_pixels(const ImageJob *job, Py_ssize_t channel, const
         look_up(<const unsigned char *> x, x_stride, n, job.table + channel * 256 * size, size, y, y_stride)
         return
     READ_BY_DTYPE[job.head.dtype](x, x_stride, n, values)
-    normalize_values(values, n, job.max_value, job.mean[channel], job.std[channel])
+    normalize_values(values, n, job.max_value, job.mean[channel], job.std[channel],
+                     job.head.dtype >= WIDE_INT8)
     if y_stride == size:
         write_elements(job.out_dtype, values, n, y)
     else:

@@ -232,7 +232,8 @@ cdef struct MomentsJob:
     double *m2
 
 cdef struct StandardizeJob:
-    # y = (x - mean - lo) * scale, or x * scale + mean + lo, of any array, in double.
+    # y = (x - mean - lo) * scale, or x * scale + mean + lo, of any array, in double; with statistics of x itself where
+    # `measure` is not NULL.
     JobHead head           # with a Dtype that is read as double
     int out_dtype          # one of the first four
     Axes axes              # of x, y and mask; `unit` leads to the statistics, and is 0 or 1 for the last axis
@@ -247,6 +248,12 @@ cdef struct StandardizeJob:
     const double *mean     # per unit
     const double *lo
     const double *scale
+    MomentsJob *measure    # the moments of x, whose results are `mean` and `lo`, and from which `scale` follows; or NULL
+    bint by_columns        # whether they are those of columns
+    int outer_axis         # of `axes`: the outermost kept axis of these moments, or -1
+    double ddof
+    double eps
+    Py_ssize_t call_bytes  # of a part of a call: read and written by all of it; else 0
 
 cdef struct ImageJob:
     # y = (x / max_value - mean) / std per channel.

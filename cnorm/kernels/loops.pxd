@@ -206,9 +206,11 @@ cdef extern from "loops/table.h" nogil:
                         const double *scale, const Change *, bint each)
     void f64_f32w_change(const char *x, char *y, Py_ssize_t n, const double *mean, const double *lo,
                          const double *scale, const Change *, bint each)
+    void scales_from_moments(const double *count, const double *m2, Py_ssize_t n, double ddof, double eps,
+                             double *scale)
     void write_elements(int dtype, const double *v, Py_ssize_t n, char *y)
     void write_selected(int dtype, const double *v, Py_ssize_t n, const char *mask, Py_ssize_t mask_stride, char *y)
-    void normalize_values(double *v, Py_ssize_t n, double max_value, double mean, double std)
+    void normalize_values(double *v, Py_ssize_t n, double max_value, double mean, double std, bint integers)
     void look_up_three(const unsigned char *x, Py_ssize_t n, const void *table, Py_ssize_t size, char *y,
                        Py_ssize_t y_stride, Py_ssize_t y_channel)
     void look_up(const unsigned char *x, Py_ssize_t x_stride, Py_ssize_t n, const void *table, Py_ssize_t size, char *y,

@@ -323,12 +323,29 @@ cdef inline bint samples_in_parallel(const MomentsJob *job, Py_ssize_t samples) 
         not forced(ROW_RANGES))
 
 
+cdef inline Py_ssize_t indices_per_visit(const StandardizeJob *job) noexcept nogil:
+    """Of the outermost kept axis, that are measured and standardized while they are in L2; 0 where they do not fit, or
+    leave threads idle."""
+    cdef const MomentsJob *measure = job.measure
+    cdef Py_ssize_t size = measure.kept.shape[0] if measure.kept.count else 1, bytes
+    # columns: packed rows and their blocks follow from all columns of a sample
+    if job.outer_axis < 0 or measure.kept.count == 0 or job.by_columns and measure.kept.count < 2:
+        return 0
+    bytes = measure.units // size * measure.elements * LOOPS_BY_DTYPE[job.head.dtype].size
+    if forced(UNIT_BATCHES):
+        return 1
+    if forced(TWO_SWEEPS) or bytes > MACHINE.l2 // 4 or (
+            job.head.threads > 1 and size < SWEEP_UNITS_PER_THREAD * job.head.threads and size % job.head.threads):
+        return 0
+    return max(1, min(MACHINE.l2 // 8 // bytes, size // (CHUNKS_PER_THREAD * job.head.threads)))
+
+
 cdef inline Schedule schedule_standardize(const StandardizeJob *job, Py_ssize_t items, Py_ssize_t run_bytes,
                                           Py_ssize_t traffic) noexcept nogil:
     """run_bytes: of y, that lie side by side; traffic: bytes that the call reads and writes."""
     cdef Schedule schedule = plain_schedule(RUNS, job.head.threads, items)
     cdef Py_ssize_t least = nontemporal_two_reads() if job.read_before else nontemporal_one_read()
-    schedule.nontemporal = traffic >= least and job.x != job.y and job.mask == NULL and not job.clips and (
+    schedule.nontemporal = max(traffic, job.call_bytes) >= least and job.x != job.y and job.mask == NULL and not job.clips and (
         not job.inverse and run_bytes >= NONTEMPORAL_RUN_MIN_LINES * LANES_ALIGN
         and (job.out_dtype == FLOAT32 or job.out_dtype == FLOAT64))
     return schedule

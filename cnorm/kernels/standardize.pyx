@@ -6,13 +6,16 @@
 #    in L1 before and after.
 # c) Short runs that lie end to end are joined. Where each element of a run is of the next unit, their coefficients are
 #    spread out, one per element of a chunk.
+# d) Statistics of x itself: of some units at a time, which are still in L2 when they are standardized, where that fits;
+#    else those of all units, then all results.
 from cython.parallel cimport prange
 
-from cnorm.kernels.job cimport FLOAT32, FLOAT64, Axes, Schedule, StandardizeJob
+from cnorm.kernels.job cimport (
+    FLOAT32, FLOAT64, TWO_SWEEPS, UNIT_BATCHES, Axes, MomentsJob, Schedule, StandardizeJob)
 from cnorm.kernels.loops cimport (
-    LOOPS_BY_DTYPE, READ_BY_DTYPE, Change, change_elements, change_loop, f64_f32w_change, f64_f64_change, store_fence,
-    write_elements, write_selected)
-from cnorm.kernels.schedule cimport min_chunk, schedule_standardize
+    LOOPS_BY_DTYPE, READ_BY_DTYPE, Change, change_elements, change_loop, f64_f32w_change, f64_f64_change,
+    scales_from_moments, store_fence, write_elements, write_selected)
+from cnorm.kernels.schedule cimport indices_per_visit, min_chunk, schedule_standardize
 from cnorm.kernels.tuning cimport STANDARDIZE_CHUNK, STANDARDIZE_ITEM, STANDARDIZE_SHORT_RUN
 
 
@@ -197,7 +200,7 @@ cdef void change_item(const StandardizeJob *job, const Runs *cut, Py_ssize_t ite
         store_fence()
 
 
-cdef int standardize_forward(StandardizeJob *job) noexcept nogil:
+cdef int standardize_given(StandardizeJob *job) noexcept nogil:
     """y = (x - mean - lo) * scale, or its inverse."""
     cdef Runs cut = cut_runs(job)
     cdef Py_ssize_t items = cut.runs * cut.pieces, run = cut.length * cut.joined, i
@@ -217,3 +220,79 @@ cdef int standardize_forward(StandardizeJob *job) noexcept nogil:
                         chunksize=min_chunk(items, job.head.threads)):
             change_item(job, &cut, i)
     return 0
+
+
+# ---- with statistics of x itself ----
+
+
+cdef int measure_units(StandardizeJob *job) noexcept nogil:
+    """The moments of x, and the scales."""
+    cdef MomentsJob *measure = job.measure
+    cdef int failed = selected_columns_moments(measure) if job.by_columns else sequences_moments(measure)
+    if failed == 0:
+        scales_from_moments(measure.count, measure.m2, measure.units, job.ddof, job.eps, <double *> job.scale)
+    return failed
+
+
+cdef int visit_units(const StandardizeJob *job, Py_ssize_t first, Py_ssize_t n) noexcept nogil:
+    """Measure and standardize n indices of the outermost kept axis."""
+    cdef StandardizeJob part = job[0]
+    cdef MomentsJob measure = job.measure[0]
+    cdef Py_ssize_t step = measure.units // measure.kept.shape[0], unit = first * step
+    cdef int axis = job.outer_axis, failed
+    measure.head.threads = 1
+    measure.units = n * step
+    measure.x += first * measure.kept.x[0]
+    measure.kept.shape[0] = n
+    measure.count += unit
+    measure.mean += unit
+    measure.lo += unit
+    measure.m2 += unit
+    part.measure = &measure
+    part.head.threads = 1
+    part.x += first * part.axes.x[axis]
+    part.y += first * part.axes.y[axis]
+    part.axes.shape[axis] = n
+    part.mean += unit
+    part.lo += unit
+    part.scale += unit
+    failed = measure_units(&part)
+    if failed == 0:
+        failed = standardize_given(&part)
+    return failed
+
+
+cdef int standardize_forward(StandardizeJob *job) noexcept nogil:
+    """y, with the statistics that are given, or with those of x."""
+    cdef Py_ssize_t visit = indices_per_visit(job) if job.measure != NULL else 0, size, items, i
+    cdef Schedule *schedule_only = job.head.schedule_only
+    cdef int failed = 0
+    if visit == 0:
+        if job.measure != NULL and schedule_only == NULL:
+            job.measure.head.threads = job.head.threads
+            failed = measure_units(job)
+        if job.measure != NULL:
+            job.read_before = True
+        if failed == 0:
+            failed = standardize_given(job)
+        if job.measure != NULL and schedule_only != NULL:
+            schedule_only.strategy = TWO_SWEEPS
+        return failed
+    size = job.measure.kept.shape[0]
+    items = (size + visit - 1) // visit
+    job.call_bytes = job.measure.units * job.measure.elements * (
+        LOOPS_BY_DTYPE[job.head.dtype].size + LOOPS_BY_DTYPE[job.out_dtype].size)
+    if schedule_only != NULL:
+        standardize_given(job)  # how results are stored
+        schedule_only.strategy = UNIT_BATCHES
+        schedule_only.items = items
+        schedule_only.units_per_batch = visit * (job.measure.units // size)
+        return 0
+    if job.head.threads == 1:
+        for i in range(items):
+            failed += visit_units(job, i * visit, min(visit, size - i * visit))
+    else:
+        for i in prange(items, num_threads=job.head.threads, schedule="guided",
+                        chunksize=min_chunk(items, job.head.threads)):
+            failed += visit_units(job, i * visit, min(visit, size - i * visit))  # summed over the threads
+    return -1 if failed else 0

@@ -1,9 +1,21 @@
 /* Images: integers looked up in a table, everything else by the formula. Included by table.h, after loops/wide.h. */
 
 /* ((v / max_value) - mean) / std of n values in L1, in place: the float64 formula, operation by operation, since for
- * integers it has to be its very result. */
-static void normalize_values(double *v, ptrdiff_t n, double max_value, double mean, double std) {
-    for (ptrdiff_t i = 0; i < n; ++i) v[i] = (v[i] / max_value - mean) / std;
+ * integers it has to be its very result. Those are in the range of f64_divide, and so are their differences from a mean
+ * that is neither tiny nor huge. */
+static void normalize_values(double *v, ptrdiff_t n, double max_value, double mean, double std, int integers) {
+    const double size = fabs(mean);
+    ptrdiff_t i = 0;
+    if (integers && may_divide(max_value) && may_divide(std) && (size == 0 || may_divide(size))) {
+        const f64l top = f64_set(max_value), hi = f64_set(1 / max_value), lo = f64_set(reciprocal_rest(max_value)),
+                   spread = f64_set(std), spread_hi = f64_set(1 / std), spread_lo = f64_set(reciprocal_rest(std)),
+                   centre = f64_set(mean);
+        for (; i + f64_lanes <= n; i += f64_lanes) {
+            const f64l d = f64_sub(f64_divide(f64_load(v + i), top, hi, lo), centre);
+            f64_store(v + i, f64_divide(d, spread, spread_hi, spread_lo));
+        }
+    }
+    for (; i < n; ++i) v[i] = (v[i] / max_value - mean) / std;
 }
 
 /* y[i] = table[x[i]]. A table of 256 results is in L1, and a load a result is as fast as arithmetic. */

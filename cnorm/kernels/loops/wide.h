@@ -242,6 +242,7 @@ WIDE_TABLE(u64, uint64_t)
         f64l sums_d[MOMENT_ROWS], sums_dd[MOMENT_ROWS];                                                           \
         const ptrdiff_t probe = PROBE_VECTORS * f64_lanes;                                                        \
         const double count = (double)n, probed = (double)(n < probe ? n : probe);                                 \
+        const ptrdiff_t ahead = rows * stride; /* to the next rows, which are prefetched: probes read in leaps */ \
         int any = 0;                                                                                              \
         for (ptrdiff_t row = 0; row < rows; ++row)                                                                \
             CAT(probe_sums, S)(x + row * stride, n, &sums_d[row], &sums_dd[row]);                                 \
@@ -251,9 +252,10 @@ WIDE_TABLE(u64, uint64_t)
             shift[row] = CAT(shift_from_probe, S)(probed, sum_d[row], sum_dd[row]);                               \
         for (ptrdiff_t row = 0; row < rows; ++row) {                                                              \
             if (shift[row] != 0)                                                                                  \
-                CAT(sums_any, S)(x + row * stride, 1, 0, n, shift[row], &sums_d[row], &sums_dd[row], SHIFTED, 0); \
+                CAT(sums_any, S)(x + row * stride, 1, ahead, n, shift[row], &sums_d[row], &sums_dd[row], SHIFTED, \
+                                 1);                                                                              \
             else if (n > probe) /* else the probe's sums are those of the row */                                  \
-                CAT(sums_any, S)(x + row * stride, 1, 0, n, 0, &sums_d[row], &sums_dd[row], CENTRED, 0);          \
+                CAT(sums_any, S)(x + row * stride, 1, ahead, n, 0, &sums_d[row], &sums_dd[row], CENTRED, 1);      \
         }                                                                                                         \
         f64_hsum_all(sums_d, rows, sum_d);                                                                        \
         f64_hsum_all(sums_dd, rows, sum_dd);                                                                      \
@@ -372,6 +374,15 @@ static change_elements change_loop(int dtype, int out_dtype) {
          : dtype == WIDE_UINT8   ? u8w_f32w_change
          : dtype == FLOAT64      ? f64_f32w_change
                                  : NULL;
+}
+
+/* 1 / sqrt(m2 / (count - ddof) + eps) of n units: NaN where count <= ddof, 1 where the root is 0. */
+static void scales_from_moments(const double *restrict count, const double *restrict m2, ptrdiff_t n, double ddof,
+                                double eps, double *restrict scale) {
+    for (ptrdiff_t i = 0; i < n; ++i) {
+        const double std = sqrt((count[i] > ddof ? m2[i] / (count[i] - ddof) : NAN) + eps);
+        scale[i] = 1 / (std == 0 ? 1 : std);
+    }
 }
 
 /* Values rounded once to one of the four float dtypes. */

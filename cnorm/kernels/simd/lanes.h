@@ -4,6 +4,7 @@
  *   for each accumulation type A (f32, f64)
  *     A_set, A_add, A_sub, A_mul, A_div, A_sqrt, A_load, A_store                         arithmetic.h
  *     A_select_positive, A_clip, A_zero_outside, A_magnitude, A_larger, A_sign_of_large  arithmetic.h
+ *     f64_divide, reciprocal_rest, may_divide                                            arithmetic.h
  *     A_power_minus_3_4                                                                  arithmetic.h
  *     A_hsum, A_hsum_all                                                                 hsum.h
  *     A_negative_power                                                                   pow.h
