@@ -268,14 +268,14 @@ def standardize(input, axis, mean, var, eps, ddof, where, nan_policy, clip, dtyp
     return finished(call, whole, into, with_stats, average, rstd, axes)
 
 
-cdef object finished(Application call, object whole, cnp.ndarray into, bint with_stats, cnp.ndarray mean,
-                     cnp.ndarray rstd, tuple axes):
+cdef object finished(Application call, object whole, cnp.ndarray into, bint with_stats, object mean, object rstd,
+                     tuple axes):
     """What `standardize` returns."""
     y = call.result if into is not None else masked_like(whole, call.result)
     if not with_stats:
         return y
     sizes = [1 if i in axes else n for i, n in enumerate(shape_of(call.x))]
-    return y, mean.reshape(sizes), rstd.reshape(sizes)
+    return y, np.reshape(mean, sizes), np.reshape(rstd, sizes)
 
 
 def apply_moments(input, axes, mean, lo, var, eps, where, clip, dtype, out, bint inverse):
