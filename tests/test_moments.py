@@ -276,7 +276,8 @@ def test_a_padded_sample_has_the_bits_of_the_sample_alone(rng, dtype):
 SHAPES = [(37_003,), (3, 17_021), (40, 300), (1100, 70), (4000, 3), (6, 200, 65), (2, 3, 16_401)]
 
 
-STRATEGY = ("STRATEGY_ANY", "TWO_SWEEPS", "UNIT_BY_UNIT", "ROW_RANGES", "SAMPLES_PER_THREAD")
+STRATEGY = ("STRATEGY_ANY", "TWO_SWEEPS", "UNIT_BY_UNIT", "UNIT_BATCHES", "ROW_RANGES")
+STRATEGY += ("SAMPLES_PER_THREAD",)
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i2"])
@@ -297,6 +298,48 @@ def test_bits_depend_on_nothing_but_values_and_shape(rng, dtype):
                         _dispatch.kernels.force_strategy(0)
                 first = first or found
                 assert found == first, (shape, axis, build, threads, strategy)
+
+
+MACHINES = [(1 << 12, 1 << 14, 1 << 12), (1 << 15, 1 << 20, 1 << 25)]  # L1, L2, L3: tiny, large
+
+
+@pytest.mark.parametrize("x_dtype", ["f2", "f4", "f8", "u1", "i4"])
+def test_standardize_rounds_one_formula(rng, x_dtype):
+    kernels = _dispatch.kernels
+    _dispatch.learn_caches()
+    before = kernels.set_machine(*MACHINES[0])
+    ways = itertools.cycle(itertools.product(MACHINES, ("STRATEGY_ANY", "TWO_SWEEPS"), (1, 3)))
+    try:
+        for shape, axis in [((67, 300), 1), ((67, 300), 0), ((900, 7), 0), ((5, 12, 200), (0, 2)),
+                            ((6, 30, 41), 1), ((3001,), None), ((700, 9), 1)]:  # fmt: skip
+            x = draw(rng, shape, np.dtype(x_dtype))
+            axes = tuple(range(x.ndim)) if axis is None else axis
+            m = F.moments(x, axes)
+            std = np.where(m.std() == 0, 1, m.std())
+            mean, lo = (np.expand_dims(a, axes) for a in m._arrays[1:3])
+            for y_dtype, (clip, inverse) in itertools.product(
+                ("f2", "f4", "f8"), [(None, False), ((-0.5, 1), False), (None, True)]
+            ):
+                scale = np.expand_dims(std if inverse else 1 / std, axes)
+                wide = x.astype(np.float64)
+                with np.errstate(over="ignore"):
+                    y = (wide * scale + lo) + mean if inverse else ((wide - mean) - lo) * scale
+                    expected = (y if clip is None else np.clip(y, *clip)).astype(y_dtype)
+                machine, strategy, threads = next(ways)
+                kernels.set_machine(*machine)
+                kernels.force_strategy(STRATEGIES[strategy])
+                out = np.empty(x.size + 16, y_dtype)[threads:][: x.size].reshape(shape)
+                with cnorm.num_threads(threads):
+                    if inverse:
+                        m.inverse(x, out=out)
+                    else:
+                        F.standardize(x, axes, clip=clip, out=out)
+                kernels.force_strategy(0)
+                how = shape, axis, y_dtype, clip, inverse, machine, strategy, threads
+                assert out.tobytes() == expected.tobytes(), how
+    finally:
+        kernels.force_strategy(0)
+        kernels.set_machine(*before)
 
 
 def test_moments_are_pickled_copied_and_kept_in_files(rng):
