@@ -325,11 +325,10 @@ cdef inline bint samples_in_parallel(const MomentsJob *job, Py_ssize_t samples) 
 
 cdef inline Py_ssize_t indices_per_visit(const StandardizeJob *job) noexcept nogil:
     """Of the outermost kept axis, that are measured and standardized while they are in L2; 0 where they do not fit, or
-    leave threads idle."""
+    leave threads idle. Moments of columns may run out of memory: not after results were written."""
     cdef const MomentsJob *measure = job.measure
     cdef Py_ssize_t size = measure.kept.shape[0] if measure.kept.count else 1, bytes
-    # columns: packed rows and their blocks follow from all columns of a sample
-    if job.outer_axis < 0 or measure.kept.count == 0 or job.by_columns and measure.kept.count < 2:
+    if job.by_columns or job.outer_axis < 0 or measure.kept.count == 0:
         return 0
     bytes = measure.units // size * measure.elements * LOOPS_BY_DTYPE[job.head.dtype].size
     if forced(UNIT_BATCHES):
@@ -345,9 +344,10 @@ cdef inline Schedule schedule_standardize(const StandardizeJob *job, Py_ssize_t 
     """run_bytes: of y, that lie side by side; traffic: bytes that the call reads and writes."""
     cdef Schedule schedule = plain_schedule(RUNS, job.head.threads, items)
     cdef Py_ssize_t least = nontemporal_two_reads() if job.read_before else nontemporal_one_read()
-    schedule.nontemporal = max(traffic, job.call_bytes) >= least and job.x != job.y and job.mask == NULL and not job.clips and (
-        not job.inverse and run_bytes >= NONTEMPORAL_RUN_MIN_LINES * LANES_ALIGN
-        and (job.out_dtype == FLOAT32 or job.out_dtype == FLOAT64))
+    cdef bint has_loop = (job.out_dtype == FLOAT32 or job.out_dtype == FLOAT64) and not (
+        job.mask != NULL or job.clips or job.inverse)
+    schedule.nontemporal = has_loop and job.x != job.y and max(traffic, job.call_bytes) >= least and (
+        run_bytes >= NONTEMPORAL_RUN_MIN_LINES * LANES_ALIGN)
     return schedule
 
 

@@ -239,7 +239,7 @@ cdef int visit_units(const StandardizeJob *job, Py_ssize_t first, Py_ssize_t n) 
     cdef StandardizeJob part = job[0]
     cdef MomentsJob measure = job.measure[0]
     cdef Py_ssize_t step = measure.units // measure.kept.shape[0], unit = first * step
-    cdef int axis = job.outer_axis, failed
+    cdef int axis = job.outer_axis
     measure.head.threads = 1
     measure.units = n * step
     measure.x += first * measure.kept.x[0]
@@ -256,10 +256,7 @@ cdef int visit_units(const StandardizeJob *job, Py_ssize_t first, Py_ssize_t n) 
     part.mean += unit
     part.lo += unit
     part.scale += unit
-    failed = measure_units(&part)
-    if failed == 0:
-        failed = standardize_given(&part)
-    return failed
+    return measure_units(&part) or standardize_given(&part)
 
 
 cdef int standardize_forward(StandardizeJob *job) noexcept nogil:
