@@ -13,10 +13,9 @@ from cnorm.kernels.machine cimport (
 from cnorm.kernels.moments cimport UnitBlocks
 from cnorm.kernels.tuning cimport (
     BATCH_BYTES_FROM_MEMORY, BATCH_GIVEN_SEGMENT_MAX, BATCH_MIN_CALL_BYTES, BATCH_MIN_UNITS, BATCH_UNITS,
-    CHUNKS_PER_THREAD, COLUMN_PREFETCH_BYTES, LANE_MULTIPLE, MOMENT_ROWS, MOMENT_ROW_MAX, NONTEMPORAL_RUN_MIN_LINES,
-    PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN, ROW_BATCH_MAX, ROW_PASS_MAX_HALF, ROW_PASS_MAX_LONG,
-    ROW_PASS_SHORT_BYTES, SPREAD_MAX, SPREAD_MIN_SEGMENTS, SPREAD_UNITS, STACK_PARTIALS, STATIC_ROWS_MAX,
-    SWEEP_UNITS_PER_THREAD, TILE)
+    CHUNKS_PER_THREAD, COLUMN_PREFETCH_BYTES, MOMENT_ROWS, MOMENT_ROW_MAX, NONTEMPORAL_RUN_MIN_LINES, PREFETCH_DISTANCE,
+    PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN, ROW_BATCH_MAX, ROW_PASS_MAX_HALF, ROW_PASS_MAX_LONG,
+    ROW_PASS_SHORT_BYTES, STACK_PARTIALS, STATIC_ROWS_MAX, SWEEP_UNITS_PER_THREAD, TILE)
 from cnorm.kernels.units cimport has_element_params, units_of
 
 
@@ -125,16 +124,6 @@ cdef inline Py_ssize_t rows_per_pass(const Job *job, const UnitBlocks *blocks) n
     return max(1, rows if rows < ROWS_UNROLLED else rows // ROWS_UNROLLED * ROWS_UNROLLED)
 
 
-cdef inline bint spreads_coefficients(const Job *job, const UnitBlocks *blocks, Py_ssize_t n) noexcept nogil:
-    """Whether the coefficients of a batch of n units are spread out, one for each element of a segment of each: many
-    segments that are not whole vectors, side by side in every array."""
-    cdef Py_ssize_t segment = blocks.elements * blocks.loops.size
-    return (blocks.segments >= SPREAD_MIN_SEGMENTS and blocks.elements % LANE_MULTIPLE != 0
-            and n * blocks.elements <= SPREAD_MAX and blocks.runs == 1 and not job.channels.by_segment
-            and job.x.strides[1] == segment and job.y.strides[1] == segment
-            and (job.dy.data == NULL or job.dy.strides[1] == segment))
-
-
 cdef inline Py_ssize_t units_per_batch(const Job *job, const UnitBlocks *blocks, bint backward) noexcept nogil:
     """Units that lie side by side in memory and are taken together; 1 or less: no batches.
 
@@ -160,10 +149,7 @@ cdef inline Py_ssize_t units_per_batch(const Job *job, const UnitBlocks *blocks,
     batch = batch_bytes() // (read * unit)
     if job.channels.by_segment:  # parameters of more units are read and written together
         batch *= 2
-    batch = min(<Py_ssize_t> BATCH_UNITS, batch)
-    if 2 * batch >= SPREAD_UNITS and spreads_coefficients(job, blocks, SPREAD_UNITS):  # rows of whole lines
-        batch = max(<Py_ssize_t> 1, min(batch, SPREAD_MAX // blocks.elements) // SPREAD_UNITS) * SPREAD_UNITS
-    return min(batch, units // (2 * job.head.threads))
+    return min(<Py_ssize_t> BATCH_UNITS, min(batch, units // (2 * job.head.threads)))
 
 
 cdef inline void schedule_units_forward(const Job *job, UnitBlocks *blocks) noexcept nogil:

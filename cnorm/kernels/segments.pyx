@@ -10,10 +10,8 @@ from cnorm.kernels.job cimport (
     GIVEN_BATCHES, GIVEN_IN_ORDER, ROW_BATCHES, TWO_SWEEPS, UNIT_BATCHES, Job, Moments)
 from cnorm.kernels.loops cimport CoefficientArrays, Coefficients, store_fence
 from cnorm.kernels.moments cimport ElementRange, UnitBlocks, unit_blocks, unit_moments
-from cnorm.kernels.schedule cimport (
-    min_chunk, schedule_segments_moments, schedule_units_forward, spreads_coefficients)
-from cnorm.kernels.segments_apply cimport (
-    UnitBatch, apply_spread, bind_batch, channel_of, channel_values, segment_apply)
+from cnorm.kernels.schedule cimport min_chunk, schedule_segments_moments, schedule_units_forward
+from cnorm.kernels.segments_apply cimport UnitBatch, bind_batch, channel_of, channel_values, segment_apply
 from cnorm.kernels.statistics cimport rstd_from_m2
 from cnorm.kernels.tuning cimport BATCH_UNITS, STACK_DOUBLES
 from cnorm.kernels.unit_sweeps cimport (
@@ -30,9 +28,6 @@ cdef inline void apply_unit_batch(const Job *job, const UnitBlocks *blocks, Py_s
     """Forward over some segments, which share their parameters, of n units."""
     cdef ChannelValues values = channel_values(job, channel_of(job, unit, segment))
     coefficients(PASS_FORWARD, n, batch.mean_lo, batch.rstd, &values, NULL, NULL, 0, True, &batch.coeffs)
-    if spreads_coefficients(job, blocks, n):
-        apply_spread(job, blocks, unit, n, &batch.coeffs)
-        return
     blocks.loops.apply_batch(unit_at(job, &job.x, unit) + segment * job.x.strides[2],
                              unit_at(job, &job.y, unit) + segment * job.y.strides[2], segments, job.x.strides[2],
                              job.y.strides[2], n, job.x.strides[1], job.y.strides[1], blocks.elements, &batch.coeffs,

@@ -1,13 +1,10 @@
 # Segments: the coefficients of channels, and forward over ranges of a unit. See segments.pyx.
 from cnorm.kernels.coefficients cimport (
     N_GRAD_SUMS, PASS_BACKWARD, PASS_FORWARD, PASS_SUMS, ChannelValues, Pass, channel_values_from, coefficients, fill)
-from cnorm.kernels.columns_apply cimport coefficients_from
-from cnorm.kernels.job cimport ACT_NONE, ACT_SLOPES, Job, has_slopes
-from cnorm.kernels.loops cimport LANES_ALIGN, CoefficientArrays, Coefficients, ColumnCoefficients, LoopTable
+from cnorm.kernels.job cimport ACT_NONE, ACT_SLOPES, Job
+from cnorm.kernels.loops cimport CoefficientArrays, Coefficients
 from cnorm.kernels.moments cimport ElementRange, UnitBlocks, element_at, run_left
-from cnorm.kernels.tuning cimport (
-    BATCH_UNITS, COLUMN_BLOCK_ROWS, COLUMN_ROWS_PER_PASS, SHORT_SEGMENT_BYTES, SPREAD_MAX)
-from cnorm.kernels.units cimport unit_at
+from cnorm.kernels.tuning cimport BATCH_UNITS, SHORT_SEGMENT_BYTES
 
 
 cdef inline Py_ssize_t channel_of(const Job *job, Py_ssize_t unit, Py_ssize_t segment) noexcept nogil:
@@ -36,9 +33,6 @@ cdef inline void set_channel(const Job *job, Coefficients *coeffs, Py_ssize_t ch
 #    after the other where each segment has a weight of its own.
 # c) With given statistics there is nothing to wait for: batches as in b), in the order of memory.
 # d) Units of one short segment: what is done once per unit is done for many side by side.
-# e) In b), where many segments share them, coefficients are spread out, one for each element of a segment of all units:
-#    one sample's part of the batch is then a row of columns. Segments of 49 elements make vectors that begin and end
-#    within a cache line, and every fourth has one element; rows of them do not.
 
 cdef struct UnitBatch:
     # Coefficients and sums of up to BATCH_UNITS units or segments.
@@ -166,90 +160,3 @@ cdef inline void segment_apply(const Job *job, const UnitBlocks *blocks, const C
                                <char *> element_at(blocks, &job.y, y, segment, element), 1, 0, 0, step,
                                &coeffs, job.activation)
             element += step
-
-
-# ---- e) batches as rows of columns ----
-
-
-cdef inline const char *spread(const LoopTable *loops, const double *values, Py_ssize_t units, Py_ssize_t elements,
-                               double *out) noexcept nogil:
-    """out: each unit's value for each of its elements, of the accumulation type."""
-    cdef Py_ssize_t i, j
-    cdef float *narrow = <float *> out
-    for i in range(units):
-        if loops.acc_size == 8:
-            fill(values[i], elements, out + i * elements)
-        else:
-            for j in range(i * elements, (i + 1) * elements):
-                narrow[j] = <float> values[i]
-    return <const char *> out
-
-
-cdef inline void apply_spread_range(const Job *job, const UnitBlocks *blocks, const ColumnCoefficients *coeffs,
-                                    Py_ssize_t unit, Py_ssize_t first, Py_ssize_t columns) noexcept nogil:
-    """Forward or backward over `columns` elements of each segment, from the element `first` of a unit on; `coeffs`
-    begin with that element."""
-    cdef const char *x[COLUMN_BLOCK_ROWS]
-    cdef const char *dy[COLUMN_BLOCK_ROWS]
-    cdef char *y[COLUMN_BLOCK_ROWS]
-    cdef Py_ssize_t segment = 0, bytes = first * blocks.loops.size, rows, i
-    while segment < blocks.segments:
-        rows = min(<Py_ssize_t> COLUMN_BLOCK_ROWS, blocks.segments - segment)
-        for i in range(rows):
-            x[i] = unit_at(job, &job.x, unit) + (segment + i) * job.x.strides[2] + bytes
-            y[i] = unit_at(job, &job.y, unit) + (segment + i) * job.y.strides[2] + bytes
-        if job.dy.data == NULL:
-            blocks.loops.column_apply(x, y, rows, columns, COLUMN_ROWS_PER_PASS, coeffs, job.activation)
-        else:
-            for i in range(rows):
-                dy[i] = unit_at(job, &job.dy, unit) + (segment + i) * job.dy.strides[2] + bytes
-            blocks.loops.column_grad_apply(x, dy, NULL, y, rows, columns, COLUMN_ROWS_PER_PASS, coeffs,
-                                           job.activation)
-        segment += rows
-
-
-cdef inline void apply_spread(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n,
-                              const CoefficientArrays *of_units) noexcept nogil:
-    """Forward or backward over all segments of n units, bit for bit as apply_batch and grad_apply_batch of the loops.
-
-    Where all rows of the result begin at the same place in a cache line, vectors begin at lines; what is before the
-    first one comes by itself."""
-    cdef double workspace[7 * (SPREAD_MAX + 8)]  # each array a cache line on, so that they do not share sets of L1
-    cdef double *bias = workspace + 2 * (SPREAD_MAX + 8)
-    cdef double *slope = workspace + 3 * (SPREAD_MAX + 8)
-    cdef double *dev_coeff = workspace + 4 * (SPREAD_MAX + 8)
-    cdef double *grad_offset = workspace + 5 * (SPREAD_MAX + 8)
-    cdef double *rstd = workspace + 6 * (SPREAD_MAX + 8)
-    cdef ColumnCoefficients coeffs, peeled
-    cdef const LoopTable *loops = blocks.loops
-    cdef Py_ssize_t elements = blocks.elements, columns = n * elements, peel = 0
-    coeffs.nontemporal = False
-    coeffs.signs = False
-    coeffs.shifted = of_units.shifted
-    coeffs.low = of_units.low
-    coeffs.high = of_units.high
-    coeffs.row_weight = NULL
-    coeffs.row_bias = NULL
-    coeffs.row_slope = NULL
-    coeffs.prefetch_bytes = 0
-    coeffs.mean_hi = spread(loops, of_units.mean_hi, n, elements, workspace)
-    coeffs.scale = spread(loops, of_units.scale, n, elements, workspace + SPREAD_MAX + 8)
-    coeffs.bias = bias
-    coeffs.slope = slope
-    coeffs.dev_coeff = dev_coeff
-    coeffs.grad_offset = grad_offset
-    coeffs.rstd = rstd
-    if job.activation or job.dy.data == NULL:
-        spread(loops, of_units.bias, n, elements, bias)
-    if has_slopes(job.activation):
-        spread(loops, of_units.slope, n, elements, slope)
-    if job.dy.data != NULL:
-        spread(loops, of_units.dev_coeff, n, elements, dev_coeff)
-        spread(loops, of_units.grad_offset, n, elements, grad_offset)
-        spread(loops, of_units.rstd, n, elements, rstd)
-    if job.y.strides[2] % LANES_ALIGN == 0:
-        peel = min(columns, (-<Py_ssize_t> unit_at(job, &job.y, unit) & (LANES_ALIGN - 1)) // loops.size)
-    if peel > 0:
-        apply_spread_range(job, blocks, &coeffs, unit, 0, peel)
-    peeled = coefficients_from(&coeffs, peel * loops.acc_size)
-    apply_spread_range(job, blocks, &peeled, unit, peel, columns - peel)

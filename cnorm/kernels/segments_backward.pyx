@@ -19,9 +19,9 @@ from cnorm.kernels.loops cimport Coefficients, store_fence
 from cnorm.kernels.moments cimport (
     ContiguousTile, ElementRange, UnitBlocks, contiguous_tile, element_at, gather, next_range,
     range_of_tiles, run_left, tile_range, unit_blocks)
-from cnorm.kernels.schedule cimport min_chunk, schedule_segments_backward, spreads_coefficients
+from cnorm.kernels.schedule cimport min_chunk, schedule_segments_backward
 from cnorm.kernels.segments_apply cimport (
-    UnitBatch, apply_spread, bind_batch, channel_of, channel_values, has_short_segments, segment_batch_coefficients,
+    UnitBatch, bind_batch, channel_of, channel_values, has_short_segments, segment_batch_coefficients,
     set_channel)
 from cnorm.kernels.statistics cimport gdev_from_norm
 from cnorm.kernels.tuning cimport BATCH_UNITS, BLOCK_TILES, SHORT_SEGMENT, STACK_PARTIALS, TILE
@@ -436,9 +436,6 @@ cdef void unit_batch_totals(const Job *job, const UnitBlocks *blocks, Py_ssize_t
 cdef inline void grad_apply_unit_batch(const Job *job, const UnitBlocks *blocks, Py_ssize_t unit, Py_ssize_t n,
                                        Py_ssize_t segment, Py_ssize_t segments, UnitBatch *batch) noexcept nogil:
     """The gradient of the input over some segments of n units."""
-    if spreads_coefficients(job, blocks, n):
-        apply_spread(job, blocks, unit, n, &batch.coeffs)
-        return
     blocks.loops.grad_apply_batch(
         unit_at(job, &job.x, unit) + segment * job.x.strides[2],
         unit_at(job, &job.dy, unit) + segment * job.dy.strides[2],

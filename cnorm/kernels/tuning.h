@@ -114,10 +114,6 @@ enum {
     BATCH_GIVEN_SEGMENT_MAX = 1 << 12, /* bytes of a segment, with statistics given */
     BATCH_BYTES_FROM_MEMORY = 1 << 12, /* read for a batch from memory: reads and writes alternate within a page */
     BATCH_MIN_UNITS = 4,             /* units of a batch of single segments, at least */
-    SPREAD_MAX = 1024,               /* elements of one segment of each unit of a batch whose coefficients are spread
-                                        out, one for each element, at most, */
-    SPREAD_MIN_SEGMENTS = 32,        /* segments of a unit that share them, at least, */
-    SPREAD_UNITS = 16,               /* and units of a batch are a multiple of this: whole cache lines */
     STACK_PARTIALS = 256,            /* partial sums of a unit that are kept on the stack */
 };
 

@@ -53,9 +53,6 @@ cdef extern from "tuning.h" nogil:
         BATCH_GIVEN_SEGMENT_MAX
         BATCH_BYTES_FROM_MEMORY
         BATCH_MIN_UNITS
-        SPREAD_MAX
-        SPREAD_MIN_SEGMENTS
-        SPREAD_UNITS
         STACK_PARTIALS
         PREFETCH_WRITE_ROW_MAX
         PREFETCH_READ_ROW_MAX
