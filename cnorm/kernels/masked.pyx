@@ -542,16 +542,15 @@ cdef int run_parts(MaskedJob *m, Py_ssize_t number, int threads, char *workspace
 
 cdef inline Py_ssize_t pieces_turned(const MaskedJob *m) noexcept nogil:
     """How many pieces are moved together: a cache line of items, fewer where threads would be idle; else 1."""
-    cdef const MaskedAxis *last = &m.outer[m.outers - 1]
-    cdef const MaskedAxis *inner = &m.inner[m.inners - 1]
+    cdef Py_ssize_t size = m.item_bytes
     cdef int k
-    if m.outers == 0 or m.items != ITEM_ELEMENTS or m.channels != 1 or m.merges or MACHINE.force or (
+    if m.outers == 0 or m.inners == 0 or m.items != ITEM_ELEMENTS or m.channels != 1 or m.merges or MACHINE.force or (
             m.unit.size != 1 or m.segment.size != 1 or m.array[3] != NULL):
         return 1
     for k in range(3):
-        if m.array[k] != NULL and (last.stride[k] != m.item_bytes or inner.stride[k] == m.item_bytes):
+        if m.array[k] != NULL and (m.outer[m.outers - 1].stride[k] != size or m.inner[m.inners - 1].stride[k] == size):
             return 1
-    return max(1, min(<Py_ssize_t> LANES_ALIGN // m.item_bytes, pieces_of(m) // m.head.threads))
+    return max(1, min(<Py_ssize_t> LANES_ALIGN // size, pieces_of(m) // m.head.threads))
 
 
 cdef inline Py_ssize_t turned_stride(const MaskedJob *m) noexcept nogil:
