@@ -22,7 +22,7 @@ from cnorm.kernels.loops cimport LANES_ALIGN, ColumnCoefficients, store_fence
 from cnorm.kernels.schedule cimport min_chunk
 from cnorm.kernels.tuning cimport COEFFICIENT_CHUNK, STACK_DOUBLES
 from cnorm.kernels.units cimport param_set_at
-from cnorm.kernels.workspace cimport workspace_alloc, workspace_free
+from cnorm.kernels.workspace cimport round_up, workspace_alloc, workspace_free
 
 
 cdef struct ColumnSets:
@@ -35,7 +35,7 @@ cdef struct ColumnSets:
 cdef int begin_sets(const Job *job, const ColumnLayout *layout, const double *sums, Pass what,
                     ColumnSets *sets) noexcept nogil:
     """What samples share for a pass. sums: (columns, 2), of the batch; PASS_BACKWARD, statistics not given."""
-    cdef Py_ssize_t bytes = N_COLUMN_COEFFICIENTS * coefficient_bytes(layout), first, n
+    cdef Py_ssize_t bytes = round_up(N_COLUMN_COEFFICIENTS * coefficient_bytes(layout), LANES_ALIGN), first, n
     cdef double count = <double> (job.shape[0] * layout.rows)
     cdef double mean_hi[COEFFICIENT_CHUNK]
     cdef char *workspace

@@ -28,7 +28,8 @@ from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, offset, p
 from cnorm.kernels.masked_sweep cimport Part, look_at_parts, sweep_piece, swept_units, sweeps_parts
 from cnorm.kernels.schedule cimport plain_schedule
 from cnorm.kernels.statistics cimport merge_counted_moments, rstd_from_m2, settle_moments
-from cnorm.kernels.tuning cimport MASKED_PIECE_BYTES, PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN
+from cnorm.kernels.tuning cimport (
+    MASKED_PIECE_BYTES, NONTEMPORAL_RUN_MIN_LINES, PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN)
 from cnorm.kernels.workspace cimport round_up
 
 
@@ -115,7 +116,8 @@ cdef void unpack_array(const MaskedJob *m, const Piece *piece, int k, bint zero)
 cdef void zero_range(const MaskedJob *m, const Piece *piece, int k, Py_ssize_t i, Py_ssize_t stop) noexcept nogil:
     """Set items i .. stop of all sequences of a piece to 0."""
     cdef Py_ssize_t row, n, stride = m.inner[m.inners - 1].stride[k]
-    cdef bint stream = stride == m.item_bytes and streams(m)
+    cdef bint stream = stride == m.item_bytes and streams(m) and (
+        (stop - i) * m.item_bytes >= NONTEMPORAL_RUN_MIN_LINES * LANES_ALIGN)
     while i < stop:
         n = items_of_run(m, piece.begin + i, stop - i)
         for row in range(rows_of(m, piece)):
@@ -656,7 +658,8 @@ cdef inline int run_item(MaskedJob *m, Py_ssize_t item, Py_ssize_t pieces, Py_ss
                          char *workspace, const Workspace *size, const Part *parts) noexcept nogil:
     """A piece, or the pieces of a chunk; or so many rows."""
     cdef Py_ssize_t i
-    if threads == 1 and sweeps_parts(m) and sweep_piece(m, item, workspace, size, parts):
+    if threads == 1 and sweeps_parts(m):
+        sweep_piece(m, item, workspace, size, parts)
         return 0
     if m.merges:
         return run_parts(m, item, threads, workspace, size)

@@ -12,7 +12,7 @@ from cnorm.kernels.loops cimport (
     LANES_ALIGN, Coefficients, copy_mask, find_selected, pack_items, prefetch_read, prefetch_write, select_items,
     store_fence, zero_bytes)
 from cnorm.kernels.machine cimport (
-    MACHINE, batch_bytes, cached_traffic, nontemporal_one_read, nontemporal_two_reads, row_pass_bytes)
+    MACHINE, batch_bytes, cached_traffic, nontemporal_one_read, nontemporal_two_reads)
 from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, offset, place_piece
 from cnorm.kernels.moments cimport UnitBlocks, unit_blocks
 from cnorm.kernels.schedule cimport stores_nontemporal, traffic_of
@@ -31,14 +31,15 @@ cdef struct Part:              # what is selected of a part, of each unit alike
 
 
 cdef inline bint sweeps_parts(const MaskedJob *m) noexcept nogil:
-    """Whether the loops take the parts of units as they lie. A unit without parts is one."""
+    """Whether the loops take the parts of units as they lie. A unit without parts is one: backward, where it has a mask of
+    its own. Forward, and where many units share a mask, one job of all of them is faster."""
     cdef int k
     if m.channels != 1 or m.items != ITEM_ELEMENTS or m.inners != 1 or m.segment.size != 1 or (
             m.job.finish.norm != NORM_NONE or MACHINE.force or m.array[3] != NULL
             or m.job.stats_given and not m.merges):
         return False
-    if m.backward and not m.merges and m.job.head.dtype == FLOAT64:  # which takes mean_lo from a sum of its own
-        return False
+    if not m.merges and (not m.backward or m.unit.size != 1 or m.job.head.dtype == FLOAT64):
+        return False  # float64 takes mean_lo from a sum of its own
     for k in range(3):
         if m.array[k] != NULL and m.inner[0].stride[k] != m.item_bytes:
             return False
@@ -47,11 +48,9 @@ cdef inline bint sweeps_parts(const MaskedJob *m) noexcept nogil:
 
 cdef inline Py_ssize_t swept_units(const MaskedJob *m) noexcept nogil:
     """Units whose parts stay in L2 from their sums to their results: of a quarter of L2 backward, of all of it forward,
-    where more units made the parts that lie side by side longer (Zen 4). Units without parts: in L1, or nearly."""
+    where more units made the parts that lie side by side longer (Zen 4)."""
     cdef Py_ssize_t unit = m.part.size * m.length * m.item_bytes * (2 if m.backward else 1)
     cdef Py_ssize_t share = max(1, m.unit.size // m.head.threads)
-    if not m.merges:
-        return max(1, min(min(<Py_ssize_t> BATCH_UNITS, m.unit.size), 2 * row_pass_bytes() // max(unit, 1)))
     return min(min(<Py_ssize_t> BATCH_UNITS, share), max(1, (1 if m.backward else 4) * batch_bytes() // max(unit, 1)))
 
 
@@ -124,11 +123,6 @@ cdef inline void sweep_moments(const MaskedJob *m, const Piece *whole, const Par
     cdef double *stats = whole.stats
     cdef Py_ssize_t units = whole.units, part, i, next_part
     cdef double total = 0, count, share, rstd
-    if not m.merges:  # the statistics of the one part are those of the units; the call may not want all of them
-        job.mean = stats
-        job.lo = stats + units
-        job.m2 = stats + 2 * units
-        job.rstd = stats + 3 * units
     memset(job.mean, 0, units * sizeof(double))
     memset(job.lo, 0, units * sizeof(double))
     memset(job.m2, 0, units * sizeof(double))
@@ -164,8 +158,6 @@ cdef inline void sweep_moments(const MaskedJob *m, const Piece *whole, const Par
             for i in range(units):
                 save_unit_moments(&one, &blocks, i, &rstd)
         count = <double> parts[part].count
-        if not m.merges:
-            return
         if total == 0:
             memcpy(job.mean, one.mean, units * sizeof(double))
             memcpy(job.lo, one.lo, units * sizeof(double))
@@ -179,12 +171,6 @@ cdef inline void sweep_moments(const MaskedJob *m, const Piece *whole, const Par
     for i in range(units):
         settle_moments(&job.mean[i], &job.lo[i], &job.m2[i])
         job.rstd[i] = rstd_from_m2(job.m2[i], total, &m.job.finish) if total else 0
-
-
-cdef inline void save_swept(double *to, const double *values, const Piece *whole) noexcept nogil:
-    """A statistic of some units, where the call wants it."""
-    if to != NULL:
-        memcpy(to + whole.unit, values, whole.units * sizeof(double))
 
 
 cdef inline void zero_part(const MaskedJob *m, const Part *part, char *y, bint stream) noexcept nogil:
@@ -233,11 +219,6 @@ cdef inline void sweep_forward(const MaskedJob *m, const Piece *whole, const Par
     blocks = unit_blocks(&m.job, False)
     begin_sweep(m, whole, &job, &blocks.schedule)
     sweep_moments(m, whole, parts, &job, &blocks.schedule)
-    if not m.merges:
-        save_swept(m.job.mean, job.mean, whole)
-        save_swept(m.job.lo, job.lo, whole)
-        save_swept(m.job.m2, job.m2, whole)
-        save_swept(m.job.rstd, job.rstd, whole)
     for u in range(whole.units):
         set_given_coefficients(&job, &blocks, u, &coeffs[u])
     for i in range(m.part.size - 1, -1, -1):
@@ -363,12 +344,9 @@ cdef inline void sweep_backward(const MaskedJob *m, const Piece *whole, const Pa
         store_fence()
 
 
-cdef inline bint sweep_piece(const MaskedJob *m, Py_ssize_t number, char *workspace, const Workspace *size,
+cdef inline void sweep_piece(const MaskedJob *m, Py_ssize_t number, char *workspace, const Workspace *size,
                              const Part *parts) noexcept nogil:
-    """Some units of several parts. parts: of all pieces, or NULL where pieces differ in them.
-
-    False where a job does better, and nothing was done: forward, where units have no parts and what is selected is one
-    run. A job reads and writes unit by unit."""
+    """Some units of several parts. parts: of all pieces, or NULL where pieces differ in them."""
     cdef Piece whole
     cdef Part *own
     place_piece(m, number, &whole)
@@ -380,10 +358,7 @@ cdef inline bint sweep_piece(const MaskedJob *m, Py_ssize_t number, char *worksp
             whole.mask = <char *> whole.stats + size.stats
         look_at_parts(m, whole.mask, own)
         parts = own
-    if not m.merges and not m.backward and (parts[0].one_run or parts[0].count == 0):
-        return False
     if m.backward:
         sweep_backward(m, &whole, parts)
     else:
         sweep_forward(m, &whole, parts)
-    return True
