@@ -284,7 +284,10 @@ def not_writable_array(name, value):
     """The message where what is to be written is no array."""
     text = f"{name} must be a NumPy array, but got {described(value)}"
     if name.startswith("running"):
-        return f"{text}: it is updated in place; pass np.asarray({name}, np.float32)"
+        return (
+            f"{text}: training updates it in place; make it once, {name} = np.asarray({name}, "
+            "np.float32), and pass that"
+        )
     return f"{text}: make one by np.empty_like(input)"
 
 
