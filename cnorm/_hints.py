@@ -65,6 +65,7 @@ _NO_LAYER = (
 _NAMES = {
     **dict.fromkeys(("nn", "layers", "modules"), "layers are in cnorm itself: cnorm.LayerNorm"),
     "F": "import cnorm.functional as F",
+    "LayerNorm2d": "cnorm.LayerNorm(C, axis=1) takes (N, C, H, W)",
     "load": "did you mean cnorm.checkpoint.load?",
     "save": "did you mean cnorm.checkpoint.save?",
     **dict.fromkeys(

@@ -226,6 +226,13 @@ CALLS = [
     (lambda a: F.standardize(a.o, 0), TypeError, "object: if", "np.asarray(input, np.float32)"),
     (lambda a: F.moments(a.o), TypeError, "object: if", "np.asarray(input, np.float32)"),
     (lambda a: F.normalize_image(a.o, 0, 1), TypeError, "object", "np.asarray(input, np.float32)"),
+    (
+        lambda a: F.normalize_image(np.zeros((2, 3, 8, 8), np.uint8), [0.5] * 3, [0.5] * 3),
+        ValueError,
+        "mean has 3 values",
+        "channel_axis=1?",
+    ),
+    (lambda a: cnorm.LayerNorm2d, AttributeError, "LayerNorm2d", "LayerNorm(C, axis=1)"),
     # moments
     (lambda a: cnorm.Moments(a.x), TypeError, "of shape (2, 6, 4, 5)", "takes the moments of x"),
     (lambda a: F.moments(a.x, 0) + a.x, TypeError, "update(array) merges more data"),

@@ -10,7 +10,7 @@ from libc.string cimport memset
 
 from cnorm cimport _runtime
 from cnorm._call.arrays cimport (as_array, as_doubles, as_float, as_int, as_out, check_written, dtype_code, dtype_of,
-                                 float64_data, is_native, may_overlap, shape_of)
+                                 float64_data, hints, is_native, may_overlap, shape_of)
 from cnorm._call.checks cimport axis_of
 from cnorm._call.launch cimport launch
 from cnorm._call.moments cimport wide_code
@@ -202,9 +202,10 @@ cdef cnp.ndarray per_channel(cnp.ndarray a, str name, Py_ssize_t channels, cnp.n
     if size == channels:
         return a
     if size != 1:
+        way = hints().other_axis(shape_of(x), axis, size)
         raise ValueError(
             f"{name} has {size} values, but the input of shape {shape_of(x)} has {channels} channels on axis {axis}: "
-            "slice the input, for example image[..., :3] of RGBA, or name another channel_axis")
+            + (way or "slice the input, for example image[..., :3] of RGBA, or name another channel_axis"))
     return np.repeat(a, channels)
 
 
