@@ -416,11 +416,18 @@ def other_axis(shape, axis, channels=-1, groups=0):
 
 
 def channels(shape, axis, name, size, groups):
-    """Where the channels are that a parameter of `size` values fits, or how many it is to be of."""
-    if hint := other_axis(shape, axis, size, groups):
-        return hint
-    if groups:
-        return ""
+    """Where the channels are that a parameter of `size` values fits, or how many it is to be of.
+
+    With `groups`, which do not divide the channels, how many would.
+    """
+    elsewhere = other_axis(shape, axis, size, groups)
+    if groups and shape[axis]:
+        fit = [str(n) for n in range(2, shape[axis] + 1) if shape[axis] % n == 0]
+        fit = fit if len(fit) < 6 else [*fit[:4], "..."]
+        few = f"num_groups of 1, {', '.join(fit)} divides the {shape[axis]} channels on axis {axis}"
+        return f"{few}; or {elsewhere}" if elsewhere else few
+    if elsewhere or groups:
+        return elsewhere
     return (
         f"input has {shape[axis]} channels on axis {axis}, and {name} is of {size}: make the layer "
         f"for {shape[axis]}, or name the axis of the channels by channel_axis"
@@ -432,6 +439,16 @@ def one_value(size, of="batch"):
     what = "spatial element" if of == "instance" else "value per channel"
     error = ValueError(f"Expected more than 1 {what} when training, got input size {size}")
     return noted(error, f"one value has no variance: {_ONE_VALUE[of]}")
+
+
+def row_at(shape, normalized_shape, axes):
+    """Say what the axes are that were given, where normalized_shape is not theirs."""
+    k = len(normalized_shape)
+    sizes = [shape[i] for i in axes]
+    at = f"axis {axes[0]} has {sizes[0]} elements" if k == 1 else f"axes {axes} have sizes {sizes}"
+    if tuple(shape[len(shape) - k :]) == tuple(normalized_shape):
+        return f"{at}; the last {'axis has' if k == 1 else 'axes have'} these: leave axis out?"
+    return at
 
 
 def row(shape, normalized_shape):

@@ -108,7 +108,8 @@ def batch_norm(input, running_mean=None, running_var=None, weight=None, bias=Non
     channel_axis : int
         Which axis holds the channels; -1 takes ``(N, H, W, C)`` arrays as they are.
     return_stats : bool
-        Also return the statistics that were used: ``mean`` and ``rstd``, shape (C,), float64.
+        Also return the statistics that were used: ``mean`` and ``rstd``, which is ``1 / sqrt(var + eps)``, shape (C,),
+        float64.
     negative_slope : float or ndarray, optional
         An activation in the same pass: ``0.0`` is ReLU, another float LeakyReLU, an array PReLU.
     clip : (low, high), optional
@@ -224,7 +225,7 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     channel_axis : int
         Which axis holds the channels; -1: the last; 0: the input is one sample, (C, ...).
     return_stats : bool
-        Also return ``mean`` and ``rstd``, shape (N, C), float64.
+        Also return ``mean`` and ``rstd = 1 / sqrt(var + eps)``, shape (N, C), float64.
     negative_slope, clip : optional
         An activation in the same pass: ``negative_slope=0.0`` is ReLU, another float LeakyReLU, an array PReLU;
         ``clip=(low, high)`` bounds the result, None for an open side.
@@ -318,7 +319,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
     channel_axis : int
         Which axis holds the channels; -1: the last.
     return_stats : bool
-        Also return ``mean`` and ``rstd``, shape (N, G), float64.
+        Also return ``mean`` and ``rstd = 1 / sqrt(var + eps)``, shape (N, G), float64.
     negative_slope, clip : optional
         An activation in the same pass: ``negative_slope=0.0`` is ReLU, another float LeakyReLU, an array PReLU;
         ``clip=(low, high)`` bounds the result, None for an open side.
@@ -407,13 +408,14 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, *, out
         number of dimensions, with the input's sizes at the normalized axes and these or 1 at the others,
         such as (N, 1, D).
     eps : float
-        Added to the variance.
+        Added to the variance. Not checked, as in torch: one below minus the variance gives NaN.
     out : ndarray, optional
         For the result, of the input's shape and dtype; ``out=input`` works in place.
     channel_axis : int
         Only says along which axis the slopes of a PReLU run: `axis` says what is normalized.
     return_stats : bool
-        Also return ``mean`` and ``rstd``, float64, of the input's shape with ones for the normalized axes.
+        Also return ``mean`` and ``rstd = 1 / sqrt(var + eps)``, float64, of the input's shape with ones for the
+        normalized axes.
     negative_slope : float or ndarray, optional
         An activation in the same pass: ``0.0`` is ReLU, another float LeakyReLU, an array PReLU.
     clip : (low, high), optional
@@ -612,7 +614,8 @@ def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, ep
     channel_axis : int
         Only says along which axis the slopes of a PReLU run.
     return_stats : bool
-        Also return ``mean`` and ``rstd``, float64, of the input's shape with ones for the normalized axes.
+        Also return ``mean`` and ``rstd = 1 / sqrt(var + eps)``, float64, of the input's shape with ones for the
+        normalized axes.
     negative_slope, clip : optional
         An activation in the same pass: ``negative_slope=0.0`` is ReLU, another float LeakyReLU, an array PReLU;
         ``clip=(low, high)`` bounds the result, None for an open side.

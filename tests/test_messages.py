@@ -232,6 +232,18 @@ CALLS = [
         "mean has 3 values",
         "channel_axis=1?",
     ),
+    (
+        lambda a: F.group_norm(np.zeros((2, 6, 4, 4)), 5),
+        RuntimeError,
+        "divisible by num_groups",
+        "num_groups of 1, 2, 3, 6 divides the 6 channels on axis 1",
+    ),
+    (
+        lambda a: F.layer_norm(np.zeros((4, 16)), 16, axis=0),
+        RuntimeError,
+        "normalized_shape",
+        "leave axis out?",
+    ),
     (lambda a: cnorm.LayerNorm2d, AttributeError, "LayerNorm2d", "LayerNorm(C, axis=1)"),
     # moments
     (lambda a: cnorm.Moments(a.x), TypeError, "of shape (2, 6, 4, 5)", "takes the moments of x"),

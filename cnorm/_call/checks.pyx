@@ -151,7 +151,8 @@ cdef int check_row(cnp.ndarray x, tuple shape, tuple axes, cnp.ndarray weight, c
         expected = ", ".join((["*"] if axes is None else []) + [str(n) for n in shape])
         error = RuntimeError(f"Given normalized_shape={list(shape)}, expected input with shape [{expected}]{where}, "
                              f"but got input of size{size_list(x)}")
-        raise hints().noted(error, hints().row(shape_of(x), shape)) if axes is None else error
+        raise hints().noted(error, hints().row(shape_of(x), shape) if axes is None else
+                            hints().row_at(shape_of(x), shape, axes))
     check_row_parameter(weight, "weight", shape, x, axes)
     check_row_parameter(bias, "bias", shape, x, axes)
     return 0
