@@ -43,8 +43,9 @@ cdef inline Py_ssize_t row_pass_bytes() noexcept nogil:
 
 
 cdef inline Py_ssize_t row_pass_bytes_half() noexcept nogil:
-    """The same for half types: they are bound by arithmetic, so the second visit may find its rows in L2, and longer
-    passes wait less often for sums that all rows of a pass need (Zen 4: 0.96 of the time for rows of 768)."""
+    """Bytes of long rows of one pass, of half types: they are bound by arithmetic, so the second visit may find its
+    rows in L2, and longer passes wait less often for sums that all rows of a pass need (Zen 4: 0.96 of the time for
+    rows of 768)."""
     return min(MACHINE.l2 // 16, 1 << 16)
 
 

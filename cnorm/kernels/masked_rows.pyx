@@ -284,6 +284,15 @@ cdef inline void prefetch_row(const MaskedJob *m, Py_ssize_t number, bint stream
             prefetch_read(piece.array[k], m.length * m.item_bytes)
 
 
+cdef inline void take_row(const MaskedJob *m, Py_ssize_t number, char *workspace, const Workspace *size,
+                          Piece *piece, Job *job) noexcept nogil:
+    """Where a piece that is a row lies, what its mask selects, and its job."""
+    place_piece(m, number, piece)
+    bind_piece(m, piece, workspace, size)
+    look_at_row(m, piece, <char *> piece.stats + size.stats)
+    describe_row(m, piece, number, m.length, job)
+
+
 cdef void forward_masked_rows(const MaskedJob *m, Py_ssize_t number, Py_ssize_t stop, char *workspace,
                               const Workspace *size) noexcept nogil:
     """Pieces number .. stop, each a row."""
@@ -293,10 +302,7 @@ cdef void forward_masked_rows(const MaskedJob *m, Py_ssize_t number, Py_ssize_t 
     cdef Py_ssize_t ahead = rows_ahead(m)
     job.elements.fuse_add = False
     while number < stop:
-        place_piece(m, number, &piece)
-        bind_piece(m, &piece, workspace, size)
-        look_at_row(m, &piece, <char *> piece.stats + size.stats)
-        describe_row(m, &piece, number, m.length, &job)
+        take_row(m, number, workspace, size, &piece, &job)
         if ahead and number + ahead < stop:
             prefetch_row(m, number + ahead, stream)
         if piece.count:
@@ -411,10 +417,7 @@ cdef void backward_masked_rows(const MaskedJob *m, Py_ssize_t number, Py_ssize_t
     cdef bint stream = begin_rows(m, &job)
     cdef Py_ssize_t ahead = rows_ahead(m)
     while number < stop:
-        place_piece(m, number, &piece)
-        bind_piece(m, &piece, workspace, size)
-        look_at_row(m, &piece, <char *> piece.stats + size.stats)
-        describe_row(m, &piece, number, m.length, &job)
+        take_row(m, number, workspace, size, &piece, &job)
         if ahead and number + ahead < stop:
             prefetch_row(m, number + ahead, stream)
         if piece.count:

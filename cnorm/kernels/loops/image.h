@@ -36,7 +36,7 @@ static void look_up(const unsigned char *restrict x, ptrdiff_t x_stride, ptrdiff
 #undef LOOK_UP
 #undef LOOK_UP_STRIDES
 
-/* The same of pixels of three channels that lie side by side in x; in y channels are y_channel bytes apart, and pixels
+/* Looks up pixels of three channels that lie side by side in x; in y channels are y_channel bytes apart, and pixels
  * y_stride. Two results that lie side by side in y are stored at once, through an integer W of twice the size: the
  * compiler would load bytes as a vector, and take it apart again. */
 #define ENTRY(i) t[(i) % 3 * 256 + bytes[i]]
