@@ -259,9 +259,10 @@ def mask_shape(where, shape):
     text = f"where must broadcast to the input's shape {shape}, but got {where}"
     if len(where) == len(shape) and sorted(where) == sorted(shape):
         return f"{text}: its axes are in another order, which where.transpose(...) changes"
-    places = itertools.combinations(range(len(shape)), len(where))
+    few = len(shape) <= 8  # the choices of 32 axes among 64 are without end
+    places = itertools.combinations(range(len(shape)), len(where)) if where and few else ()
     fits = [at for at in places if all(n in (1, shape[i]) for n, i in zip(where, at, strict=True))]
-    if not where or not fits or len(shape) > 8:
+    if not fits:
         return f"{text}: each of its axes must have size 1, or that of the input's axis"
     ways = []
     for at in fits[:2]:
@@ -421,8 +422,7 @@ def channels(shape, axis, name, size, groups):
     With `groups`, which do not divide the channels, how many would.
     """
     elsewhere = other_axis(shape, axis, size, groups)
-    if groups and shape[axis]:
-        fit = [str(n) for n in range(2, shape[axis] + 1) if shape[axis] % n == 0]
+    if groups and (fit := [str(n) for n in _divisors(shape[axis])[1:]]):
         fit = fit if len(fit) < 6 else [*fit[:4], "..."]
         few = f"num_groups of 1, {', '.join(fit)} divides the {shape[axis]} channels on axis {axis}"
         return f"{few}; or {elsewhere}" if elsewhere else few
@@ -481,13 +481,18 @@ def rank(klass, ndim, ranks):
 
 def groups(num_groups, num_channels):
     """Numbers of groups that divide the channels, near the one given."""
-    if num_channels < 1:
+    fits = _divisors(num_channels) if num_groups > 0 else []
+    if not fits:
         return ""
-    if not isinstance(num_channels, int) or num_groups < 1 or num_channels > 1 << 16:
-        return ""
-    fits = [n for n in range(1, num_channels + 1) if num_channels % n == 0]
     near = sorted(sorted(fits, key=lambda n: abs(n - num_groups))[:2])
     text = f"num_groups={' or '.join(map(str, near))} would do"
     if num_channels < num_groups:
         text = f"the order is GroupNorm(num_groups, num_channels); {text}"
     return text
+
+
+def _divisors(n):
+    """The numbers that divide n; none where to look for them would take too long."""
+    if not isinstance(n, int) or n > 1 << 16:
+        return []
+    return [m for m in range(1, n + 1) if n % m == 0]

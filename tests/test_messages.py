@@ -427,6 +427,26 @@ def test_a_layer_of_ones_own_keeps_its_errors():
         Mine(sizes=3)
 
 
+def test_a_hint_is_found_at_once_or_left_out():
+    """What divides 2^48 channels, or how 32 axes fit among 64, would take days to list."""
+    code = (
+        "import numpy as np, cnorm, cnorm.functional as F\n"
+        "wide = np.broadcast_to(np.float32(1), (1, (1 << 48) + 1))\n"
+        "deep = np.ones((2,) + (1,) * 63, np.float32)\n"
+        "for call in (\n"
+        "    lambda: F.group_norm(wide, 2),\n"
+        "    lambda: cnorm.GroupNorm(2, (1 << 48) + 1),\n"
+        "    lambda: F.layer_norm(deep, 1, where=np.ones((3,) + (1,) * 31, bool)),\n"
+        "):\n"
+        "    try:\n"
+        "        call()\n"
+        "    except (RuntimeError, ValueError):\n"
+        "        continue\n"
+        "    raise AssertionError('no error')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_calls_that_succeed_know_no_mistakes():
     code = (
         "import sys, numpy as np, cnorm, cnorm.functional as F\n"
