@@ -12,7 +12,7 @@ import pytest
 from operations import FURTHER_OPERATIONS, OPERATIONS
 
 import cnorm
-from cnorm import _reference
+from cnorm import _dispatch, _reference
 from cnorm import functional as F
 
 ALL = OPERATIONS + FURTHER_OPERATIONS
@@ -262,6 +262,7 @@ SHAPES = {
         (4, 6, 17),
         (3, 4, 5, 9),
         (2, 8, 130),
+        (5, 272, 9),  # channels last: rows that are taken where they lie, in every dtype
         (6, 4, 2, 3, 5),
         (3, 2, 2100),
         (2, 2, 40000),
@@ -283,7 +284,7 @@ def some_true(case, mask):
 def cases():
     for norm in NORMS:
         rows = norm in ("layer", "rms")
-        for shape in SHAPES[rows][: 6 if norm == "instance" else 7]:
+        for shape in SHAPES[rows][: 7 if norm == "instance" else 8]:
             for layout in ["C", "last", "F", "strided", "cropped", "negative"]:
                 for dtype in ["float32", "float64", "float16", BFLOAT16]:
                     yield norm, shape, layout, dtype
@@ -383,8 +384,14 @@ def test_a_padded_sample_has_the_bits_of_itself_alone(norm, layout, dtype, rng):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_bits_do_not_depend_on_threads(norm, rng):
-    for shape in ((40, 8, 700), (3, 2, 70000)):
-        case = Case(norm, rng, shape, "float32")
+    for shape, layout in (
+        ((40, 8, 700), "C"),
+        ((3, 2, 70000), "C"),
+        ((40, 136, 70), "last"),
+        ((40, 8, 700), "last"),
+        ((2, 136, 2000), "last"),
+    ):
+        case = Case(norm, rng, shape, "float32", 1, layout)
         for where in (
             rng.random((shape[0], 1, shape[2])) < 0.8,
             rng.random((shape[0], shape[1], 1)) < 0.6,
@@ -397,6 +404,44 @@ def test_bits_do_not_depend_on_threads(norm, rng):
                     found.append((y, *stats, *case.backward(stats, where=where)))
             assert_same(found[1], found[0])
             assert_same(found[2], found[0])
+
+
+@pytest.fixture
+def kernels():
+    """The kernels in use, which forget afterwards the cache sizes that a test told them."""
+    module = _dispatch.kernels
+    _dispatch.learn_caches()  # else a large call would, in the middle of a test
+    before = module.set_machine(1 << 15, 1 << 20, 1 << 30)
+    yield module
+    module.set_machine(*before)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("layout", ["C", "last", "cropped"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_bits_do_not_depend_on_caches(norm, layout, dtype, rng, kernels):
+    """With small ones results go past the cache, the ends of runs with the zeros after them."""
+    for shape in ((6, 9, 700), (5, 136, 48), (7, 20, 333)):
+        case = Case(norm, rng, shape, dtype, 1, layout)
+        lengths = rng.integers(0, shape[2] + 1, (shape[0], 1, 1))
+        starts = np.arange(shape[2]) >= shape[2] // 3
+        for where in (
+            np.arange(shape[2]) < lengths,
+            (np.arange(shape[2]) < lengths) & starts,
+            np.arange(shape[2]) < rng.integers(0, shape[2] + 1, (*shape[:2], 1)),
+            rng.random((shape[0], 1, shape[2])) < 0.8,
+            rng.random(shape) < 0.5,
+        ):
+            where = some_true(case, where)
+            found = []
+            for caches in ((1 << 15, 1 << 20, 1 << 30), (1 << 12, 1 << 14, 1 << 16)):
+                kernels.set_machine(*caches)
+                for threads in (1, 2):
+                    with cnorm.num_threads(threads):
+                        y, *stats = case.forward(where=where, return_stats=True)
+                        found.append((y, *stats, *case.backward(stats, where=where)))
+            for other in found[1:]:
+                assert_same(other, found[0])
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -722,6 +767,21 @@ def test_errors(rng):
         F.layer_norm_backward(
             x, x, 5, np.zeros((3, 4, 1)), np.ones((3, 4, 1)), where=np.ones(5, int)
         )
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("layout", ["C", "last"])
+def test_bits_do_not_depend_on_where_the_mask_lies(norm, layout, rng):
+    """A mask in another order than the input, with gaps, or of bytes other than 0 and 1."""
+    case = Case(norm, rng, (3, 37, 5, 50), "float32", 1, layout)
+    where = rng.random(case.x.shape) < 0.8
+    y, *stats = case.forward(where=where, return_stats=True)
+    expected = [y, *stats, *case.backward(stats, where=where)]
+    others = [laid_out(where, kind) for kind in ("last", "F", "strided", "negative")]
+    others.append((laid_out(where, "last").view(np.uint8) * np.uint8(5)).view(bool))
+    for other in others:
+        y, *stats = case.forward(where=other, return_stats=True)
+        assert_same([y, *stats, *case.backward(stats, where=other)], expected)
 
 
 def test_bytes_other_than_one_are_true(rng):

@@ -292,7 +292,6 @@ cdef class Pieces:
         where = where[tuple([slice(0, 1) if i in within else slice(None) for i in range(cnp.PyArray_NDIM(x))])]
         # a large mask is not copied: each piece takes its own
         m.gathers = (items == ITEM_ELEMENTS and not part and not within
-                     and cnp.PyArray_IS_C_CONTIGUOUS(where)
                      and all([cnp.PyArray_DIM(where, i) == cnp.PyArray_DIM(x, i) for i in inner])
                      and any([cnp.PyArray_DIM(where, i) > 1 for i in outer]))
         where = where.transpose(order + within)

@@ -71,6 +71,12 @@ cdef inline Py_ssize_t columns_to_peel(const Tensor *y, Py_ssize_t size) noexcep
     return (-<Py_ssize_t> y.data & (LANES_ALIGN - 1)) // size
 
 
+cdef inline Py_ssize_t bytes_of_columns(const Job *job, const ColumnLayout *layout) noexcept nogil:
+    """Bytes of the input; of a piece of a call the whole call's, which the other pieces have moved through the
+    cache."""
+    return max(job.shape[0] * layout.rows * layout.columns * layout.loops.size, job.call_bytes)
+
+
 cdef inline void set_column_blocks(const Job *job, int threads, ColumnLayout *layout) noexcept nogil:
     """Cut the packed columns into blocks: as few as fit, since memory is read fastest in its order, unless
     that leaves threads idle."""
@@ -119,7 +125,7 @@ cdef inline void set_column_layout(const Job *job, int threads, ColumnLayout *la
     layout.row_chunks = (layout.columns + ROW_SUM_COLUMNS - 1) // ROW_SUM_COLUMNS
     layout.rows_per_lanes = rows_of_whole_lanes(layout.columns)
     layout.repeat = max(layout.rows_per_lanes, layout.rows_packed)
-    from_memory = job.shape[0] * layout.rows * layout.columns * size > columns_from_memory()
+    from_memory = bytes_of_columns(job, layout) > columns_from_memory()
     layout.rows_per_pass = column_rows_per_pass(layout.packed_columns * size, from_memory, False)
     layout.lanes_rows_per_pass = column_rows_per_pass(layout.rows_per_lanes * layout.columns * size,
                                                       from_memory, True)
@@ -143,8 +149,12 @@ cdef inline Py_ssize_t column_block_size(const ColumnLayout *layout, Py_ssize_t 
 
 cdef inline char *row_at(const Job *job, const Tensor *tensor, Py_ssize_t sample,
                          Py_ssize_t row) noexcept nogil:
-    """The address of a row of a sample; rows count along the three axes shape[1:4]."""
-    cdef Py_ssize_t middle = row // job.shape[3], outer = middle // job.shape[2]
+    """The address of a row of a sample; rows count along the three axes shape[1:4], or are listed."""
+    cdef Py_ssize_t middle, outer
+    if job.elements.rows != NULL:
+        return tensor.data + sample * tensor.strides[0] + job.elements.rows[row] * tensor.strides[3]
+    middle = row // job.shape[3]
+    outer = middle // job.shape[2]
     return (tensor.data + sample * tensor.strides[0] + outer * tensor.strides[1]
             + (middle - outer * job.shape[2]) * tensor.strides[2]
             + (row - middle * job.shape[3]) * tensor.strides[3])
@@ -156,7 +166,7 @@ cdef inline void addresses_of_rows(const Job *job, const Tensor *tensor, Py_ssiz
     """Addresses `bytes` into each of `rows` rows: first, first + step, ..."""
     cdef Py_ssize_t i, stride = step * tensor.strides[3]
     cdef char *base
-    if job.shape[1] == 1 and job.shape[2] == 1:
+    if job.shape[1] == 1 and job.shape[2] == 1 and job.elements.rows == NULL:
         base = tensor.data + sample * tensor.strides[0] + first * tensor.strides[3] + bytes
         for i in range(rows):
             out[i] = base + i * stride
@@ -168,7 +178,7 @@ cdef inline void addresses_of_rows(const Job *job, const Tensor *tensor, Py_ssiz
 cdef inline bint rows_are_contiguous(const Job *job, const Tensor *tensor) noexcept nogil:
     """Whether the rows of a sample lie end to end."""
     cdef Py_ssize_t row_bytes = job.shape[4] * LOOPS_BY_DTYPE[job.head.dtype].size
-    return (tensor.strides[3] == row_bytes
+    return (job.elements.rows == NULL and tensor.strides[3] == row_bytes
             and (job.shape[2] == 1 or tensor.strides[2] == row_bytes * job.shape[3])
             and (job.shape[1] == 1 or tensor.strides[1] == row_bytes * job.shape[3] * job.shape[2]))
 

@@ -96,6 +96,7 @@ cdef struct Schedule:
     Py_ssize_t units_per_batch     # UNIT_BATCHES, GIVEN_BATCHES
     Py_ssize_t rows_per_pass       # ROW_BATCHES: rows of one call of the loops; columns: rows the loops take together
     bint nontemporal               # results are stored past the cache
+    bint apart                     # units lie apart: no cache line has two of them, and a gap ends a stream of reads
     Py_ssize_t prefetch_bytes      # with it: from an element to the one wanted in cache next, or 0
     Py_ssize_t prefetch_segments   # where segments lie apart: to the one to prefetch, or 0
 
@@ -116,7 +117,7 @@ cdef struct ElementParams:
     const void *slopes       # of one set
     Py_ssize_t param_sets    # 0, 1: all units share weight and bias; else unit u has set u // units_per_set % param_sets
     Py_ssize_t units_per_set
-    const Py_ssize_t *rows       # backward: which rows of the arrays the job's are; NULL: all of them
+    const Py_ssize_t *rows       # rows, backward, and columns: which rows of the arrays the job's are; NULL: all of them
     const double *unit_slopes    # a slope per row instead of the slopes above
     double *unit_slope_grads     # OUT, per row, with unit_slopes
     double *grad_weight          # OUT, per element. With sets: for each run of units_per_set units, (3, elements)

@@ -6,7 +6,7 @@ from cnorm.kernels.job cimport Finish
 cdef extern from "loops/table.h" nogil:
     ctypedef struct Coefficients:
         double mean_hi, mean_lo, scale, bias, dev_coeff, grad_offset, rstd, slope, low, high
-        bint signs, nontemporal
+        bint signs, nontemporal, apart
         Py_ssize_t prefetch_bytes, prefetch_segments
         const void *weights
         const void *biases
@@ -235,12 +235,16 @@ cdef extern from "loops/select.h" nogil:  # which describes them
     void prefetch_read(const char *p, Py_ssize_t n)
     void prefetch_write(const char *p, Py_ssize_t n)
     void zero_bytes(char *y, Py_ssize_t n, bint stream)
+    void stream_end(const char *values, Py_ssize_t used, char *y, Py_ssize_t n)
     void zero_items(Py_ssize_t size, char *y, Py_ssize_t stride, Py_ssize_t n)
-    void turn_items(Py_ssize_t size, const char *x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t columns, char *to,
-                    Py_ssize_t to_stride)
-    void turn_back(Py_ssize_t size, const char *values, Py_ssize_t from_stride, Py_ssize_t n, Py_ssize_t columns,
-                   char *y, Py_ssize_t stride)
     void list_items(const char *mask, Py_ssize_t n, Py_ssize_t *items)
     Py_ssize_t items_until(int value, const char *mask, Py_ssize_t n)
     void add_selected_sums(Py_ssize_t acc_size, const void *sums, const char *mask, Py_ssize_t n, double *total)
     void add_to_selected(double *total, const double *sums, const char *mask, Py_ssize_t n)
+
+
+cdef extern from "loops/turn.h" nogil:  # which describes them
+    void turn_items(Py_ssize_t size, const char *x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t columns, char *to,
+                    Py_ssize_t to_stride)
+    void turn_back(Py_ssize_t size, const char *values, Py_ssize_t from_stride, Py_ssize_t n, Py_ssize_t columns,
+                   char *y, Py_ssize_t stride)

@@ -2,9 +2,10 @@
 #
 # a) A piece is what shares a mask: some units, or a part of them. Its selected items are one run in most masks (a
 #    prefix, a crop, all): the piece is then a job of the family's own kernel, with fewer items and the arrays as they
-#    are. Else they are moved together into workspace, which that job takes, and its results are put back. So a piece has
-#    the bits of its selected items alone.
-# b) Pieces run one after another on one thread each; pieces fewer than threads run with all of them.
+#    are. So it is where items are rows and the kernel takes a list of them. Else they are moved together into workspace,
+#    which that job takes, and its results are put back. So a piece has the bits of its selected items alone.
+# b) Pieces run one after another on one thread each; pieces fewer than threads run with all of them, which share the
+#    parts of each (c), or else the work of its job.
 # c) Where a unit has several parts (the samples of batch norm's channels, channels of a group with masks of their own),
 #    the moments of its parts merge, and then results are applied with given statistics; backward likewise with two
 #    sums. Parts merge in their order, which the shape decides.
@@ -26,11 +27,15 @@ from cnorm.kernels.loops cimport (
 from cnorm.kernels.machine cimport MACHINE, cached_traffic, nontemporal_one_read, nontemporal_rows_grad
 from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, offset, pieces_of, place_piece, step
 from cnorm.kernels.masked_sweep cimport Part, look_at_parts, sweep_piece, swept_units, sweeps_parts
-from cnorm.kernels.schedule cimport plain_schedule
+from cnorm.kernels.schedule cimport plain_schedule, reversed_within_thread_range
 from cnorm.kernels.statistics cimport merge_counted_moments, rstd_from_m2, settle_moments
 from cnorm.kernels.tuning cimport (
-    MASKED_PIECE_BYTES, NONTEMPORAL_RUN_MIN_LINES, PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN)
+    MASKED_PIECE_BYTES, MASKED_ROW_MIN, NONTEMPORAL_APART_MIN_LINES, PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN)
 from cnorm.kernels.workspace cimport round_up
+
+
+cdef enum:
+    PART_SUMS = 4   # doubles of a part for each unit: mean, lo, m2 and rstd; backward, the first two are its two sums
 
 
 cdef inline void look_at_mask(const MaskedJob *m, Piece *piece) noexcept nogil:
@@ -117,7 +122,7 @@ cdef void zero_range(const MaskedJob *m, const Piece *piece, int k, Py_ssize_t i
     """Set items i .. stop of all sequences of a piece to 0."""
     cdef Py_ssize_t row, n, stride = m.inner[m.inners - 1].stride[k]
     cdef bint stream = stride == m.item_bytes and streams(m) and (
-        (stop - i) * m.item_bytes >= NONTEMPORAL_RUN_MIN_LINES * LANES_ALIGN)
+        (stop - i) * m.item_bytes >= NONTEMPORAL_APART_MIN_LINES * LANES_ALIGN)
     while i < stop:
         n = items_of_run(m, piece.begin + i, stop - i)
         for row in range(rows_of(m, piece)):
@@ -170,19 +175,23 @@ cdef inline void set_tensor_of_piece(const MaskedJob *m, const Piece *piece, int
 
 
 cdef inline bint lists_rows(const MaskedJob *m) noexcept nogil:
-    """Whether the kernel takes a list of the rows that are selected, where they are."""
-    return m.kernel == ROWS_BACKWARD and m.items == ITEM_UNITS and m.inners == 1
+    """Whether the kernel takes a list of the rows that are selected, where they are. Short rows of columns are moved
+    together: that takes less time than to address each."""
+    if m.inners != 1:
+        return False
+    return m.kernel == ROWS_BACKWARD if m.items == ITEM_UNITS else (
+        m.items == ITEM_ROWS and m.item_bytes >= MASKED_ROW_MIN)
 
 
 cdef inline void set_tensor_of_rows(const MaskedJob *m, const Piece *piece, int k, Tensor *tensor) noexcept nogil:
     """An array of all rows of a piece."""
     if m.array[k] != NULL:
         tensor.data = row_of_piece(m, piece, k)
-        tensor.strides[1] = m.inner[0].stride[k]
+        tensor.strides[<int> m.items] = m.inner[0].stride[k]
 
 
 cdef inline void zero_other_rows(const MaskedJob *m, const Piece *piece) noexcept nogil:
-    """Set the gradient of rows that are not selected to 0."""
+    """Set the result of rows that are not selected to 0."""
     cdef bint stream = (3 * m.job.call_bytes >= nontemporal_rows_grad() and m.array[1] != m.array[0]
                         and m.array[1] != m.array[2])
     cdef Py_ssize_t first = items_until(0, piece.mask, piece.length), stop
@@ -215,7 +224,8 @@ cdef inline void begin_piece(const MaskedJob *m, const Piece *piece, int threads
         set_tensor_of_rows(m, piece, 1, &job.y)
         set_tensor_of_rows(m, piece, 2, &job.dy)
         set_tensor_of_rows(m, piece, 3, &job.elements.addend[0])
-        job.elements.rows = <Py_ssize_t *> (piece.stats + 4 * piece.length)
+        job.elements.rows = <Py_ssize_t *> (piece.packed[0] if m.items == ITEM_ROWS
+                                            else <char *> (piece.stats + 4 * piece.length))
         list_items(piece.mask, piece.length, <Py_ssize_t *> job.elements.rows)
     elif not placed:
         job.call_bytes = 0  # workspace is in cache
@@ -229,7 +239,8 @@ cdef inline void end_piece(const MaskedJob *m, const Piece *piece) noexcept nogi
     cdef int k
     cdef bint zero, placed = piece.count == 0 or in_place(m, piece)
     if lists_rows(m):
-        zero_other_rows(m, piece)
+        if m.zero:
+            zero_other_rows(m, piece)
         return
     for k in range(2):
         if m.array[k] == NULL or not written(m, k):
@@ -415,21 +426,23 @@ cdef int run_piece(MaskedJob *m, Py_ssize_t number, Py_ssize_t chunk, int thread
     return failed
 
 
+cdef inline const char *mask_at(const MaskedJob *m, const char *mask, Py_ssize_t item) noexcept nogil:
+    """The mask of an item of a piece."""
+    cdef Py_ssize_t rest
+    cdef int k
+    for k in range(m.inners - 1, 0, -1):
+        rest = item // m.inner[k].size
+        mask += (item - rest * m.inner[k].size) * m.inner[k].mask
+        item = rest
+    return mask + item * m.inner[0].mask
+
+
 cdef void gather_mask(const MaskedJob *m, Piece *piece, char *to) noexcept nogil:
     """The mask of a piece of elements, moved together."""
-    cdef Py_ssize_t i = 0, n, item, rest
-    cdef const char *at
-    cdef int k
+    cdef Py_ssize_t i = 0, n
     while i < piece.length:
         n = items_of_run(m, i, piece.length - i)
-        at = piece.mask
-        item = i
-        for k in range(m.inners - 1, 0, -1):
-            rest = item // m.inner[k].size
-            at += (item - rest * m.inner[k].size) * m.inner[k].mask
-            item = rest
-        at += item * m.inner[0].mask
-        copy_mask(at, m.inner[m.inners - 1].mask, n, to + i)
+        copy_mask(mask_at(m, piece.mask, i), m.inner[m.inners - 1].mask, n, to + i)
         i += n
     piece.mask = to
 
@@ -444,98 +457,140 @@ cdef inline void place_part(const MaskedJob *m, const Piece *whole, Py_ssize_t p
     look_at_mask(m, piece)
 
 
-cdef int merge_parts(MaskedJob *m, const Piece *whole, Py_ssize_t units, int threads) noexcept nogil:
-    """The statistics of some units, from those of their parts."""
-    cdef double *stats = whole.stats
+cdef inline Py_ssize_t parts_together(const MaskedJob *m, Py_ssize_t units, int threads) noexcept nogil:
+    """Parts whose sums are taken before they merge, each by one thread; 1: all threads share each part."""
+    if threads == 1 or m.part.size < threads:
+        return 1
+    cdef Py_ssize_t bytes = PART_SUMS * units * sizeof(double)
+    return min(m.part.size, max(<Py_ssize_t> threads, MASKED_PIECE_BYTES // bytes))
+
+
+cdef int sums_of_part(MaskedJob *m, const Piece *whole, Py_ssize_t part, Py_ssize_t units, int threads,
+                      char *workspace, const Workspace *size, double *sums, Py_ssize_t *count) noexcept nogil:
+    """The moments of a part of some units; backward their two sums, and the gradients of the part's parameters."""
     cdef Piece piece
     cdef Job job
-    cdef Py_ssize_t part, i
-    cdef double count = 0, before
+    place_part(m, whole, part, &piece)
+    bind_piece(m, &piece, workspace, size)
+    count[0] = piece.count
+    if piece.count == 0:
+        return 0
+    begin_piece(m, &piece, threads, &job)
+    if not m.backward:
+        job.mean = sums
+        job.lo = sums + units
+        job.m2 = sums + 2 * units
+        job.rstd = sums + 3 * units
+        return FUNCTIONS[m.moments](&job.head)
+    unit_statistics(m, &piece, &job)
+    channel_parameters(m, &piece, &job)
+    job.channels.sums = sums
+    job.channels.sums_mode = SUMS_ONLY
+    return FUNCTIONS[m.kernel](&job.head)
+
+
+cdef inline void merge_part(MaskedJob *m, const Piece *whole, Py_ssize_t units, double part_count, const double *sums,
+                            double *totals, double count) noexcept nogil:
+    """Merge what a part has with that of `count` elements before it."""
     cdef double *mean = m.job.mean + whole.unit
     cdef double *lo = m.job.lo + whole.unit
     cdef double *m2 = m.job.m2 + whole.unit
-    memset(mean, 0, units * sizeof(double))
-    memset(lo, 0, units * sizeof(double))
-    memset(m2, 0, units * sizeof(double))
-    for part in range(m.part.size):
-        place_part(m, whole, part, &piece)
-        if piece.count == 0:
-            continue
-        begin_piece(m, &piece, threads, &job)
-        job.mean = stats
-        job.lo = stats + units
-        job.m2 = stats + 2 * units
-        job.rstd = stats + 3 * units
-        if FUNCTIONS[m.moments](&job.head):
-            return -1
-        before = count
-        for i in range(units):
-            count = before
-            merge_counted_moments(&count, &mean[i], &lo[i], &m2[i], <double> piece.count, stats[i], stats[units + i],
-                                  stats[2 * units + i])
+    cdef double merged
+    cdef Py_ssize_t i
+    if m.backward:
+        for i in range(2 * units):
+            totals[i] += sums[i]
+        return
     for i in range(units):
-        settle_moments(&mean[i], &lo[i], &m2[i])
-        m.job.rstd[whole.unit + i] = rstd_from_m2(m2[i], count, &m.job.finish) if count else 0
+        merged = count
+        merge_counted_moments(&merged, &mean[i], &lo[i], &m2[i], part_count, sums[i], sums[units + i],
+                              sums[2 * units + i])
+
+
+cdef int merge_parts(MaskedJob *m, const Piece *whole, Py_ssize_t units, int threads, Py_ssize_t together,
+                     char *workspace, const Workspace *size, double *partials, Py_ssize_t *counts, double *totals,
+                     double *count) noexcept nogil:
+    """The statistics of some units; backward, their sums (2, units) and the gradients of all parts' parameters."""
+    cdef Py_ssize_t first, n, i
+    cdef int failed = 0
+    count[0] = 0
+    if m.backward:
+        memset(totals, 0, 2 * units * sizeof(double))
+    else:
+        memset(m.job.mean + whole.unit, 0, units * sizeof(double))
+        memset(m.job.lo + whole.unit, 0, units * sizeof(double))
+        memset(m.job.m2 + whole.unit, 0, units * sizeof(double))
+    for first from 0 <= first < m.part.size by together:
+        n = min(together, m.part.size - first)
+        if together == 1:
+            failed = sums_of_part(m, whole, first, units, threads, workspace, size, partials, counts)
+        else:
+            for i in prange(n, num_threads=threads, schedule="guided"):
+                failed += sums_of_part(m, whole, first + i, units, 1, workspace + threadid() * size.total, size,
+                                       partials + i * PART_SUMS * units, &counts[i])
+        if failed:
+            return -1
+        for i in range(n):
+            if counts[i]:
+                merge_part(m, whole, units, <double> counts[i], partials + i * PART_SUMS * units, totals, count[0])
+                count[0] += <double> counts[i]
+    if not m.backward:
+        for i in range(whole.unit, whole.unit + units):
+            settle_moments(&m.job.mean[i], &m.job.lo[i], &m.job.m2[i])
+            m.job.rstd[i] = rstd_from_m2(m.job.m2[i], count[0], &m.job.finish) if count[0] else 0
     return 0
 
 
-cdef int sum_parts(MaskedJob *m, const Piece *whole, Py_ssize_t units, int threads, double *count) noexcept nogil:
-    """Backward: the two sums of some units, and the gradients of each part's parameters."""
-    cdef double *sums = whole.stats
+cdef int apply_part(MaskedJob *m, const Piece *whole, Py_ssize_t part, int threads, char *workspace,
+                    const Workspace *size, double *totals, double count) noexcept nogil:
+    """The results of a part, from the statistics of its units; backward from their sums."""
     cdef Piece piece
     cdef Job job
-    cdef Py_ssize_t part, i
-    count[0] = 0
-    memset(sums, 0, 2 * units * sizeof(double))
-    for part in range(m.part.size):
-        place_part(m, whole, part, &piece)
-        if piece.count == 0:
-            continue
+    place_part(m, whole, part, &piece)
+    bind_piece(m, &piece, workspace, size)
+    if piece.count:
         begin_piece(m, &piece, threads, &job)
         unit_statistics(m, &piece, &job)
         channel_parameters(m, &piece, &job)
-        job.channels.sums = sums + 2 * units
-        job.channels.sums_mode = SUMS_ONLY
+        if m.backward:
+            job.channels.sums = totals
+            job.channels.sums_mode = SUMS_GIVEN
+            job.channels.count = count
+        else:
+            job.stats_given = True
+            job.read_before = True
         if FUNCTIONS[m.kernel](&job.head):
             return -1
-        for i in range(2 * units):
-            sums[i] += sums[2 * units + i]
-        count[0] += <double> piece.count
+    end_piece(m, &piece)
     return 0
 
 
 cdef int run_parts(MaskedJob *m, Py_ssize_t number, int threads, char *workspace, const Workspace *size) noexcept nogil:
-    """Some units of several parts."""
-    cdef Piece whole, piece
-    cdef Job job
-    cdef Py_ssize_t part, i, units
-    cdef double count = 0
+    """Some units of several parts, which merge in their order."""
+    cdef Piece whole
+    cdef Py_ssize_t units, together, i
+    cdef double count
+    cdef double *totals
+    cdef Py_ssize_t *counts
+    cdef int failed
     place_piece(m, number, &whole)
-    bind_piece(m, &whole, workspace, size)
     units = m.stats_per_piece if m.items == ITEM_ROWS else whole.units
-    if m.backward:
-        if sum_parts(m, &whole, units, threads, &count):
-            return -1
-    elif merge_parts(m, &whole, units, threads):
+    together = parts_together(m, units, threads)
+    totals = <double *> malloc((2 + PART_SUMS * together) * units * sizeof(double) + together * sizeof(Py_ssize_t))
+    if totals == NULL:
         return -1
-    for i in range(m.part.size):
-        part = m.part.size - 1 - i  # the last ones are in cache
-        place_part(m, &whole, part, &piece)
-        if piece.count:
-            begin_piece(m, &piece, threads, &job)
-            unit_statistics(m, &piece, &job)
-            channel_parameters(m, &piece, &job)
-            if m.backward:
-                job.channels.sums = whole.stats
-                job.channels.sums_mode = SUMS_GIVEN
-                job.channels.count = count
-            else:
-                job.stats_given = True
-                job.read_before = True
-            if FUNCTIONS[m.kernel](&job.head):
-                return -1
-        end_piece(m, &piece)
-    return 0
+    counts = <Py_ssize_t *> (totals + (2 + PART_SUMS * together) * units)
+    failed = merge_parts(m, &whole, units, threads, together, workspace, size, totals + 2 * units, counts, totals,
+                         &count)
+    if not failed and together == 1:
+        for i in range(m.part.size - 1, -1, -1):  # the last ones are in cache
+            failed += apply_part(m, &whole, i, threads, workspace, size, totals, count)
+    elif not failed:
+        for i in prange(m.part.size, num_threads=threads, schedule="guided"):
+            failed += apply_part(m, &whole, reversed_within_thread_range(i, m.part.size, threads), 1,
+                                 workspace + threadid() * size.total, size, totals, count)
+    free(totals)
+    return -1 if failed else 0
 
 
 # ---- pieces whose items lie side by side: channels that are last in memory, each with a mask of its own ----
@@ -576,6 +631,24 @@ cdef void turn_array(const MaskedJob *m, const Piece *piece, int k, Py_ssize_t c
         i += n
 
 
+cdef void turn_masks(const MaskedJob *m, Py_ssize_t first, Py_ssize_t columns, char *to) noexcept nogil:
+    """The masks of some pieces, each moved together, one after another."""
+    cdef Piece piece
+    cdef Py_ssize_t i = 0, n, step = m.inner[m.inners - 1].mask
+    place_piece(m, first, &piece)
+    if step == 1 or m.outer[m.outers - 1].mask != 1:
+        for i in range(columns):
+            place_piece(m, first + i, &piece)
+            gather_mask(m, &piece, to + i * m.length)
+        return
+    while i < m.length:  # those of one item lie side by side
+        n = items_of_run(m, i, m.length - i)
+        turn_items(1, mask_at(m, piece.mask, i), step, n, columns, to + i, m.length)
+        i += n
+    for i in range(columns * m.length):
+        to[i] = to[i] != 0
+
+
 cdef int run_turned(MaskedJob *m, Py_ssize_t item, Py_ssize_t together, char *workspace,
                     const Workspace *size) noexcept nogil:
     """Some pieces, of as many as lie along the last axis of pieces."""
@@ -609,9 +682,7 @@ cdef int run_turned(MaskedJob *m, Py_ssize_t item, Py_ssize_t together, char *wo
     turned.inner[0].mask = 1
     turned.inner[0].size = m.length
     turned.mask = masks - first * m.length
-    for i in range(columns):
-        place_piece(m, first + i, &piece)
-        gather_mask(m, &piece, masks + i * m.length)
+    turn_masks(m, first, columns, masks)
     for i in range(first, first + columns):
         if run_piece(&turned, i, 0, 1, workspace, size):
             return -1
@@ -706,7 +777,8 @@ cdef int masked_pieces(MaskedJob *m) noexcept nogil:
     if size.turned and threads > 1 or size.turned and m.head.threads == 1:
         items = pieces // m.outer[m.outers - 1].size * (
             (m.outer[m.outers - 1].size + pieces_turned(m) - 1) // pieces_turned(m))
-    workspace = <char *> malloc(threads * size.total + LANES_ALIGN)
+    # where pieces are fewer than threads, these share the parts of each
+    workspace = <char *> malloc((m.head.threads if m.merges else threads) * size.total + LANES_ALIGN)
     if workspace == NULL:
         return -1
     aligned = workspace + (-<Py_ssize_t> workspace & (LANES_ALIGN - 1))

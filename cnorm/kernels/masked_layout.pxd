@@ -2,6 +2,7 @@
 from libc.string cimport memcpy
 
 from cnorm.kernels.job cimport ITEM_ELEMENTS, ITEM_ROWS, ITEM_UNITS, MaskedAxis, MaskedJob
+from cnorm.kernels.loops cimport LANES_ALIGN
 
 
 cdef struct Piece:
@@ -89,3 +90,12 @@ cdef inline void bind_piece(const MaskedJob *m, Piece *piece, char *workspace, c
 
 cdef inline const double *offset(const double *values, Py_ssize_t n) noexcept nogil:
     return values + n if values != NULL else NULL
+
+
+cdef inline Py_ssize_t end_of_run(const char *y, Py_ssize_t stop, Py_ssize_t count, Py_ssize_t length,
+                                  Py_ssize_t item_bytes) noexcept nogil:
+    """Elements of the last cache line of a run of `count` elements that ends at element `stop` of `length` at y, where
+    zeros follow and both go past the cache: they are stored with these (stream_end). -1 where no whole line is before
+    them, or nothing follows."""
+    cdef Py_ssize_t n = (<Py_ssize_t> y + stop * item_bytes) % LANES_ALIGN // item_bytes
+    return n if n < count and stop < length and <Py_ssize_t> y % item_bytes == 0 else -1

@@ -12,9 +12,9 @@ from cnorm.kernels.job cimport (
     ITEM_ELEMENTS, ITEM_UNITS, NORM_NONE, ROW_BATCHES, ROWS_BACKWARD, ROWS_FORWARD, Job, MaskedJob, has_slopes)
 from cnorm.kernels.loops cimport (
     Coefficients, RowGradBlock, add_selected_sums, copy_mask, find_selected, items_until, pack_items, prefetch_read,
-    prefetch_write, select_items, store_fence, zero_bytes)
+    prefetch_write, select_items, store_fence, stream_end, zero_bytes)
 from cnorm.kernels.machine cimport MACHINE, cached_traffic
-from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, offset, place_piece
+from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, end_of_run, offset, place_piece
 from cnorm.kernels.moments cimport UnitBlocks, unit_blocks
 from cnorm.kernels.rows_alignment cimport align_parameters
 from cnorm.kernels.schedule cimport schedule_units_forward, set_store_policy
@@ -222,7 +222,7 @@ cdef void row_statistics(const MaskedJob *m, const Piece *piece, Job *job) noexc
 cdef void apply_row(const MaskedJob *m, const Piece *piece, Job *job, bint stream) noexcept nogil:
     cdef UnitBlocks blocks
     cdef Coefficients coeffs
-    cdef Py_ssize_t at = piece.first * m.item_bytes, i = 0, n
+    cdef Py_ssize_t at = piece.first * m.item_bytes, i = 0, n, end = -1
     cdef const char *x = piece.packed[2] if m.reads_add and not piece.one_run else piece.array[0]
     cdef char *y = piece.array[1]
     job.shape[4] = m.length
@@ -232,9 +232,21 @@ cdef void apply_row(const MaskedJob *m, const Piece *piece, Job *job, bint strea
     if not has_element_params(job):
         set_channel(job, &coeffs, 0)
     if piece.one_run:
-        apply_to_row(&blocks, job, &coeffs, x + at, y + at, piece.count, piece.first)
-        if m.zero:
-            zero_ends(m, piece, 1, stream)
+        if stream and m.zero:
+            end = end_of_run(y, piece.first + piece.count, piece.count, m.length, m.item_bytes)
+        n = piece.count - max(end, <Py_ssize_t> 0)
+        apply_to_row(&blocks, job, &coeffs, x + at, y + at, n, piece.first)
+        if end < 0:
+            if m.zero:
+                zero_ends(m, piece, 1, stream)
+            return
+        at += n * m.item_bytes
+        if end > 0:
+            coeffs.nontemporal = False
+            apply_to_row(&blocks, job, &coeffs, x + at, piece.packed[1], end, piece.first + n)
+        if piece.first:
+            zero_bytes(y, piece.first * m.item_bytes, stream)
+        stream_end(piece.packed[1], end * m.item_bytes, y + at, m.length * m.item_bytes - at)
         return
     while i < piece.length:
         n = min(<Py_ssize_t> TILE, piece.length - i)

@@ -10,10 +10,10 @@ from cnorm.kernels.job cimport (
     FLOAT64, ITEM_ELEMENTS, NORM_NONE, SEGMENTS_BACKWARD, SEGMENTS_FORWARD, Job, MaskedJob, Schedule, has_slopes)
 from cnorm.kernels.loops cimport (
     LANES_ALIGN, Coefficients, copy_mask, find_selected, pack_items, prefetch_read, prefetch_write, select_items,
-    store_fence, zero_bytes)
+    store_fence, stream_end, zero_bytes)
 from cnorm.kernels.machine cimport (
     MACHINE, batch_bytes, cached_traffic, nontemporal_one_read, nontemporal_two_reads)
-from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, offset, place_piece
+from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, end_of_run, offset, place_piece
 from cnorm.kernels.moments cimport UnitBlocks, unit_blocks
 from cnorm.kernels.schedule cimport stores_nontemporal, traffic_of
 from cnorm.kernels.segments_apply cimport set_channel
@@ -85,6 +85,7 @@ cdef inline void begin_sweep(const MaskedJob *m, const Piece *whole, Job *job, S
     traffic = traffic_of(job, 0)
     schedule.nontemporal = stores_nontemporal(&job.y, &job.x, &job.dy, traffic,
                                               nontemporal_two_reads() if m.merges else nontemporal_one_read())
+    schedule.apart = row % LANES_ALIGN == 0
     schedule.prefetch_bytes = whole.units * m.unit.stride[0]
     schedule.prefetch_segments = 0
     if traffic >= cached_traffic() and PREFETCH_SEGMENT_MIN <= row <= PREFETCH_SEGMENT_MAX:
@@ -182,12 +183,24 @@ cdef inline void zero_part(const MaskedJob *m, const Part *part, char *y, bint s
         zero_bytes(y + after * m.item_bytes, (m.length - after) * m.item_bytes, stream)
 
 
-cdef inline void end_part(const MaskedJob *m, const Piece *whole, const Part *part, char *y,
-                          bint stream) noexcept nogil:
-    """Copy what is selected from workspace, unless it is one run, whose results are in place; and set what is not
-    selected to 0, where the mask wants that."""
+cdef inline Py_ssize_t end_of_part(const MaskedJob *m, const Part *part, const char *y, bint stream) noexcept nogil:
+    """end_of_run of a part that is one run, where results and zeros go past the cache; else -1."""
+    if not (stream and m.zero and part.one_run):
+        return -1
+    return end_of_run(y, part.first + part.count, part.count, m.length, m.item_bytes)
+
+
+cdef inline void end_part(const MaskedJob *m, const Piece *whole, const Part *part, char *y, bint stream,
+                          Py_ssize_t end) noexcept nogil:
+    """Copy what is selected from workspace, unless it is one run, whose results are in place but for its end
+    (end_of_run); and set what is not selected to 0, where the mask wants that."""
+    cdef Py_ssize_t body = part.first + part.count - end
     if part.count and not part.one_run:
         select_items(m.item_bytes, whole.packed[0], part.mask, m.length, y, m.zero, m.zero and stream)
+    elif end >= 0:
+        if part.first:
+            zero_bytes(y, part.first * m.item_bytes, stream)
+        stream_end(whole.packed[0], end * m.item_bytes, y + body * m.item_bytes, (m.length - body) * m.item_bytes)
     elif m.zero:
         zero_part(m, part, y, stream)
 
@@ -213,7 +226,7 @@ cdef inline void sweep_forward(const MaskedJob *m, const Piece *whole, const Par
     cdef Coefficients coeffs[BATCH_UNITS]
     cdef Coefficients plain
     cdef const Part *part
-    cdef Py_ssize_t i, u, at
+    cdef Py_ssize_t i, u, at, end, n
     cdef char *x
     cdef char *y
     blocks = unit_blocks(&m.job, False)
@@ -229,14 +242,19 @@ cdef inline void sweep_forward(const MaskedJob *m, const Piece *whole, const Par
         for u in range(whole.units):
             x = part_of(m, whole, 0, i, u)
             y = part_of(m, whole, 1, i, u)
+            end = end_of_part(m, part, y, blocks.schedule.nontemporal)
+            n = part.count - max(end, <Py_ssize_t> 0)
+            plain = in_cache(&coeffs[u])
             if part.one_run:
-                prefetch_end(m, part, y)
-                blocks.loops.apply(x + at, y + at, 1, m.part.stride[0], -m.part.stride[1], part.count, &coeffs[u],
+                if end < 0:
+                    prefetch_end(m, part, y)
+                blocks.loops.apply(x + at, y + at, 1, m.part.stride[0], -m.part.stride[1], n, &coeffs[u],
                                    job.activation)
+                if end > 0:
+                    blocks.loops.apply(x + at + n * m.item_bytes, whole.packed[0], 1, 0, 0, end, &plain, job.activation)
             elif part.count:
-                plain = in_cache(&coeffs[u])
                 blocks.loops.apply(x, whole.packed[0], 1, 0, 0, m.length, &plain, job.activation)
-            end_part(m, whole, part, y, blocks.schedule.nontemporal)
+            end_part(m, whole, part, y, blocks.schedule.nontemporal, end)
     if blocks.schedule.nontemporal:
         store_fence()
 
@@ -311,7 +329,7 @@ cdef inline void sweep_backward(const MaskedJob *m, const Piece *whole, const Pa
     cdef Coefficients coeffs[BATCH_UNITS]
     cdef Coefficients plain
     cdef const Part *part
-    cdef Py_ssize_t i, u, at
+    cdef Py_ssize_t i, u, at, end, n
     cdef char *x
     cdef char *dy
     cdef char *dx
@@ -332,14 +350,20 @@ cdef inline void sweep_backward(const MaskedJob *m, const Piece *whole, const Pa
             x = part_of(m, whole, 0, i, u)
             dx = part_of(m, whole, 1, i, u)
             dy = part_of(m, whole, 2, i, u)
+            end = end_of_part(m, part, dx, blocks.schedule.nontemporal)
+            n = part.count - max(end, <Py_ssize_t> 0)
+            plain = in_cache(&coeffs[u])
             if part.one_run:
-                prefetch_end(m, part, dx)
+                if end < 0:
+                    prefetch_end(m, part, dx)
                 blocks.loops.grad_apply(x + at, dy + at, dx + at, 1, m.part.stride[0], m.part.stride[2],
-                                        -m.part.stride[1], part.count, &coeffs[u], job.activation)
+                                        -m.part.stride[1], n, &coeffs[u], job.activation)
+                if end > 0:
+                    n = at + n * m.item_bytes
+                    blocks.loops.grad_apply(x + n, dy + n, whole.packed[0], 1, 0, 0, 0, end, &plain, job.activation)
             elif part.count:
-                plain = in_cache(&coeffs[u])
                 blocks.loops.grad_apply(x, dy, whole.packed[0], 1, 0, 0, 0, m.length, &plain, job.activation)
-            end_part(m, whole, part, dx, blocks.schedule.nontemporal)
+            end_part(m, whole, part, dx, blocks.schedule.nontemporal, end)
     if blocks.schedule.nontemporal:
         store_fence()
 
@@ -347,9 +371,13 @@ cdef inline void sweep_backward(const MaskedJob *m, const Piece *whole, const Pa
 cdef inline void sweep_piece(const MaskedJob *m, Py_ssize_t number, char *workspace, const Workspace *size,
                              const Part *parts) noexcept nogil:
     """Some units of several parts. parts: of all pieces, or NULL where pieces differ in them."""
-    cdef Piece whole
+    cdef Piece whole, after
     cdef Part *own
     place_piece(m, number, &whole)
+    if not m.merges and traffic_of(&m.job, 0) >= cached_traffic():  # the sums are waited for: nothing else is read then
+        place_piece(m, number + 1, &after)
+        prefetch_read(after.array[0], m.length * m.item_bytes)
+        prefetch_read(after.array[2], m.length * m.item_bytes)
     bind_piece(m, &whole, workspace, size)
     if parts == NULL:
         own = <Part *> (workspace + size.total - size.parts)

@@ -148,6 +148,7 @@ cdef inline UnitBlocks unit_blocks(const Job *job, bint tile_within_segment) noe
     blocks.schedule.units_per_batch = 1
     blocks.schedule.rows_per_pass = 1
     blocks.schedule.nontemporal = False
+    blocks.schedule.apart = False
     blocks.schedule.prefetch_bytes = 0
     blocks.schedule.prefetch_segments = 0
     return blocks

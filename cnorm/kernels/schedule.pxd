@@ -1,7 +1,7 @@
 # The schedule: what a call does with its threads and caches. Every choice between strategies is made here, by pure
 # functions of the job, of how its units or columns are cut, and of the machine. Executors carry the choice out. No
 # result depends on it: MACHINE.force takes any strategy that applies, and tests compare the bits.
-from cnorm.kernels.columns_layout cimport ColumnLayout
+from cnorm.kernels.columns_layout cimport ColumnLayout, bytes_of_columns
 from cnorm.kernels.job cimport (
     COLUMN_BLOCKS, FLOAT32, FLOAT64, GIVEN_BATCHES, GIVEN_IN_ORDER, PARTIALS_GUIDED, PARTIALS_STATIC, ROW_BATCHES,
     ROW_RANGES, RUNS, SAMPLES_PER_THREAD, SUMS_GIVEN, SUMS_INTERNAL, TWO_SWEEPS, UNIT_BATCHES, UNIT_BY_UNIT,
@@ -12,10 +12,10 @@ from cnorm.kernels.machine cimport (
     nontemporal_rows_grad, nontemporal_two_reads, row_pass_bytes, row_pass_bytes_from_memory, row_pass_bytes_half)
 from cnorm.kernels.moments cimport UnitBlocks
 from cnorm.kernels.tuning cimport (
-    BATCH_BYTES_FROM_MEMORY, BATCH_GIVEN_SEGMENT_MAX, BATCH_MIN_CALL_BYTES, BATCH_MIN_UNITS, BATCH_UNITS,
-    CHUNKS_PER_THREAD, COLUMN_PREFETCH_BYTES, MOMENT_ROWS, MOMENT_ROW_MAX, NONTEMPORAL_RUN_MIN_LINES, PREFETCH_DISTANCE,
-    PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN, ROW_BATCH_MAX, ROW_PASS_MAX_HALF, ROW_PASS_MAX_LONG,
-    ROW_PASS_SHORT_BYTES, STACK_PARTIALS, STATIC_ROWS_MAX, SWEEP_UNITS_PER_THREAD, TILE)
+    APART_MIN_BYTES, BATCH_BYTES_FROM_MEMORY, BATCH_GIVEN_SEGMENT_MAX, BATCH_MIN_CALL_BYTES, BATCH_MIN_UNITS,
+    BATCH_UNITS, CHUNKS_PER_THREAD, COLUMN_PREFETCH_BYTES, MOMENT_ROWS, MOMENT_ROW_MAX, NONTEMPORAL_RUN_MIN_LINES,
+    PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN, ROW_BATCH_MAX, ROW_PASS_APART, ROW_PASS_MAX_HALF,
+    ROW_PASS_MAX_LONG, ROW_PASS_SHORT_BYTES, STACK_PARTIALS, STATIC_ROWS_MAX, SWEEP_UNITS_PER_THREAD, TILE)
 from cnorm.kernels.units cimport has_element_params, units_of
 
 
@@ -73,9 +73,16 @@ cdef inline Schedule plain_schedule(int strategy, int threads, Py_ssize_t items)
     cdef Schedule schedule
     begin_schedule(&schedule, strategy, threads, items)
     schedule.nontemporal = False
+    schedule.apart = False
     schedule.prefetch_bytes = 0
     schedule.prefetch_segments = 0
     return schedule
+
+
+cdef inline bint units_lie_apart(const Job *job, Py_ssize_t segment) noexcept nogil:
+    """Whether units of one segment each have gaps between them, in both arrays."""
+    cdef Py_ssize_t least = segment + APART_MIN_BYTES
+    return job.shape[2] == 1 and job.x.strides[1] >= least and job.y.strides[1] >= least
 
 
 cdef inline void set_store_policy(const Job *job, UnitBlocks *blocks) noexcept nogil:
@@ -92,6 +99,7 @@ cdef inline void set_store_policy(const Job *job, UnitBlocks *blocks) noexcept n
     elif backward and has_element_params(job):
         least = nontemporal_rows_grad()
     schedule.nontemporal = stores_nontemporal(&job.y, &job.x, &job.dy, traffic, least)
+    schedule.apart = units_lie_apart(job, segment)
     schedule.prefetch_bytes = job.x.strides[1] if apart else 0
     schedule.prefetch_segments = 0
     if apart and blocks.runs == 1 and traffic >= cached_traffic():
@@ -114,6 +122,8 @@ cdef inline Py_ssize_t rows_per_pass(const Job *job, const UnitBlocks *blocks) n
     if units_of(job) * row <= ROW_PASS_SHORT_BYTES and job.call_bytes == 0:
         return ROW_BATCH_MAX
     rows = row_pass_bytes_from_memory() // row
+    if blocks.schedule.apart:
+        rows = max(rows, min(<Py_ssize_t> ROW_PASS_APART, row_pass_bytes() // row))
     if 2 * max(units_of(job) * row, job.call_bytes) < cached_traffic():
         rows = min(<Py_ssize_t> ROW_PASS_MAX_LONG, row_pass_bytes() // row)
         if blocks.loops.size < blocks.loops.acc_size:  # half types; some passes for each thread
@@ -241,8 +251,7 @@ cdef inline bint samples_per_thread(const Job *job) noexcept nogil:
 cdef inline Py_ssize_t column_prefetch_bytes(const Job *job, const ColumnLayout *layout) noexcept nogil:
     """How far ahead the loops of columns ask for rows that lie end to end. Not where a processor with an L1 of 32 KiB
     reads two arrays from memory: its own prefetchers see it (Zen 4: 0.86 to 0.95 of the time without)."""
-    cdef Py_ssize_t bytes = job.shape[0] * layout.rows * layout.columns * layout.loops.size
-    if job.dy.data != NULL and bytes > columns_from_memory() and MACHINE.l1 <= 1 << 15:
+    if job.dy.data != NULL and bytes_of_columns(job, layout) > columns_from_memory() and MACHINE.l1 <= 1 << 15:
         return 0
     return COLUMN_PREFETCH_BYTES
 
@@ -251,14 +260,13 @@ cdef inline void schedule_columns(const Job *job, ColumnLayout *layout, bint bac
     """How a sample is processed: by column blocks, each from its first sum to its last result in the cache of one
     thread, where no block needs another's sums; else sums, a merge, results."""
     cdef Schedule *schedule = &layout.schedule
-    cdef Py_ssize_t bytes = job.shape[0] * layout.rows * layout.columns * layout.loops.size
     # packed rows are one column block, whose sums are the rows' only once they are merged
     cdef bint independent = (layout.row_ranges == 1 and layout.rows_packed == 1 and not job.stats_given
                              and not job.channels.of_batch and job.channels.channels_per_group == 1)
     schedule[0] = plain_schedule(ROW_RANGES, job.head.threads, layout.row_ranges * layout.column_blocks)
     schedule.rows_per_pass = layout.rows_per_pass
     schedule.nontemporal = stores_nontemporal(
-        &job.y, &job.x, &job.dy, traffic_of(job, bytes),
+        &job.y, &job.x, &job.dy, traffic_of(job, bytes_of_columns(job, layout)),
         nontemporal_one_read() if job.stats_given and not job.read_before and not backward
         else nontemporal_two_reads())
     if independent and job.channels.sums_mode == SUMS_INTERNAL and (layout.column_blocks > 1 or forced(COLUMN_BLOCKS)):

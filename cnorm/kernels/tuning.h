@@ -72,6 +72,7 @@ enum {
 enum {
     MASKED_PIECE_BYTES = 1 << 18, /* of the units that share a mask and are one job, approximately: with their results they
                                      stay in L2. Gradients of parameters add up piece by piece */
+    MASKED_ROW_MIN = 1 << 9,      /* bytes of a row of columns from which on rows are taken where they are */
     MASKED_CHUNKS = 64,           /* float64 sums of the gradients of a parameter, at most */
     MASKED_CHUNK_PIECES = 4,      /* pieces of a chunk, at least */
 };
@@ -97,6 +98,10 @@ enum {
                                             lines it shares with its neighbours are written twice */
     NONTEMPORAL_RUN_MIN_LINES = 16,  /* cache lines of a run with non-temporal stores: its first and last line are
                                         stored in part, with plain stores, and are then at most an eighth of it */
+    NONTEMPORAL_APART_MIN_LINES = 6, /* the same, where no other run has a part of these lines */
+    APART_MIN_BYTES = 1 << 8,        /* of a gap between units that is passed over no more by hardware prefetchers (Zen 4) */
+    ROW_PASS_APART = 8,              /* rows of a pass from memory, with such gaps, at least: the next pass is prefetched
+                                        by the loops alone, and takes as long as memory answers */
     PREFETCH_SEGMENT_MIN = 1 << 9,   /* bytes of the segments that the loops prefetch, where segments are not */
     PREFETCH_SEGMENT_MAX = 1 << 15,  /* contiguous: hardware prefetchers do not follow from one to the next */
     PREFETCH_DISTANCE = 1 << 12,     /* bytes, in whole segments */

@@ -26,6 +26,7 @@ cdef extern from "tuning.h" nogil:
         N_CROSSED_SUMS
         CROSSED_EXPONENT_MAX
         MASKED_PIECE_BYTES
+        MASKED_ROW_MIN
         MASKED_CHUNKS
         MASKED_CHUNK_PIECES
         ROW_SUM_COLUMNS
@@ -37,6 +38,9 @@ cdef extern from "tuning.h" nogil:
         PEEL_MIN_VECTORS
         PAGE_BYTES
         NONTEMPORAL_RUN_MIN_LINES
+        NONTEMPORAL_APART_MIN_LINES
+        APART_MIN_BYTES
+        ROW_PASS_APART
         PREFETCH_SEGMENT_MIN
         PREFETCH_SEGMENT_MAX
         PREFETCH_DISTANCE

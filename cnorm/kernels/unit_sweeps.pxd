@@ -214,6 +214,7 @@ cdef inline void forward_row_batch(Job *job, const UnitBlocks *blocks, Py_ssize_
     batch.coeffs.high = job.high
     batch.coeffs.bias = 0
     batch.coeffs.nontemporal = blocks.schedule.nontemporal
+    batch.coeffs.apart = blocks.schedule.apart
     batch.coeffs.prefetch_bytes = rows * job.x.strides[1]
     batch.coeffs.prefetch_segments = 0  # a row is contiguous
     batch.coeffs.weights = job.elements.weight

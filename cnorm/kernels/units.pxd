@@ -56,6 +56,7 @@ cdef inline void set_unit_coefficients(const Job *job, const UnitBlocks *blocks,
     coeffs.dev_coeff = 0
     coeffs.grad_offset = 0
     coeffs.nontemporal = blocks.schedule.nontemporal
+    coeffs.apart = blocks.schedule.apart
     coeffs.prefetch_bytes = blocks.schedule.prefetch_bytes
     coeffs.prefetch_segments = blocks.schedule.prefetch_segments
     coeffs.slope = job.elements.unit_slopes[unit] if job.elements.unit_slopes != NULL else job.slope

@@ -268,6 +268,18 @@ static void zero_bytes(char *y, ptrdiff_t n, int stream) {
     memset(y + i, 0, n - i);
 }
 
+/* Writes `used` bytes at y, which begins a cache line, and 0 after them, up to n bytes: whole lines past the cache. A
+ * plain store to the line that has both would wait for it, and hold up those that go past the cache. */
+static void stream_end(const char *values, ptrdiff_t used, char *y, ptrdiff_t n) {
+    _Alignas(LANES_ALIGN) char line[LANES_ALIGN] = {0};
+    ptrdiff_t i;
+    memcpy(line, values, used);
+    if (n >= LANES_ALIGN) f32_stream((f32 *)y, f32_load((const f32 *)line));
+    else memcpy(y, line, n);
+    for (i = LANES_ALIGN; i + LANES_ALIGN <= n; i += LANES_ALIGN) f32_stream((f32 *)(y + i), f32_set(0));
+    if (i < n) memset(y + i, 0, n - i);
+}
+
 /* Sets n items to 0. */
 static void zero_items(ptrdiff_t size, char *y, ptrdiff_t stride, ptrdiff_t n) {
     if (stride == size) memset(y, 0, n * size);
@@ -286,49 +298,6 @@ static void list_items(const char *mask, ptrdiff_t n, ptrdiff_t *items) {
         *items = i;
         items += mask[i];
     }
-}
-
-/* Copies n items of `columns` neighbouring elements each, `stride` bytes apart, to an array per column: rows of
- * to_stride bytes; and back. Some items at a time, so that cache lines are used whole. */
-enum { TURN_ITEMS = 16, TURN_AHEAD = 4 * TURN_ITEMS }; /* prefetched, as items lie in pages of their own */
-#define TURN(BITS)                                                                                  \
-    static void turn_##BITS(const char *x, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t columns, char *to, \
-                            ptrdiff_t to_stride) {                                                  \
-        for (ptrdiff_t first = 0; first < n; first += TURN_ITEMS) {                                 \
-            const ptrdiff_t stop = first + TURN_ITEMS < n ? first + TURN_ITEMS : n;                 \
-            for (ptrdiff_t i = first; i < stop; ++i)                                                \
-                __builtin_prefetch(x + (i + TURN_AHEAD) * stride, 0, 3);                            \
-            for (ptrdiff_t k = 0; k < columns; ++k)                                                 \
-                for (ptrdiff_t i = first; i < stop; ++i)                                            \
-                    ((item##BITS *)(to + k * to_stride))[i] = ((const item##BITS *)(x + i * stride))[k]; \
-        }                                                                                           \
-    }                                                                                               \
-    static void turn_back_##BITS(const char *from, ptrdiff_t from_stride, ptrdiff_t n, ptrdiff_t columns, char *y, \
-                                 ptrdiff_t stride) {                                                \
-        for (ptrdiff_t first = 0; first < n; first += TURN_ITEMS) {                                 \
-            const ptrdiff_t stop = first + TURN_ITEMS < n ? first + TURN_ITEMS : n;                 \
-            for (ptrdiff_t i = first; i < stop; ++i)                                                \
-                __builtin_prefetch(y + (i + TURN_AHEAD) * stride, 1, 3);                            \
-            for (ptrdiff_t i = first; i < stop; ++i)                                                \
-                for (ptrdiff_t k = 0; k < columns; ++k)                                             \
-                    ((item##BITS *)(y + i * stride))[k] = ((const item##BITS *)(from + k * from_stride))[i]; \
-        }                                                                                           \
-    }
-TURN(16)
-TURN(32)
-TURN(64)
-#undef TURN
-static void turn_items(ptrdiff_t size, const char *x, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t columns, char *to,
-                       ptrdiff_t to_stride) {
-    if (size == 4) turn_32(x, stride, n, columns, to, to_stride);
-    else if (size == 2) turn_16(x, stride, n, columns, to, to_stride);
-    else turn_64(x, stride, n, columns, to, to_stride);
-}
-static void turn_back(ptrdiff_t size, const char *from, ptrdiff_t from_stride, ptrdiff_t n, ptrdiff_t columns, char *y,
-                      ptrdiff_t stride) {
-    if (size == 4) turn_back_32(from, from_stride, n, columns, y, stride);
-    else if (size == 2) turn_back_16(from, from_stride, n, columns, y, stride);
-    else turn_back_64(from, from_stride, n, columns, y, stride);
 }
 
 /* Adds the selected ones of n sums, of the accumulation type. */

@@ -46,6 +46,7 @@ typedef struct {
     const void *weights, *biases, *slopes; /* per element, of the accumulation type, or NULL */
     int signs;                             /* backward: SIGNS */
     int nontemporal;                       /* non-temporal stores, if the run is long enough */
+    int apart;                             /* units lie apart: then a shorter run is long enough */
     ptrdiff_t prefetch_bytes;              /* with nontemporal: prefetch distance of the input */
     ptrdiff_t prefetch_segments;           /* prefetch distance in runs where runs are not contiguous, else 0 */
 } Coefficients;

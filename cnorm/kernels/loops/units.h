@@ -53,15 +53,16 @@ INLINE void FN(apply_any)(const char *source, char *target, ptrdiff_t runs, ptrd
     }
 }
 
-/* Whether a run at y is long enough for non-temporal stores, and its address a multiple of the element size. */
-INLINE int FN(run_fits_nontemporal)(const char *y, ptrdiff_t n) {
-    return n * (ptrdiff_t)sizeof(S) >= NONTEMPORAL_RUN_MIN_LINES * LANES_ALIGN && (uintptr_t)y % sizeof(S) == 0;
+/* Whether a run at y has non-temporal stores: it is long enough, and its address a multiple of the element size. */
+INLINE int FN(run_fits_nontemporal)(const char *y, ptrdiff_t n, const Coefficients *coeffs) {
+    const ptrdiff_t lines = coeffs->apart ? NONTEMPORAL_APART_MIN_LINES : NONTEMPORAL_RUN_MIN_LINES;
+    return coeffs->nontemporal && n * (ptrdiff_t)sizeof(S) >= lines * LANES_ALIGN && (uintptr_t)y % sizeof(S) == 0;
 }
 
 INLINE void FN(apply_centred)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_stride, ptrdiff_t y_stride,
                               ptrdiff_t n, const Coefficients *coeffs, const int centred) {
 #define APPLY(store) FN(apply_any)(x, y, runs, x_stride, y_stride, n, 0, coeffs, 0, centred, 1, ACT_NONE, store)
-    if (coeffs->nontemporal && FN(run_fits_nontemporal)(y, n)) APPLY(STORE_NONTEMPORAL);
+    if (FN(run_fits_nontemporal)(y, n, coeffs)) APPLY(STORE_NONTEMPORAL);
     else if (coeffs->prefetch_segments) APPLY(STORE_PREFETCHED);
     else APPLY(STORE_PLAIN);
 #undef APPLY
@@ -119,7 +120,7 @@ static void FN(apply_batch)(const char *x, char *y, ptrdiff_t runs, ptrdiff_t x_
 static void FN(apply_elementwise)(const char *x, char *y, ptrdiff_t n, ptrdiff_t at, const Coefficients *coeffs,
                                   int activation) {
     const int biased = coeffs->biases != NULL, centred = coeffs->mean_hi != 0 || coeffs->mean_lo != 0;
-    const int nontemporal = coeffs->nontemporal && FN(run_fits_nontemporal)(y, n);
+    const int nontemporal = FN(run_fits_nontemporal)(y, n, coeffs);
 #define APPLY(centred, biased, activation, store) \
     FN(apply_any)(x, y, 1, 0, 0, n, at, coeffs, 1, centred, biased, activation, store)
 #define APPLY_PLAIN(centred, biased)                                          \
@@ -317,7 +318,7 @@ INLINE void FN(grad_apply_centred)(const char *x, const char *dy, char *dx, ptrd
                                    const Coefficients *coeffs, const int centred) {
 #define GRAD_APPLY(store) \
     FN(grad_apply_any)(x, dy, dx, runs, x_stride, dy_stride, dx_stride, n, coeffs, centred, ACT_NONE, store)
-    if (coeffs->nontemporal && FN(run_fits_nontemporal)(dx, n)) GRAD_APPLY(STORE_NONTEMPORAL);
+    if (FN(run_fits_nontemporal)(dx, n, coeffs)) GRAD_APPLY(STORE_NONTEMPORAL);
     else if (coeffs->prefetch_segments) GRAD_APPLY(STORE_PREFETCHED);
     else GRAD_APPLY(STORE_PLAIN);
 #undef GRAD_APPLY
