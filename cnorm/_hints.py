@@ -282,6 +282,8 @@ def floats(name, array, what="a float32, float64, float16 or bfloat16 array"):
 def cast(name, array):
     """How an array of another dtype becomes one of floats."""
     dtype, as_float32 = array.dtype, f"np.asarray({name}, np.float32)"  # of lists and tensors too
+    if name in ("weight", "bias") and array.ndim == 0:
+        return _not_a_weight(array.item())
     if dtype.kind in "iub":
         others = [f for f in ("standardize", "normalize_image") if f in _functions()]
         if name == "input" and others:
@@ -487,12 +489,15 @@ def assignment(kind, name, value):
 def scalar(name, array):
     """What a number that stands where weight or bias is expected was meant for."""
     value = array.item()
-    text = f"{name} is an array, but got the {described(value)}"
+    return f"{name} is an array, but got the {described(value)}: {_not_a_weight(value)}"
+
+
+def _not_a_weight(value):
     if isinstance(value, bool):
-        return f"{text}: {_flag_by_name(value)}"
+        return _flag_by_name(value)
     if isinstance(value, float) and 0 < value < 0.1:
-        return f"{text}: did you mean eps={value}? Pass it by its name"
-    return f"{text}: numbers come after weight and bias, pass them by their names"
+        return f"did you mean eps={value}? Pass it by its name"
+    return "numbers come after weight and bias, pass them by their names"
 
 
 def image_channels(shape, axis, size):

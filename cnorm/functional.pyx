@@ -1044,7 +1044,7 @@ def switch_norm(input, running_mean, running_var, weight, bias, mean_weight, var
     momentum : float
         The weight of the old running statistics (the reverse of `batch_norm`).
     eps : float
-        Added to the variance.
+        Added to the variance. Not checked: one below minus the variance gives NaN.
     using_moving_average : bool
         If False, running statistics are sums.
     out : ndarray, optional

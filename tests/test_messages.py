@@ -64,6 +64,7 @@ NONE = "where[:, None, None, None] does"
 FIRST_LAST = "1 is channels first, -1 channels last"
 ORDER = "the input comes first, layer_norm(input, normalized_shape)"
 AXES = "normalized_shape = [4], but got axis = (0, 1)", "normalized_shape is the sizes of these"
+ONES = np.zeros(1), np.ones(1)
 HALF = [0.5] * 3, [0.5] * 3
 SLOPES = "1 or 3 slopes, but got one of 5", "cnorm.PReLU(3) fits"
 TAKES = "takes (input, where): forward() got an unexpected"
@@ -268,6 +269,11 @@ CALLS = [
     (lambda a: F.batch_norm(a.x, True), TypeError, "running_mean", "bool True", "training=True of"),
     (lambda a: F.batch_norm(a.x, 1e-3), TypeError, "running_mean", "eps, are passed by name"),
     (lambda a: F.batch_norm(a.x, a.mean, a.var, True), RuntimeError, "bool True", "training=True"),
+    (
+        lambda a: F.batch_norm(a.x[:, :1], *ONES, True),
+        TypeError,
+        "dtype bool: pass the flag by its",
+    ),
     (lambda a: F.batch_norm(a.x, a.mean, a.var, 1e-3), RuntimeError, "weight should", "eps=0.001?"),
     (lambda a: F.instance_norm(a.x, bias=1e-3), RuntimeError, "bias should", "eps=0.001?"),
     (lambda a: F.group_norm(a.x, 3, 2), RuntimeError, "weight is an array, but got the int 2"),
@@ -559,6 +565,36 @@ def test_what_fits_is_made():
     cnorm.LazyLayerNorm(axis=(1, 2))
     cnorm.LayerNorm((3, 4), axis=[1, 2])
     assert not hasattr(cnorm.LayerNorm(3), "cuda")
+
+
+EPS = {
+    "layer_norm": (5,),
+    "rms_norm": (5,),
+    "add_layer_norm": (Arrays.row, 5),
+    "add_rms_norm": (Arrays.row, 5),
+    "group_norm": (2,),
+    "instance_norm": (),
+    "LayerNorm": (5,),
+    "RMSNorm": (5,),
+    "GroupNorm": (2, 6),
+    "InstanceNorm2d": (6,),
+    "LazyGroupNorm": (2,),
+    "SwitchNorm2d": (6,),
+}
+
+
+@pytest.mark.skipif(sys.flags.optimize > 1, reason="there are no docstrings")
+@pytest.mark.parametrize("name", EPS)
+def test_help_says_that_eps_is_not_checked(name):
+    what, arguments = getattr(F, name, None) or getattr(cnorm, name), EPS[name]
+    if name.startswith("add"):
+        result, _ = what(Arrays.row, *arguments, eps=-99)
+    elif name.endswith("norm"):
+        result = what(Arrays.x, *arguments, eps=-99)
+    else:
+        result = what(*arguments, eps=-99)(Arrays.x)
+    assert np.isnan(result).all()
+    assert re.search(r"Not\s+checked(, as in torch)?: one below minus the \w+", what.__doc__)
 
 
 def test_a_layer_of_ones_own_keeps_its_errors():

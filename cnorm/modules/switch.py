@@ -114,7 +114,7 @@ class SwitchNorm1d(_SwitchNorm):
     num_features : int
         The number of channels C.
     eps : float
-        Added to the variance.
+        Added to the variance. Not checked: one below minus the variance gives NaN.
     momentum : float
         The weight of the old running statistics (the reverse of `BatchNorm1d`).
     using_moving_average : bool
