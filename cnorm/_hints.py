@@ -56,6 +56,8 @@ _MEANT = {
     "affine": (("elementwise_affine", None),),
     "elementwise_affine": (("affine", None),),
     "activation": (("negative_slope", "negative_slope=0.0 is ReLU"),),
+    "training": (("use_input_stats", None),),
+    "use_input_stats": (("training", None),),
 }  # fmt: skip
 
 # What is called in another way, or is not here.
@@ -88,6 +90,17 @@ _NUMBERS = {
     "negative_slope": "0.0 is ReLU, 0.01 LeakyReLU",
 }
 
+
+# The way out where an argument is missing.
+_MISSING = {
+    "normalized_shape": "normalized_shape is the size of what is normalized, such as x.shape[-1]"
+}
+
+# What a swapped call gives where a number is expected: the input.
+_ORDER = {
+    "normalized_shape": "the input comes first, layer_norm(input, normalized_shape)",
+    "num_groups": "the input comes first, group_norm(input, num_groups)",
+}
 
 # The way out where one value is all that a unit has.
 _ONE_VALUE = {
@@ -135,7 +148,9 @@ def arguments(text, name, signature):
     if match := re.search(r"takes (?:at least|exactly) (\d+) positional arguments? \((\d+) ", text):
         wanted, given = map(int, match.groups())
         if given < min(wanted, len(names)):
-            text = f"{text}, {names[given]} is missing"
+            text = f"{text}, {names[given]} is missing: {name}{signature}"
+            hint = _MISSING.get(names[given])
+            return f"{text}; {hint}" if hint else text
     return f"{text}: {name}{signature}"
 
 
@@ -189,9 +204,61 @@ def _number_hint(name, value, kind):
         except ValueError:
             return ""
         return f"write {name}=np.inf" if infinite else f"write {name}={value}, without quotes"
-    if isinstance(value, float) and value.is_integer() and "integer" in kind:
-        return f"write {int(value)}"
+    if "integer" in kind:
+        return _integer_hint(name, value)
+    if name == "eps" and getattr(value, "shape", ()):
+        return "eps is one number; rms_norm has no bias, so eps follows weight"
     return ""
+
+
+def _integer_hint(name, value):
+    if getattr(value, "is_integer", bool)():
+        return f"write {int(value)}"
+    sizes = list(value) if isinstance(value, (list, tuple)) else ()
+    if name in _ORDER and (getattr(value, "shape", ()) or any(_is_sequence(n) for n in sizes)):
+        return _ORDER[name]
+    if name.startswith("num_") and len(sizes) == 1 and type(sizes[0]) is int:
+        return f"write {sizes[0]}"
+    return ""
+
+
+def _is_sequence(value):
+    return isinstance(value, (list, tuple))
+
+
+def row_shape(value, error):
+    """The message where normalized_shape is neither an integer nor several; `error` is of one."""
+    if isinstance(value, str) or getattr(value, "shape", ()) or any(map(_is_sequence, value)):
+        kind = "an integer or a sequence of integers"
+        return number("normalized_shape", value, kind)
+    return str(error)
+
+
+def axes(name, value, optional):
+    """The message where an argument names no axes."""
+    kind = f"{'None, ' if optional else ''}an integer or a sequence of integers"
+    text = f"{name} must be {kind}, but got {described(value)}"
+    if value is None:
+        return f"{text}: {name}=tuple(range(x.ndim)) is all axes, (0, 1) of a table"
+    if hint := _number_hint(name, value, kind):
+        return f"{text}: {hint}"
+    return text
+
+
+def beyond(name, ndim):
+    """The way out where an axis is out of bounds."""
+    return f": {name}=0?" if ndim == 1 else f": its axes are 0 to {ndim - 1}" if ndim else ""
+
+
+def axes_of_row(normalized_shape, axis):
+    """The message where there are more axes than sizes, or fewer."""
+    sizes = "".join(f"x.shape[{i}], " for i in axis)
+    sizes = f"({sizes[:-1]})" if len(axis) == 1 else f"({sizes[:-2]})"
+    return (
+        "axis must name one axis for each dimension of normalized_shape = "
+        f"{list(normalized_shape)}, but got axis = {axis if len(axis) != 1 else axis[0]}: "
+        f"normalized_shape is the sizes of these axes, {sizes}"
+    )
 
 
 def flag(name, value):
@@ -215,6 +282,8 @@ def floats(name, array, what="a float32, float64, float16 or bfloat16 array"):
 def cast(name, array):
     """How an array of another dtype becomes one of floats."""
     dtype, as_float32 = array.dtype, f"np.asarray({name}, np.float32)"  # of lists and tensors too
+    if name in ("weight", "bias") and array.ndim == 0:
+        return _not_a_weight(array.item())
     if dtype.kind in "iub":
         others = [f for f in ("standardize", "normalize_image") if f in _functions()]
         if name == "input" and others:
@@ -231,10 +300,23 @@ def cast(name, array):
     if name in _NUMBERS:
         return _NUMBERS[name]
     if dtype.kind in "US":
+        if name == "input" and array.ndim == 0:
+            return f"it is text; where that is the path of a file, {_FILE}"
         return f"it holds text; if that is numbers, pass {as_float32}"
     if dtype.str.endswith("V2"):
         return "bfloat16 that np.load read: cnorm.checkpoint.load knows it"
     return f"pass an array of numbers, such as {as_float32}"
+
+
+# The way out where the path of a file stands for what is in it.
+_FILE = "open the file first: np.load(path), or of an image np.asarray(PIL.Image.open(path))"
+
+
+def pixels(array):
+    """How what normalize_image does not take becomes pixels."""
+    if array.dtype.kind in "US" and array.ndim == 0:
+        return cast("input", array)
+    return "convert it first, for example np.asarray(input, np.float32)"
 
 
 def _functions():
@@ -285,12 +367,21 @@ def masked(name):
 def not_writable_array(name, value):
     """The message where what is to be written is no array."""
     text = f"{name} must be a NumPy array, but got {described(value)}"
+    if isinstance(value, bool) and name.startswith("running"):
+        return f"{text}: {_flag_by_name(value)}"
+    if isinstance(value, (int, float)) and name.startswith("running"):
+        return f"{text}: it has one value per channel; numbers, such as eps, are passed by name"
     if name.startswith("running"):
         return (
             f"{text}: training updates it in place; make it once, {name} = np.asarray({name}, "
             "np.float32), and pass that"
         )
     return f"{text}: make one by np.empty_like(input)"
+
+
+def _flag_by_name(value):
+    flags = f"training={value} of batch_norm, use_input_stats={value} of instance_norm"
+    return f"pass the flag by its name, {flags}"
 
 
 def no_array(name, value):
@@ -302,6 +393,8 @@ def no_array(name, value):
         return f"{text}: {_NUMBERS[name]}"
     if hasattr(value, "items"):
         return f"{text}: pass one of its arrays"
+    if isinstance(value, os.PathLike):
+        return f"{text}: {_FILE}"
     return text
 
 
@@ -393,6 +486,37 @@ def assignment(kind, name, value):
 # --- shapes -------------------------------------------------------------------------------------
 
 
+def scalar(name, array):
+    """What a number that stands where weight or bias is expected was meant for."""
+    value = array.item()
+    return f"{name} is an array, but got the {described(value)}: {_not_a_weight(value)}"
+
+
+def _not_a_weight(value):
+    if isinstance(value, bool):
+        return _flag_by_name(value)
+    if isinstance(value, float) and 0 < value < 0.1:
+        return f"did you mean eps={value}? Pass it by its name"
+    return "numbers come after weight and bias, pass them by their names"
+
+
+def image_channels(shape, axis, size):
+    """Where the channels of an image are, of which there are `size`, or which to leave out."""
+    if len(shape) == 2:
+        return "an image of two axes is grey: pass one number for mean, and one for std"
+    if way := other_axis(shape, axis, size):
+        return way
+    if len(shape) == 3 and shape[0] == size:
+        return f"input has {size} channels on axis 0: channel_axis=0?"
+    return "slice the input, for example image[..., :3] of RGBA, or name another channel_axis"
+
+
+def slopes(size, channels):
+    """The message where a norm carries a PReLU of another number of slopes."""
+    fits = f"cnorm.PReLU() or cnorm.PReLU({channels}) fits"
+    return f"activation must be a PReLU of 1 or {channels} slopes, but got one of {size}: {fits}"
+
+
 def other_axis(shape, axis, channels=-1, groups=0):
     """Name the axis on which the channels seem to be, where it is not the one given.
 
@@ -466,9 +590,12 @@ def row(shape, normalized_shape):
     return last
 
 
-def rank(klass, ndim, ranks):
-    """What to do with an input of another rank."""
-    if ndim + 1 in ranks and ndim > 1:
+def rank(klass, shape, ranks, channels, channel_axis):
+    """What to do with an input of another rank, whose `channels` are 0 where they are not known."""
+    ndim = len(shape)
+    axis = channel_axis - 1 if channel_axis > 0 else channel_axis
+    fits = not channels or (-ndim <= axis < ndim and shape[axis] == channels)
+    if ndim + 1 in ranks and ndim > 1 and fits:
         return "one sample? input[None] is a batch of one"
     if ndim == 1 and 2 in ranks and "Instance" not in klass:
         return "input[:, None] is many samples of one feature, input[None] one sample of many"

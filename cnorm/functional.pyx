@@ -219,7 +219,7 @@ def instance_norm(input, running_mean=None, running_var=None, weight=None, bias=
     momentum : float
         Share of this batch in the running statistics.
     eps : float
-        Added to the variance.
+        Added to the variance. Not checked, as in torch: one below minus the variance gives NaN.
     out : ndarray, optional
         For the result; ``out=input`` works in place.
     channel_axis : int
@@ -313,7 +313,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, *, out=None,
         Divides C.
     weight, bias : array_like, shape (C,), (1, C) or (N, C), optional
     eps : float
-        Added to the variance.
+        Added to the variance. Not checked, as in torch: one below minus the variance gives NaN.
     out : ndarray, optional
         For the result; ``out=input`` works in place.
     channel_axis : int
@@ -511,7 +511,8 @@ def rms_norm(input, normalized_shape, weight=None, eps=None, *, out=None, channe
         Of shape normalized_shape; or, to differ from sample to sample, of the input's number of dimensions,
         with the input's sizes at the normalized axes and these or 1 at the others.
     eps : float, optional
-        None is the machine epsilon of the accumulation type: 1.19e-7, float64: 2.2e-16.
+        Added to the mean square; None is the machine epsilon of the accumulation type: 1.19e-7, float64: 2.2e-16.
+        Not checked, as in torch: one below minus the mean square gives NaN.
     out : ndarray, optional
         For the result; ``out=input`` works in place.
     channel_axis : int
@@ -608,7 +609,7 @@ def add_layer_norm(input, residual, normalized_shape, weight=None, bias=None, ep
     weight, bias : array_like, optional
         Of shape normalized_shape, or of those that `layer_norm` takes for each sample.
     eps : float
-        Added to the variance.
+        Added to the variance. Not checked, as in torch: one below minus the variance gives NaN.
     out : ndarray, optional
         For the result; ``out=input`` works in place.
     channel_axis : int
@@ -666,7 +667,8 @@ def add_rms_norm(input, residual, normalized_shape, weight=None, eps=None, *, ou
     weight : array_like, optional
         Of shape normalized_shape, or of those that `rms_norm` takes for each sample.
     eps : float, optional
-        None is the machine epsilon of the accumulation type: 1.19e-7, float64: 2.2e-16.
+        Added to the mean square; None is the machine epsilon of the accumulation type: 1.19e-7, float64: 2.2e-16.
+        Not checked, as in torch: one below minus the mean square gives NaN.
     out : ndarray, optional
         For the result; ``out=input`` works in place.
     channel_axis : int
@@ -1042,7 +1044,7 @@ def switch_norm(input, running_mean, running_var, weight, bias, mean_weight, var
     momentum : float
         The weight of the old running statistics (the reverse of `batch_norm`).
     eps : float
-        Added to the variance.
+        Added to the variance. Not checked: one below minus the variance gives NaN.
     using_moving_average : bool
         If False, running statistics are sums.
     out : ndarray, optional

@@ -173,11 +173,18 @@ def main(argv=None):
     results = [panel.norm(photographs) for panel in panels]
     print_table(photographs, panels, results)
 
+    print(
+        "\nBatchNorm2d, eval, has the numbers of train, which it remembered: it took one "
+        "photograph at a time."
+    )
+
     # The same photographs seen as (sample, channel, height, width): a view, still no copy.
     first = photographs.transpose(0, 3, 1, 2)
     y = cnorm.InstanceNorm2d(3)(first)
-    print(f"\nchannels first, as a view: {y.shape}; still channels last in memory:", end=" ")
-    print(y.transpose(0, 2, 3, 1).flags.c_contiguous)
+    assert y.transpose(0, 2, 3, 1).flags.c_contiguous  # the result lies in memory as the input does
+    print(
+        f"InstanceNorm2d took channels first, {y.shape}, as a transposed view: nothing was copied."
+    )
 
     draw(photographs, panels, results, args.picture)
     print(f"wrote {args.picture}")

@@ -151,6 +151,28 @@ def test_bench_says_what_disturbs_it(busy, spread, said):
     assert "2.5x" in text
 
 
+@pytest.mark.parametrize(("numpy", "shown"), [(200.0, "100.0x"), (201.0, ">100x")])
+def test_bench_shows_no_ratio_that_only_a_disturbance_gives(numpy, shown):
+    times = {"times": {"cnorm": 2.0, "numpy": numpy}, "spreads": {"cnorm": 0.0, "numpy": 0.0}}
+    line = bench.render(REPORT | {"results": [RESULT | times]}).splitlines()[2]
+    assert line.split()[-1] == shown
+
+
+def test_bench_says_how_long_it_takes(capsys):
+    with pytest.raises(SystemExit):
+        _cli.main(["bench", "--help"])
+    assert "in about 10 seconds" in capsys.readouterr().out
+
+
+def test_check_says_what_it_left_out(capsys, monkeypatch, quick):
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    assert _cli.main(["check"]) == 0
+    assert (
+        "\nbfloat16 was not checked: it needs ml_dtypes: pip install 'cnorm-layers[half]'\n"
+        in capsys.readouterr().out
+    )
+
+
 @pytest.mark.skipif(bench._busy(0.05) is None, reason="this system does not say who is busy")
 def test_a_busy_machine_is_noticed():
     """Each processor that this process may use runs a loop of another process."""
@@ -384,6 +406,18 @@ def test_stats_as_a_table(capsys, tmp_path):
     assert capsys.readouterr().out.splitlines()[-1].startswith("x.npy 2x100 float64")
 
 
+def test_stats_leave_out_what_holds_no_numbers(capsys, tmp_path):
+    objects = np.array([1, "x"], object)
+    np.savez(tmp_path / "x.npz", names=np.array(["a", "b"]), a=np.ones(2), o=objects)
+    assert _cli.main(["stats", str(tmp_path / "x.npz")]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[2].startswith("a 2 float64") and len(out.splitlines()) == 3
+    assert err.splitlines() == [
+        "cnorm: names holds text (<U1), left out; --key NAME reads one array of a file",
+        "cnorm: o holds objects (object), left out; --key NAME reads one array of a file",
+    ]
+
+
 def test_stats_of_an_image(capsys, tmp_path):
     image = pytest.importorskip("PIL.Image")
     a = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
@@ -399,7 +433,9 @@ def test_stats_of_an_image(capsys, tmp_path):
         ("x.txt", [], "must be .npy, .npz, a folder of zarr or an image"),
         ("bad.npy", [], "cannot be read"),
         ("x.npy", ["--axis=2"], "--axis 2: x.npy of shape (2, 2) has 2 axes"),
-        ("c.npy", [], "complex"),
+        ("c.npy", [], "nothing to take statistics of: c.npy holds complex numbers (complex128)"),
+        ("text.npz", ["--key=names"], "names holds text (<U1)"),
+        ("o.npy", [], "o.npy holds objects, not numbers"),
         ("x.npz", ["--key=b"], "has no array 'b'"),
         ("nan.npy", ["--nan-policy=raise"], "contains NaN"),
     ],
@@ -408,7 +444,9 @@ def test_stats_mistakes_are_one_line(capsys, tmp_path, name, options, said):
     np.save(tmp_path / "x.npy", np.ones((2, 2)))
     np.save(tmp_path / "nan.npy", np.full(2, np.nan))
     np.save(tmp_path / "c.npy", np.ones(2, complex))
+    np.save(tmp_path / "o.npy", np.array([1, "x"], object))
     np.savez(tmp_path / "x.npz", a=np.ones(2))
+    np.savez(tmp_path / "text.npz", a=np.ones(2), names=np.array(["x", "y"]))
     for file in ("x.txt", "bad.npy"):
         (tmp_path / file).write_text("nothing")
     assert _cli.main(["stats", str(tmp_path / name), *options]) == 2

@@ -40,7 +40,9 @@ def train_digits():
 def test_quickstart_prints_and_draws(quickstart, tmp_path, capsys):
     picture = tmp_path / "picture.png"
     quickstart.main(["--picture", str(picture)])
-    rows = [line for line in capsys.readouterr().out.splitlines() if " ms" in line]
+    lines = capsys.readouterr().out.splitlines()
+    assert "has the numbers of train" in lines[-3] and "nothing was copied" in lines[-2]
+    rows = [line for line in lines if " ms" in line]
     titles = ["BatchNorm2d, train", "BatchNorm2d, eval", "InstanceNorm2d", "GroupNorm", "LayerNorm"]
     assert len(rows) == len(titles)
     for row, title in zip(rows, titles, strict=True):

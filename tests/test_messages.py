@@ -5,6 +5,7 @@ import subprocess
 import sys
 import traceback
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ class Arrays:
 
     x = np.random.default_rng(0).normal(size=(2, 6, 4, 5)).astype(np.float32)
     last = np.ones((2, 8, 8, 3), np.float32)  # channels last
+    row = x[0, 0, 0]
     mean, var, weight = np.zeros(6, np.float32), np.ones(6, np.float32), np.ones(6, np.float32)
     mask = np.ma.masked_greater(x, 1)
     o = x.astype(object)
@@ -60,6 +62,11 @@ ROW = "where must broadcast to the input's shape (2, 6, 4, 5)", "but got (2,)"
 ONE = "Expected more than 1 value per channel", "one value has no variance: "
 NONE = "where[:, None, None, None] does"
 FIRST_LAST = "1 is channels first, -1 channels last"
+ORDER = "the input comes first, layer_norm(input, normalized_shape)"
+AXES = "normalized_shape = [4], but got axis = (0, 1)", "normalized_shape is the sizes of these"
+ONES = np.zeros(1), np.ones(1)
+HALF = [0.5] * 3, [0.5] * 3
+SLOPES = "1 or 3 slopes, but got one of 5", "cnorm.PReLU(3) fits"
 TAKES = "takes (input, where): forward() got an unexpected"
 RELU = "such as activation=cnorm.ReLU(), but got"
 
@@ -245,6 +252,97 @@ CALLS = [
         "leave axis out?",
     ),
     (lambda a: cnorm.LayerNorm2d, AttributeError, "LayerNorm2d", "LayerNorm(C, axis=1)"),
+    # arguments that are swapped, or of which one is left out
+    (lambda a: F.layer_norm(5, a.x), TypeError, "of shape (2, 6, 4, 5)", ORDER),
+    (lambda a: F.layer_norm(5, a.row), TypeError, "ndarray of shape (5,)", ORDER),
+    (lambda a: F.rms_norm(2, [[1.0, 2.0]]), TypeError, "list [[1.0, 2.0]]", ORDER),
+    (lambda a: F.group_norm(3, a.x), TypeError, "of shape (2, 6, 4, 5)", "group_norm(input, num_g"),
+    (lambda a: F.layer_norm(a.x, axis=-1), TypeError, "size of what is normalized", "x.shape[-1]"),
+    (
+        lambda a: F.rms_norm(a.x, 5, a.row, a.row),
+        TypeError,
+        "eps must be a",
+        "rms_norm has no bias",
+    ),
+    (lambda a: F.instance_norm(a.x, training=True), TypeError, "did you mean use_input_stats?"),
+    (lambda a: F.batch_norm(a.x, use_input_stats=True), TypeError, "did you mean training?"),
+    (lambda a: F.batch_norm(a.x, True), TypeError, "running_mean", "bool True", "training=True of"),
+    (lambda a: F.batch_norm(a.x, 1e-3), TypeError, "running_mean", "eps, are passed by name"),
+    (lambda a: F.batch_norm(a.x, a.mean, a.var, True), RuntimeError, "bool True", "training=True"),
+    (
+        lambda a: F.batch_norm(a.x[:, :1], *ONES, True),
+        TypeError,
+        "dtype bool: pass the flag by its",
+    ),
+    (lambda a: F.batch_norm(a.x, a.mean, a.var, 1e-3), RuntimeError, "weight should", "eps=0.001?"),
+    (lambda a: F.instance_norm(a.x, bias=1e-3), RuntimeError, "bias should", "eps=0.001?"),
+    (lambda a: F.group_norm(a.x, 3, 2), RuntimeError, "weight is an array, but got the int 2"),
+    (lambda a: F.layer_norm(a.x, 5, 1e-5), RuntimeError, "Expected weight to", "mean eps=1e-05?"),
+    (lambda a: F.layer_norm(a.x, 5, a.row, 1e-5), RuntimeError, "bias is an array", "eps=1e-05?"),
+    # one value in the place of several, and the other way about
+    (lambda a: F.layer_norm(a.x, "16"), TypeError, "str '16': write normalized_shape=16, without"),
+    (lambda a: F.layer_norm(a.x, ["5"]), TypeError, "str '5': write normalized_shape=5, without"),
+    (lambda a: cnorm.BatchNorm1d((4,)), TypeError, "num_features", "tuple (4,): write 4"),
+    (lambda a: cnorm.GroupNorm(2, [4]), TypeError, "num_channels", "list [4]: write 4"),
+    (lambda a: cnorm.SwitchNorm2d((4,)), TypeError, "num_features", "tuple (4,): write 4"),
+    (lambda a: cnorm.GroupNorm(-2, 4), ValueError, "num_groups must be a positive", "got -2"),
+    # axes
+    (lambda a: cnorm.LayerNorm(4, axis=1.0), TypeError, "axis must be None, an", "1.0: write 1"),
+    (lambda a: cnorm.LayerNorm(4, axis="1"), TypeError, "axis", "write axis=1, without quotes"),
+    (lambda a: cnorm.RMSNorm(4, axis="1"), TypeError, "axis", "write axis=1, without quotes"),
+    (lambda a: cnorm.RMSNorm(4, axis=(0, 1)), ValueError, *AXES, "(x.shape[0], x.shape[1])"),
+    (lambda a: cnorm.LayerNorm((4, 4), axis=1), ValueError, "[4, 4]", "axis = 1", "(x.shape[1],)"),
+    (lambda a: F.layer_norm(a.x, 4, axis=(0, 1)), ValueError, *AXES, "(x.shape[0], x.shape[1])"),
+    (lambda a: F.normalize(a.x, dim=None), TypeError, "got None: dim=tuple(range(x.ndim)) is all"),
+    (
+        lambda a: F.normalize(a.x, dim=1.0),
+        TypeError,
+        "dim",
+        "of integers, but got float 1.0: write",
+    ),
+    (lambda a: F.standardize(a.x, axis=0.0), TypeError, "but got float 0.0: write 0"),
+    (lambda a: F.layer_norm(a.x, 5, axis=1.0), TypeError, "but got float 1.0: write 1"),
+    (lambda a: cnorm.Moments(1.0), TypeError, "axis", "but got float 1.0: write 1"),
+    (lambda a: F.normalize(a.row), ValueError, "dim 1 is out of bounds", "1 dimensions: dim=0?"),
+    (lambda a: F.standardize(a.x, 4), ValueError, "axis 4 is out", "its axes are 0 to 3"),
+    # images
+    (lambda a: F.normalize_image("cat.jpg", 0.5, 0.5), TypeError, "np.asarray(PIL.Image.open(path"),
+    (lambda a: F.layer_norm("x.npy", 5), TypeError, "it is text", "np.load(path)"),
+    (
+        lambda a: F.layer_norm(Path("x.npy"), 5),
+        TypeError,
+        "input must be an array",
+        "np.load(path)",
+    ),
+    (lambda a: F.normalize_image(a.x[0, :3], *HALF, 1), ValueError, "on axis 0: channel_axis=0?"),
+    (lambda a: F.normalize_image(a.x[0, 0], *HALF, 1), ValueError, "is grey: pass one number for"),
+    (lambda a: F.normalize_image(a.x[0], *HALF, 1), ValueError, "slice the input"),
+    # flags, dtypes and activations of layers
+    (
+        lambda a: cnorm.BatchNorm1d(4, affine="no"),
+        TypeError,
+        "affine must be True or False",
+        "'no'",
+    ),
+    (lambda a: cnorm.GroupNorm(1, 4, bias="no"), TypeError, "bias must be True or False"),
+    (
+        lambda a: cnorm.LayerNorm(4, elementwise_affine="no"),
+        TypeError,
+        "elementwise_affine must be",
+    ),
+    (
+        lambda a: cnorm.RMSNorm(4, zero_centered_gamma="no"),
+        TypeError,
+        "zero_centered_gamma must be",
+    ),
+    (lambda a: cnorm.InstanceNorm1d(4, track_running_stats="no"), TypeError, "track_running_stats"),
+    (lambda a: cnorm.SwitchNorm2d(4, last_gamma="no"), TypeError, "last_gamma must be True"),
+    (lambda a: cnorm.LayerNorm(16, dtype=int), TypeError, "dtype must be", "got int64: parameters"),
+    (lambda a: F.standardize(a.x, 0, dtype="h1"), TypeError, "dtype must be float32", "'h1'"),
+    (lambda a: cnorm.BatchNorm2d(3, activation=cnorm.PReLU(5)), ValueError, "activation", *SLOPES),
+    (lambda a: cnorm.GroupNorm(1, 3, activation=cnorm.PReLU(5)), ValueError, "activation", *SLOPES),
+    (lambda a: cnorm.SwitchNorm2d(3, activation=cnorm.PReLU(5)), ValueError, "activation", *SLOPES),
+    (lambda a: cnorm.LayerNorm(16).cuda(), AttributeError, "'cuda'", "CPU alone, so leave .cuda()"),
     # moments
     (lambda a: cnorm.Moments(a.x), TypeError, "of shape (2, 6, 4, 5)", "takes the moments of x"),
     (lambda a: F.moments(a.x, 0) + a.x, TypeError, "update(array) merges more data"),
@@ -413,6 +511,90 @@ def test_bfloat16_without_ml_dtypes(monkeypatch):
     for call in (lambda: cnorm.LayerNorm(3, dtype="bfloat16"), cnorm.LayerNorm(3).bfloat16):
         with pytest.raises(ModuleNotFoundError, match=words):
             call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "F.standardize(x, 0, dtype='bfloat16')",
+        "F.normalize_image(x, 0, 1, 1, dtype='bfloat16')",
+        "F.moments(x, 0).standardize(x, dtype='bfloat16')",
+        "F.moments(x, 0).inverse(x, dtype='bfloat16')",
+    ],
+)
+@pytest.mark.parametrize("installed", [True, False])
+def test_bfloat16_of_functions(call, installed):
+    """NumPy knows the name once ml_dtypes was imported, so each call is a process of its own."""
+    if installed:
+        pytest.importorskip("ml_dtypes")
+    code = (
+        "import sys, numpy as np, cnorm.functional as F\n"
+        "class Without:\n"
+        "    def find_spec(name, path, target=None):\n"
+        "        if name == 'ml_dtypes':\n"
+        "            raise ModuleNotFoundError('none here', name=name)\n"
+        f"if not {installed}: sys.meta_path.insert(0, Without)\n"
+        f"x = np.ones((2, 3), np.float32)\nprint({call}.dtype)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    words = "ModuleNotFoundError: dtype bfloat16 needs ml_dtypes: pip install 'cnorm-layers[half]'"
+    assert run.stdout.strip() == "bfloat16" if installed else run.stderr.splitlines()[-1] == words
+
+
+def test_one_sample_is_named_where_it_has_the_channels():
+    for layer, shape, fits in (
+        (cnorm.BatchNorm2d(3), (3, 8, 16), True),
+        (cnorm.BatchNorm2d(3), (4, 8, 16), False),
+        (cnorm.BatchNorm2d(3, channel_axis=-1), (8, 16, 3), True),
+        (cnorm.BatchNorm2d(3, channel_axis=-1), (3, 8, 16), False),
+        (cnorm.SwitchNorm3d(3), (3, 4, 8, 8), True),
+        (cnorm.LazyBatchNorm2d(), (4, 8, 16), True),
+    ):
+        with pytest.raises(ValueError, match=r"got .D input") as caught:
+            layer(np.zeros(shape, np.float32))
+        assert ("input[None]" in shown(caught.value)) == fits
+
+
+@pytest.mark.filterwarnings("ignore:input's size at dim=1")
+def test_what_fits_is_made():
+    """The checks of constructors refuse nothing that works."""
+    cnorm.BatchNorm2d(3, affine=np.True_, bias=0, activation=cnorm.PReLU())
+    cnorm.BatchNorm2d(np.int64(3), activation=cnorm.PReLU(3))
+    cnorm.InstanceNorm2d(3, activation=cnorm.PReLU(5))(np.ones((1, 5, 2, 2)))  # 3 is not used
+    cnorm.LazyBatchNorm2d(activation=cnorm.PReLU(5))
+    cnorm.LazyLayerNorm(axis=(1, 2))
+    cnorm.LayerNorm((3, 4), axis=[1, 2])
+    assert not hasattr(cnorm.LayerNorm(3), "cuda")
+
+
+EPS = {
+    "layer_norm": (5,),
+    "rms_norm": (5,),
+    "add_layer_norm": (Arrays.row, 5),
+    "add_rms_norm": (Arrays.row, 5),
+    "group_norm": (2,),
+    "instance_norm": (),
+    "LayerNorm": (5,),
+    "RMSNorm": (5,),
+    "GroupNorm": (2, 6),
+    "InstanceNorm2d": (6,),
+    "LazyGroupNorm": (2,),
+    "SwitchNorm2d": (6,),
+}
+
+
+@pytest.mark.skipif(sys.flags.optimize > 1, reason="there are no docstrings")
+@pytest.mark.parametrize("name", EPS)
+def test_help_says_that_eps_is_not_checked(name):
+    what, arguments = getattr(F, name, None) or getattr(cnorm, name), EPS[name]
+    if name.startswith("add"):
+        result, _ = what(Arrays.row, *arguments, eps=-99)
+    elif name.endswith("norm"):
+        result = what(Arrays.x, *arguments, eps=-99)
+    else:
+        result = what(*arguments, eps=-99)(Arrays.x)
+    assert np.isnan(result).all()
+    assert re.search(r"Not\s+checked(, as in torch)?: one below minus the \w+", what.__doc__)
 
 
 def test_a_layer_of_ones_own_keeps_its_errors():

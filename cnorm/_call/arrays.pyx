@@ -64,6 +64,11 @@ def to_int(value, str name):
     return as_int(value, name)
 
 
+def to_flag(value, str name):
+    """`as_flag` for Python modules."""
+    return as_flag(value, name)
+
+
 cdef object hints():
     """The module that knows common mistakes: imported when a call has failed."""
     from cnorm import _hints
@@ -124,6 +129,20 @@ cdef object from_torch_bfloat16(object a):
         raise hints().needs_ml_dtypes(error) from None
     import torch
     return np.from_dlpack(a.view(torch.uint16)).view(ml_dtypes.bfloat16)
+
+
+cdef object as_dtype(object dtype):
+    """The argument `dtype` as one of NumPy's, which does not know "bfloat16" before ml_dtypes is imported."""
+    try:
+        return np.dtype(dtype)
+    except TypeError:
+        if not isinstance(dtype, str) or dtype != "bfloat16":
+            raise hints().not_a_dtype(dtype) from None
+    try:
+        import ml_dtypes
+    except ModuleNotFoundError as error:
+        raise hints().needs_ml_dtypes(error) from None
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 cdef object graph_of(object a):

@@ -103,7 +103,7 @@ cdef int check_channel_vector(cnp.ndarray parameter, str name, cnp.ndarray x, in
                              f"got {name} of shape {size_list(parameter)} and input of shape {size_list(x)}")
         if cnp.PyArray_SIZE(parameter) == cnp.PyArray_DIM(x, axis):
             raise hints().noted(error, f"pass {name}.reshape(-1)")
-        raise wrong_channels(error, x, axis, name, cnp.PyArray_SIZE(parameter), 0)
+        raise wrong_parameter(error, x, axis, name, parameter)
     return 0
 
 
@@ -162,8 +162,11 @@ cdef int check_given_shape(cnp.ndarray parameter, str name, tuple shape, int ndi
     """Refuse, in torch's words, a parameter that is neither of the shape of a row nor of the input's rank."""
     if parameter is not None and (cnp.PyArray_NDIM(parameter) != ndim or ndim <= len(shape)) and (
             not has_shape(parameter, shape)):
-        raise RuntimeError(f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
-                           f"{size_list(parameter)} and normalized_shape = {list(shape)}")
+        error = RuntimeError(f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
+                             f"{size_list(parameter)} and normalized_shape = {list(shape)}")
+        if cnp.PyArray_NDIM(parameter) == 0:
+            raise hints().noted(error, hints().scalar(name, parameter))
+        raise error
     return 0
 
 
@@ -176,8 +179,7 @@ cdef tuple as_axes(object axis, str name="axis", bint optional=True):
     try:
         axis = tuple(axis)
     except TypeError as error:
-        raise TypeError(f"{name} must be {'None, ' if optional else ''}an integer or a sequence of integers, but got "
-                        f"{type(axis).__name__}: {error}") from error
+        raise TypeError(hints().axes(name, axis, optional)) from error
     return tuple([as_int(n, name) for n in <tuple> axis])
 
 
@@ -189,7 +191,8 @@ cdef int resolve_axes(tuple axes, int ndim, int *found, str name="axis") except 
     for given in axes:
         axis = as_size(given)
         if not -ndim <= axis < ndim:
-            raise AxisError(f"{name} {given} is out of bounds for an input with {ndim} dimensions")
+            raise AxisError(f"{name} {given} is out of bounds for an input with {ndim} dimensions"
+                            + hints().beyond(name, ndim))
         axis += ndim if axis < 0 else 0
         for i in range(count):
             if found[i] == axis:
@@ -207,8 +210,7 @@ cdef tuple row_axes(tuple axis, cnp.ndarray x, tuple shape):
     if axis is None:
         return None
     if len(axis) != len(shape):
-        raise ValueError(f"axis must name one axis for each dimension of normalized_shape = {list(shape)}, but got "
-                         f"axis = {axis if len(axis) != 1 else axis[0]}")
+        raise ValueError(hints().axes_of_row(shape, axis))
     count = resolve_axes(axis, ndim, found)
     for i in range(count):
         last = last and found[i] == ndim - count + i
@@ -223,10 +225,14 @@ cdef tuple as_row_shape(object normalized_shape):
         if hasattr(normalized_shape, "__index__") and not isinstance(normalized_shape, cnp.ndarray):
             return (as_int(normalized_shape, "normalized_shape"),)
         try:
-            normalized_shape = tuple(normalized_shape)
+            sizes = tuple(normalized_shape)
         except TypeError as error:
             raise TypeError(hints().number("normalized_shape", normalized_shape,
                                            "an integer or a sequence of integers")) from error
+        try:
+            return tuple([as_int(n, "normalized_shape") for n in <tuple> sizes])
+        except TypeError as error:
+            raise TypeError(hints().row_shape(normalized_shape, error)) from error
     return tuple([as_int(n, "normalized_shape") for n in <tuple> normalized_shape])
 
 
@@ -299,10 +305,16 @@ cdef bint is_counter(cnp.ndarray count) noexcept:
 cdef int check_length(cnp.ndarray parameter, str name, Py_ssize_t channels, cnp.ndarray x, int axis) except -1:
     """None, or a value per channel: of the input on that axis, unless the input is None."""
     if parameter is not None and cnp.PyArray_SIZE(parameter) != channels:
-        raise wrong_channels(RuntimeError(f"{name} should contain {channels} elements not "
-                                          f"{cnp.PyArray_SIZE(parameter)}"), x, axis, name,
-                             cnp.PyArray_SIZE(parameter), 0)
+        raise wrong_parameter(RuntimeError(f"{name} should contain {channels} elements not "
+                                           f"{cnp.PyArray_SIZE(parameter)}"), x, axis, name, parameter)
     return 0
+
+
+cdef object wrong_parameter(object error, cnp.ndarray x, int axis, str name, cnp.ndarray parameter):
+    """The error of a call whose parameter `name` is not of the input's channels, or is a number."""
+    if cnp.PyArray_NDIM(parameter) == 0 and name in ("weight", "bias"):
+        return hints().noted(error, hints().scalar(name, parameter))
+    return wrong_channels(error, x, axis, name, cnp.PyArray_SIZE(parameter), 0)
 
 
 cdef object wrong_channels(object error, cnp.ndarray x, int axis, str name, Py_ssize_t channels, Py_ssize_t groups):

@@ -9,7 +9,7 @@ from libc.math cimport fabs
 from libc.string cimport memset
 
 from cnorm cimport _runtime
-from cnorm._call.arrays cimport (as_array, as_doubles, as_float, as_int, as_out, check_written, dtype_code, dtype_of,
+from cnorm._call.arrays cimport (as_array, as_doubles, as_dtype, as_float, as_int, as_out, check_written, dtype_code, dtype_of,
                                  float64_data, hints, is_native, may_overlap, shape_of)
 from cnorm._call.checks cimport axis_of
 from cnorm._call.launch cimport launch
@@ -202,10 +202,9 @@ cdef cnp.ndarray per_channel(cnp.ndarray a, str name, Py_ssize_t channels, cnp.n
     if size == channels:
         return a
     if size != 1:
-        way = hints().other_axis(shape_of(x), axis, size)
         raise ValueError(
             f"{name} has {size} values, but the input of shape {shape_of(x)} has {channels} channels on axis {axis}: "
-            + (way or "slice the input, for example image[..., :3] of RGBA, or name another channel_axis"))
+            + hints().image_channels(shape_of(x), axis, size))
     return np.repeat(a, channels)
 
 
@@ -224,7 +223,7 @@ cdef cnp.ndarray as_pixels(cnp.ndarray x):
     code = wide_code(x)
     if code < 0 or code in (WIDE_INT32, WIDE_UINT32, WIDE_INT64, WIDE_UINT64) or cnp.PyArray_TYPE(x) == cnp.NPY_BOOL:
         raise TypeError("input must be an array of uint8, int8, uint16, int16, float16, bfloat16, float32 or float64, "
-                        f"but got dtype {x.dtype}: convert it first, for example np.asarray(input, np.float32)")
+                        f"but got dtype {x.dtype}: {hints().pixels(x)}")
     return x
 
 
@@ -241,7 +240,7 @@ cdef object image_normalized(object input, object mean, object std, object max_v
     if out_channel_axis is not None:
         out_channel_axis = as_int(out_channel_axis, "out_channel_axis")
     as_pixels(image.x)
-    dtype = result_dtype(image.x, np.dtype(dtype), into)
+    dtype = result_dtype(image.x, as_dtype(dtype), into)
     image.take_constants(means, stds, max_value)
     image.take_channels(channel_axis, out_channel_axis)
     if into is not None:

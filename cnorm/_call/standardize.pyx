@@ -6,7 +6,7 @@ cimport numpy as cnp
 
 from cnorm cimport _runtime
 from cnorm._call.arrays cimport (
-    as_array, as_float, as_out, check_written, copy_if_overlapping, dtype_code, float64_data, is_native,
+    as_array, as_dtype, as_float, as_out, check_written, copy_if_overlapping, dtype_code, float64_data, is_native,
     may_overlap, same_memory, shape_of)
 from cnorm._call.checks cimport check_eps, clip_bounds
 from cnorm._call.launch cimport launch
@@ -29,7 +29,7 @@ cdef int float_code(object dtype) except -2:
 cdef object result_dtype(cnp.ndarray x, object dtype, cnp.ndarray out):
     """The dtype of the result, one of the four float dtypes, native."""
     if dtype is not None:
-        dtype = np.dtype(dtype)
+        dtype = as_dtype(dtype)
         if float_code(dtype) < 0:
             raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, but got {dtype}")
         if out is not None and float_code(out.dtype) != float_code(dtype):

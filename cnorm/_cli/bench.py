@@ -255,13 +255,18 @@ def render(report: dict[str, Any]) -> str:
         rows.append(
             [f"{result['norm']} {shape}{direction}", shown["cnorm"]]
             + [shown[name] for name in others]
-            + [f"{times[name] / times['cnorm']:.1f}x" for name in others]
+            + [_ratio(times[name] / times["cnorm"]) for name in others]
         )
     threads = report["threads"]
     head = [f"microseconds, float32, {threads} thread{'s' * (threads > 1)}", "cnorm", *others]
     lines = [table([*head, *(f"{name}/cnorm" for name in others)], rows), ""]
     lines.append("A time is the best batch's; +3% says that the median batch took 3% longer.")
     return "\n".join([*lines, *_disturbances(report)])
+
+
+def _ratio(ratio: float) -> str:
+    """How many times as long; more than 100 is a disturbed time, of which digits say nothing."""
+    return f"{ratio:.1f}x" if ratio <= 100 else ">100x"
 
 
 def _disturbances(report: dict[str, Any]) -> Iterator[str]:

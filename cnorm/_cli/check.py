@@ -14,6 +14,7 @@ import cnorm
 from cnorm import _dispatch, _operations, _reference, functional
 from cnorm._cli._screen import progress, table
 from cnorm._operations import Array, Inputs
+from cnorm._version import install
 
 # Shapes and where their channels are: odd sizes around the kernels' lanes, several tiles, images.
 CASES = (
@@ -39,7 +40,10 @@ OPERATIONS = {name: case for operation in _operations.OPERATIONS for name, case 
 def run() -> dict[str, Any]:
     """Check every operation, dtype and build; say what is off, and by how much."""
     start = time.perf_counter()
-    dtypes = [name for name in LIMITS if name != "bfloat16" or find_spec("ml_dtypes")]
+    missing = (
+        {} if find_spec("ml_dtypes") else {"bfloat16": f"it needs ml_dtypes: {install('half')}"}
+    )
+    dtypes = [name for name in LIMITS if name not in missing]
     pairs = list(product(OPERATIONS, dtypes))
     results = [_check(name, dtype) for name, dtype in progress(pairs, "cnorm check")]
     return {
@@ -47,6 +51,7 @@ def run() -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
         "builds": list(_dispatch.available()),
         "threads": list(THREADS),
+        "not_checked": missing,
         "results": results,
     }
 
@@ -111,6 +116,8 @@ def render(report: dict[str, Any]) -> str:
                 f"{build} {_share(error)}" for build, error in result["errors"].items()
             )
             lines.append(f"FAILED {result['operation']} {result['dtype']}: {errors}{bits}")
+    for dtype, why in report.get("not_checked", {}).items():
+        lines.append(f"{dtype} was not checked: {why}")
     builds, threads = ", ".join(report["builds"]), " and ".join(map(str, report["threads"]))
     ran = f"{builds}; {threads} threads; {report['seconds']:.1f} s"
     if report["passed"]:

@@ -97,9 +97,14 @@ def run(
     path: str, axes: list[int] | None, nan_policy: str, ddof: float, key: str | None = None
 ) -> dict[str, Any]:
     """Read the arrays of a file, part by part; statistics over `axes`, by default over all."""
-    sources = list(_open(Path(path), key))
-    if not sources:
+    found = list(_open(Path(path), key))
+    if not found:
         raise Unreadable(f"{path} has no array{'' if key is None else f' {key!r}'}")
+    left_out = {source.name: what for source in found if (what := _no_numbers(source.array.dtype))}
+    sources = [source for source in found if source.name not in left_out]
+    if not sources:
+        names = ", ".join(f"{name} holds {what}" for name, what in left_out.items())
+        raise Unreadable(f"{path} has nothing to take statistics of: {names}")
     jobs = [(source, _units(source, axes)) for source in sources]
     parts = [(source, units, s) for source, units in jobs for s in source.slices()]
     for source, units, slices in progress(parts, "cnorm stats"):
@@ -124,7 +129,20 @@ def run(
                 "max": _listed(units.greatest),
             }
         )
-    return {"file": path, "ddof": ddof, "nan_policy": nan_policy, "results": results}
+    return {
+        "file": path, "ddof": ddof, "nan_policy": nan_policy, "left_out": left_out,
+        "results": results,
+    }  # fmt: skip
+
+
+def _no_numbers(dtype: Any) -> str:
+    """What an array holds that has no statistics, "" of one that has them."""
+    dtype = np.dtype(dtype)
+    kinds = {"U": "text", "S": "text", "T": "text", "O": "objects", "c": "complex numbers"}
+    kinds |= {"M": "dates", "m": "time spans", "V": "raw bytes"}
+    if dtype.kind in "biuf" or dtype.name == "bfloat16":
+        return ""
+    return f"{kinds.get(dtype.kind, 'no numbers')} ({dtype})"
 
 
 def _listed(values: NDArray[Any]) -> Any:
@@ -168,6 +186,8 @@ def _open(path: Path, key: str | None) -> Iterator[Source]:
         else:
             raise Unreadable(f"{path} must be .npy, .npz, a folder of zarr or an image")
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        if "Python objects" in str(error):
+            raise Unreadable(f"{path} holds objects, not numbers") from None
         raise Unreadable(f"{path} cannot be read: {error}") from None
 
 
@@ -175,7 +195,12 @@ def _npz(path: Path, key: str | None) -> Iterator[Source]:
     with np.load(path, allow_pickle=False) as file:
         for name in file.files:
             if key is None or name == key:
-                yield Source(name, file[name])
+                try:
+                    yield Source(name, file[name])
+                except ValueError as error:
+                    if "Object arrays" not in str(error):
+                        raise
+                    yield Source(name, np.empty(0, object))  # such as it is not loaded
 
 
 def _zarr(path: Path, key: str | None) -> Iterator[Source]:

@@ -4,7 +4,7 @@ from operator import index
 
 import numpy as np
 
-from .._call.arrays import to_array, to_float, to_int
+from .._call.arrays import to_array, to_flag, to_float, to_int
 
 
 def as_array(value, name="input"):
@@ -38,7 +38,8 @@ def as_dtype(dtype):
         raise _hints().not_a_dtype(dtype) from None
     if not is_float(numpy_dtype):
         raise TypeError(
-            f"parameters must be float32, float64, float16 or bfloat16, not {numpy_dtype.name}"
+            f"dtype must be float32, float64, float16 or bfloat16, but got {numpy_dtype}: "
+            "parameters are floats"
         )
     return numpy_dtype
 
@@ -50,14 +51,15 @@ def check_device(device):
 
 
 def as_shape(shape, name):
-    """`shape`, one integer or several, as a tuple without negative sizes."""
+    """`shape` as a tuple without negative sizes: an integer, or several where its name is so."""
+    several = "shape" in name
     try:
-        if hasattr(shape, "__index__") and not isinstance(shape, np.ndarray):
+        if not several or (hasattr(shape, "__index__") and not isinstance(shape, np.ndarray)):
             sizes = (index(shape),)
         else:
             sizes = tuple(map(index, shape))
     except TypeError:
-        kind = "an integer or a sequence of integers" if "shape" in name else "an integer"
+        kind = "an integer or a sequence of integers" if several else "an integer"
         raise TypeError(_hints().number(name, shape, kind)) from None
     for size in sizes:
         if size < 0:
@@ -75,6 +77,12 @@ def check_number(value, name, *, optional=False):
     return value
 
 
+def check_flag(value, name):
+    """`value`, if it is true or false, and no text."""
+    to_flag(value, name)
+    return value
+
+
 def check_size(value, name):
     """`value`, if it is an integer of at least 1."""
     if to_int(value, name) < 1:
@@ -86,7 +94,10 @@ def wrong_rank(module, input, ranks):
     """The error of a module whose input has another number of dimensions."""
     expected = " or ".join(f"{rank}D" for rank in ranks)
     error = ValueError(f"expected {expected} input (got {input.ndim}D input)")
-    return _hints().noted(error, _hints().rank(type(module).__name__, input.ndim, ranks))
+    hint = _hints().rank(
+        type(module).__name__, input.shape, ranks, module.num_features, module.channel_axis
+    )
+    return _hints().noted(error, hint)
 
 
 def _hints():

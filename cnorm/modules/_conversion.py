@@ -3,8 +3,27 @@
 from ._arrays import as_dtype, is_float
 
 
+class _OnTheCpu:
+    """The name of a method of torch's that moves a module, on which to say why there is none.
+
+    A `__getattr__` of the class would do that for all names, and slow every access down.
+    """
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, module, owner=None):
+        kind = type(module) if owner is None else owner
+        raise AttributeError(
+            f"{kind.__name__!r} object has no attribute {self.name!r}: cnorm computes on the CPU "
+            f"alone, so leave .{self.name}() out"
+        )
+
+
 class Conversion:
     """The part of `Module` that changes dtypes."""
+
+    cpu, cuda = _OnTheCpu(), _OnTheCpu()
 
     def to(self, dtype):
         """Convert parameters, gradients and floating point buffers; returns the module.

@@ -12,11 +12,25 @@ from ._parameter import Parameter
 from .activation import Activation
 
 
-def as_axis(axis):
-    """The argument `axis`: None, an int or a tuple of ints."""
-    if axis is None or hasattr(axis, "__index__"):
-        return axis if axis is None else operator.index(axis)
-    return tuple(operator.index(i) for i in axis)
+def as_axis(axis, normalized_shape=None):
+    """The argument `axis`: None, an int or a tuple of ints, one for each of `normalized_shape`."""
+    if axis is None:
+        return None
+    try:
+        if hasattr(axis, "__index__") and not isinstance(axis, np.ndarray):
+            found = operator.index(axis)
+        else:
+            found = tuple(operator.index(i) for i in axis)
+    except TypeError:
+        from .. import _hints
+
+        raise TypeError(_hints.axes("axis", axis, True)) from None
+    axes = found if isinstance(found, tuple) else (found,)
+    if normalized_shape is not None and len(axes) != len(normalized_shape):
+        from .. import _hints
+
+        raise ValueError(_hints.axes_of_row(normalized_shape, axes))
+    return found
 
 
 def without_mask(module):
@@ -60,6 +74,14 @@ class Norm(Module):
         for name, want in wanted.items():
             parameter = Parameter(np.empty(shape, dtype)) if want else None
             self.register_parameter(name, parameter)
+
+    def _check_slopes(self, channels):
+        """Whether the slopes of a PReLU are one, or one for each of `channels`, where known."""
+        size = np.size(getattr(self.activation, "slope", None))
+        if channels and size not in (1, channels):
+            from .. import _hints
+
+            raise ValueError(_hints.slopes(size, channels))
 
     def reset_parameters(self):
         """Set the weight to ones and the bias to zeros, in place."""

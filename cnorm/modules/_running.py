@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._arrays import as_dtype, as_shape, check_number, wrong_rank
+from ._arrays import as_dtype, as_shape, check_flag, check_number, wrong_rank
 from ._norm import Norm
 
 
@@ -22,10 +22,13 @@ class RunningNorm(Norm):
         self.num_features = num_features
         self.eps = check_number(eps, "eps")
         self.momentum = check_number(momentum, "momentum", optional=True)
-        self.affine = affine
-        self.track_running_stats = track_running_stats
+        self.affine = check_flag(affine, "affine")
+        self.track_running_stats = check_flag(track_running_stats, "track_running_stats")
+        check_flag(bias, "bias")
         # with neither, num_features is not used, and may be anything
         shape = as_shape(num_features, "num_features") if affine or track_running_stats else None
+        if shape is not None:
+            self._check_slopes(*shape)
         self._new_parameters(shape, device, dtype, weight=affine, bias=affine and bias)
         for name in ("running_mean", "running_var"):
             buffer = np.empty(shape, as_dtype(dtype)) if track_running_stats else None

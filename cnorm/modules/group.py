@@ -3,7 +3,7 @@
 import operator
 
 from .. import functional as F
-from ._arrays import as_shape, check_number
+from ._arrays import as_shape, check_flag, check_number
 from ._docs import parameters_of
 from ._lazy import LazyGroups
 from ._norm import Norm
@@ -23,7 +23,7 @@ class GroupNorm(Norm):
     num_channels : int
         The number of channels C, a multiple of `num_groups`.
     eps : float
-        Added to the variance.
+        Added to the variance. Not checked, as in torch: one below minus the variance gives NaN.
     affine, bias : bool
         Whether there is a weight per channel, and with it a bias.
     device : None or "cpu"
@@ -54,8 +54,8 @@ class GroupNorm(Norm):
         if not hasattr(num_groups, "__index__"):
             raise TypeError(f"num_groups must be a positive integer, but got {num_groups!r}")
         num_groups = operator.index(num_groups)
-        if num_groups == 0:
-            raise ValueError("num_groups must be a positive integer, but got 0")
+        if num_groups <= 0:
+            raise ValueError(f"num_groups must be a positive integer, but got {num_groups}")
         fraction = isinstance(num_channels, float)  # torch: first whether it divides
         channels = num_channels if fraction else as_shape(num_channels, "num_channels")[0]
         if channels % num_groups != 0:
@@ -65,11 +65,12 @@ class GroupNorm(Norm):
                 f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups})"
             )
             raise _hints.noted(error, _hints.groups(num_groups, channels))
-        as_shape(num_channels, "num_channels")
+        self._check_slopes(*as_shape(num_channels, "num_channels"))
         self.num_groups = num_groups
         self.num_channels = num_channels
         self.eps = check_number(eps, "eps")
-        self.affine = affine
+        self.affine = check_flag(affine, "affine")
+        check_flag(bias, "bias")
         self._new_parameters(num_channels, device, dtype, weight=affine, bias=affine and bias)
         self.reset_parameters()
 

@@ -105,7 +105,7 @@ class InstanceNorm1d(_InstanceNorm):
     num_features : int
         The number of channels C.
     eps : float
-        Added to the variance.
+        Added to the variance. Not checked, as in torch: one below minus the variance gives NaN.
     momentum : float or None
         The weight of a new batch in the running statistics (the average of those of its samples);
         None leaves them as they are.

@@ -2,7 +2,7 @@
 
 from .. import functional as F
 from .._call.row_norms import layer_norm_keeping
-from ._arrays import as_shape, check_number
+from ._arrays import as_shape, check_flag, check_number
 from ._docs import parameters_of
 from ._grad_mode import get_grad_mode
 from ._lazy import LazyRows
@@ -20,7 +20,7 @@ class LayerNorm(Norm):
     normalized_shape : int or sequence of int
         The last sizes of the input, or those at `axis`.
     eps : float
-        Added to the variance.
+        Added to the variance. Not checked, as in torch: one below minus the variance gives NaN.
     elementwise_affine, bias : bool
         Whether there is a weight per element of a row, and with it a bias.
     device : None or "cpu"
@@ -53,9 +53,11 @@ class LayerNorm(Norm):
     ):  # fmt: skip
         super().__init__(getattr(activation, "channel_axis", 1), activation)
         self.normalized_shape = as_shape(normalized_shape, "normalized_shape")
-        self.axis = as_axis(axis)
+        lazy = isinstance(self, LazyRows)
+        self.axis = as_axis(axis, None if lazy else self.normalized_shape)
         self.eps = check_number(eps, "eps")
-        self.elementwise_affine = elementwise_affine
+        self.elementwise_affine = check_flag(elementwise_affine, "elementwise_affine")
+        check_flag(bias, "bias")
         self._new_parameters(
             self.normalized_shape, device, dtype,
             weight=elementwise_affine, bias=elementwise_affine and bias,

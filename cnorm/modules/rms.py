@@ -2,7 +2,7 @@
 
 from .. import functional as F
 from .._call.row_norms import rms_norm_keeping
-from ._arrays import as_shape, check_number
+from ._arrays import as_shape, check_flag, check_number
 from ._docs import parameters_of
 from ._grad_mode import get_grad_mode
 from ._lazy import LazyRows
@@ -20,7 +20,8 @@ class RMSNorm(Norm):
     normalized_shape : int or sequence of int
         The last sizes of the input, or those at `axis`.
     eps : float or None
-        Added to the mean square; None is the machine epsilon of the dtype computed in.
+        Added to the mean square; None is the machine epsilon of the dtype computed in. Not
+        checked, as in torch: one below minus the mean square gives NaN.
     elementwise_affine : bool
         Whether there is a weight per element of a row.
     device : None or "cpu"
@@ -57,10 +58,11 @@ class RMSNorm(Norm):
     ):  # fmt: skip
         super().__init__(getattr(activation, "channel_axis", 1), activation)
         self.normalized_shape = as_shape(normalized_shape, "normalized_shape")
-        self.axis = as_axis(axis)
-        self.zero_centered_gamma = bool(zero_centered_gamma)
+        lazy = isinstance(self, LazyRows)
+        self.axis = as_axis(axis, None if lazy else self.normalized_shape)
+        self.zero_centered_gamma = bool(check_flag(zero_centered_gamma, "zero_centered_gamma"))
         self.eps = check_number(eps, "eps", optional=True)
-        self.elementwise_affine = elementwise_affine
+        self.elementwise_affine = check_flag(elementwise_affine, "elementwise_affine")
         self._new_parameters(self.normalized_shape, device, dtype, weight=elementwise_affine)
         self.reset_parameters()
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import functional as F
 from .._call.running import assign
-from ._arrays import as_array, as_dtype, as_shape, check_number, wrong_rank
+from ._arrays import as_array, as_dtype, as_shape, check_flag, check_number, wrong_rank
 from ._docs import parameters_of
 from ._norm import Norm, without_mask
 
@@ -19,8 +19,9 @@ class _SwitchNorm(Norm):
         self.num_features = num_features
         self.eps = check_number(eps, "eps")
         self.momentum = check_number(momentum, "momentum")
-        self.using_moving_average = using_moving_average
+        self.using_moving_average = check_flag(using_moving_average, "using_moving_average")
         (channels,) = as_shape(num_features, "num_features")
+        self._check_slopes(channels)
         spatial = (1,) * (self._rank - 2)
         shape = (1, channels, *spatial)
         self._new_parameters(shape, device, dtype, weight=True, bias=True)
@@ -113,7 +114,7 @@ class SwitchNorm1d(_SwitchNorm):
     num_features : int
         The number of channels C.
     eps : float
-        Added to the variance.
+        Added to the variance. Not checked: one below minus the variance gives NaN.
     momentum : float
         The weight of the old running statistics (the reverse of `BatchNorm1d`).
     using_moving_average : bool
@@ -156,8 +157,8 @@ class _SpatialSwitchNorm(_SwitchNorm):
         dtype, channel_axis, activation,
     ):  # fmt: skip
         super().__init__(channel_axis, activation)
-        self.using_bn = using_bn
-        self.last_gamma = last_gamma
+        self.using_bn = check_flag(using_bn, "using_bn")
+        self.last_gamma = check_flag(last_gamma, "last_gamma")
         mixed = 3 if using_bn else 2
         self._create(num_features, eps, momentum, using_moving_average, mixed, device, dtype)
 

@@ -256,8 +256,10 @@ def test_no_groups_are_named():
     ):
         with pytest.raises(ZeroDivisionError):
             theirs()
-    with pytest.raises(ValueError, match="num_groups must be a positive integer, but got 0"):
-        cnorm.GroupNorm(0, 6)
+    torch.nn.GroupNorm(-2, 6)
+    for none in (0, -2):
+        with pytest.raises(ValueError, match=f"num_groups must be a positive integer, .* {none}$"):
+            cnorm.GroupNorm(none, 6)
     with pytest.raises(RuntimeError, match="Expected num groups to be greater than 0, got 0"):
         cnorm.functional.group_norm(x(2, 6), 0)
 
