@@ -96,7 +96,7 @@ cdef struct Schedule:
     Py_ssize_t units_per_batch     # UNIT_BATCHES, GIVEN_BATCHES
     Py_ssize_t rows_per_pass       # ROW_BATCHES: rows of one call of the loops; columns: rows the loops take together
     bint nontemporal               # results are stored past the cache
-    bint apart                     # units lie apart: no cache line has two of them, and a gap ends a stream of reads
+    bint apart                     # units lie apart: no cache line of the result has two of them
     Py_ssize_t prefetch_bytes      # with it: from an element to the one wanted in cache next, or 0
     Py_ssize_t prefetch_segments   # where segments lie apart: to the one to prefetch, or 0
 

@@ -2,8 +2,9 @@
 #
 # a) A piece is what shares a mask: some units, or a part of them. Its selected items are one run in most masks (a
 #    prefix, a crop, all): the piece is then a job of the family's own kernel, with fewer items and the arrays as they
-#    are. So it is where items are rows and the kernel takes a list of them. Else they are moved together into workspace,
-#    which that job takes, and its results are put back. So a piece has the bits of its selected items alone.
+#    are. Items that are rows stay where they are too, if the kernel takes a list of them. Else they are moved together
+#    into workspace, which that job takes, and its results are put back. So a piece has the bits of its selected items
+#    alone.
 # b) Pieces run one after another on one thread each; pieces fewer than threads run with all of them, which share the
 #    parts of each (c), or else the work of its job.
 # c) Where a unit has several parts (the samples of batch norm's channels, channels of a group with masks of their own),
@@ -30,7 +31,7 @@ from cnorm.kernels.masked_sweep cimport Part, look_at_parts, sweep_piece, swept_
 from cnorm.kernels.schedule cimport plain_schedule, reversed_within_thread_range
 from cnorm.kernels.statistics cimport merge_counted_moments, rstd_from_m2, settle_moments
 from cnorm.kernels.tuning cimport (
-    MASKED_PIECE_BYTES, MASKED_ROW_MIN, NONTEMPORAL_APART_MIN_LINES, PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN)
+    MASKED_PIECE_BYTES, MASKED_ROW_MIN, PREFETCH_DISTANCE, PREFETCH_SEGMENT_MAX, PREFETCH_SEGMENT_MIN)
 from cnorm.kernels.workspace cimport round_up
 
 
@@ -121,8 +122,7 @@ cdef void unpack_array(const MaskedJob *m, const Piece *piece, int k, bint zero)
 cdef void zero_range(const MaskedJob *m, const Piece *piece, int k, Py_ssize_t i, Py_ssize_t stop) noexcept nogil:
     """Set items i .. stop of all sequences of a piece to 0."""
     cdef Py_ssize_t row, n, stride = m.inner[m.inners - 1].stride[k]
-    cdef bint stream = stride == m.item_bytes and streams(m) and (
-        (stop - i) * m.item_bytes >= NONTEMPORAL_APART_MIN_LINES * LANES_ALIGN)
+    cdef bint stream = stride == m.item_bytes and streams(m)
     while i < stop:
         n = items_of_run(m, piece.begin + i, stop - i)
         for row in range(rows_of(m, piece)):
@@ -457,11 +457,20 @@ cdef inline void place_part(const MaskedJob *m, const Piece *whole, Py_ssize_t p
     look_at_mask(m, piece)
 
 
-cdef inline Py_ssize_t parts_together(const MaskedJob *m, Py_ssize_t units, int threads) noexcept nogil:
-    """Parts whose sums are taken before they merge, each by one thread; 1: all threads share each part."""
-    if threads == 1 or m.part.size < threads:
+cdef inline int threads_of_parts(const MaskedJob *m, const Workspace *size) noexcept nogil:
+    """Threads that take a part of a unit each, where pieces are fewer than threads. 1: all threads share each part, as
+    where parts are few, or the workspaces of all threads more than a quarter of the input."""
+    if not m.merges or m.part.size < m.head.threads or 4 * m.head.threads * size.total > m.job.call_bytes:
         return 1
+    return m.head.threads
+
+
+cdef inline Py_ssize_t parts_together(const MaskedJob *m, Py_ssize_t units, int threads,
+                                      const Workspace *size) noexcept nogil:
+    """Parts whose sums are taken before they merge, each by one thread; 1: all threads share each part."""
     cdef Py_ssize_t bytes = PART_SUMS * units * sizeof(double)
+    if threads == 1 or threads_of_parts(m, size) == 1:
+        return 1
     return min(m.part.size, max(<Py_ssize_t> threads, MASKED_PIECE_BYTES // bytes))
 
 
@@ -575,7 +584,7 @@ cdef int run_parts(MaskedJob *m, Py_ssize_t number, int threads, char *workspace
     cdef int failed
     place_piece(m, number, &whole)
     units = m.stats_per_piece if m.items == ITEM_ROWS else whole.units
-    together = parts_together(m, units, threads)
+    together = parts_together(m, units, threads, size)
     totals = <double *> malloc((2 + PART_SUMS * together) * units * sizeof(double) + together * sizeof(Py_ssize_t))
     if totals == NULL:
         return -1
@@ -700,6 +709,8 @@ cdef inline Workspace workspace_of(const MaskedJob *m) noexcept nogil:
     cdef Py_ssize_t row = m.job.shape[3] * m.job.shape[4] if m.items == ITEM_UNITS else m.length
     size.packed = round_up(m.units_per_piece * m.segment.size * m.items_per_piece * m.item_bytes + SELECT_SLACK,
                            LANES_ALIGN)
+    if lists_rows(m) and m.items == ITEM_ROWS:  # their numbers, and nothing else
+        size.packed = round_up((m.length + 1) * sizeof(Py_ssize_t), LANES_ALIGN)
     size.parameters = 0
     size.sums = 0
     if m.channels == 0:
@@ -777,8 +788,7 @@ cdef int masked_pieces(MaskedJob *m) noexcept nogil:
     if size.turned and threads > 1 or size.turned and m.head.threads == 1:
         items = pieces // m.outer[m.outers - 1].size * (
             (m.outer[m.outers - 1].size + pieces_turned(m) - 1) // pieces_turned(m))
-    # where pieces are fewer than threads, these share the parts of each
-    workspace = <char *> malloc((m.head.threads if m.merges else threads) * size.total + LANES_ALIGN)
+    workspace = <char *> malloc((threads if threads > 1 else threads_of_parts(m, &size)) * size.total + LANES_ALIGN)
     if workspace == NULL:
         return -1
     aligned = workspace + (-<Py_ssize_t> workspace & (LANES_ALIGN - 1))

@@ -85,7 +85,7 @@ cdef inline void begin_sweep(const MaskedJob *m, const Piece *whole, Job *job, S
     traffic = traffic_of(job, 0)
     schedule.nontemporal = stores_nontemporal(&job.y, &job.x, &job.dy, traffic,
                                               nontemporal_two_reads() if m.merges else nontemporal_one_read())
-    schedule.apart = row % LANES_ALIGN == 0
+    schedule.apart = (row | <Py_ssize_t> whole.array[1]) % LANES_ALIGN == 0  # parts of whole lines
     schedule.prefetch_bytes = whole.units * m.unit.stride[0]
     schedule.prefetch_segments = 0
     if traffic >= cached_traffic() and PREFETCH_SEGMENT_MIN <= row <= PREFETCH_SEGMENT_MAX:
@@ -374,7 +374,8 @@ cdef inline void sweep_piece(const MaskedJob *m, Py_ssize_t number, char *worksp
     cdef Piece whole, after
     cdef Part *own
     place_piece(m, number, &whole)
-    if not m.merges and traffic_of(&m.job, 0) >= cached_traffic():  # the sums are waited for: nothing else is read then
+    # The sums of a unit are waited for, and nothing else is read then. Of longer ones the processor asks for the next.
+    if not m.merges and 3 * m.job.call_bytes >= cached_traffic() and m.length * m.item_bytes <= PREFETCH_DISTANCE:
         place_piece(m, number + 1, &after)
         prefetch_read(after.array[0], m.length * m.item_bytes)
         prefetch_read(after.array[2], m.length * m.item_bytes)

@@ -99,7 +99,8 @@ enum {
     NONTEMPORAL_RUN_MIN_LINES = 16,  /* cache lines of a run with non-temporal stores: its first and last line are
                                         stored in part, with plain stores, and are then at most an eighth of it */
     NONTEMPORAL_APART_MIN_LINES = 6, /* the same, where no other run has a part of these lines */
-    APART_MIN_BYTES = 1 << 8,        /* of a gap between units that is passed over no more by hardware prefetchers (Zen 4) */
+    APART_MIN_BYTES = 1 << 8,        /* of a gap between units, from which on hardware prefetchers may not pass over it: on
+                                        Zen 4 they did with 248 bytes, and not with 448 */
     ROW_PASS_APART = 8,              /* rows of a pass from memory, with such gaps, at least: the next pass is prefetched
                                         by the loops alone, and takes as long as memory answers */
     PREFETCH_SEGMENT_MIN = 1 << 9,   /* bytes of the segments that the loops prefetch, where segments are not */
