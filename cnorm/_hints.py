@@ -212,23 +212,36 @@ def _number_hint(name, value, kind):
 
 
 def _integer_hint(name, value):
-    if getattr(value, "is_integer", bool)():
+    if _is_whole(value):
         return f"write {int(value)}"
-    sizes = list(value) if isinstance(value, (list, tuple)) else ()
-    if name in _ORDER and (getattr(value, "shape", ()) or any(_is_sequence(n) for n in sizes)):
+    sizes = list(value) if isinstance(value, (list, tuple)) or _shape(value) else []
+    if _shape(value) and all(map(_is_whole, sizes)):
+        sizes = [int(n) for n in sizes]
+        return f"write {tuple(sizes) if 'shape' in name or len(sizes) > 1 else sizes[0]}"
+    if name in _ORDER and (_shape(value) or any(map(_is_sequence, sizes))):
         return _ORDER[name]
     if name.startswith("num_") and len(sizes) == 1 and type(sizes[0]) is int:
         return f"write {sizes[0]}"
     return ""
 
 
+def _is_whole(value):
+    """Whether it is a number of a float type, without a fraction."""
+    return not isinstance(value, type) and bool(getattr(value, "is_integer", bool)())
+
+
 def _is_sequence(value):
     return isinstance(value, (list, tuple))
 
 
+def _shape(value):
+    shape = getattr(value, "shape", ())
+    return shape if isinstance(shape, tuple) else ()
+
+
 def row_shape(value, error):
     """The message where normalized_shape is neither an integer nor several; `error` is of one."""
-    if isinstance(value, str) or getattr(value, "shape", ()) or any(map(_is_sequence, value)):
+    if isinstance(value, str) or _shape(value) or any(map(_is_sequence, value)):
         kind = "an integer or a sequence of integers"
         return number("normalized_shape", value, kind)
     return str(error)
@@ -282,7 +295,7 @@ def floats(name, array, what="a float32, float64, float16 or bfloat16 array"):
 def cast(name, array):
     """How an array of another dtype becomes one of floats."""
     dtype, as_float32 = array.dtype, f"np.asarray({name}, np.float32)"  # of lists and tensors too
-    if name in ("weight", "bias") and array.ndim == 0:
+    if name in ("weight", "bias") and array.ndim == 0 and dtype.kind in "biuf":
         return _not_a_weight(array.item())
     if dtype.kind in "iub":
         others = [f for f in ("standardize", "normalize_image") if f in _functions()]
@@ -304,9 +317,11 @@ def cast(name, array):
             return f"it is text; where that is the path of a file, {_FILE}"
         return f"it holds text; if that is numbers, pass {as_float32}"
     if dtype.str.endswith("V2"):
-        return "bfloat16 that np.load read: cnorm.checkpoint.load knows it"
+        return f"{BFLOAT16_OF_NPY}: cnorm.checkpoint.load knows it"
     return f"pass an array of numbers, such as {as_float32}"
 
+
+BFLOAT16_OF_NPY = "bfloat16 that np.load read"
 
 # The way out where the path of a file stands for what is in it.
 _FILE = "open the file first: np.load(path), or of an image np.asarray(PIL.Image.open(path))"
@@ -380,8 +395,8 @@ def not_writable_array(name, value):
 
 
 def _flag_by_name(value):
-    flags = f"training={value} of batch_norm, use_input_stats={value} of instance_norm"
-    return f"pass the flag by its name, {flags}"
+    flags = f"batch_norm has training={value}, instance_norm use_input_stats={value}"
+    return f"a flag is passed by its name: {flags}, the other norms have none"
 
 
 def no_array(name, value):
@@ -488,8 +503,7 @@ def assignment(kind, name, value):
 
 def scalar(name, array):
     """What a number that stands where weight or bias is expected was meant for."""
-    value = array.item()
-    return f"{name} is an array, but got the {described(value)}: {_not_a_weight(value)}"
+    return f"{name} is an array, but got the {described(array.item())}: {cast(name, array)}"
 
 
 def _not_a_weight(value):
@@ -591,10 +605,11 @@ def row(shape, normalized_shape):
 
 
 def rank(klass, shape, ranks, channels, channel_axis):
-    """What to do with an input of another rank, whose `channels` are 0 where they are not known."""
+    """What to do with an input of another rank, whose `channels` are an int above 0 where known."""
     ndim = len(shape)
     axis = channel_axis - 1 if channel_axis > 0 else channel_axis
-    fits = not channels or (-ndim <= axis < ndim and shape[axis] == channels)
+    known = isinstance(channels, int) and channels
+    fits = not known or (-ndim <= axis < ndim and shape[axis] == channels)
     if ndim + 1 in ranks and ndim > 1 and fits:
         return "one sample? input[None] is a batch of one"
     if ndim == 1 and 2 in ranks and "Instance" not in klass:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import cnorm
 from cnorm import functional as F
 from cnorm._cli._screen import progress, table
+from cnorm._hints import BFLOAT16_OF_NPY
 from cnorm._version import install
 
 PART_BYTES = 2**26  # of a file that has no chunks of its own
@@ -142,6 +143,8 @@ def _no_numbers(dtype: Any) -> str:
     kinds |= {"M": "dates", "m": "time spans", "V": "raw bytes"}
     if dtype.kind in "biuf" or dtype.name == "bfloat16":
         return ""
+    if dtype.str.endswith("V2"):
+        return f"{BFLOAT16_OF_NPY}, which cnorm.checkpoint.load knows"
     return f"{kinds.get(dtype.kind, 'no numbers')} ({dtype})"
 
 

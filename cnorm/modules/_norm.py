@@ -17,7 +17,7 @@ def as_axis(axis, normalized_shape=None):
     if axis is None:
         return None
     try:
-        if hasattr(axis, "__index__") and not isinstance(axis, np.ndarray):
+        if hasattr(axis, "__index__") and np.ndim(axis) == 0:
             found = operator.index(axis)
         else:
             found = tuple(operator.index(i) for i in axis)
