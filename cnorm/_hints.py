@@ -309,7 +309,10 @@ def cast(name, array):
         return f"pass np.asarray({name}, np.float64)"
     if dtype.kind == "O":
         hint = f"if all its elements are numbers, pass {as_float32}"
-        return hint + ("; of a pandas table, input.select_dtypes('number')" * (name == "input"))
+        if name == "input":
+            table = "input.select_dtypes('number').to_numpy(float, na_value=np.nan)"
+            hint += f"; of a pandas table, {table}"
+        return hint
     if name in _NUMBERS:
         return _NUMBERS[name]
     if dtype.kind in "US":
@@ -388,8 +391,8 @@ def not_writable_array(name, value):
         return f"{text}: it has one value per channel; numbers, such as eps, are passed by name"
     if name.startswith("running"):
         return (
-            f"{text}: training updates it in place; make it once, {name} = np.asarray({name}, "
-            "np.float32), and pass that"
+            f"{text}: it is an array that training updates in place; make it once, "
+            f"{name} = np.asarray({name}, np.float32), and pass that"
         )
     return f"{text}: make one by np.empty_like(input)"
 
@@ -441,6 +444,18 @@ def not_a_dtype(value):
     return TypeError(f"{text} {described(value)}")
 
 
+def pairs(values, parameter):
+    """The message where `Module.accumulate` got anything else than pairs; "" where it got these."""
+    for pair in values:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            text = "accumulate takes pairs (parameter, gradient), such as (self.weight, grad)"
+            return f"{text}, but got {described(pair)}"
+        if pair[0] is not None and not isinstance(pair[0], parameter):
+            text = f"gradients belong to a cnorm.Parameter, but got {described(pair[0])}"
+            return f"{text}: where the layer is made, self.weight = cnorm.Parameter(array)"
+    return ""
+
+
 def state(value):
     """How a path or a module becomes a state."""
     if isinstance(value, (str, os.PathLike)):
@@ -472,7 +487,8 @@ def keys(missing, unexpected):
         if prefix.endswith(".") and all(name.removeprefix(prefix) in there for name in here):
             return f"the names are those of a part: load them into get_submodule({prefix[:-1]!r})"
     if any(key.endswith("running_mean") for key in missing + unexpected):
-        has, lacks = ("state", "module") if unexpected else ("module", "state")
+        in_module = any(key.endswith("running_mean") for key in missing)
+        has, lacks = ("module", "state") if in_module else ("state", "module")
         return (
             f"the {has} has running statistics and the {lacks} has not: are both of one kind of "
             "norm, with the same track_running_stats?"

@@ -10,6 +10,7 @@ from ._call.standardize import apply_moments
 from ._version import install
 
 FORMAT = 1  # of `to_dict`
+_KEYS = ("format", "all_axes", "axis", "ndim", "shape", "count", "mean", "mean_low", "m2")
 
 
 class Moments:
@@ -162,6 +163,8 @@ class Moments:
         >>> cnorm.Moments().update([1, 2, 3]).update([4.0], nan_policy="raise").mean
         array(2.5)
         """
+        if isinstance(input, Moments):
+            raise TypeError("input must be data, but got Moments: a += b, or a + b, merges two")
         self._state = (self + moments(input, self.axis, where=where, nan_policy=nan_policy))._state
         return self
 
@@ -541,8 +544,12 @@ class Moments:
                 np.array(d[name], np.float64).reshape(shape)
                 for name in ("count", "mean", "mean_low", "m2")
             ]
-        except KeyError as error:
-            raise ValueError(f"a dict of moments must have the key {error}") from None
+        except KeyError:
+            missing = next((name for name in _KEYS if name not in d), "format")
+            raise ValueError(
+                f"a dict of moments must have the key {missing!r}: np.savez(path, **m.to_dict()) "
+                "stores one"
+            ) from None
         if ndim < 0:
             self = cls(axes)
             if axes is None:
@@ -624,6 +631,8 @@ def _number(value, name):
 
 
 def _parts(parts):
+    if isinstance(parts, Moments):
+        raise TypeError("parts must be several Moments, [a, b], but got one: a + b merges two")
     parts = list(parts)
     if not parts:
         raise ValueError("parts must be at least one Moments, but got none")

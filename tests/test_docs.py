@@ -9,6 +9,7 @@ import doctest
 import importlib.util
 import pkgutil
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import cnorm
 
 ROOT = Path(__file__).parent.parent
 SNIPPET = re.compile(
-    r"(?:^<!-- needs: (\w+) -->\n)?(?:^```python\n(.*?)^```$|^<!-- setup\n(.*?)^-->$)",
+    r"(?:^<!-- needs: (\w+) -->\n)?(?:^ *```python\n(.*?)^ *```$|^<!-- setup\n(.*?)^-->$)",
     re.DOTALL | re.MULTILINE,
 )
 PAGES = [
@@ -46,7 +47,7 @@ def test_snippets_run(page, tmp_path, monkeypatch):
             continue
         first_line = text.count("\n", 0, match.start(3 if shown is None else 2))
         # Newlines in front, so that a traceback shows the line of the page.
-        code = "\n" * first_line + (setup if shown is None else shown)
+        code = "\n" * first_line + (setup if shown is None else textwrap.dedent(shown))
         exec(compile(code, str(page), "exec"), names)
     if missing:
         pytest.skip(f"the other snippets ran; these need {', '.join(sorted(missing))}")

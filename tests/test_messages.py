@@ -14,6 +14,13 @@ import cnorm
 import cnorm.functional as F
 from cnorm import checkpoint, steps
 
+MOMENTS = F.moments([[1.0, 2.0], [3.0, 5.0]], 0)
+P = cnorm.Parameter(np.ones(5, np.float32))
+
+
+class Own(cnorm.Module):
+    """A layer that somebody writes."""
+
 
 class Arrays:
     """What the calls take."""
@@ -291,6 +298,29 @@ CALLS = [
     (lambda a: cnorm.GroupNorm(2, [4]), TypeError, "num_channels", "list [4]: write 4"),
     (lambda a: cnorm.SwitchNorm2d((4,)), TypeError, "num_features", "tuple (4,): write 4"),
     (lambda a: cnorm.GroupNorm(-2, 4), ValueError, "num_groups must be a positive", "got -2"),
+    # moments
+    (lambda a: cnorm.Moments.merge(MOMENTS), TypeError, "parts must be several", "a + b merges"),
+    (lambda a: cnorm.Moments(0).update(MOMENTS), TypeError, "input must be data", "a += b"),
+    (lambda a: cnorm.Moments.from_dict({"format": 1}), ValueError, "key 'all_axes'", "m.to_dict()"),
+    (lambda a: MOMENTS.standardize(np.ones(2)), ValueError, "(2,)", "input[None] is a batch of"),
+    (lambda a: cnorm.BatchNorm1d(2).load_moments(a.x), TypeError, "got ndarray", "but that of the"),
+    (
+        lambda a: cnorm.BatchNorm1d(3).load_moments(MOMENTS),
+        ValueError,
+        "must have shape (3,)",
+        "but that of the channels",
+    ),
+    (lambda a: cnorm.Hardtanh(1, -1), ValueError, "min_val must be at most max_val", "1 and -1"),
+    (lambda a: F.standardize(a.o, 0), TypeError, "to_numpy(float, na_value=np.nan)"),
+    # a layer of one's own
+    (lambda a: Own().accumulate(a.row, a.row), TypeError, "pairs (parameter, gradient)", "got nd"),
+    (lambda a: Own().accumulate((a.row, a.row)), TypeError, "cnorm.Parameter(array)"),
+    (
+        lambda a: Own().accumulate((P, a.row[:2])),
+        RuntimeError,
+        "shape of [2]",
+        "backward of Own: has",
+    ),
     # axes
     (lambda a: cnorm.LayerNorm(4, axis=1.0), TypeError, "axis must be None, an", "1.0: write 1"),
     (lambda a: cnorm.LayerNorm(4, axis="1"), TypeError, "axis", "write axis=1, without quotes"),

@@ -297,7 +297,8 @@ def apply_moments(input, axes, mean, lo, var, eps, where, clip, dtype, out, bint
     dtype = result_dtype(x, dtype, into)
     if tuple([cnp.PyArray_DIM(x, i) for i in kept]) != np.shape(mean):
         raise ValueError(f"the input must have the shape {np.shape(mean)} of these moments at the kept axes {kept}, "
-                         f"but its shape is {shape_of(x)}")
+                         f"but its shape is {shape_of(x)}"
+                         + (": input[None] is a batch of one" if shape_of(x) == np.shape(mean) else ""))
     call = application(x, mask, kept, bounds, inverse)
     call.resolve_output(dtype, into)
     call.set_statistics(mean, lo, scale_from(var, added, inverse))

@@ -170,11 +170,14 @@ class Module(Traversal, Conversion, State):
             Each parameter and what to add to its gradient; None and frozen ones are passed over.
         """
         # A new array each time, never in place: whoever holds the old one can put it back.
-        totals = [
-            (parameter, parameter._grad, parameter._plus_grad(grad))
-            for parameter, grad in pairs
-            if parameter is not None and parameter.requires_grad
-        ]
+        try:
+            totals = [
+                (parameter, parameter._grad, parameter._plus_grad(grad))
+                for parameter, grad in pairs
+                if parameter is not None and parameter.requires_grad
+            ]
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise self._not_accumulated(pairs, error) from None
         kept = self._kept
         try:
             for parameter, _, total in totals:
@@ -185,6 +188,15 @@ class Module(Traversal, Conversion, State):
                 parameter._grad = before
             self._pass[0] = kept
             raise
+
+    def _not_accumulated(self, pairs, error):
+        """What to raise where a gradient does not fit its parameter, or there are no such pairs."""
+        from .. import _hints
+
+        if message := _hints.pairs(pairs, Parameter):
+            return TypeError(message)
+        kind = type(self).__name__
+        return _hints.noted(error, f"backward of {kind}: has grad_output the shape of its output?")
 
     def train(self, mode=True):
         """Set training mode, here and in all children; returns the module."""

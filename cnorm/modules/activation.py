@@ -211,6 +211,10 @@ class Hardtanh(Activation):
 
     def __init__(self, min_val=-1.0, max_val=1.0):
         super().__init__()
+        low = check_number(min_val, "min_val", optional=True)
+        high = check_number(max_val, "max_val", optional=True)
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_val must be at most max_val, but got {low} and {high}")
         as_clip((min_val, max_val))
         self.min_val = min_val
         self.max_val = max_val

@@ -61,13 +61,17 @@ class _BatchNorm(RunningNorm):
         (array([2., 3.], dtype=float32), array([4., 4.], dtype=float32))
         """
         if not isinstance(moments, Moments):
-            raise TypeError(f"moments must be Moments, but got {type(moments).__name__}")
+            raise TypeError(
+                f"moments must be Moments, but got {type(moments).__name__}: functional.moments of "
+                "the data makes them, over all axes but that of the channels"
+            )
         if self.running_mean is None or self.running_var is None:
             raise RuntimeError("this layer tracks no running statistics, so it loads no moments")
         if moments.shape != (self.num_features,):
             raise ValueError(
                 f"moments must have shape ({self.num_features},), one value per channel, but got "
-                f"{moments.shape}: those of each sample and channel become it by reduce(0)"
+                f"{moments.shape}: take them over all axes but that of the channels; those of each "
+                "sample and channel become it by reduce(0)"
             )
         if (moments.count < 2).any():
             raise ValueError("each channel must have at least 2 elements: the variance is unbiased")
