@@ -33,7 +33,7 @@ cdef double converted_float(object value, str name) except? -1
 cdef object converted_int(object value, str name)
 cdef bint converted_flag(object value, str name) except -1
 cdef object hints()
-cdef object as_dtype(object dtype)
+cpdef object as_dtype(object dtype)
 cdef Py_ssize_t large_product(Py_ssize_t a, Py_ssize_t b, str what) except -1
 cpdef cnp.ndarray as_floats(cnp.ndarray array, str name)
 cdef cnp.ndarray native_copy(cnp.ndarray a, str name)

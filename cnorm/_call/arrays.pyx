@@ -5,6 +5,8 @@ asks no argument anything again. Conversion runs code of the caller's, such as `
 may answer otherwise the second time, or resize an array that was checked before. Checks read NumPy's own structs.
 """
 
+from importlib import import_module
+
 import numpy as np
 
 cimport numpy as cnp
@@ -123,26 +125,22 @@ cdef cnp.ndarray from_foreign(object a, str name):
 
 cdef object from_torch_bfloat16(object a):
     """A torch tensor of bfloat16."""
-    try:
-        import ml_dtypes
-    except ModuleNotFoundError as error:
-        raise hints().needs_ml_dtypes(error) from None
+    dtype = as_dtype("bfloat16")
     import torch
-    return np.from_dlpack(a.view(torch.uint16)).view(ml_dtypes.bfloat16)
+    return np.from_dlpack(a.view(torch.uint16)).view(dtype)
 
 
-cdef object as_dtype(object dtype):
+cpdef object as_dtype(object dtype):
     """The argument `dtype` as one of NumPy's, which does not know "bfloat16" before ml_dtypes is imported."""
-    try:
-        return np.dtype(dtype)
-    except TypeError:
-        if not isinstance(dtype, str) or dtype != "bfloat16":
+    if not isinstance(dtype, str) or dtype != "bfloat16":
+        try:
+            return np.dtype(dtype)
+        except TypeError:
             raise hints().not_a_dtype(dtype) from None
     try:
-        import ml_dtypes
+        return np.dtype(import_module("ml_dtypes").bfloat16)
     except ModuleNotFoundError as error:
         raise hints().needs_ml_dtypes(error) from None
-    return np.dtype(ml_dtypes.bfloat16)
 
 
 cdef object graph_of(object a):

@@ -4,6 +4,7 @@ from operator import index
 
 import numpy as np
 
+from .._call.arrays import as_dtype as to_dtype
 from .._call.arrays import to_array, to_flag, to_float, to_int
 
 
@@ -25,17 +26,7 @@ def as_dtype(dtype):
     """The dtype of new parameters: float32 unless told otherwise."""
     if dtype is None:
         return np.dtype(np.float32)
-    if isinstance(dtype, str) and dtype == "bfloat16":
-        try:
-            import ml_dtypes  # optional, and needed for this dtype alone
-        except ModuleNotFoundError as error:
-            raise _hints().needs_ml_dtypes(error) from None
-
-        return np.dtype(ml_dtypes.bfloat16)
-    try:
-        numpy_dtype = np.dtype(dtype)
-    except TypeError:
-        raise _hints().not_a_dtype(dtype) from None
+    numpy_dtype = to_dtype(dtype)
     if not is_float(numpy_dtype):
         raise TypeError(
             f"dtype must be float32, float64, float16 or bfloat16, but got {numpy_dtype}: "
