@@ -244,7 +244,5 @@ cdef extern from "loops/select.h" nogil:  # which describes them
 
 
 cdef extern from "loops/turn.h" nogil:  # which describes them
-    void turn_items(Py_ssize_t size, const char *x, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t columns, char *to,
-                    Py_ssize_t to_stride)
-    void turn_back(Py_ssize_t size, const char *values, Py_ssize_t from_stride, Py_ssize_t n, Py_ssize_t columns,
-                   char *y, Py_ssize_t stride)
+    void turn_items(Py_ssize_t size, char *items, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t columns, char *rows,
+                    Py_ssize_t row_stride, bint back)

@@ -23,7 +23,7 @@ from cnorm.kernels.job cimport (
     has_slopes)
 from cnorm.kernels.loops cimport (
     LANES_ALIGN, SELECT_SLACK, add_to_selected, copy_mask, find_selected, items_until, list_items, pack_items,
-    prefetch_read, prefetch_write, store_fence, turn_back, turn_items, unpack_items, zero_bytes,
+    prefetch_read, prefetch_write, store_fence, turn_items, unpack_items, zero_bytes,
     zero_items)
 from cnorm.kernels.machine cimport MACHINE, cached_traffic, nontemporal_one_read, nontemporal_rows_grad
 from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, offset, pieces_of, place_piece, step
@@ -224,8 +224,7 @@ cdef inline void begin_piece(const MaskedJob *m, const Piece *piece, int threads
         set_tensor_of_rows(m, piece, 1, &job.y)
         set_tensor_of_rows(m, piece, 2, &job.dy)
         set_tensor_of_rows(m, piece, 3, &job.elements.addend[0])
-        job.elements.rows = <Py_ssize_t *> (piece.packed[0] if m.items == ITEM_ROWS
-                                            else <char *> (piece.stats + 4 * piece.length))
+        job.elements.rows = <Py_ssize_t *> piece.packed[0]
         list_items(piece.mask, piece.length, <Py_ssize_t *> job.elements.rows)
     elif not placed:
         job.call_bytes = 0  # workspace is in cache
@@ -628,15 +627,11 @@ cdef inline Py_ssize_t turned_stride(const MaskedJob *m) noexcept nogil:
 cdef void turn_array(const MaskedJob *m, const Piece *piece, int k, Py_ssize_t columns, char *to, Py_ssize_t stride,
                      bint back) noexcept nogil:
     """Move the items of some pieces to workspace, or back."""
-    cdef Py_ssize_t i = 0, n, step = m.inner[m.inners - 1].stride[k]
-    cdef char *at
+    cdef Py_ssize_t i = 0, n
     while i < piece.length:
         n = items_of_run(m, i, piece.length - i)
-        at = item_at(m, piece.array[k], k, i)
-        if back:
-            turn_back(m.item_bytes, to + i * m.item_bytes, stride, n, columns, at, step)
-        else:
-            turn_items(m.item_bytes, at, step, n, columns, to + i * m.item_bytes, stride)
+        turn_items(m.item_bytes, item_at(m, piece.array[k], k, i), m.inner[m.inners - 1].stride[k], n, columns,
+                   to + i * m.item_bytes, stride, back)
         i += n
 
 
@@ -652,7 +647,7 @@ cdef void turn_masks(const MaskedJob *m, Py_ssize_t first, Py_ssize_t columns, c
         return
     while i < m.length:  # those of one item lie side by side
         n = items_of_run(m, i, m.length - i)
-        turn_items(1, mask_at(m, piece.mask, i), step, n, columns, to + i, m.length)
+        turn_items(1, <char *> mask_at(m, piece.mask, i), step, n, columns, to + i, m.length, False)
         i += n
     for i in range(columns * m.length):
         to[i] = to[i] != 0
@@ -709,16 +704,16 @@ cdef inline Workspace workspace_of(const MaskedJob *m) noexcept nogil:
     cdef Py_ssize_t row = m.job.shape[3] * m.job.shape[4] if m.items == ITEM_UNITS else m.length
     size.packed = round_up(m.units_per_piece * m.segment.size * m.items_per_piece * m.item_bytes + SELECT_SLACK,
                            LANES_ALIGN)
-    if lists_rows(m) and m.items == ITEM_ROWS:  # their numbers, and nothing else
-        size.packed = round_up((m.length + 1) * sizeof(Py_ssize_t), LANES_ALIGN)
+    if lists_rows(m):  # their numbers, and nothing else
+        size.packed = round_up(m.items_per_piece * sizeof(Py_ssize_t), LANES_ALIGN)
     size.parameters = 0
     size.sums = 0
     if m.channels == 0:
         if m.items == ITEM_ELEMENTS:
             size.parameters = round_up(m.length * m.element_bytes + SELECT_SLACK, LANES_ALIGN)
         size.sums = round_up(3 * row * sizeof(double), LANES_ALIGN) if m.backward else 0
-    size.stats = round_up((5 * m.items_per_piece if m.items == ITEM_UNITS else 4 * units) * sizeof(double)
-                          + SELECT_SLACK, LANES_ALIGN)
+    size.stats = round_up(4 * (m.items_per_piece if m.items == ITEM_UNITS else units) * sizeof(double) + SELECT_SLACK,
+                          LANES_ALIGN)
     size.mask = round_up(m.length + SELECT_SLACK, LANES_ALIGN) if m.gathers else 0
     size.parts = round_up(m.part.size * sizeof(Part), LANES_ALIGN) if sweeps_parts(m) and m.outers else 0
     # of arrays, and of their masks, which are never larger

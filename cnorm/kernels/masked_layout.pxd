@@ -2,7 +2,7 @@
 from libc.string cimport memcpy
 
 from cnorm.kernels.job cimport ITEM_ELEMENTS, ITEM_ROWS, ITEM_UNITS, MaskedAxis, MaskedJob
-from cnorm.kernels.loops cimport LANES_ALIGN
+from cnorm.kernels.loops cimport LANES_ALIGN, stream_end, zero_bytes
 
 
 cdef struct Piece:
@@ -99,3 +99,15 @@ cdef inline Py_ssize_t end_of_run(const char *y, Py_ssize_t stop, Py_ssize_t cou
     them, or nothing follows."""
     cdef Py_ssize_t n = (<Py_ssize_t> y + stop * item_bytes) % LANES_ALIGN // item_bytes
     return n if n < count and stop < length and <Py_ssize_t> y % item_bytes == 0 else -1
+
+
+cdef inline void zero_around(char *y, Py_ssize_t first, Py_ssize_t stop, Py_ssize_t length, Py_ssize_t item_bytes,
+                             bint stream, const char *values, Py_ssize_t end) noexcept nogil:
+    """Set elements before `first` and from `stop` on to 0; the last `end` before `stop` come from `values`, unless -1
+    (end_of_run)."""
+    if first:
+        zero_bytes(y, first * item_bytes, stream)
+    if end >= 0:
+        stream_end(values, end * item_bytes, y + (stop - end) * item_bytes, (length - stop + end) * item_bytes)
+    elif stop < length:
+        zero_bytes(y + stop * item_bytes, (length - stop) * item_bytes, stream)

@@ -12,9 +12,9 @@ from cnorm.kernels.job cimport (
     ITEM_ELEMENTS, ITEM_UNITS, NORM_NONE, ROW_BATCHES, ROWS_BACKWARD, ROWS_FORWARD, Job, MaskedJob, has_slopes)
 from cnorm.kernels.loops cimport (
     Coefficients, RowGradBlock, add_selected_sums, copy_mask, find_selected, items_until, pack_items, prefetch_read,
-    prefetch_write, select_items, store_fence, stream_end, zero_bytes)
+    prefetch_write, select_items, store_fence, zero_bytes)
 from cnorm.kernels.machine cimport MACHINE, cached_traffic
-from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, end_of_run, offset, place_piece
+from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, end_of_run, offset, place_piece, zero_around
 from cnorm.kernels.moments cimport UnitBlocks, unit_blocks
 from cnorm.kernels.rows_alignment cimport align_parameters
 from cnorm.kernels.schedule cimport schedule_units_forward, set_store_policy
@@ -161,11 +161,7 @@ cdef inline void look_at_row(const MaskedJob *m, Piece *piece, char *own) noexce
 
 cdef inline void zero_ends(const MaskedJob *m, const Piece *piece, int k, bint stream) noexcept nogil:
     """Set what is not selected to 0, where what is selected is one run, or nothing."""
-    cdef Py_ssize_t after = piece.first + piece.count
-    if piece.first:
-        zero_bytes(piece.array[k], piece.first * m.item_bytes, stream)
-    if after < piece.length:
-        zero_bytes(piece.array[k] + after * m.item_bytes, (piece.length - after) * m.item_bytes, stream)
+    zero_around(piece.array[k], piece.first, piece.first + piece.count, piece.length, m.item_bytes, stream, NULL, -1)
 
 
 cdef inline const char *add_row(const MaskedJob *m, const Piece *piece, const UnitBlocks *blocks) noexcept nogil:
@@ -236,17 +232,11 @@ cdef void apply_row(const MaskedJob *m, const Piece *piece, Job *job, bint strea
             end = end_of_run(y, piece.first + piece.count, piece.count, m.length, m.item_bytes)
         n = piece.count - max(end, <Py_ssize_t> 0)
         apply_to_row(&blocks, job, &coeffs, x + at, y + at, n, piece.first)
-        if end < 0:
-            if m.zero:
-                zero_ends(m, piece, 1, stream)
-            return
-        at += n * m.item_bytes
         if end > 0:
             coeffs.nontemporal = False
-            apply_to_row(&blocks, job, &coeffs, x + at, piece.packed[1], end, piece.first + n)
-        if piece.first:
-            zero_bytes(y, piece.first * m.item_bytes, stream)
-        stream_end(piece.packed[1], end * m.item_bytes, y + at, m.length * m.item_bytes - at)
+            apply_to_row(&blocks, job, &coeffs, x + at + n * m.item_bytes, piece.packed[1], end, piece.first + n)
+        if m.zero:
+            zero_around(y, piece.first, piece.first + piece.count, m.length, m.item_bytes, stream, piece.packed[1], end)
         return
     while i < piece.length:
         n = min(<Py_ssize_t> TILE, piece.length - i)

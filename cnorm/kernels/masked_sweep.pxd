@@ -10,10 +10,10 @@ from cnorm.kernels.job cimport (
     FLOAT64, ITEM_ELEMENTS, NORM_NONE, SEGMENTS_BACKWARD, SEGMENTS_FORWARD, Job, MaskedJob, Schedule, has_slopes)
 from cnorm.kernels.loops cimport (
     LANES_ALIGN, Coefficients, copy_mask, find_selected, pack_items, prefetch_read, prefetch_write, select_items,
-    store_fence, stream_end, zero_bytes)
+    store_fence)
 from cnorm.kernels.machine cimport (
     MACHINE, batch_bytes, cached_traffic, nontemporal_one_read, nontemporal_two_reads)
-from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, end_of_run, offset, place_piece
+from cnorm.kernels.masked_layout cimport Piece, Workspace, bind_piece, end_of_run, offset, place_piece, zero_around
 from cnorm.kernels.moments cimport UnitBlocks, unit_blocks
 from cnorm.kernels.schedule cimport stores_nontemporal, traffic_of
 from cnorm.kernels.segments_apply cimport set_channel
@@ -174,15 +174,6 @@ cdef inline void sweep_moments(const MaskedJob *m, const Piece *whole, const Par
         job.rstd[i] = rstd_from_m2(job.m2[i], total, &m.job.finish) if total else 0
 
 
-cdef inline void zero_part(const MaskedJob *m, const Part *part, char *y, bint stream) noexcept nogil:
-    """Set what is not selected to 0, where what is selected is one run, or nothing."""
-    cdef Py_ssize_t after = part.first + part.count
-    if part.first:
-        zero_bytes(y, part.first * m.item_bytes, stream)
-    if after < m.length:
-        zero_bytes(y + after * m.item_bytes, (m.length - after) * m.item_bytes, stream)
-
-
 cdef inline Py_ssize_t end_of_part(const MaskedJob *m, const Part *part, const char *y, bint stream) noexcept nogil:
     """end_of_run of a part that is one run, where results and zeros go past the cache; else -1."""
     if not (stream and m.zero and part.one_run):
@@ -194,15 +185,10 @@ cdef inline void end_part(const MaskedJob *m, const Piece *whole, const Part *pa
                           Py_ssize_t end) noexcept nogil:
     """Copy what is selected from workspace, unless it is one run, whose results are in place but for its end
     (end_of_run); and set what is not selected to 0, where the mask wants that."""
-    cdef Py_ssize_t body = part.first + part.count - end
     if part.count and not part.one_run:
         select_items(m.item_bytes, whole.packed[0], part.mask, m.length, y, m.zero, m.zero and stream)
-    elif end >= 0:
-        if part.first:
-            zero_bytes(y, part.first * m.item_bytes, stream)
-        stream_end(whole.packed[0], end * m.item_bytes, y + body * m.item_bytes, (m.length - body) * m.item_bytes)
     elif m.zero:
-        zero_part(m, part, y, stream)
+        zero_around(y, part.first, part.first + part.count, m.length, m.item_bytes, stream, whole.packed[0], end)
 
 
 cdef inline void prefetch_end(const MaskedJob *m, const Part *part, char *y) noexcept nogil:
@@ -244,15 +230,16 @@ cdef inline void sweep_forward(const MaskedJob *m, const Piece *whole, const Par
             y = part_of(m, whole, 1, i, u)
             end = end_of_part(m, part, y, blocks.schedule.nontemporal)
             n = part.count - max(end, <Py_ssize_t> 0)
-            plain = in_cache(&coeffs[u])
             if part.one_run:
                 if end < 0:
                     prefetch_end(m, part, y)
                 blocks.loops.apply(x + at, y + at, 1, m.part.stride[0], -m.part.stride[1], n, &coeffs[u],
                                    job.activation)
                 if end > 0:
+                    plain = in_cache(&coeffs[u])
                     blocks.loops.apply(x + at + n * m.item_bytes, whole.packed[0], 1, 0, 0, end, &plain, job.activation)
             elif part.count:
+                plain = in_cache(&coeffs[u])
                 blocks.loops.apply(x, whole.packed[0], 1, 0, 0, m.length, &plain, job.activation)
             end_part(m, whole, part, y, blocks.schedule.nontemporal, end)
     if blocks.schedule.nontemporal:
@@ -352,16 +339,17 @@ cdef inline void sweep_backward(const MaskedJob *m, const Piece *whole, const Pa
             dy = part_of(m, whole, 2, i, u)
             end = end_of_part(m, part, dx, blocks.schedule.nontemporal)
             n = part.count - max(end, <Py_ssize_t> 0)
-            plain = in_cache(&coeffs[u])
             if part.one_run:
                 if end < 0:
                     prefetch_end(m, part, dx)
                 blocks.loops.grad_apply(x + at, dy + at, dx + at, 1, m.part.stride[0], m.part.stride[2],
                                         -m.part.stride[1], n, &coeffs[u], job.activation)
                 if end > 0:
+                    plain = in_cache(&coeffs[u])
                     n = at + n * m.item_bytes
                     blocks.loops.grad_apply(x + n, dy + n, whole.packed[0], 1, 0, 0, 0, end, &plain, job.activation)
             elif part.count:
+                plain = in_cache(&coeffs[u])
                 blocks.loops.grad_apply(x, dy, whole.packed[0], 1, 0, 0, 0, m.length, &plain, job.activation)
             end_part(m, whole, part, dx, blocks.schedule.nontemporal, end)
     if blocks.schedule.nontemporal:

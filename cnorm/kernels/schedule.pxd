@@ -92,17 +92,17 @@ cdef inline void set_store_policy(const Job *job, UnitBlocks *blocks) noexcept n
     cdef Py_ssize_t traffic = traffic_of(job, units_of(job) * blocks.segments * segment)
     cdef bint backward = job.dy.data != NULL or job.elements.fuse_add
     cdef bint in_order = job.stats_given and not backward
-    cdef bint apart = blocks.segments > 1 and job.x.strides[2] != segment and not in_order
+    cdef bint segments_apart = blocks.segments > 1 and job.x.strides[2] != segment and not in_order
     cdef Py_ssize_t least = nontemporal_one_read()
-    if apart:
+    if segments_apart:
         least = nontemporal_two_reads()
     elif backward and has_element_params(job):
         least = nontemporal_rows_grad()
     schedule.nontemporal = stores_nontemporal(&job.y, &job.x, &job.dy, traffic, least)
     schedule.apart = units_lie_apart(job, segment)
-    schedule.prefetch_bytes = job.x.strides[1] if apart else 0
+    schedule.prefetch_bytes = job.x.strides[1] if segments_apart else 0
     schedule.prefetch_segments = 0
-    if apart and blocks.runs == 1 and traffic >= cached_traffic():
+    if segments_apart and blocks.runs == 1 and traffic >= cached_traffic():
         if PREFETCH_SEGMENT_MIN <= segment <= PREFETCH_SEGMENT_MAX:
             schedule.prefetch_segments = max(1, PREFETCH_DISTANCE // segment)
 

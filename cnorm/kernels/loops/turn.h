@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "simd/lanes.h"
+#include "loops/select.h"
 
 #ifdef __clang__
 #define SHUFFLE(V, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -75,27 +75,17 @@ INLINE void turn_block(ptrdiff_t size, const char *x, ptrdiff_t stride, ptrdiff_
 
 enum { TURN_ITEMS = 16, TURN_AHEAD = 4 * TURN_ITEMS }; /* prefetched, as items lie in pages of their own */
 
-/* n items of `columns` columns, `stride` bytes apart, to rows of to_stride bytes, one for each column. */
-static void turn_items(ptrdiff_t size, const char *x, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t columns, char *to,
-                       ptrdiff_t to_stride) {
+/* n items of `columns` columns, `stride` bytes apart, to rows of row_stride bytes, one for each column; or back. */
+static void turn_items(ptrdiff_t size, char *items, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t columns, char *rows,
+                       ptrdiff_t row_stride, int back) {
     for (ptrdiff_t first = 0; first < n; first += TURN_ITEMS) {
-        const ptrdiff_t items = n - first < TURN_ITEMS ? n - first : TURN_ITEMS;
-        for (ptrdiff_t i = 0; i < items; ++i)
-            for (ptrdiff_t at = 0; at < columns * size; at += LANES_ALIGN)
-                __builtin_prefetch(x + (first + i + TURN_AHEAD) * stride + at, 0, 3);
-        turn_block(size, x + first * stride, stride, items, columns, to + first * size, to_stride);
-    }
-}
-
-/* Back. */
-static void turn_back(ptrdiff_t size, const char *from, ptrdiff_t from_stride, ptrdiff_t n, ptrdiff_t columns, char *y,
-                      ptrdiff_t stride) {
-    for (ptrdiff_t first = 0; first < n; first += TURN_ITEMS) {
-        const ptrdiff_t items = n - first < TURN_ITEMS ? n - first : TURN_ITEMS;
-        for (ptrdiff_t i = 0; i < items; ++i)
-            for (ptrdiff_t at = 0; at < columns * size; at += LANES_ALIGN)
-                __builtin_prefetch(y + (first + i + TURN_AHEAD) * stride + at, 1, 3);
-        turn_block(size, from + first * size, from_stride, columns, items, y + first * stride, stride);
+        const ptrdiff_t count = n - first < TURN_ITEMS ? n - first : TURN_ITEMS;
+        char *const at = items + first * stride, *const to = rows + first * size;
+        for (ptrdiff_t i = TURN_AHEAD; i < TURN_AHEAD + count; ++i)
+            if (back) prefetch_write(at + i * stride, columns * size);
+            else prefetch_read(at + i * stride, columns * size);
+        if (back) turn_block(size, to, row_stride, columns, count, at, stride);
+        else turn_block(size, at, stride, count, columns, to, row_stride);
     }
 }
 
